@@ -1,0 +1,52 @@
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed-$(DEVICE)
+ARGS ?=
+
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check bench lock readme install
+
+demo: install  ## every stage of the reviews task, from nothing
+	$(BIN)/antiphon train examples/reviews/run.toml --fresh $(ARGS)
+
+test: install  ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install  ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_sizes.py
+
+bench: install  ## the README's figures, into benchmarks/results/
+	$(BIN)/python -m benchmarks $(ARGS)
+
+readme: install  ## run the README's slow commands, then make its tables
+	$(BIN)/python -m pytest tests/test_readme.py --readme-slow $(ARGS)
+	$(BIN)/python -m benchmarks.tables
+
+install: $(STAMP)
+
+# CPU torch comes from PyTorch's own index (or a folder in PIP_FIND_LINKS), everything else from the package index.
+$(STAMP): requirements/$(DEVICE).txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	if [ $(DEVICE) = cpu ] && ! $(BIN)/pip show torch 2>/dev/null | grep -q '^Version: 2.13.0+cpu'; then \
+	  $(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; fi
+	$(BIN)/uv pip install --quiet --no-deps -r requirements/$(DEVICE).txt
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+lock: ## pin what pyproject.toml asks for
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 \
+	  --override requirements/cpu-overrides.txt --extra cpu --extra dev $(if $(PIP_FIND_LINKS),,--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match --no-emit-index-url) pyproject.toml -o requirements/cpu.txt
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --extra gpu --extra dev pyproject.toml -o requirements/gpu.txt

@@ -1,0 +1,51 @@
+"""Every error a person may see. Each says where (a key, file or part) and what, and the command's exit code."""
+
+from __future__ import annotations
+
+
+class AntiphonError(Exception):
+    """Base of the tree; printed as ``error: WHERE: WHAT``. Pickles by its two arguments, so it crosses Ray."""
+
+    exit_code = 1
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(where, what)
+        self.where = where
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class InputError(AntiphonError):
+    """The user's settings, files or arguments are wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class ActorDied(AntiphonError):
+    """A process that the run needs is gone; `where` is its name."""
+
+
+class DeadlineExceeded(AntiphonError):
+    """A wait passed its deadline; `what` names whom it waited for."""
+
+
+class TrajectoryRefused(AntiphonError):
+    """A trajectory broke a rule of the record or of the queue; `where` is its uid."""
+
+
+class RewardError(AntiphonError):
+    """A reward could not be had; `where` is the scorer or the service."""
+
+
+class WeightsRefused(AntiphonError):
+    """Weights that arrived are not the weights that were published; `where` is the tensor or the actor."""
+
+
+class EngineError(AntiphonError):
+    """A generation engine failed or disagrees with the weights it claims; `where` is the actor."""
+
+
+class LearnerError(AntiphonError):
+    """The learner group failed; `where` is the rank or the group."""

@@ -1,0 +1,164 @@
+"""The one file that says `.remote`: starts Ray actors and tasks and gives them plain async faces.
+
+Stations are plain classes with async methods; behind `RemoteActor` a call is awaited the same way, and an error
+raised on the other side comes out as the error that was raised, or as ActorDied with the actor's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
+
+from cluster.errors import ActorDied, DeadlineExceeded, InputError
+
+NAMESPACE = "antiphon"
+
+
+class RemoteActor:
+    """Async face of one Ray actor: ``await face.method(...)``. Travels between processes."""
+
+    def __init__(self, name: str, handle: Any) -> None:
+        self.name = name
+        self.handle = handle
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+
+        def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
+            return _await(self.name, getattr(self.handle, method).remote(*args, **kwargs))
+
+        return call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (RemoteActor, (self.name, self.handle))
+
+
+async def _await(name: str, reference: Any) -> Any:
+    try:
+        return await reference
+    except RayTaskError as error:
+        raise _cause(error) from None
+    except (RayActorError, ActorUnavailableError, WorkerCrashedError) as error:
+        raise ActorDied(name, _first_line(error)) from error
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """The error that was raised on the other side, with the remote traceback as a note."""
+    cause: BaseException | None = error.cause
+    if cause is None:
+        return RuntimeError(str(error))
+    cause.add_note(str(error.traceback_str))
+    return cause
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def start_actor(
+    cls: type,
+    *args: Any,
+    name: str,
+    registered_as: str | None = None,
+    log_path: Path | None = None,
+    num_cpus: float = 0,
+    num_gpus: float = 0,
+    env: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> RemoteActor:
+    """Start `cls(*args, **kwargs)` in a process of its own; returns at once, the constructor may still run.
+
+    `registered_as` makes it findable by `find_actor`; `log_path` takes what its process prints.
+    """
+    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0}
+    if registered_as:
+        options |= {"name": registered_as, "namespace": NAMESPACE}
+    if env:
+        options["runtime_env"] = {"env_vars": dict(env)}
+    handle = ray.remote(_logged(cls, log_path)).options(**options).remote(*args, **kwargs)
+    return RemoteActor(name, handle)
+
+
+def _logged(cls: type, log_path: Path | None) -> type:
+    if log_path is None:
+        return cls
+    path = log_path
+
+    class Logged(cls):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            redirect_output(path)
+            super().__init__(*args, **kwargs)
+
+    Logged.__name__ = Logged.__qualname__ = cls.__name__
+    return Logged
+
+
+def redirect_output(path: Path) -> None:
+    """Send this process's stdout and stderr, C libraries included, to the end of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def find_actor(registered_as: str) -> RemoteActor:
+    """The actor registered under that name. Raises InputError when there is none (its run has ended)."""
+    try:
+        return RemoteActor(registered_as, ray.get_actor(registered_as, namespace=NAMESPACE))
+    except ValueError as error:
+        raise InputError(registered_as, "no such actor on this Ray: its run is not running") from error
+
+
+def kill_actor(actor: RemoteActor) -> None:
+    """End an actor's process now; nothing happens if it is gone."""
+    ray.kill(actor.handle, no_restart=True)
+
+
+async def within(awaitable: Awaitable[Any], timeout_s: float, *, where: str, waited_for: str) -> Any:
+    """Await with a deadline. Raises DeadlineExceeded saying what was waited for."""
+    try:
+        return await asyncio.wait_for(awaitable, timeout_s)
+    except TimeoutError as error:
+        raise DeadlineExceeded(where, f"waited {timeout_s:g} s for {waited_for}") from error
+
+
+async def call_handle(handle: Any, method: str, *args: Any, name: str, **kwargs: Any) -> Any:
+    """Call a method of a Ray Serve deployment handle and await its answer."""
+    return await _await(name, getattr(handle, method).remote(*args, **kwargs))
+
+
+async def stream_task(
+    function: Callable[..., Iterator[Any]],
+    *args: Any,
+    name: str,
+    log_path: Path | None = None,
+    num_cpus: float = 0,
+    num_gpus: float = 0,
+    env: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> AsyncIterator[Any]:
+    """Run a generator function in a process of its own and yield what it yields, as it yields it."""
+
+    def run(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        if log_path is not None:
+            redirect_output(log_path)
+        yield from function(*args, **kwargs)
+
+    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 0, "max_calls": 1}
+    if env:
+        options["runtime_env"] = {"env_vars": dict(env)}
+    references = ray.remote(run).options(**options, num_returns="streaming").remote(*args, **kwargs)
+    async for reference in references:
+        yield await _await(name, reference)

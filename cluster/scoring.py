@@ -1,0 +1,27 @@
+"""What is asked of a reward service and what it answers. Knows no transport and no scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """One response to score; `columns` are the prompt's other data columns (references, labels)."""
+
+    id: str
+    prompt: str
+    response: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A received reward: always a finite number, with its parts and the version of what gave it."""
+
+    id: str
+    reward: float
+    parts: Mapping[str, float]
+    scorer_version: str

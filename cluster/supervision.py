@@ -1,0 +1,192 @@
+"""Keeps a changing set of actors at work and says what happens when one fails.
+
+The policy: a failed actor is replaced once its work has been handed over, as often as its budget says; one failure
+more, or no actor left, ends the run with that actor's own error. Knows nothing of what the actors do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from cluster.errors import ActorDied, AntiphonError, EngineError
+from cluster.remote import RemoteActor
+
+HEALED = (ActorDied, EngineError)
+
+
+class ActorPool:
+    """A set of actors that `resize` grows and shrinks and `supervise` keeps at work.
+
+    `start(name)` returns a ready actor; `stop(actor)` ends its process; names are never used twice.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[str], Awaitable[RemoteActor]],
+        stop: Callable[[RemoteActor], Awaitable[None]],
+        *,
+        name: str,
+        max_restarts: int,
+        note: Callable[[str], None],
+    ) -> None:
+        self._start = start
+        self._stop = stop
+        self._name = name
+        self._max_restarts = max_restarts
+        self._note = note
+        self._num_started = 0
+        self._restarts: dict[str, int] = {}
+        self.actors: list[RemoteActor] = []
+
+    async def fill(self, num: int) -> None:
+        """Start actors until there are `num`."""
+        await self.add(num - len(self.actors))
+
+    async def add(self, num: int) -> list[RemoteActor]:
+        """Start `num` more actors, side by side; raises the error of one that fails to start."""
+        started = list(await asyncio.gather(*(self._start(self._next_name()) for _ in range(num))))
+        self.actors += started
+        return started
+
+    def _next_name(self) -> str:
+        name = f"{self._name}-{self._num_started}"
+        self._num_started += 1
+        return name
+
+    async def supervise(
+        self,
+        work: Callable[[RemoteActor], Awaitable[None]],
+        *,
+        leave: Callable[[RemoteActor], Awaitable[None]],
+        lost: Callable[[str], Awaitable[None]],
+        wanted: Callable[[int], Awaitable[int]],
+    ) -> None:
+        """Keep every actor at `work` until all of them return by themselves.
+
+        `wanted(n)` waits until another number than n is asked for and returns it: actors then join, or `leave` and
+        their `work` returns. `lost(name)` takes back what a failed actor held before its replacement starts.
+        Raises the error of the part that ended unexpectedly.
+        """
+        crew = _Crew(self, work, leave, lost)
+        resizing = asyncio.create_task(crew.follow(wanted))
+        try:
+            for actor in self.actors:
+                crew.employ(actor)
+            await crew.all_done(resizing)
+        finally:
+            resizing.cancel()
+            crew.dismiss()
+            await asyncio.gather(resizing, return_exceptions=True)
+
+    async def replace(self, actor: RemoteActor, error: AntiphonError) -> RemoteActor:
+        """A new actor for a failed one. Raises the failed one's error when its budget is spent."""
+        self.actors.remove(actor)
+        await self._stop(actor)
+        slot = actor.name.split("+")[0]
+        restarts = self._restarts.get(slot, 0)
+        if restarts >= self._max_restarts:
+            raise error
+        self._restarts[slot] = restarts + 1
+        self._note(f"{actor.name} failed ({error.what}); starting it again")
+        replacement = await self._start(f"{slot}+{restarts + 1}")
+        self.actors.append(replacement)
+        return replacement
+
+    async def close(self) -> None:
+        """End every actor's process."""
+        actors, self.actors = self.actors, []
+        await asyncio.gather(*(self._stop(actor) for actor in actors))
+
+    async def discharge(self, actor: RemoteActor) -> None:
+        """End the process of an actor that has left."""
+        self.actors.remove(actor)
+        await self._stop(actor)
+
+
+class _Crew:
+    """The tasks of one `supervise` call: one an actor, from its start to its return."""
+
+    def __init__(
+        self,
+        pool: ActorPool,
+        work: Callable[[RemoteActor], Awaitable[None]],
+        leave: Callable[[RemoteActor], Awaitable[None]],
+        lost: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._pool = pool
+        self._work = work
+        self._leave = leave
+        self._lost = lost
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[str] = set()
+
+    def employ(self, actor: RemoteActor) -> None:
+        self._tasks.add(asyncio.create_task(self._keep_at_work(actor)))
+
+    async def _keep_at_work(self, actor: RemoteActor) -> None:
+        while True:
+            try:
+                await self._work(actor)
+            except HEALED as error:
+                await self._lost(actor.name)
+                if actor.name in self._leaving:
+                    await self._pool.discharge(actor)
+                    return
+                actor = await self._pool.replace(actor, error)
+            else:
+                if actor.name in self._leaving:
+                    await self._pool.discharge(actor)
+                return
+
+    async def follow(self, wanted: Callable[[int], Awaitable[int]]) -> None:
+        """Consume wishes for another number of actors, one after the other; ended by cancellation."""
+        num = len(self._pool.actors)
+        while True:
+            num = await wanted(num)
+            staying = [actor for actor in self._pool.actors if actor.name not in self._leaving]
+            for actor in staying[num:]:
+                self._leaving.add(actor.name)
+                await self._leave(actor)
+            for actor in await self._pool.add(num - len(staying)):
+                self.employ(actor)
+
+    async def all_done(self, resizing: asyncio.Task[Any]) -> None:
+        """Wait for every actor's task, those that join on the way included; raises the first error."""
+        while self._tasks:
+            done, _ = await asyncio.wait({*self._tasks, resizing}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+                self._tasks.discard(task)
+
+    def dismiss(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+class RunControl:
+    """What a running run can be told from outside; lives in a registered actor."""
+
+    def __init__(self, num_rollout_actors: int) -> None:
+        self._num_rollout_actors = num_rollout_actors
+        self._changed = asyncio.Condition()
+
+    async def set_num_rollout_actors(self, num: int) -> int:
+        """Ask for another number of rollout actors; returns the number asked for before."""
+        async with self._changed:
+            before, self._num_rollout_actors = self._num_rollout_actors, num
+            self._changed.notify_all()
+            return before
+
+    async def wait_num_rollout_actors(self, than: int) -> int:
+        """Wait until another number than `than` is asked for; woken by `set_num_rollout_actors`, ended by
+        cancellation of the run."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._num_rollout_actors != than)
+            return self._num_rollout_actors
+
+
+def control_name(run_name: str) -> str:
+    """Under which name a run's RunControl is registered."""
+    return f"antiphon-control-{run_name}"

@@ -1,0 +1,186 @@
+"""The record that travels: one trajectory is one Arrow row and one frozen dataclass of the same fields.
+
+Knows nothing of who samples, scores or trains. Imports neither torch, ray nor vllm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.errors import TrajectoryRefused
+
+SCHEMA_VERSION = b"1"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens sampled without a change of weights, seed or actor; `start` indexes the trajectory's `token_ids`."""
+
+    policy_version: int
+    start: int
+    length: int
+    seed: int
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One response of the policy inside the conversation, with its immediate reward (None: no such reward)."""
+
+    start: int
+    length: int
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A whole conversation. Every per-token list has the same length T; `check` is the one place that says so.
+
+    token_ids [T]; mask [T], true on tokens the policy sampled; behavior_logprobs [T], 0 where the mask is false.
+    """
+
+    uid: str
+    group: int
+    task: str
+    token_ids: list[int]
+    mask: list[bool]
+    behavior_logprobs: list[float]
+    segments: list[Segment]
+    turns: list[Turn]
+    admission_index: int
+    finish_reason: str
+    reward: float | None = None
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    scorer_version: str = ""
+    step: int | None = None
+
+    @property
+    def num_response_tokens(self) -> int:
+        return sum(self.mask)
+
+    def check(self) -> Trajectory:
+        """Return self. Raises TrajectoryRefused where lengths disagree or segments do not cover the mask."""
+        length = len(self.token_ids)
+        if len(self.mask) != length or len(self.behavior_logprobs) != length:
+            raise TrajectoryRefused(
+                self.uid,
+                f"per-token lengths disagree: {length} token_ids, {len(self.mask)} mask, "
+                f"{len(self.behavior_logprobs)} behavior_logprobs",
+            )
+        for name, spans in (("segments", self.segments), ("turns", self.turns)):
+            covered = [False] * length
+            for span in spans:
+                if span.start < 0 or span.length < 0 or span.start + span.length > length:
+                    raise TrajectoryRefused(self.uid, f"{name} reach outside the {length} tokens")
+                covered[span.start : span.start + span.length] = [True] * span.length
+            if covered != self.mask:
+                raise TrajectoryRefused(self.uid, f"{name} do not cover exactly the sampled tokens")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """An admitted prompt: its place in training, the oldest weights it may be sampled with, and who holds it.
+
+    `row` is the prompt's data row; `row["prompt"]` is its text and the other columns go to the scorer.
+    """
+
+    group: int
+    admission_index: int
+    min_policy_version: int
+    run_seed: int
+    row: Mapping[str, Any]
+    owner: str
+
+    def uid(self, index: int) -> str:
+        """The uid of response `index` of this group."""
+        return f"{self.run_seed}-{self.group}-{index}"
+
+
+def segment_seed(uid: str, segment: int) -> int:
+    """Sampling seed of a segment: the first 63 bits of blake2b over ``uid:segment``."""
+    digest = hashlib.blake2b(f"{uid}:{segment}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+_SEGMENT = pa.struct(
+    [
+        ("policy_version", pa.int64()),
+        ("start", pa.int32()),
+        ("length", pa.int32()),
+        ("seed", pa.int64()),
+        ("actor", pa.string()),
+    ]
+)
+_TURN = pa.struct([("start", pa.int32()), ("length", pa.int32()), ("reward", pa.float64())])
+SCHEMA = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("group", pa.int64()),
+        ("task", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("mask", pa.list_(pa.bool_())),
+        ("behavior_logprobs", pa.list_(pa.float32())),
+        ("segments", pa.list_(_SEGMENT)),
+        ("turns", pa.list_(_TURN)),
+        ("reward", pa.float64()),
+        ("reward_parts", pa.map_(pa.string(), pa.float64())),
+        ("scorer_version", pa.string()),
+        ("admission_index", pa.int64()),
+        ("finish_reason", pa.string()),
+        ("step", pa.int64()),
+    ],
+    metadata={b"antiphon_schema": SCHEMA_VERSION},
+)
+
+
+def to_table(trajectories: Iterable[Trajectory]) -> pa.Table:
+    """One Arrow row a trajectory, checked."""
+    rows = [_to_row(trajectory.check()) for trajectory in trajectories]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _to_row(trajectory: Trajectory) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(trajectory, name) for name in SCHEMA.names}
+    row["segments"] = [{name: getattr(s, name) for name in Segment.__slots__} for s in trajectory.segments]
+    row["turns"] = [{name: getattr(t, name) for name in Turn.__slots__} for t in trajectory.turns]
+    row["reward_parts"] = list(trajectory.reward_parts.items())
+    return row
+
+
+def from_table(table: pa.Table) -> list[Trajectory]:
+    """The inverse of `to_table`, checked again."""
+    return [_from_row(row).check() for row in table.to_pylist()]
+
+
+def _from_row(row: dict[str, Any]) -> Trajectory:
+    row = {name: row[name] for name in SCHEMA.names}
+    row["segments"] = [Segment(**segment) for segment in row["segments"]]
+    row["turns"] = [Turn(**turn) for turn in row["turns"]]
+    row["reward_parts"] = dict(row["reward_parts"])
+    return Trajectory(**row)
+
+
+def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
+    """Write one Arrow IPC file whole: beside its place, synced, then renamed."""
+    table = to_table(trajectories)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as sink:
+        with pa.ipc.new_file(sink, SCHEMA) as writer:
+            writer.write_table(table)
+        sink.flush()
+        os.fsync(sink.fileno())
+    partial.rename(path)
+
+
+def read_trajectories(path: Path) -> list[Trajectory]:
+    """Read what `write_trajectories` wrote."""
+    with pa.memory_map(str(path)) as source:
+        return from_table(pa.ipc.open_file(source).read_all())

@@ -1,0 +1,215 @@
+"""Admission, numbering and hand-out of groups: the queue that bounds policy lag by construction.
+
+Group i is trained in step i // B + 1, admitted once version i // B - L is published, and carries that version as its
+floor. A group that cannot be finished is voided and the next prompt takes its number and floor, so that always
+admitted = trained + void + open. Knows neither engines nor rewards; the recorder's durability comes on top.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.config import TrajectoryQueueConfig
+from cluster.errors import DeadlineExceeded, TrajectoryRefused
+from cluster.trajectory import Ticket, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePosition:
+    """Where a run stands in its data: what a checkpoint stores and a resumed queue starts from."""
+
+    num_trained: int = 0
+    num_void: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """The ledger, in groups: num_admitted = num_trained + num_void + num_open."""
+
+    num_admitted: int
+    num_trained: int
+    num_void: int
+    num_open: int
+
+
+class PromptOrder:
+    """Which data row prompt number g is: a seeded permutation of the rows an epoch, never the order of arrival."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], seed: int) -> None:
+        self._rows = rows
+        self._seed = seed
+        self._epoch = -1
+        self._permutation: list[int] = []
+
+    def row(self, group: int) -> Mapping[str, Any]:
+        epoch, place = divmod(group, len(self._rows))
+        if epoch != self._epoch:
+            self._permutation = list(range(len(self._rows)))
+            random.Random(f"prompts:{self._seed}:{epoch}").shuffle(self._permutation)
+            self._epoch = epoch
+        return self._rows[self._permutation[place]]
+
+
+class TrajectoryQueue:
+    """Admits prompts, collects their groups and hands each step its groups in admission order."""
+
+    def __init__(
+        self,
+        config: TrajectoryQueueConfig,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        run_seed: int,
+        num_steps: int,
+        position: QueuePosition = QueuePosition(),
+    ) -> None:
+        self._config = config
+        self._order = PromptOrder(rows, run_seed)
+        self._run_seed = run_seed
+        self._num_groups = num_steps * config.groups_per_step
+        self._num_trained = position.num_trained
+        self._num_void = position.num_void
+        self._next_group = position.num_trained + position.num_void
+        self._next_index = position.num_trained
+        self._published_version: int | None = None
+        self._reopened: list[tuple[int, Ticket | None]] = []
+        self._open: dict[int, Ticket] = {}
+        self._ready: dict[int, list[Trajectory]] = {}
+        self._voided: list[tuple[int, str]] = []
+        self._changed = asyncio.Condition()
+
+    async def admit(self, owner: str, *, timeout_s: float) -> Ticket | None:
+        """The next admissible prompt, now held by `owner`; woken by `published`, `void` and `hand_over`.
+
+        Returns None when every group has been admitted or nothing became admissible within `timeout_s`
+        (`finished` tells the two apart).
+        """
+        async with self._changed:
+            await self._wait(self._admissible, timeout_s)
+            if not self._admissible():
+                return None
+            ticket = self._draw(owner)
+            self._open[ticket.admission_index] = ticket
+            return ticket
+
+    def _admissible(self) -> bool:
+        if self._reopened:
+            return True
+        version = self._published_version
+        return version is not None and self._next_index < self._num_groups and self._floor(self._next_index) <= version
+
+    def _floor(self, index: int) -> int:
+        return max(0, index // self._config.groups_per_step - self._config.max_policy_lag)
+
+    def _draw(self, owner: str) -> Ticket:
+        if self._reopened:
+            index, ticket = heapq.heappop(self._reopened)
+            if ticket is not None:
+                return replace(ticket, owner=owner)
+        else:
+            index = self._next_index
+            self._next_index += 1
+        group = self._next_group
+        self._next_group += 1
+        return Ticket(group, index, self._floor(index), self._run_seed, self._order.row(group), owner)
+
+    async def put(self, ticket: Ticket, trajectories: Sequence[Trajectory]) -> None:
+        """Hand in a finished group. Raises TrajectoryRefused when the owner no longer holds it or a record is bad."""
+        async with self._changed:
+            self._require_held(ticket)
+            for trajectory in trajectories:
+                self._check(ticket, trajectory)
+            del self._open[ticket.admission_index]
+            self._ready[ticket.admission_index] = list(trajectories)
+            self._changed.notify_all()
+
+    def _require_held(self, ticket: Ticket) -> None:
+        held = self._open.get(ticket.admission_index)
+        if held is None or (held.owner, held.group) != (ticket.owner, ticket.group):
+            holder = held.owner if held else "nobody"
+            raise TrajectoryRefused(ticket.uid(0), f"{ticket.owner} no longer holds this group ({holder} does)")
+
+    def _check(self, ticket: Ticket, trajectory: Trajectory) -> None:
+        trajectory.check()
+        if (trajectory.group, trajectory.admission_index) != (ticket.group, ticket.admission_index):
+            raise TrajectoryRefused(trajectory.uid, f"does not belong to group {ticket.group}")
+        if trajectory.reward is None:
+            raise TrajectoryRefused(trajectory.uid, "has no reward")
+        for segment in trajectory.segments:
+            if segment.length and segment.policy_version < ticket.min_policy_version:
+                raise TrajectoryRefused(
+                    trajectory.uid,
+                    f"sampled with version {segment.policy_version}, older than its floor {ticket.min_policy_version}",
+                )
+            if self._published_version is None or segment.policy_version > self._published_version:
+                raise TrajectoryRefused(trajectory.uid, f"version {segment.policy_version} is not published yet")
+
+    async def void(self, ticket: Ticket, reason: str) -> None:
+        """Give a group up; the next prompt takes its number and its floor."""
+        async with self._changed:
+            self._require_held(ticket)
+            del self._open[ticket.admission_index]
+            self._num_void += 1
+            self._voided.append((ticket.group, reason))
+            heapq.heappush(self._reopened, (ticket.admission_index, None))
+            self._changed.notify_all()
+
+    async def hand_over(self, owner: str) -> list[int]:
+        """Take back every group `owner` holds, for others to finish under the same floor; returns their numbers."""
+        async with self._changed:
+            indices = sorted(index for index, ticket in self._open.items() if ticket.owner == owner)
+            for index in indices:
+                heapq.heappush(self._reopened, (index, self._open.pop(index)))
+            self._changed.notify_all()
+            return indices
+
+    async def take(self, step: int) -> list[list[Trajectory]]:
+        """The groups of `step` in admission order; waits for the rollout actors' `put`.
+
+        Raises DeadlineExceeded naming the missing groups and who holds them.
+        """
+        first = (step - 1) * self._config.groups_per_step
+        indices = range(first, first + self._config.groups_per_step)
+        async with self._changed:
+            await self._wait(lambda: all(i in self._ready for i in indices), self._config.take_timeout_s)
+            missing = [i for i in indices if i not in self._ready]
+            if missing:
+                raise DeadlineExceeded("trajectory_queue", self._missing(step, missing))
+            self._num_trained += len(indices)
+            groups = [self._ready.pop(i) for i in indices]
+        return [[replace(t, step=step) for t in group] for group in groups]
+
+    def _missing(self, step: int, missing: list[int]) -> str:
+        holders = {i: self._open[i].owner if i in self._open else "nobody" for i in missing[:8]}
+        names = ", ".join(f"group {i} (held by {holder})" for i, holder in holders.items())
+        return f"step {step} waited {self._config.take_timeout_s:g} s for {len(missing)} groups: {names}"
+
+    async def published(self, version: int) -> None:
+        """Version `version` is published; wakes actors whose next group it admits."""
+        async with self._changed:
+            self._published_version = version
+            self._changed.notify_all()
+
+    async def finished(self) -> bool:
+        """Whether every group of the run has been handed in (nothing is left to sample)."""
+        return self._next_index >= self._num_groups and not self._open and not self._reopened
+
+    async def counts(self) -> QueueCounts:
+        """The ledger now. Groups waiting in the queue, held by an actor or between actors are open."""
+        num_open = len(self._open) + len(self._ready) + sum(ticket is not None for _, ticket in self._reopened)
+        num_admitted = self._num_trained + self._num_void + num_open
+        return QueueCounts(num_admitted, self._num_trained, self._num_void, num_open)
+
+    async def voided(self) -> list[tuple[int, str]]:
+        """Every voided group with its reason."""
+        return list(self._voided)
+
+    async def _wait(self, ready: Callable[[], bool], timeout_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._changed.wait_for(ready), timeout_s)
+        except TimeoutError:
+            return

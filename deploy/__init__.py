@@ -1,0 +1,1 @@
+"""Puts a run on machines: the composition root and the command line."""

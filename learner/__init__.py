@@ -1,0 +1,1 @@
+"""Scored trajectories in, weights out: PPO on a learner group, and the supervised stages."""

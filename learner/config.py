@@ -1,0 +1,89 @@
+"""The sections `[learner]`, `[sft]`, `[preferences]` and `[reward_model]`. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config import Section
+
+
+class LearnerConfig(Section):
+    """PPO (Schulman et al. 2017, arXiv:1707.06347) with a KL penalty to the reference policy in the reward."""
+
+    num_learners: int = Field(default=1, ge=0)
+    """Learner processes (ranks); 0 runs the learner inside the driver."""
+    num_steps: int = Field(default=100, ge=1)
+    """Steps: each takes one batch of groups and publishes one policy version."""
+    num_epochs: int = Field(default=2, ge=1)
+    """Passes over the batch of a step."""
+    num_minibatches: int = Field(default=1, ge=1)
+    """Optimiser steps per pass; must divide the trajectories of a step."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """AdamW's learning rate, constant."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    kl_coefficient: float = Field(default=0.05, ge=0)
+    """Weight of the per-token k1 KL to the reference policy, subtracted from the reward."""
+    clip: float = Field(default=0.2, gt=0)
+    """Half-width of the policy ratio's clip."""
+    value_clip: float = Field(default=0.2, gt=0)
+    """Half-width of the value clip around the values of the batch."""
+    value_coefficient: float = Field(default=0.5, ge=0)
+    """Weight of the value loss."""
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount per token."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Lambda of generalised advantage estimation (arXiv:1506.02438)."""
+    whiten_advantages: bool = True
+    """Scale advantages of the batch to mean 0 and variance 1."""
+    importance_cap: float = Field(default=2.0, gt=0)
+    """Upper bound of the weight proximal / behaviour policy of a stale token (decoupled PPO)."""
+    critic: Literal["shared", "separate"] = "shared"
+    """A value head on the policy's trunk, or a second model with a head of its own."""
+    num_cpus: float = Field(default=1.0, ge=0)
+    """CPUs that Ray reserves for each learner."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves for each learner."""
+    step_timeout_s: float = Field(default=1800.0, gt=0)
+    """Deadline of one learner step."""
+    checkpoint_every_steps: int = Field(default=20, ge=1)
+    """Steps between checkpoints."""
+
+
+class SftConfig(Section):
+    """Supervised fine-tuning on prompt-completion pairs; the loss is over the completion alone."""
+
+    num_steps: int = Field(default=250, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(default=64, ge=1)
+    """Examples an optimiser step."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """AdamW's peak learning rate; linear warm-up over a tenth, then cosine to a tenth."""
+
+
+class PreferencesConfig(Section):
+    """Pairs of responses of the SFT policy, labelled by an annotator."""
+
+    num_pairs: int = Field(default=3000, ge=2)
+    """Pairs sampled and labelled."""
+    annotator: str | None = None
+    """Dotted path of `f(prompts, first, second, *, seed) -> list[0 | 1]` (1: the second is better)."""
+
+
+class RewardModelConfig(Section):
+    """Bradley-Terry training of a sequence classifier with one label."""
+
+    num_epochs: int = Field(default=3, ge=1)
+    """Passes over the pairs."""
+    batch_size: int = Field(default=64, ge=1)
+    """Pairs an optimiser step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """AdamW's peak learning rate; linear warm-up over a tenth, then cosine to a tenth."""
+    held_out_share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the pairs kept for the reported accuracy."""

@@ -1,0 +1,1 @@
+"""Prompts in, sampled trajectories out; the only package that knows vLLM."""

@@ -1,0 +1,39 @@
+"""The `[rollout_actors]` section. Imports neither torch, ray nor vllm."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cluster.config import Section
+
+
+class RolloutActorsConfig(Section):
+    """How many actors sample, and how."""
+
+    num_actors: int = Field(default=1, ge=1)
+    """Rollout actors at the start; `antiphon scale` changes it while the run goes on."""
+    responses_per_prompt: int = Field(default=4, ge=1)
+    """Responses sampled for each prompt: the size of a group."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """Longest prompt; a longer one is an error."""
+    max_response_tokens: int = Field(default=512, ge=1)
+    """Longest response; a longer one is cut and finishes with reason `length`."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature, also the one trained at."""
+    kv_after_swap: Literal["recompute"] = "recompute"
+    """What happens to responses under way at a weight swap: they go on from prompt + partial response, prefilled
+    again under the new weights."""
+    num_concurrent_groups: int = Field(default=16, ge=1)
+    """Groups an actor has under way at once."""
+    num_cpus: float = Field(default=1.0, ge=0)
+    """CPUs that Ray reserves for each actor."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves for each actor."""
+    max_restarts: int = Field(default=1, ge=0)
+    """How often a failed actor is replaced before the run ends."""
+    start_timeout_s: float = Field(default=300.0, gt=0)
+    """How long an actor may take to start its engine."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """vLLM's own engine arguments, passed through by name."""

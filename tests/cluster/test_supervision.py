@@ -1,0 +1,115 @@
+"""Healing and scaling, with stand-in actors and gates."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from cluster.errors import ActorDied, InputError
+from cluster.supervision import ActorPool, RunControl
+
+
+class StandIn:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.may_return = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def work(self) -> None:
+        await self.may_return.wait()
+        if self.error:
+            raise self.error
+
+    def end(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.may_return.set()
+
+
+class Stage:
+    """A pool over stand-ins, with everything that happens to it in `events`."""
+
+    def __init__(self, num_actors: int = 1) -> None:
+        self.events: list[str] = []
+        self.actors: dict[str, StandIn] = {}
+        self.control = RunControl(num_actors)
+        self.started = asyncio.Condition()
+        self.pool = ActorPool(self.start, self.stop, name="rollout", max_restarts=1, note=lambda text: None)
+
+    async def start(self, name: str) -> Any:
+        self.events.append(f"start {name}")
+        self.actors[name] = StandIn(name)
+        async with self.started:
+            self.started.notify_all()
+        return self.actors[name]
+
+    async def stop(self, actor: Any) -> None:
+        self.events.append(f"stop {actor.name}")
+
+    async def lost(self, name: str) -> None:
+        self.events.append(f"lost {name}")
+
+    async def leave(self, actor: Any) -> None:
+        self.events.append(f"leave {actor.name}")
+        actor.end()
+
+    async def until_started(self, name: str) -> StandIn:
+        async with self.started:
+            await asyncio.wait_for(self.started.wait_for(lambda: name in self.actors), 5)
+        return self.actors[name]
+
+    def supervise(self) -> asyncio.Task[None]:
+        return asyncio.create_task(
+            self.pool.supervise(
+                lambda actor: actor.work(),
+                leave=self.leave,
+                lost=self.lost,
+                wanted=self.control.wait_num_rollout_actors,
+            )
+        )
+
+
+async def test_a_failed_actor_is_replaced_once_after_its_work_was_taken_back() -> None:
+    stage = Stage()
+    await stage.pool.fill(1)
+    supervising = stage.supervise()
+    stage.actors["rollout-0"].end(ActorDied("rollout-0", "killed"))
+    (await stage.until_started("rollout-0+1")).end()
+    await asyncio.wait_for(supervising, 5)
+    assert stage.events == ["start rollout-0", "lost rollout-0", "stop rollout-0", "start rollout-0+1"]
+
+
+async def test_a_second_failure_ends_the_run_with_its_own_error() -> None:
+    stage = Stage()
+    await stage.pool.fill(1)
+    supervising = stage.supervise()
+    stage.actors["rollout-0"].end(ActorDied("rollout-0", "killed"))
+    (await stage.until_started("rollout-0+1")).end(ActorDied("rollout-0+1", "killed again"))
+    with pytest.raises(ActorDied, match=r"rollout-0\+1: killed again"):
+        await asyncio.wait_for(supervising, 5)
+
+
+async def test_an_error_that_no_policy_heals_ends_the_run_at_once() -> None:
+    stage = Stage(num_actors=2)
+    await stage.pool.fill(2)
+    supervising = stage.supervise()
+    stage.actors["rollout-1"].end(InputError("scorer", "is wrong"))
+    with pytest.raises(InputError, match="scorer: is wrong"):
+        await asyncio.wait_for(supervising, 5)
+    assert "start rollout-1+1" not in stage.events
+
+
+async def test_actors_join_and_leave_as_the_run_is_scaled() -> None:
+    stage = Stage()
+    await stage.pool.fill(1)
+    supervising = stage.supervise()
+    assert await stage.control.set_num_rollout_actors(3) == 1
+    await stage.until_started("rollout-2")
+    await stage.control.set_num_rollout_actors(1)
+    await asyncio.wait_for(asyncio.gather(*(stage.actors[f"rollout-{i}"].may_return.wait() for i in (1, 2))), 5)
+    stage.actors["rollout-0"].end()
+    await asyncio.wait_for(supervising, 5)
+    assert stage.events[:3] == ["start rollout-0", "start rollout-1", "start rollout-2"]
+    assert sorted(stage.events[3:]) == ["leave rollout-1", "leave rollout-2", "stop rollout-1", "stop rollout-2"]
+    assert [actor.name for actor in stage.pool.actors] == ["rollout-0"]

@@ -1,0 +1,163 @@
+"""Admission, numbering and hand-out, by events and gates."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cluster.config import TrajectoryQueueConfig
+from cluster.errors import DeadlineExceeded, TrajectoryRefused
+from cluster.trajectory import Segment, Ticket, Trajectory, Turn
+from cluster.trajectory_queue import PromptOrder, QueuePosition, TrajectoryQueue
+
+ROWS = [{"prompt": f"p{i}"} for i in range(5)]
+
+
+def make_queue(groups_per_step: int = 2, max_policy_lag: int = 1, num_steps: int = 4, **kwargs) -> TrajectoryQueue:
+    config = TrajectoryQueueConfig(
+        groups_per_step=groups_per_step, max_policy_lag=max_policy_lag, take_timeout_s=kwargs.pop("take_timeout_s", 5)
+    )
+    return TrajectoryQueue(config, ROWS, run_seed=7, num_steps=num_steps, **kwargs)
+
+
+def finished(ticket: Ticket, version: int | None = None, reward: float | None = 1.0) -> list[Trajectory]:
+    version = ticket.min_policy_version if version is None else version
+    return [
+        Trajectory(
+            uid=ticket.uid(0),
+            group=ticket.group,
+            task="t",
+            token_ids=[1, 2],
+            mask=[False, True],
+            behavior_logprobs=[0.0, -1.0],
+            segments=[Segment(version, 1, 1, 0, ticket.owner)],
+            turns=[Turn(1, 1)],
+            admission_index=ticket.admission_index,
+            finish_reason="stop",
+            reward=reward,
+        )
+    ]
+
+
+async def admit_all(queue: TrajectoryQueue, owner: str = "a") -> list[Ticket]:
+    tickets = []
+    while (ticket := await queue.admit(owner, timeout_s=0.01)) is not None:
+        tickets.append(ticket)
+    return tickets
+
+
+async def test_nothing_is_admitted_before_the_first_publication() -> None:
+    assert await make_queue().admit("a", timeout_s=0.01) is None
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+async def test_a_group_is_admitted_once_its_floor_is_published_and_carries_it(lag: int) -> None:
+    queue = make_queue(max_policy_lag=lag)
+    floors = []
+    for version in range(4):
+        await queue.published(version)
+        floors.append([(t.admission_index, t.min_policy_version) for t in await admit_all(queue)])
+    expected: list[list[tuple[int, int]]] = [[], [], [], []]
+    for i in range(8):
+        floor = max(0, i // 2 - lag)
+        expected[floor].append((i, floor))
+    assert floors == expected
+
+
+async def test_a_waiting_actor_is_woken_by_publication() -> None:
+    queue = make_queue(max_policy_lag=0, num_steps=2)
+    await queue.published(0)
+    await admit_all(queue)
+    waiting = asyncio.create_task(queue.admit("a", timeout_s=5))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await queue.published(1)
+    assert (await waiting).min_policy_version == 1
+
+
+async def test_take_gives_the_groups_in_admission_order_however_they_arrive() -> None:
+    queue = make_queue(groups_per_step=3)
+    await queue.published(0)
+    tickets = (await admit_all(queue))[:3]
+    for ticket in (tickets[2], tickets[0], tickets[1]):
+        await queue.put(ticket, finished(ticket))
+    groups = await queue.take(1)
+    assert [(g[0].admission_index, g[0].step) for g in groups] == [(0, 1), (1, 1), (2, 1)]
+
+
+async def test_take_names_the_missing_groups_and_their_holders_when_its_deadline_passes() -> None:
+    queue = make_queue(take_timeout_s=0.02)
+    await queue.published(0)
+    await queue.admit("rollout-3", timeout_s=1)
+    with pytest.raises(DeadlineExceeded, match=r"group 0 \(held by rollout-3\), group 1 \(held by nobody\)"):
+        await queue.take(1)
+
+
+async def test_a_voided_group_is_replaced_under_the_same_number_and_floor_with_a_new_uid() -> None:
+    queue = make_queue(max_policy_lag=0, num_steps=1)
+    await queue.published(0)
+    first, second = await admit_all(queue)
+    await queue.void(first, "the prompt is poisoned")
+    (replacement,) = await admit_all(queue, "b")
+    assert (replacement.admission_index, replacement.min_policy_version) == (0, 0)
+    assert replacement.uid(0) not in {first.uid(0), second.uid(0)}
+    await queue.put(second, finished(second))
+    await queue.put(replacement, finished(replacement))
+    assert [g[0].uid for g in await queue.take(1)] == [replacement.uid(0), second.uid(0)]
+    counts = await queue.counts()
+    assert (counts.num_admitted, counts.num_trained, counts.num_void, counts.num_open) == (3, 2, 1, 0)
+    assert await queue.voided() == [(0, "the prompt is poisoned")]
+
+
+async def test_what_an_actor_held_is_finished_by_another_under_its_floor_and_the_first_is_refused() -> None:
+    queue = make_queue(max_policy_lag=0)
+    await queue.published(0)
+    first, _ = await admit_all(queue, "rollout-0")
+    assert await queue.hand_over("rollout-0") == [0, 1]
+    again = await admit_all(queue, "rollout-1")
+    assert [(t.group, t.min_policy_version, t.owner) for t in again] == [(0, 0, "rollout-1"), (1, 0, "rollout-1")]
+    with pytest.raises(TrajectoryRefused, match=r"rollout-0 no longer holds this group \(rollout-1 does\)"):
+        await queue.put(first, finished(first))
+    counts = await queue.counts()
+    assert counts.num_admitted == counts.num_trained + counts.num_void + counts.num_open == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "reward", "what"),
+    [(0, 1.0, "older than its floor 1"), (2, 1.0, "version 2 is not published yet"), (1, None, "has no reward")],
+)
+async def test_a_trajectory_that_breaks_a_rule_is_refused(version: int, reward: float | None, what: str) -> None:
+    queue = make_queue(max_policy_lag=0, position=QueuePosition(num_trained=2))
+    await queue.published(1)
+    ticket = (await admit_all(queue))[0]
+    with pytest.raises(TrajectoryRefused, match=what):
+        await queue.put(ticket, finished(ticket, version, reward))
+
+
+async def test_a_resumed_queue_goes_on_with_the_next_number_and_the_next_prompt() -> None:
+    whole, resumed = make_queue(), make_queue(position=QueuePosition(num_trained=4))
+    for queue in (whole, resumed):
+        await queue.published(3)
+    assert [(t.admission_index, t.row) for t in await admit_all(whole)][4:] == [
+        (t.admission_index, t.row) for t in await admit_all(resumed)
+    ]
+
+
+async def test_the_queue_is_finished_when_every_group_has_been_handed_in() -> None:
+    queue = make_queue(groups_per_step=1, num_steps=2)
+    await queue.published(1)
+    tickets = await admit_all(queue)
+    await queue.put(tickets[0], finished(tickets[0], 1))
+    assert not await queue.finished()
+    await queue.put(tickets[1], finished(tickets[1], 1))
+    assert await queue.finished()
+
+
+def test_the_prompt_order_is_a_permutation_of_the_rows_every_epoch() -> None:
+    order = PromptOrder(ROWS, seed=1)
+    epochs = [[order.row(5 * e + i)["prompt"] for i in range(5)] for e in range(3)]
+    assert all(sorted(epoch) == [r["prompt"] for r in ROWS] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    again = PromptOrder(ROWS, seed=1)
+    assert [again.row(i)["prompt"] for i in range(15)] == [p for epoch in epochs for p in epoch]

@@ -1,0 +1,42 @@
+"""The sizes the design asks for, read from the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("cluster", "rollout_actors", "reward_service", "learner", "deploy", "examples", "benchmarks")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def functions(path: Path) -> list[tuple[str, int]]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [
+        (f"{path.relative_to(ROOT)}:{node.name}", (node.end_lineno or node.lineno) - node.lineno + 1)
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    assert [f for path in FILES for f in functions(path) if f[1] > 60] == []
+
+
+def test_most_functions_are_under_30_lines() -> None:
+    lengths = [length for path in FILES for _, length in functions(path)]
+    assert sum(length > 30 for length in lengths) <= 0.1 * len(lengths)
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    assert [str(path) for path in FILES if path.read_text().count("\n") > 400] == []
+
+
+def test_only_one_file_says_remote() -> None:
+    assert [str(path) for path in FILES if ".remote(" in path.read_text() and path.name != "remote.py"] == []
+
+
+def test_nothing_unpickles_or_evaluates_input() -> None:
+    unsafe = re.compile(r"\b(pickle|torch)\.loads?\(|(?<![.\w])eval\(|yaml\.load\(")
+    assert [str(path) for path in FILES if unsafe.search(path.read_text())] == []
