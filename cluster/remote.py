@@ -55,7 +55,7 @@ def _cause(error: RayTaskError) -> BaseException:
     cause: BaseException | None = error.cause
     if cause is None:
         return RuntimeError(str(error))
-    cause.add_note(str(error.traceback_str))
+    cause.add_note(str(error))
     return cause
 
 

@@ -38,6 +38,8 @@ class ActorPool:
         self._note = note
         self._num_started = 0
         self._restarts: dict[str, int] = {}
+        self._joined = asyncio.Condition()
+        self._supervised = False
         self.actors: list[RemoteActor] = []
 
     async def fill(self, num: int) -> None:
@@ -47,8 +49,28 @@ class ActorPool:
     async def add(self, num: int) -> list[RemoteActor]:
         """Start `num` more actors, side by side; raises the error of one that fails to start."""
         started = list(await asyncio.gather(*(self._start(self._next_name()) for _ in range(num))))
-        self.actors += started
+        await self._join(started)
         return started
+
+    async def _join(self, actors: list[RemoteActor]) -> None:
+        async with self._joined:
+            self.actors += actors
+            self._joined.notify_all()
+
+    async def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the first actor. If that one fails while the pool is supervised, ask the next that is
+        there, its replacement if need be (woken by its start; `supervise` ends the wait when none will come)."""
+        failed: set[str] = set()
+        while True:
+            async with self._joined:
+                await self._joined.wait_for(lambda: any(actor.name not in failed for actor in self.actors))
+            actor = next(actor for actor in self.actors if actor.name not in failed)
+            try:
+                return await getattr(actor, method)(*args, **kwargs)
+            except HEALED:
+                if not self._supervised:
+                    raise
+                failed.add(actor.name)
 
     def _next_name(self) -> str:
         name = f"{self._name}-{self._num_started}"
@@ -71,11 +93,13 @@ class ActorPool:
         """
         crew = _Crew(self, work, leave, lost)
         resizing = asyncio.create_task(crew.follow(wanted))
+        self._supervised = True
         try:
             for actor in self.actors:
                 crew.employ(actor)
             await crew.all_done(resizing)
         finally:
+            self._supervised = False
             resizing.cancel()
             crew.dismiss()
             await asyncio.gather(resizing, return_exceptions=True)
@@ -91,7 +115,7 @@ class ActorPool:
         self._restarts[slot] = restarts + 1
         self._note(f"{actor.name} failed ({error.what}); starting it again")
         replacement = await self._start(f"{slot}+{restarts + 1}")
-        self.actors.append(replacement)
+        await self._join([replacement])
         return replacement
 
     async def close(self) -> None:

@@ -46,7 +46,7 @@ class LearnerConfig(Section):
     """Upper bound of the weight proximal / behaviour policy of a stale token (decoupled PPO)."""
     critic: Literal["shared", "separate"] = "shared"
     """A value head on the policy's trunk, or a second model with a head of its own."""
-    num_cpus: float = Field(default=1.0, ge=0)
+    num_cpus: float = Field(default=0.5, ge=0)
     """CPUs that Ray reserves for each learner."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each learner."""
@@ -71,9 +71,14 @@ class PreferencesConfig(Section):
     """Pairs of responses of the SFT policy, labelled by an annotator."""
 
     num_pairs: int = Field(default=3000, ge=2)
-    """Pairs sampled and labelled."""
+    """Pairs sampled and labelled for training."""
+    num_held_out_pairs: int = Field(default=1000, ge=0)
+    """Fresh pairs beyond them, for the reported accuracy alone."""
     annotator: str | None = None
     """Dotted path of `f(prompts, first, second, *, seed) -> list[0 | 1]` (1: the second is better)."""
+    oracle: str | None = None
+    """Dotted path of `f(prompts, responses) -> list[float]`, a simulated annotator's true opinion: reports how many
+    labels disagree with it (the noise ceiling); nothing is trained on it."""
 
 
 class RewardModelConfig(Section):

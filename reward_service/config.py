@@ -9,6 +9,11 @@ from cluster.config import Section
 REWARD_MODEL = "reward_model"
 
 
+def app_name(run_name: str) -> str:
+    """The Ray Serve application of that run: runs that share a cluster have each their own."""
+    return f"antiphon-{run_name}-rewards"
+
+
 class RewardServiceConfig(Section):
     """What scores responses, and where it can be reached."""
 
@@ -25,7 +30,7 @@ class RewardServiceConfig(Section):
     """Deadline of one scoring call."""
     max_batch_size: int = Field(default=256, ge=1)
     """Most responses scored in one forward pass of a reward model."""
-    num_cpus: float = Field(default=0.5, ge=0)
+    num_cpus: float = Field(default=0.25, ge=0)
     """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each replica."""

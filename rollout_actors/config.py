@@ -27,7 +27,7 @@ class RolloutActorsConfig(Section):
     again under the new weights."""
     num_concurrent_groups: int = Field(default=16, ge=1)
     """Groups an actor has under way at once."""
-    num_cpus: float = Field(default=1.0, ge=0)
+    num_cpus: float = Field(default=0.25, ge=0)
     """CPUs that Ray reserves for each actor."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each actor."""

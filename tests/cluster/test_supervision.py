@@ -113,3 +113,23 @@ async def test_actors_join_and_leave_as_the_run_is_scaled() -> None:
     assert stage.events[:3] == ["start rollout-0", "start rollout-1", "start rollout-2"]
     assert sorted(stage.events[3:]) == ["leave rollout-1", "leave rollout-2", "stop rollout-1", "stop rollout-2"]
     assert [actor.name for actor in stage.pool.actors] == ["rollout-0"]
+
+
+async def test_what_a_failing_actor_was_asked_is_asked_of_its_replacement() -> None:
+    stage = Stage()
+    await stage.pool.fill(1)
+    supervising = stage.supervise()
+    await asyncio.sleep(0)
+    asked = asyncio.create_task(stage.pool.ask("work"))
+    await asyncio.sleep(0)
+    stage.actors["rollout-0"].end(ActorDied("rollout-0", "killed"))
+    (await stage.until_started("rollout-0+1")).end()
+    await asyncio.wait_for(asyncio.gather(asked, supervising), 5)
+
+
+async def test_without_supervision_the_error_of_the_actor_that_was_asked_comes_out() -> None:
+    stage = Stage()
+    await stage.pool.fill(1)
+    stage.actors["rollout-0"].end(ActorDied("rollout-0", "killed"))
+    with pytest.raises(ActorDied, match="rollout-0: killed"):
+        await stage.pool.ask("work")

@@ -1,0 +1,77 @@
+"""`antiphon serve-rewards`: the reward service by itself, on a Ray of its own, until it is interrupted.
+
+The very application that a run uses; knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import ray
+
+from reward_service.config import RewardServiceConfig
+from reward_service.service import check_reward_service, service_url, start_reward_service, stop_reward_service
+
+OBJECT_STORE_BYTES = 128 * 2**20
+
+
+def serve_rewards(
+    target_config: RewardServiceConfig, *, reward_model_path: Path | None, host: str, port: int, name: str
+) -> None:
+    """Serve rewards on host:port; prints ``listening on URL`` when ready and returns after SIGINT or SIGTERM.
+
+    The bearer token is ANTIPHON_TOKEN. Call it on the main thread. Raises InputError for a scorer that can't be had,
+    a taken port, and an address beyond loopback without a token.
+    """
+    config = RewardServiceConfig.model_validate(target_config.model_dump() | {"host": host, "port": port})
+    token = os.environ.get("ANTIPHON_TOKEN") or None
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    check_reward_service(config, reward_model_path=reward_model_path, token=token)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _start_ray(config)
+        for number in previous:
+            signal.signal(number, _interrupt)
+        start_reward_service(config, name=name, reward_model_path=reward_model_path, token=token)
+        print(f"listening on {service_url(host, port)}", flush=True)
+        _wait_for_interrupt()
+        stop_reward_service(name)
+    except KeyboardInterrupt:
+        return
+    finally:
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)
+        if ray.is_initialized():
+            ray.shutdown()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _start_ray(config: RewardServiceConfig) -> None:
+    num_cpus = max(os.cpu_count() or 1, math.ceil(config.num_replicas * config.num_cpus))
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def _wait_for_interrupt() -> None:
+    try:
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        return
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

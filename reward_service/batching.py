@@ -1,0 +1,62 @@
+"""Forms batches out of concurrent calls: what arrives while one batch runs is the next batch.
+
+No timer: a lone call starts at once, and the busier the service the larger its batches. Knows nothing of rewards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs `function` over at most `max_batch_size` items at a time, in one thread, in order of arrival.
+
+    `function` answers one result an item; what it raises is raised to every caller with an item in that batch.
+    """
+
+    def __init__(self, function: Callable[[list[Item]], list[Result]], *, max_batch_size: int) -> None:
+        self._function = function
+        self._max_batch_size = max_batch_size
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._running: asyncio.Task[None] | None = None
+
+    async def run(self, items: Sequence[Item]) -> list[Result]:
+        """The items' results in their order; waits for the batches before theirs."""
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in items]
+        self._waiting.extend(zip(items, futures, strict=True))
+        if self._running is None or self._running.done():
+            self._running = loop.create_task(self._drain())
+        return list(await asyncio.gather(*futures))
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        while batch := self._next_batch():
+            items = [item for item, _ in batch]
+            try:
+                results = await loop.run_in_executor(self._thread, self._function, items)
+            except Exception as error:  # noqa: BLE001 not swallowed: each caller of this batch raises it
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+    def _next_batch(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+        """The oldest items whose callers have not given up."""
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        while self._waiting and len(batch) < self._max_batch_size:
+            item, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((item, future))
+        return batch

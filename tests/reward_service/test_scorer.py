@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cluster.errors import RewardError
+from cluster.scoring import Score, ScoreRequest
+from reward_service.registry import load_function
+from reward_service.scorer import FunctionScorer, Outcome
+
+
+def scorer(name: str) -> FunctionScorer:
+    path = f"tests.scorers:{name}"
+    return FunctionScorer(path, load_function(path))
+
+
+def requests(*responses: str) -> list[ScoreRequest]:
+    return [ScoreRequest(f"7-0-{i}", "say", response) for i, response in enumerate(responses)]
+
+
+def errors(outcomes: list[Outcome]) -> list[str | None]:
+    return [str(outcome) if isinstance(outcome, RewardError) else None for outcome in outcomes]
+
+
+@pytest.mark.parametrize("name", ["length", "length_async"])
+async def test_a_function_scores_sync_or_async(name: str) -> None:
+    outcomes = await scorer(name).score(requests("a", "bbb"))
+    assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [1.0, 3.0]
+    assert [outcome.id for outcome in outcomes if isinstance(outcome, Score)] == ["7-0-0", "7-0-1"]
+
+
+async def test_a_score_names_its_parts_and_the_version_of_the_source_that_gave_it() -> None:
+    (score,) = await scorer("length").score(requests("a"))
+    assert isinstance(score, Score)
+    assert dict(score.parts) == {"length": 1.0}
+    assert score.scorer_version.startswith("tests.scorers:length@")
+    assert len(score.scorer_version.rpartition("@")[2]) == 12
+
+
+async def test_a_function_gets_the_columns_it_takes_and_no_others() -> None:
+    items = [
+        ScoreRequest("0", "p", "x", {"references": "x", "topic": "tea"}),
+        ScoreRequest("1", "p", "x", {"references": "y"}),
+    ]
+    outcomes = await scorer("equals_reference").score(items)
+    assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [1.0, 0.0]
+
+
+async def test_an_exception_inside_a_function_is_every_items_error() -> None:
+    outcomes = await scorer("raising").score(requests("a", "b"))
+    expected = "tests.scorers:raising: raised KeyError: 'no such answer' (scoring 2 items, 7-0-0 to 7-0-1)"
+    assert errors(outcomes) == [expected] * 2
+
+
+async def test_too_few_rewards_are_no_reward_at_all() -> None:
+    outcomes = await scorer("too_few").score(requests("a", "b"))
+    expected = "tests.scorers:too_few: returned 1 rewards for 2 responses (scoring 2 items, 7-0-0 to 7-0-1)"
+    assert errors(outcomes) == [expected] * 2
+
+
+async def test_what_is_no_list_is_an_error_naming_the_item() -> None:
+    outcomes = await scorer("not_a_list").score(requests("a"))
+    assert errors(outcomes) == ["tests.scorers:not_a_list: returned float, not a list (scoring 7-0-0)"]
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf", "huge", "string", "none"])
+async def test_a_value_that_is_no_finite_number_fails_its_own_item_alone(wrong: str) -> None:
+    good, bad = await scorer("wrong_on_demand").score(requests("one", wrong))
+    assert isinstance(good, Score)
+    assert good.reward == 1.0
+    assert isinstance(bad, RewardError)
+    assert bad.where == "tests.scorers:wrong_on_demand"
+    assert "7-0-1" in bad.what
+
+
+async def test_nothing_to_score_calls_no_function() -> None:
+    assert await scorer("raising").score([]) == []
+
+
+async def test_a_slow_sync_function_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    release = threading.Event()
+    monkeypatch.setattr("tests.scorers.time.sleep", lambda seconds: release.wait(10))
+    call = asyncio.create_task(scorer("slow").score(requests("a")))
+    await asyncio.sleep(0)
+    release.set()
+    (outcome,) = await call
+    assert isinstance(outcome, Score)

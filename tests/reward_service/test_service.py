@@ -1,0 +1,144 @@
+"""The application on a real Ray Serve, by handle and by HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ray import serve
+
+from cluster.errors import InputError, RewardError
+from cluster.remote import kill_actor, start_actor
+from cluster.scoring import Score, ScoreRequest
+from reward_service.client import HandleRewardClient, HttpRewardClient
+from reward_service.config import RewardServiceConfig
+from reward_service.reward_model import RewardModelScorer
+from reward_service.service import num_scored, service_url, start_reward_service, stop_reward_service
+
+pytestmark = pytest.mark.ray
+TOKEN = "a token of this test"
+ITEMS = [ScoreRequest(f"7-{i}-0", "say ", "abc" * (1 + i % 9)) for i in range(48)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def url(ray_session: None, reward_model_folder: Path) -> Iterator[str]:
+    """Where the run `models`' service, a reward model with a token, is reached by HTTP."""
+    serve.shutdown()
+    config = RewardServiceConfig(port=free_port(), num_cpus=0.1)
+    start_reward_service(config, name="models", reward_model_path=reward_model_folder, token=TOKEN)
+    yield service_url(config.host, config.port or 0)
+    serve.shutdown()
+
+
+def start_function(name: str, scorer: str, **settings: Any) -> Any:
+    config = RewardServiceConfig(scorer=f"tests.scorers:{scorer}", num_cpus=0.1, **settings)
+    return start_reward_service(config, name=name, reward_model_path=None, token=None)
+
+
+def test_wrong_settings_are_refused_before_anything_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"^reward_service\.port: {port} is taken on 127\.0\.0\.1"):
+            start_function("refused", "length", port=port)
+    with pytest.raises(InputError, match=r"^reward_service\.host: 0\.0\.0\.0 is not loopback: set a token"):
+        start_function("refused", "length", host="0.0.0.0", port=free_port())
+    with pytest.raises(InputError, match=r"^reward_service\.scorer: "):
+        start_function("refused", "no_such")
+    with pytest.raises(InputError, match=r"^reward_model: not trained"):
+        start_reward_service(RewardServiceConfig(), name="refused", reward_model_path=None, token=None)
+
+
+async def test_handle_and_http_give_the_rewards_of_a_direct_forward(url: str, reward_model_folder: Path) -> None:
+    expected = RewardModelScorer(reward_model_folder).score_batch(ITEMS)
+    by_handle = await HandleRewardClient("models", 60.0).score(ITEMS)
+    http = HttpRewardClient(url, TOKEN, 60.0)
+    by_http = await http.score(ITEMS)
+    await http.aclose()
+    for item, offline, *scores in zip(ITEMS, expected, by_handle, by_http, strict=True):
+        assert isinstance(offline, Score)
+        for score in scores:
+            assert (score.id, score.scorer_version) == (item.id, offline.scorer_version)
+            assert math.isclose(score.reward, offline.reward, rel_tol=0, abs_tol=1e-6)
+
+
+async def test_without_the_token_http_is_closed(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        assert (await http.get("/healthz")).status_code == 200
+        assert (await http.get("/openapi.json")).status_code == 401
+    wrong = HttpRewardClient(url, "wrong", 60.0)
+    with pytest.raises(RewardError, match=r"^reward_service: .* answered 401"):
+        await wrong.score(ITEMS[:1])
+    await wrong.aclose()
+
+
+async def test_concurrent_calls_are_each_answered_and_every_item_is_counted(url: str) -> None:
+    before = await asyncio.to_thread(num_scored, "models")
+    client = HandleRewardClient("models", 60.0)
+    calls = [client.score(ITEMS[i % 40 : i % 40 + 8]) for i in range(100)]
+    answers = await asyncio.gather(*calls)
+    assert all(
+        [score.id for score in answer] == [item.id for item in ITEMS[i % 40 : i % 40 + 8]]
+        for i, answer in enumerate(answers)
+    )
+    assert await asyncio.to_thread(num_scored, "models") - before == 800
+
+
+class Caller:
+    """Holds a client in a process of its own, as a rollout actor does."""
+
+    def __init__(self, client: HandleRewardClient) -> None:
+        self._client = client
+
+    async def score(self, requests: list[ScoreRequest]) -> list[Score]:
+        return await self._client.score(requests)
+
+
+async def test_a_client_travels_into_an_actor(url: str) -> None:
+    caller = start_actor(Caller, HandleRewardClient("models", 60.0), name="caller")
+    scores = await caller.score(ITEMS[:2])
+    assert [score.id for score in scores] == [item.id for item in ITEMS[:2]]
+    with pytest.raises(RewardError, match=r"^reward_model: long has 68 tokens"):
+        await caller.score([ScoreRequest("long", "say ", "a" * 63)])
+    kill_actor(caller)
+
+
+async def test_deleting_the_service_while_calls_wait_raises_naming_it(url: str) -> None:
+    handle = await asyncio.to_thread(start_function, "gone", "slow")
+    client = HandleRewardClient(handle, 60.0)
+    waiting = asyncio.create_task(client.score(ITEMS[:1]))
+    with pytest.raises(RewardError, match=r"waited 0\.5 s for application antiphon-gone-rewards to score 1 responses"):
+        await HandleRewardClient("gone", 0.5).score(ITEMS[:1])
+    started = time.monotonic()
+    await asyncio.to_thread(stop_reward_service, "gone")
+    with pytest.raises(RewardError, match=r"^reward_service: .*antiphon-gone-rewards"):
+        await waiting
+    for late in (client, HandleRewardClient("gone", 60.0)):
+        with pytest.raises(RewardError, match=r"^reward_service: application antiphon-gone-rewards is gone"):
+            await late.score(ITEMS[:1])
+    assert time.monotonic() - started < 20
+    assert await HandleRewardClient("models", 60.0).score(ITEMS[:1])
+
+
+async def test_a_run_with_a_port_is_refused_where_serve_runs_without_http(ray_session: None) -> None:
+    await asyncio.to_thread(serve.shutdown)
+    await asyncio.to_thread(start_function, "quiet", "length_async")
+    scores = await HandleRewardClient("quiet", 60.0).score(ITEMS[:2])
+    assert [score.reward for score in scores] == [3.0, 6.0]
+    with pytest.raises(InputError, match="Ray Serve already runs on this Ray and does not listen on"):
+        await asyncio.to_thread(start_function, "second", "length", port=free_port())
+    await asyncio.to_thread(stop_reward_service, "quiet")

@@ -1,0 +1,46 @@
+"""Scorers that tests name by dotted path: good ones, and one for each way to be wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+
+def length(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    return [float(len(response)) for response in responses]
+
+
+async def length_async(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    await asyncio.sleep(0)
+    return length(prompts, responses)
+
+
+def equals_reference(prompts: list[str], responses: list[str], references: list[str]) -> list[float]:
+    return [float(response == reference) for response, reference in zip(responses, references, strict=True)]
+
+
+def slow(prompts: list[str], responses: list[str]) -> list[float]:
+    time.sleep(20)
+    return length(prompts, responses)
+
+
+def raising(prompts: list[str], responses: list[str]) -> list[float]:
+    raise KeyError("no such answer")
+
+
+def too_few(prompts: list[str], responses: list[str]) -> list[float]:
+    return [1.0] * (len(responses) - 1)
+
+
+def not_a_list(prompts: list[str], responses: list[str]) -> Any:
+    return 1.0
+
+
+def wrong_on_demand(prompts: list[str], responses: list[str]) -> list[Any]:
+    """Each response says what its reward is to be."""
+    values = {"nan": float("nan"), "inf": float("inf"), "huge": 10**400, "string": "0.5", "none": None, "one": 1}
+    return [values[response] for response in responses]
+
+
+text = "not a function"
