@@ -156,9 +156,9 @@ async def stream_task(
             redirect_output(log_path)
         yield from function(*args, **kwargs)
 
-    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 0, "max_calls": 1}
+    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 0}
     if env:
         options["runtime_env"] = {"env_vars": dict(env)}
-    references = ray.remote(run).options(**options, num_returns="streaming").remote(*args, **kwargs)
+    references = ray.remote(max_calls=1)(run).options(**options, num_returns="streaming").remote(*args, **kwargs)
     async for reference in references:
         yield await _await(name, reference)

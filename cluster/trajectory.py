@@ -171,6 +171,7 @@ def _from_row(row: dict[str, Any]) -> Trajectory:
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
     """Write one Arrow IPC file whole: beside its place, synced, then renamed."""
     table = to_table(trajectories)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as sink:
         with pa.ipc.new_file(sink, SCHEMA) as writer:

@@ -27,21 +27,21 @@ class StepResult:
 class TakesGroups(Protocol):
     """The queue, as the loop sees it."""
 
-    async def take(self, step: int) -> list[list[Trajectory]]:
+    def take(self, step: int) -> Awaitable[list[list[Trajectory]]]:
         """The groups of a step, in admission order."""
 
 
 class PublishesWeights(Protocol):
     """The weights, as the loop sees them."""
 
-    async def publish(self, manifest: Manifest) -> None:
+    def publish(self, manifest: Manifest) -> Awaitable[None]:
         """Make a version available to the actors and admit what waited for it."""
 
 
 class LearnsFromGroups(Protocol):
     """The learner group, as the loop sees it."""
 
-    async def step(self, step: int, groups: Groups) -> StepResult:
+    def step(self, step: int, groups: Groups) -> Awaitable[StepResult]:
         """All epochs and mini-batches on one batch."""
 
 

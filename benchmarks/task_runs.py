@@ -1,0 +1,128 @@
+"""The figures of whole runs on three seeds, each the command a person types: the reviews demo and the letters curve."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import Row
+
+ROOT = Path(__file__).parent.parent
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished run: its summary, the rows of its PPO steps, and how long the command took."""
+
+    summary: dict[str, Any]
+    steps: list[dict[str, Any]]
+    wall_s: float
+
+
+def train(task: str, folder: Path, name: str, *lines: str) -> Finished:
+    """`antiphon train` on a task's run file with these `--set` lines, from nothing."""
+    command = [sys.executable, "-m", "deploy.cli", "train", f"examples/{task}/run.toml", "--fresh"]
+    command += ["--runs-dir", str(folder), "--name", name]
+    for line in lines:
+        command += ["--set", line]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"COLUMNS": "120"})
+    wall_s = time.monotonic() - started
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} exited {done.returncode}: {done.stderr[-2000:]}")
+    run = folder / name
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return Finished(json.loads((run / "summary.json").read_text()), [r for r in rows if r["stage"] == "ppo"], wall_s)
+
+
+def reviews(folder: Path) -> list[Row]:
+    """Before and after PPO, the reward model, time and memory of the demo; and the hacked run beside it."""
+    runs = [train("reviews", folder, f"reviews-{seed}", f"run.seed = {seed}") for seed in SEEDS]
+    hacked = train("reviews", folder, "hacked", "learner.kl_coefficient = 0.0")
+
+    def after(metric: str) -> tuple[float, ...]:
+        return tuple(run.summary["evaluation"]["after"][metric] for run in runs)
+
+    def before(metric: str) -> tuple[float, ...]:
+        return tuple(run.summary["evaluation"]["before"][metric] for run in runs)
+
+    gaps = tuple(r.summary["reward_model"]["noise_ceiling"] - r.summary["reward_model"]["accuracy"] for r in runs)
+    steps = [step for run in runs for step in run.steps]
+    return [
+        Row("oracle before PPO", before("oracle"), "of 4"),
+        Row("oracle after PPO", after("oracle"), "of 4", ">= 3.5"),
+        Row("positive before", before("positive"), ""),
+        Row("positive after", after("positive"), "", ">= 0.95"),
+        Row("grammatical before", before("grammatical")),
+        Row("grammatical after", after("grammatical"), "", ">= 0.85"),
+        Row("KL to the SFT policy after", after("kl_nats"), "nats", "<= 12"),
+        Row("distinct responses after", after("distinct")),
+        Row("reward model: oracle's accuracy minus its own, 5,000 fresh pairs", gaps, "", "<= 0.02"),
+        Row("KL coefficient 0: oracle", (hacked.summary["evaluation"]["after"]["oracle"],), "of 4", "hacked"),
+        Row("KL coefficient 0: grammatical", (hacked.summary["evaluation"]["after"]["grammatical"],), "", "hacked"),
+        Row("KL coefficient 0: KL", (hacked.summary["evaluation"]["after"]["kl_nats"],), "nats", "hacked"),
+        Row("whole demo, every stage", tuple(run.wall_s / 60 for run in runs), "min", "<= 6"),
+        Row("first PPO step after the stage's start", tuple(r.summary["first_ppo_step_s"] for r in runs), "s", "<= 90"),
+        Row("peak memory (PSS)", tuple(r.summary["peak_memory_bytes"] / 2**30 for r in runs), "GiB", "<= 8"),
+        Row("largest policy lag", tuple(float(r.summary["policy_lag_max"]) for r in runs), "versions", "<= 1"),
+        Row("swaps proved", tuple(float(r.steps[-1]["rollout_actors/num_swaps_proved"]) for r in runs)),
+        Row(
+            "swaps by checksum only", tuple(float(r.steps[-1]["rollout_actors/num_swaps_checksum_only"]) for r in runs)
+        ),
+        Row("swaps, prefilling again included, of engine-thread time", _swap_shares(runs), "", "<= 0.03"),
+        Row("seconds a PPO step", (statistics.median(_step_times(steps)),), "s"),
+    ]
+
+
+def _swap_shares(runs: list[Finished]) -> tuple[float, ...]:
+    keys = ("rollout_actors/swap_s", "rollout_actors/prefill_again_s", "rollout_actors/busy_s")
+    shares = []
+    for run in runs:
+        swap_s, again_s, busy_s = (run.steps[-1][key] - run.steps[0][key] for key in keys)
+        elapsed_s = run.steps[-1]["time_s"] - run.steps[0]["time_s"]
+        shares.append((swap_s + again_s) / elapsed_s)
+        assert busy_s <= elapsed_s * run.steps[-1]["rollout_actors/num_actors"]
+    return tuple(shares)
+
+
+def _step_times(steps: list[dict[str, Any]]) -> list[float]:
+    pairs = itertools.pairwise(steps)
+    return [b["time_s"] - a["time_s"] for a, b in pairs if b["step"] == a["step"] + 1]
+
+
+def letters(folder: Path) -> list[Row]:
+    """Mean reward at fixed numbers of episodes, lag 0 and lag 1, and how many steps got tokens sampled meanwhile."""
+    rows = []
+    for lag, goals in ((0, {1088: ">= 0.85", 1600: ">= 0.93"}), (1, {1650: ">= 0.85", 2400: ">= 0.93"})):
+        lines = (f"trajectory_queue.max_policy_lag = {lag}", "evaluation.every_steps = 1000")
+        runs = [train("letters", folder, f"letters-{lag}-{s}", f"run.seed = {s}", *lines) for s in SEEDS]
+        for goal, aim in goals.items():
+            rows.append(Row(f"lag {lag}: mean reward by episode {goal:,}", _rewards_by(runs, goal), "", aim))
+        lags = tuple(max(step["cluster/policy_lag_max"] for step in run.steps) for run in runs)
+        rows.append(Row(f"lag {lag}: largest lag of a token", lags, "versions", f"<= {lag}"))
+        if lag:
+            shares = tuple(_share_sampled_meanwhile(run) for run in runs)
+            rows.append(Row("lag 1: steps with tokens sampled while a learner step ran", shares, "", ">= 0.5"))
+    return rows
+
+
+def _rewards_by(runs: list[Finished], num_episodes: int) -> tuple[float, ...]:
+    """The mean reward of the step that ends at that episode (the last one that ends no later)."""
+    return tuple(
+        [step["learner/reward_mean"] for step in run.steps if step["num_episodes"] <= num_episodes][-1] for run in runs
+    )
+
+
+def _share_sampled_meanwhile(run: Finished) -> float:
+    """At lag 1, tokens sampled while step s - 1 ran are trained in step s: its own groups were all there."""
+    meanwhile = [step["rollout_actors/num_tokens_sampled_during_step"] > 0 for step in run.steps[:-1]]
+    return sum(meanwhile) / len(run.steps)

@@ -1,0 +1,202 @@
+"""Reads what the run file names (model folder, data sets, functions) and says what is wrong before anything starts.
+
+Answers in under two seconds: reads config.json, tokenizer.json and the data sets' schemas, finds functions by parsing
+their files, and imports neither torch nor ray nor transformers, nor any module of the user's.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import InputError
+from deploy.run_config import RunConfig, check_context_length, dotted_paths
+
+COLUMNS = {
+    "sft": ("prompt", "completion"),
+    "prompts": ("prompt",),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "evaluation": ("prompt",),
+}
+
+
+def check_inputs(config: RunConfig) -> list[str]:
+    """What the run will use, a line each. Raises InputError naming the key, file or column that is wrong."""
+    lines = []
+    if config.model.path is not None:
+        lines.append(f"model        {config.model.path} ({_check_model(config, config.model.path)})")
+    for name, columns in COLUMNS.items():
+        path = getattr(config.data, name)
+        if path is not None:
+            lines.append(f"{name:<12} {path} ({count_rows(path, columns):,} rows)")
+    for key, dotted_path in dotted_paths(config).items():
+        lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({find_function(dotted_path, key)})")
+    return lines
+
+
+def _check_model(config: RunConfig, folder: Path) -> str:
+    """Check a model folder; returns what kind of model it holds."""
+    if not folder.is_dir():
+        raise InputError("model.path", f"no such folder: {folder}")
+    settings = _read_json(folder / "config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(str(folder), "no *.safetensors in the model folder")
+    vocab_size = _check_tokenizer(folder)
+    text = settings.get("text_config", settings)
+    if vocab_size > int(text.get("vocab_size", vocab_size)):
+        raise InputError(
+            str(folder / "tokenizer.json"), f"has {vocab_size} tokens, the model only {text['vocab_size']}"
+        )
+    context = text.get("max_position_embeddings", text.get("n_positions"))
+    if context is not None:
+        check_context_length(config, int(context), f"max_position_embeddings of {folder}")
+    architecture = (settings.get("architectures") or [settings.get("model_type", "unknown architecture")])[0]
+    return f"{architecture}, {vocab_size} tokens, context {context or 'unknown'}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(str(path), "missing") from error
+    except ValueError as error:
+        raise InputError(str(path), f"not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(str(path), "not a JSON object")
+    return content
+
+
+def _check_tokenizer(folder: Path) -> int:
+    """Size of the folder's vocabulary. Raises InputError when there is no tokenizer that loads."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise InputError(str(path), "missing")
+    try:
+        return int(Tokenizer.from_file(str(path)).get_vocab_size())
+    except Exception as error:
+        raise InputError(str(path), f"not a tokenizer ({error})") from error
+
+
+def count_rows(path: Path, columns: Sequence[str]) -> int:
+    """Rows of a Parquet or JSON Lines file. Raises InputError when it is missing, empty or lacks a column of text."""
+    if not path.is_file():
+        raise InputError(str(path), "no such data set")
+    if path.suffix == ".parquet":
+        num_rows, found = _parquet_schema(path)
+    elif path.suffix == ".jsonl":
+        num_rows, found = _json_lines_schema(path)
+    else:
+        raise InputError(str(path), "neither .parquet nor .jsonl")
+    if num_rows == 0:
+        raise InputError(str(path), "the data set is empty")
+    for column in columns:
+        if column not in found:
+            raise InputError(str(path), f"no column {column!r}; it has {', '.join(found) or 'none'}")
+        if not found[column]:
+            raise InputError(str(path), f"column {column!r} is not text")
+    return num_rows
+
+
+def _parquet_schema(path: Path) -> tuple[int, dict[str, bool]]:
+    """Number of rows, and of each column whether it holds text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(str(path), f"not Parquet ({str(error).splitlines()[0]})") from error
+    with file:
+        schema = file.schema_arrow
+        text = {field.name: _holds_text(field.type) for field in schema}
+        return int(file.metadata.num_rows), text
+
+
+def _holds_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind))
+
+
+def _json_lines_schema(path: Path) -> tuple[int, dict[str, bool]]:
+    """The same of JSON Lines; the columns are those of the first row."""
+    with path.open(encoding="utf-8") as lines:
+        first = next((line for line in lines if line.strip()), None)
+        if first is None:
+            return 0, {}
+        num_rows = 1 + sum(1 for line in lines if line.strip())
+    try:
+        row = json.loads(first)
+    except ValueError as error:
+        raise InputError(str(path), f"first line is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise InputError(str(path), "first line is not a JSON object")
+    return num_rows, {name: isinstance(value, str) for name, value in row.items()}
+
+
+def find_function(dotted_path: str, key: str) -> str:
+    """Where ``package.module:function`` is defined, found without importing. Raises InputError naming `key`."""
+    module, _, name = dotted_path.partition(":")
+    origin = _find_source(module, key)
+    if origin is None:
+        return "not Python source, so not looked into"
+    try:
+        tree = ast.parse(origin.read_bytes(), str(origin))
+    except SyntaxError as error:
+        raise InputError(key, f"{origin}:{error.lineno}: {error.msg}") from error
+    line = _defined_at(tree, name)
+    if line is None:
+        raise InputError(key, f"{module} has no function {name!r}")
+    return f"{os.path.relpath(origin)}:{line}"
+
+
+def _find_source(module: str, key: str) -> Path | None:
+    """The module's source file; None for one that is no Python source."""
+    first, *others = module.split(".")
+    spec = _find_top_level(first)
+    for part in others:
+        if spec is None or spec.submodule_search_locations is None:
+            spec = None
+            break
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
+    if spec is None:
+        raise InputError(key, f"no module {module!r} here or installed")
+    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+
+
+def _find_top_level(name: str) -> ModuleSpec | None:
+    here = PathFinder.find_spec(name, [os.getcwd()])
+    return here or (None if name in sys.builtin_module_names else importlib.util.find_spec(name))
+
+
+def _defined_at(tree: ast.Module, name: str) -> int | None:
+    """The line where a module binds `name` at its top level: by def, class, assignment or import."""
+    for node in _top_level(tree.body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names = [alias.asname or alias.name for alias in node.names]
+        else:
+            continue
+        if name in names:
+            return node.lineno
+    return None
+
+
+def _top_level(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported, those under `if` and `try` included."""
+    for statement in statements:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            yield from _top_level([*statement.body, *statement.orelse])

@@ -1,0 +1,289 @@
+"""The command line: every command, what it prints, its exit code and the last line on stderr.
+
+Reads settings and opens run directories; the work is done elsewhere and imported only when it is asked for, so that
+`antiphon check` and `--help` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.errors import AntiphonError, InputError
+from deploy.boundary import first_line, running, say_error
+from deploy.check import check_inputs
+from deploy.run_config import RunConfig, require_token_beyond_loopback, to_toml
+from deploy.run_directory import (
+    RunDirectory,
+    not_done,
+    open_run,
+    read_target,
+    require_run,
+    require_same_settings,
+    require_stages,
+)
+from deploy.view import View
+from reward_service.config import REWARD_MODEL
+
+Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A run file (RUN.toml) or a run directory.")]
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="A run file.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Lines = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="LINE", help="One more line of TOML: 'learner.learning_rate = 5e-7'. Repeatable."),
+]
+RunsDir = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="runs")]
+Name = Annotated[str | None, typer.Option(help="Name of the run.", show_default="the run file's folder")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run has done so far and start over.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run file and do nothing.")]
+
+
+class CommandLine(typer.Typer):
+    """A typer app whose every end is an exit code and, when it failed, a last line `error: WHERE: WHAT`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        sys.exit(self._exit_code(*args, **kwargs))
+
+    def _exit_code(self, *args: Any, **kwargs: Any) -> int:
+        try:
+            code = super().__call__(*args, prog_name="antiphon", standalone_mode=False, **kwargs)
+            return code if isinstance(code, int) else 0
+        except AntiphonError as error:
+            return say_error(error)
+        except typer.TyperException as error:
+            return say_error(InputError("antiphon", f"{error.format_message().rstrip('.')} (see antiphon --help)"))
+        except (KeyboardInterrupt, typer.Abort):
+            return 130
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads; the interpreter flushes it at exit)
+            return 1
+        except Exception as error:  # noqa: BLE001 (the last boundary: a fault of ours is shown whole)
+            traceback.print_exc()
+            return say_error(AntiphonError("antiphon", first_line(error)))
+
+
+app = CommandLine(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Reinforcement learning from human feedback, asynchronous, on Ray.\n\n"
+    "[dim]Start with:[/dim] antiphon train examples/reviews/run.toml",
+    epilog="Exit codes: 0 all done, 1 failed, 2 bad input, 130 interrupted (the same command goes on).",
+)
+
+
+@app.command()
+def train(
+    target: Target,
+    set_: Lines = None,
+    runs_dir: RunsDir = None,
+    name: Name = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Do every stage of a run that is not done yet.
+
+    [dim]antiphon train examples/reviews/run.toml --set 'learner.num_steps = 20' --name short[/dim]
+    """
+    _stages(target, set_, runs_dir, name, fresh, dry_run, stages=None)
+
+
+def _stage_command(command: str, stage: str, text: str) -> None:
+    def run(
+        target: Target,
+        set_: Lines = None,
+        runs_dir: RunsDir = None,
+        name: Name = None,
+        fresh: Fresh = False,
+        dry_run: DryRun = False,
+    ) -> None:
+        _stages(target, set_, runs_dir, name, fresh, dry_run, stages=[stage])
+
+    app.command(command, help=f"{text}\n\n[dim]antiphon {command} examples/reviews/run.toml[/dim]")(run)
+
+
+_stage_command("sft", "sft", "Supervised fine-tuning alone, into RUN/sft.")
+_stage_command("preferences", "preferences", "Sample pairs of responses and have them labelled.")
+_stage_command("reward-model", "reward_model", "Train the reward model (a run directory: again, on all preferences).")
+_stage_command("ppo", "ppo", "PPO alone, into RUN/policy.")
+_stage_command("evaluate", "evaluation", "Judge the policy before and after PPO on held-out prompts.")
+
+
+def _stages(
+    target: Path,
+    lines: Sequence[str] | None,
+    runs_dir: Path | None,
+    name: str | None,
+    fresh: bool,
+    dry_run: bool,
+    *,
+    stages: list[str] | None,
+) -> None:
+    config, path = read_target(target, lines or (), name=name, runs_dir=runs_dir)
+    if dry_run:
+        print(to_toml(config), end="")
+        return
+    wanted = stages or list(config.run.stages)
+    check_inputs(config)
+    require_stages(config, None if fresh else RunDirectory(path), wanted)
+    again = wanted == ["reward_model"] and target.is_dir()
+    with open_run(config, path, fresh=fresh) as run:
+        if again:
+            shutil.rmtree(path / "reward_model", ignore_errors=True)
+        if all(run.is_done(stage, config) for stage in wanted):
+            _say_done(run, wanted)
+            return
+        with running(run), View(f"{config.run.name}  {_short(path)}") as view:
+            from deploy.launch import run as launch
+
+            launch(config, run, wanted, view)
+    print(f"done: {_short(path)}", file=sys.stderr)
+
+
+def _say_done(run: RunDirectory, stages: Sequence[str]) -> None:
+    run.update_status(state="DONE", ray_address=None, error=None)
+    if "evaluation" in stages:
+        evaluation = run.summary()["evaluation"]
+        View().table_before_after(evaluation.get("before", {}), evaluation["after"])
+    print(f"{', '.join(stages)}: done already in {_short(run.path)} (--fresh starts over)", file=sys.stderr)
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+@app.command()
+def check(run_file: RunFile, set_: Lines = None) -> None:
+    """Say what is wrong with a run file, in a second or two and without starting anything."""
+    config, path = read_target(run_file, set_ or ())
+    lines = check_inputs(config)
+    require_same_settings(config, path)
+    print("\n".join([*lines, f"{'stages':<12} {', '.join(config.run.stages)}", f"{'run':<12} {_short(path)}", "ok"]))
+
+
+@app.command()
+def submit(
+    run_file: RunFile,
+    address: Annotated[str, typer.Option(help="Ray's dashboard, such as http://127.0.0.1:8265.")],
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job's log to its end.")] = True,
+    set_: Lines = None,
+    runs_dir: RunsDir = None,
+    name: Name = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train as a job on a Ray cluster, follow its log and end with its exit code.
+
+    The working directory travels, without .venv, .git and runs. Beyond this machine, --runs-dir must be an absolute
+    folder on storage that outlives the cluster's nodes.
+
+    [dim]antiphon submit examples/reviews/run.toml --address http://127.0.0.1:8265[/dim]
+    """
+    if run_file.is_dir():
+        raise InputError(str(run_file), "a run directory does not travel; submit its run file")
+    config, _ = read_target(run_file, set_ or (), name=name, runs_dir=runs_dir)
+    if dry_run:
+        print(to_toml(config), end="")
+        return
+    from deploy import jobs
+
+    kept = jobs.kept_where(config, address)
+    if jobs.is_local(address):
+        check_inputs(config)
+    options = [part for line in set_ or () for part in ("--set", line)] + ["--name", config.run.name]
+    options += ["--fresh"] if fresh else []
+    code = jobs.submit(config, run_file, options, address=address, runs_dir=kept, wait=wait)
+    raise typer.Exit(code)
+
+
+@app.command()
+def scale(run: Run, rollout_actors: Annotated[int, typer.Option(min=1, help="How many should sample.")]) -> None:
+    """Change the number of rollout actors while a run goes on.
+
+    [dim]antiphon scale runs/reviews --rollout-actors 3[/dim]
+    """
+    from deploy.scale import scale as ask
+
+    before = ask(run, rollout_actors)
+    print(f"rollout actors: {before} -> {rollout_actors}")
+
+
+@app.command()
+def serve_rewards(
+    target: Target,
+    host: Annotated[str, typer.Option(help="Beyond loopback, ANTIPHON_TOKEN must be set.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    set_: Lines = None,
+    runs_dir: RunsDir = None,
+    name: Name = None,
+) -> None:
+    """Serve a run's rewards over HTTP, for anyone; prints "listening on URL" when ready.
+
+    [dim]curl -d '{"prompts": ["..."], "responses": ["..."]}' http://127.0.0.1:8000/v1/rewards[/dim]
+    """
+    config, path = read_target(target, set_ or (), name=name, runs_dir=runs_dir)
+    require_token_beyond_loopback(host, "--host")
+    reward_model = _reward_model(config, path)
+    from deploy.serve_rewards import serve_rewards as serve
+
+    serve(config.reward_service, reward_model_path=reward_model, host=host, port=port, name=config.run.name)
+
+
+def _reward_model(config: RunConfig, path: Path) -> Path | None:
+    folder = path / "reward_model"
+    if (folder / "config.json").exists():
+        return folder
+    if config.reward_service.scorer == REWARD_MODEL:
+        raise not_done("reward_model")
+    return None
+
+
+@app.command()
+def chat(
+    run: Run, prompt: Annotated[str | None, typer.Option(help="One prompt; without it, type them.")] = None
+) -> None:
+    """Talk to the policy of a run.
+
+    [dim]antiphon chat runs/reviews --prompt 'the food'[/dim]
+    """
+    directory = require_run(run)
+    from deploy.chat import chat as talk
+
+    talk(directory, prompt)
+
+
+@app.command()
+def export(run: Run, output: Annotated[Path, typer.Option(help="Where to; it may not exist yet.")]) -> None:
+    """Copy a run's policy, an ordinary Hugging Face folder.
+
+    [dim]antiphon export runs/reviews --output my-model[/dim]
+    """
+    policy = require_run(run).path / "policy"
+    if not (policy / "config.json").exists():
+        raise not_done("ppo")
+    if output.exists():
+        raise InputError(str(output), "exists already")
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(policy, partial)
+        partial.rename(output)
+    except OSError as error:
+        raise InputError(str(output), f"cannot be written ({error.strerror or error})") from error
+    size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    model = json.loads((output / "config.json").read_text())
+    print(f"{output}: {(model.get('architectures') or ['model'])[0]}, {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,74 @@
+"""Runs the stages of one command from first to last, in one Ray, and leaves nothing behind.
+
+Knows the order of things; what a stage does is in `stages`, `ppo` and `evaluate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+
+from cluster.errors import AntiphonError
+from deploy.evaluate import evaluate
+from deploy.memory import PeakMemory
+from deploy.ppo import run_ppo
+from deploy.run_config import RunConfig
+from deploy.run_directory import RunDirectory
+from deploy.session import Session
+from deploy.stages import collect_preferences, prepare, run_reward_model, run_sft
+from deploy.view import View
+
+STAGES: dict[str, Callable[[Session], Awaitable[None]]] = {
+    "sft": run_sft,
+    "preferences": collect_preferences,
+    "reward_model": run_reward_model,
+    "ppo": run_ppo,
+    "evaluation": evaluate,
+}
+
+
+def run(config: RunConfig, run: RunDirectory, stages: Sequence[str], view: View) -> None:
+    """Do the stages that are not done yet. Raises the error of the part that failed, or KeyboardInterrupt."""
+    asyncio.run(_run(Session(config, run, view), stages))
+
+
+async def _run(session: Session, stages: Sequence[str]) -> None:
+    main = asyncio.current_task()
+    assert main is not None
+    address = session.connect()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
+    session.run.update_status(ray_address=address)
+    peak = PeakMemory()
+    measuring = asyncio.create_task(peak.follow())
+    try:
+        await _in_order(session, stages)
+    except BaseExceptionGroup as group:
+        raise _own_error(group) from None
+    finally:
+        measuring.cancel()
+        session.run.update_summary({"peak_memory_bytes": peak.size_bytes})
+        await session.close()
+
+
+async def _in_order(session: Session, stages: Sequence[str]) -> None:
+    session.run.update_status(stage="prepare")
+    await prepare(session)
+    for stage in stages:
+        if session.run.is_done(stage, session.config):
+            session.view.note(f"{stage}: done before")
+            continue
+        session.run.update_status(stage=stage, step=0)
+        await STAGES[stage](session)
+
+
+def _own_error(group: BaseExceptionGroup) -> BaseException:
+    """Of several parts that ended together, the first with a name of its own."""
+    errors = list(_leaves(group))
+    return next((error for error in errors if isinstance(error, AntiphonError)), errors[0])
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]

@@ -1,0 +1,54 @@
+"""Writes a run's metrics: a line of metrics.jsonl and TensorBoard's scalars for every step.
+
+Knows no metric by name but `stage` and `step`. TensorBoard's own event writer is used, so torch is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+
+class MetricsLog:
+    """Appends rows; one TensorBoard run a stage, so that step 3 of one is not taken for step 3 of another."""
+
+    def __init__(self, run_path: Path) -> None:
+        self._tensorboard = run_path / "tensorboard"
+        self._rows = (run_path / "metrics.jsonl").open("a", encoding="utf-8")
+        self._writers: dict[str, EventFileWriter] = {}
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one step's row, which names its `stage` and `step`; a number that is not finite is written null."""
+        clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        self._rows.write(json.dumps(clean) + "\n")
+        self._rows.flush()
+        stage, step = str(row["stage"]), int(row["step"])
+        numbers = {key: float(v) for key, v in row.items() if isinstance(v, int | float) and key != "step"}
+        values = [Summary.Value(tag=key, simple_value=number) for key, number in numbers.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._writer(stage, step).add_event(event)
+
+    def _writer(self, stage: str, step: int) -> EventFileWriter:
+        """The stage's writer; where it goes on, TensorBoard is told to forget the steps that are done again."""
+        if stage not in self._writers:
+            folder = self._tensorboard / stage
+            goes_on = folder.is_dir()
+            writer = self._writers[stage] = EventFileWriter(str(folder))
+            if goes_on:
+                start = SessionLog(status=SessionLog.START)
+                writer.add_event(Event(wall_time=time.time(), step=step, session_log=start))
+        return self._writers[stage]
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._rows.close()
+        for writer in self._writers.values():
+            writer.close()

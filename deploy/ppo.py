@@ -1,0 +1,229 @@
+"""The PPO stage: closes the ring of queue, rollout actors, reward service, learner group and weights.
+
+The only place that knows all of them; each knows only the faces it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import InputError
+from cluster.remote import RemoteActor, start_actor
+from cluster.supervision import RunControl, control_name
+from cluster.trajectory import write_trajectories
+from cluster.trajectory_queue import QueuePosition, TrajectoryQueue
+from cluster.weights import Manifest, WeightStore
+from deploy.evaluate import HeldOut
+from deploy.session import Session
+from deploy.stages import data_path, policy_path
+from learner.learner_group import PPOLearnerGroup
+from learner.training_loop import Groups, StepResult, train
+from rollout_actors.prompts import read_rows
+
+
+class PublishedWeights:
+    """Publication: the store wakes the actors, the queue admits what waited for the version."""
+
+    def __init__(self, store: RemoteActor, queue: RemoteActor) -> None:
+        self._store = store
+        self._queue = queue
+
+    async def publish(self, manifest: Manifest) -> None:
+        """Make a version available, then admit the groups it lets in."""
+        await self._store.publish(manifest)
+        await self._queue.published(manifest.version)
+
+
+class Watched:
+    """The learner group, with the tokens that were sampled while each step ran."""
+
+    def __init__(self, learners: PPOLearnerGroup, session: Session) -> None:
+        self._learners = learners
+        self._session = session
+
+    async def step(self, step: int, groups: Groups) -> StepResult:
+        """One step of the group."""
+        before = await self._session.rollout_totals()
+        result: StepResult = await self._learners.step(step, groups)
+        after = await self._session.rollout_totals()
+        num_tokens = after["num_sampled_tokens"] - before["num_sampled_tokens"]
+        metrics = result.metrics | {"rollout_actors/num_tokens_sampled_during_step": num_tokens}
+        return replace(result, metrics=metrics)
+
+
+async def run_ppo(session: Session) -> None:
+    """Train the policy; ends with `policy/`. Goes on from the newest checkpoint if there is one."""
+    started = time.monotonic()
+    resume = session.run.newest_checkpoint("ppo")
+    session.view.stage("ppo", session.config.learner.num_steps)
+    ring = await _close_ring(session, resume, started)
+    try:
+        await ring.turn()
+        await ring.learners.save_policy(session.run.path / "policy")
+    finally:
+        await ring.learners.shutdown()
+
+
+async def _close_ring(session: Session, resume: Path | None, started: float) -> Ring:
+    config, run = session.config, session.run
+    position = QueuePosition(**json.loads((resume / "position.json").read_text())) if resume else QueuePosition()
+    rows = read_rows(data_path(config, run.path, "prompts"))
+    control = start_actor(
+        RunControl,
+        config.rollout_actors.num_actors,
+        name="run_control",
+        registered_as=control_name(config.run.name),
+        log_path=session.log_path("run_control"),
+    )
+    queue = start_actor(
+        TrajectoryQueue,
+        config.trajectory_queue,
+        rows,
+        run_seed=config.run.seed,
+        num_steps=config.learner.num_steps,
+        position=position,
+        name="trajectory_queue",
+        log_path=session.log_path("trajectory_queue"),
+    )
+    store = start_actor(WeightStore, name="weight_store", log_path=session.log_path("weight_store"))
+    first_step = position.num_trained // config.trajectory_queue.groups_per_step + 1
+    learners = await _start_parts(session, resume, first_step)
+    return Ring(session, control, queue, store, learners, first_step, started)
+
+
+async def _start_parts(session: Session, resume: Path | None, first_step: int) -> PPOLearnerGroup:
+    """Engines, reward service and learner group start side by side; one that fails ends the others' start."""
+    config, run = session.config, session.run
+    policy = policy_path(config, run.path)
+    async with asyncio.TaskGroup() as starting:
+        starting.create_task(session.rollout_actors(config.rollout_actors.num_actors, policy))
+        starting.create_task(session.rewards())
+        group = starting.create_task(
+            PPOLearnerGroup.start(
+                config.learner,
+                model_path=policy,
+                reference_path=policy,
+                dtype=config.model.dtype,
+                temperature=config.rollout_actors.temperature,
+                seed=config.run.seed,
+                first_step=first_step,
+                checkpoint_path=resume,
+                log_dir=run.path / "logs",
+            )
+        )
+    return group.result()
+
+
+class Ring:
+    """One PPO run with all its parts."""
+
+    def __init__(
+        self,
+        session: Session,
+        control: RemoteActor,
+        queue: RemoteActor,
+        store: RemoteActor,
+        learners: PPOLearnerGroup,
+        first_step: int,
+        started: float,
+    ) -> None:
+        self.learners = learners
+        self._session = session
+        self._control = control
+        self._queue = queue
+        self._store = store
+        self._first_step = first_step
+        self._started = started
+        self._num_episodes = session.run.num_episodes()
+        self._num_optimizer_steps = 0
+        self._held_out = HeldOut(session, learners)
+
+    async def turn(self) -> None:
+        """Train to the last step while the actors sample; raises the error of the part that ended first."""
+        config = self._session.config
+        rewards = await self._session.rewards()
+        weights = PublishedWeights(self._store, self._queue)
+        await weights.publish(await self.learners.publish_initial())
+        self._session.run.update_summary({"ready_s": time.monotonic() - self._started})
+
+        async def work(actor: RemoteActor) -> None:
+            await actor.run(self._queue, self._store, rewards)
+
+        async def leave(actor: RemoteActor) -> None:
+            await actor.leave()
+
+        async with asyncio.TaskGroup() as parts:
+            sampling = parts.create_task(
+                self._session.pool.supervise(
+                    work, leave=leave, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
+                )
+            )
+            parts.create_task(
+                train(
+                    first_step=self._first_step,
+                    num_steps=config.learner.num_steps,
+                    learners=Watched(self.learners, self._session),
+                    queue=self._queue,
+                    weights=weights,
+                    report=self._report,
+                )
+            )
+            parts.create_task(_never_without_actors(sampling, self._queue))
+
+    async def _report(self, step: int, groups: Groups, result: StepResult) -> None:
+        session = self._session
+        if step == self._first_step:
+            session.run.update_summary({"first_ppo_step_s": time.monotonic() - self._started})
+        trajectories = [trajectory for group in groups for trajectory in group]
+        await asyncio.to_thread(
+            write_trajectories, session.run.path / "trajectories" / f"step-{step:06d}.arrow", trajectories
+        )
+        self._num_episodes += len(trajectories)
+        self._num_optimizer_steps += result.num_optimizer_steps
+        session.log_step("ppo", await self._metrics(step, result, trajectories))
+        session.run.update_status(step=step)
+        await self._keep(step)
+
+    async def _metrics(self, step: int, result: StepResult, trajectories: Sequence[Any]) -> dict[str, float]:
+        counts = asdict(await self._queue.counts())
+        ledger = {f"cluster/{name}": value for name, value in counts.items()}
+        self._session.run.update_summary({**counts, "policy_lag_max": result.metrics["cluster/policy_lag_max"]})
+        lengths = [trajectory.num_response_tokens for trajectory in trajectories]
+        return {
+            "step": step,
+            "optimizer_step": self._num_optimizer_steps,
+            "policy_version": step,
+            "time_s": time.monotonic() - self._started,
+            "num_episodes": self._num_episodes,
+            "rollout_actors/response_length_tokens": sum(lengths) / len(lengths),
+            **await self._session.rollout_metrics(),
+            **ledger,
+            **result.metrics,
+        }
+
+    async def _keep(self, step: int) -> None:
+        """Checkpoint and evaluate when it is time; the best and the newest two checkpoints stay."""
+        config, run = self._session.config, self._session.run
+        last = step == config.learner.num_steps
+        evaluating = last or step % config.evaluation.every_steps == 0
+        if not (evaluating or step % config.learner.checkpoint_every_steps == 0):
+            return
+        path = run.path / "checkpoints" / "ppo" / f"step-{step:06d}"
+        counts = await self._queue.counts()
+        position = QueuePosition(step * config.trajectory_queue.groups_per_step, counts.num_void)
+        await self.learners.save_checkpoint(path, extra={"position.json": json.dumps(asdict(position))})
+        best = evaluating and await self._held_out.evaluate(step)
+        run.keep_checkpoints("ppo", newest=2, best=path if best else None)
+
+
+async def _never_without_actors(sampling: asyncio.Task[None], queue: RemoteActor) -> None:
+    """When all actors have returned, everything must have been handed in."""
+    await sampling
+    if not await queue.finished():
+        raise InputError("rollout_actors", "no actor is left and the run is not finished")

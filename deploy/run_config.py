@@ -1,0 +1,340 @@
+"""The run file: TOML in, one frozen `RunConfig` out; settings that don't fit together fail here, not an hour later.
+
+Knows nothing of what the settings do, opens no file but the run file, and imports neither torch nor ray. What can
+only be told from other files (the model, the data sets) is `deploy.check`'s affair.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from cluster.config import Section, TrajectoryQueueConfig
+from cluster.errors import InputError
+from learner.config import LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
+from reward_service.config import REWARD_MODEL, RewardServiceConfig
+from rollout_actors.config import RolloutActorsConfig
+
+Stage = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
+STAGES: tuple[Stage, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
+DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    if list(stages) != sorted(set(stages), key=STAGES.index):
+        raise ValueError(f"stages come once each and in this order: {', '.join(STAGES)}")
+    return stages
+
+
+class RunSection(Section):
+    """What the run is called, where it is kept and what is done in it."""
+
+    name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
+    """Name of the run and of its directory; by default that of the run file's folder."""
+    seed: int = Field(default=0, ge=0)
+    """Everything random in the run follows from it."""
+    runs_dir: Path = Path("runs")
+    """Folder of the run directories, relative to the working directory."""
+    stages: Annotated[tuple[Stage, ...], AfterValidator(_in_order)] = STAGES
+    """What `antiphon train` does, in this order."""
+
+
+class ModelSection(Section):
+    """The model the run starts from: a folder or a builder, exactly one of them."""
+
+    path: Path | None = None
+    """A Hugging Face folder: config.json, tokenizer.json, safetensors."""
+    builder: str | None = None
+    """Dotted path of `f(directory: Path, *, seed: int)` that writes such a folder."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "auto"
+    """Numbers the policy is sampled and trained in; `auto` is what the folder says."""
+
+
+class DataSection(Section):
+    """Data sets, Parquet or JSON Lines; one named here goes before the builder's of the same name."""
+
+    builder: str | None = None
+    """Dotted path of `f(directory: Path, *, seed: int)` that writes sft, prompts and evaluation `.parquet`."""
+    sft: Path | None = None
+    """Columns prompt, completion."""
+    prompts: Path | None = None
+    """Column prompt; other columns go to the scorer."""
+    preferences: Path | None = None
+    """Columns prompt, chosen, rejected: labelled pairs, instead of sampled ones."""
+    evaluation: Path | None = None
+    """Column prompt, held out from training; without it the training prompts are used."""
+
+
+class EvaluationConfig(Section):
+    """How the policy is judged on held-out prompts."""
+
+    metrics: str | None = None
+    """Dotted path of `f(prompts, responses) -> dict[str, float]`."""
+    every_steps: int = Field(default=25, ge=1)
+    """PPO steps between held-out evaluations."""
+    num_prompts: int = Field(default=512, ge=1)
+    """Held-out prompts of the evaluations before and after PPO."""
+    num_prompts_during: int = Field(default=64, ge=1)
+    """Held-out prompts of the evaluations during PPO."""
+
+
+class RunConfig(Section):
+    """A whole run file; a section that is left out has its defaults."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    rollout_actors: RolloutActorsConfig = RolloutActorsConfig()
+    trajectory_queue: TrajectoryQueueConfig = TrajectoryQueueConfig()
+    reward_service: RewardServiceConfig = RewardServiceConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig = SftConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = (), *, beside: bool = True) -> RunConfig:
+    """Read a run file, then each override: one more line of TOML, such as ``learner.learning_rate = 5e-7``.
+
+    A relative path to a model or a data set is looked for beside the run file first, then in the working directory
+    (with `beside=False`, as for the resolved file in a run directory, only there). It is kept relative to the working
+    directory where it lies beneath it, so that a run goes on in another copy of the repository.
+    Raises InputError naming the key.
+    """
+    settings = _read(path)
+    for line in overrides:
+        settings = _merged(settings, _parse_line(line))
+    config = _validated(settings)
+    config = _with_paths(config, path.parent if beside else Path())
+    if not config.run.name:
+        config = _replaced(config, "run", name=path.resolve().parent.name)
+    check_fit(config)
+    return config
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Read a resolved run file as it stands, without asking whether its settings fit together."""
+    return _validated(_read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(str(path), f"cannot read the run file ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"not TOML: {error}") from error
+
+
+def _parse_line(line: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(line)
+    except tomllib.TOMLDecodeError as error:
+        hint = "; text needs quotes" if "value" in str(error).lower() else ""
+        raise InputError("--set", f"{line!r} is not a line of TOML ({error}{hint})") from error
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in more.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            result[key] = _merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _validated(settings: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate_json(json.dumps(settings, default=str), strict=True)
+    except ValidationError as error:
+        raise _input_error(error) from error
+
+
+def _input_error(error: ValidationError) -> InputError:
+    """The first thing that is wrong; unknown keys first, for they explain the rest."""
+    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    detail = details[0]
+    location = [str(part) for part in detail["loc"]]
+    where = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(location[-1], _known_keys(location[:-1]), n=1)
+        return InputError(where, "unknown key" + (f" (did you mean {close[0]}?)" if close else ""))
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
+    message = message.replace("should be an object", "should be a table")
+    given = "" if detail["type"] == "value_error" else f", got {json.dumps(detail['input'], default=str)}"
+    return InputError(where, message + given)
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in location:
+        field = section.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        section = field.annotation
+    return list(section.model_fields)
+
+
+def _with_paths(config: RunConfig, folder: Path) -> RunConfig:
+    for section, keys in (("model", ("path",)), ("data", ("sft", "prompts", "preferences", "evaluation"))):
+        values = {key: getattr(getattr(config, section), key) for key in keys}
+        config = _replaced(config, section, **{k: _resolved(v, folder) for k, v in values.items() if v is not None})
+    return config
+
+
+def _resolved(path: Path, folder: Path) -> Path:
+    path = path.expanduser()
+    found = folder / path if (folder / path).exists() else path
+    absolute, working_directory = Path(os.path.abspath(found)), Path.cwd()
+    return absolute.relative_to(working_directory) if absolute.is_relative_to(working_directory) else absolute
+
+
+def _replaced(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
+def check_fit(config: RunConfig) -> None:
+    """Raise InputError naming the key for settings that are right one by one and don't fit together."""
+    _check_model_and_data(config)
+    _check_batch(config)
+    _check_context(config)
+    _check_stages(config)
+    for key, path in dotted_paths(config).items():
+        if not DOTTED_PATH.fullmatch(path):
+            raise InputError(key, f"{path!r} is not a dotted path such as package.module:function")
+    if config.reward_service.port is not None:
+        require_token_beyond_loopback(config.reward_service.host, "reward_service.host")
+
+
+def dotted_paths(config: RunConfig) -> dict[str, str]:
+    """Every function that the run file names, by its key."""
+    named = {
+        "model.builder": config.model.builder,
+        "data.builder": config.data.builder,
+        "reward_service.scorer": config.reward_service.scorer,
+        "preferences.annotator": config.preferences.annotator,
+        "preferences.oracle": config.preferences.oracle,
+        "evaluation.metrics": config.evaluation.metrics,
+    }
+    return {key: path for key, path in named.items() if path is not None and path != REWARD_MODEL}
+
+
+def _check_model_and_data(config: RunConfig) -> None:
+    if config.model.path is None and config.model.builder is None:
+        raise InputError("model", "give a path or a builder")
+    if config.model.path is not None and config.model.builder is not None:
+        raise InputError("model", "give a path or a builder, not both")
+    if config.data.builder is not None:
+        return
+    data = config.data
+    given = {
+        "sft": data.sft,
+        "preferences": data.preferences or data.prompts,
+        "ppo": data.prompts,
+        "evaluation": data.evaluation or data.prompts,
+    }
+    for stage in config.run.stages:
+        if stage in given and given[stage] is None:
+            raise InputError(f"data.{'sft' if stage == 'sft' else 'prompts'}", f"stage {stage} needs it (or a builder)")
+
+
+def _check_batch(config: RunConfig) -> None:
+    groups, size = config.trajectory_queue.groups_per_step, config.rollout_actors.responses_per_prompt
+    parts, ranks = config.learner.num_minibatches, max(1, config.learner.num_learners)
+    batch = f"the {groups * size} responses of a step ({groups} groups_per_step x {size} responses_per_prompt)"
+    if groups * size % parts:
+        raise InputError("learner.num_minibatches", f"{parts} does not divide {batch}")
+    if groups * size % (parts * ranks):
+        raise InputError("learner.num_learners", f"{ranks} x {parts} num_minibatches does not divide {batch}")
+
+
+def _check_context(config: RunConfig) -> None:
+    limit = config.rollout_actors.engine.get("max_model_len")
+    if isinstance(limit, int):
+        check_context_length(config, limit, "rollout_actors.engine.max_model_len")
+
+
+def check_context_length(config: RunConfig, limit: int, limit_name: str) -> None:
+    """Raise InputError when the longest prompt with the longest response is longer than `limit` tokens."""
+    prompt, response = config.rollout_actors.max_prompt_tokens, config.rollout_actors.max_response_tokens
+    if prompt + response > limit:
+        what = f"{prompt} max_prompt_tokens + {response} = {prompt + response} tokens, but {limit_name} is {limit}"
+        raise InputError("rollout_actors.max_response_tokens", what)
+
+
+def _check_stages(config: RunConfig) -> None:
+    stages = config.run.stages
+    if not stages:
+        raise InputError("run.stages", f"name at least one of {', '.join(STAGES)}")
+    labelled = config.data.preferences is not None
+    if "preferences" in stages and config.preferences.annotator is None and not labelled:
+        raise InputError("preferences.annotator", "stage preferences needs it (or data.preferences)")
+
+
+def require_token_beyond_loopback(host: str, where: str) -> None:
+    """Raise InputError when `host` can be reached from other machines and ANTIPHON_TOKEN is not set."""
+    if not is_loopback(host) and not os.environ.get("ANTIPHON_TOKEN"):
+        raise InputError(where, f"{host} can be reached from other machines: set ANTIPHON_TOKEN first")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine alone."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted key; unset ones are None."""
+    return dict(_flattened("", config.model_dump(mode="json")))
+
+
+def _flattened(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(f"{prefix}{key}.", value)
+        else:
+            yield prefix + key, value
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved run file: every setting with its value, defaults included; unset ones are left out."""
+    return "\n".join(_tables("", config.model_dump(mode="json", exclude_none=True))).strip() + "\n"
+
+
+def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of one table: first its own values, for after a sub-table's header they would belong to that."""
+    if name:
+        yield f"\n[{name}]"
+    for key, value in table.items():
+        if not isinstance(value, Mapping):
+            yield f"{_key(key)} = {_toml(value)}"
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _tables(f"{name}.{_key(key)}" if name else _key(key), value)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _toml(value: Any) -> str:
+    """JSON's numbers, texts and booleans are TOML's too; a list may hold tables."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

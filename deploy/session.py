@@ -1,0 +1,195 @@
+"""What the stages of one command share: Ray, the rollout actors, the reward service. Started when first needed.
+
+Engines cost half a minute to start, so the actors that sample preferences go on to PPO and to the evaluation.
+Knows no stage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.errors import ActorDied, InputError
+from cluster.remote import RemoteActor, kill_actor, start_actor, within
+from cluster.supervision import ActorPool
+from deploy.metrics_log import MetricsLog
+from deploy.run_config import RunConfig
+from deploy.run_directory import RunDirectory
+from deploy.view import View
+from reward_service.client import HandleRewardClient
+from reward_service.service import start_reward_service, stop_reward_service
+from rollout_actors.rollout_actor import Response, RolloutActor
+
+SPARE_ACTORS = 4
+TOTALS = (
+    "num_sampled_tokens",
+    "busy_s",
+    "swap_s",
+    "prefill_again_s",
+    "num_swaps_proved",
+    "num_swaps_checksum_only",
+)
+
+
+class Session:
+    """Owns everything that one command starts; `close` ends all of it."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory, view: View) -> None:
+        self.config = config
+        self.run = run
+        self.view = view
+        self.pool = ActorPool(
+            self._start_rollout_actor,
+            self._stop_actor,
+            name="rollout",
+            max_restarts=config.rollout_actors.max_restarts,
+            note=view.note,
+        )
+        self._engine_path: Path | None = None
+        self._log = MetricsLog(run.path)
+        self._rollout_metrics: dict[str, dict[str, float]] = {}
+        self._sampled_before: tuple[float, float] = (0, time.monotonic())
+        self._reward_client: HandleRewardClient | None = None
+
+    def connect(self) -> str:
+        """Start a Ray of our own, or join the one that RAY_ADDRESS names; returns its address."""
+        sys.path.insert(0, os.getcwd())
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not address:
+            options |= {"num_cpus": self._num_cpus(), "include_dashboard": False}
+        env = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        try:
+            ray.init(address or "local", runtime_env={"env_vars": env}, **options)
+        except ConnectionError as error:
+            raise InputError(str(address), "no Ray answers at this address") from error
+        return str(ray.get_runtime_context().gcs_address)
+
+    def _num_cpus(self) -> int:
+        """Enough of Ray's CPUs for every part and for actors that join later, whatever this machine has."""
+        config = self.config
+        needed = (
+            (config.rollout_actors.num_actors + SPARE_ACTORS) * config.rollout_actors.num_cpus
+            + config.learner.num_learners * config.learner.num_cpus
+            + config.reward_service.num_replicas * config.reward_service.num_cpus
+        )
+        return max(os.cpu_count() or 1, math.ceil(needed))
+
+    def log_path(self, name: str) -> Path:
+        """Where the process of that name prints."""
+        return self.run.path / "logs" / f"{name}.log"
+
+    async def rollout_actors(self, num: int, policy_path: Path) -> Sequence[RemoteActor]:
+        """At least `num` ready rollout actors. Those that start now start with the weights of `policy_path`."""
+        self._engine_path = policy_path
+        await self.pool.fill(num)
+        return self.pool.actors
+
+    async def _start_rollout_actor(self, name: str) -> RemoteActor:
+        settings = self.config.rollout_actors
+        actor = start_actor(
+            RolloutActor,
+            name,
+            settings,
+            model_path=str(self._engine_path),
+            dtype=self.config.model.dtype,
+            task=self.config.run.name,
+            seed=self.config.run.seed,
+            name=name,
+            log_path=self.log_path(name),
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus,
+        )
+        await within(
+            actor.start(),
+            settings.start_timeout_s,
+            where=name,
+            waited_for="its engine to start (rollout_actors.start_timeout_s)",
+        )
+        return actor
+
+    async def _stop_actor(self, actor: RemoteActor) -> None:
+        kill_actor(actor)
+
+    async def rewards(self) -> HandleRewardClient:
+        """A client of the run's reward service, which starts with the first call."""
+        if self._reward_client is None:
+            config = self.config.reward_service
+            await asyncio.to_thread(
+                start_reward_service,
+                config,
+                name=self.config.run.name,
+                reward_model_path=self.run.path / "reward_model",
+                token=os.environ.get("ANTIPHON_TOKEN"),
+                log_path=self.log_path("reward_service"),
+            )
+            self._reward_client = HandleRewardClient(self.config.run.name, timeout_s=config.timeout_s)
+        return self._reward_client
+
+    async def sample(self, prompts: Sequence[str], policy: Path, *, num: int, seed: str) -> list[list[Response]]:
+        """`num` responses of the policy in that folder to each prompt, at the training temperature."""
+        await self._load(policy)
+        temperature = self.config.rollout_actors.temperature
+        sampled: list[list[Response]] = await self.pool.ask(
+            "sample", list(prompts), num=num, seed=seed, temperature=temperature
+        )
+        return sampled
+
+    async def logprobs(self, sequences: Sequence[Sequence[int]], policy: Path) -> list[list[float]]:
+        """Log-probabilities of each sequence's tokens, the first left out, under the policy in that folder."""
+        await self._load(policy)
+        logprobs: list[list[float]] = await self.pool.ask("logprobs", [list(ids) for ids in sequences])
+        return logprobs
+
+    async def _load(self, policy: Path) -> None:
+        await self.rollout_actors(1, policy)
+        await self.pool.ask("load_policy", str(policy))
+
+    async def rollout_totals(self) -> dict[str, float]:
+        """Totals over all rollout actors, those that left included; what one that just died did since is missing."""
+        for actor in list(self.pool.actors):
+            try:
+                self._rollout_metrics[actor.name] = await actor.metrics()
+            except ActorDied as error:
+                self.view.note(str(error))
+        return {key: sum(metrics[key] for metrics in self._rollout_metrics.values()) for key in TOTALS}
+
+    async def rollout_metrics(self) -> dict[str, float]:
+        """The totals under their full names, with the number of actors and the tokens/s since the last call."""
+        totals = await self.rollout_totals()
+        now = time.monotonic()
+        num_tokens, since = self._sampled_before
+        self._sampled_before = (totals["num_sampled_tokens"], now)
+        return {
+            "rollout_actors/num_actors": len(self.pool.actors),
+            "rollout_actors/tokens_per_s": (totals["num_sampled_tokens"] - num_tokens) / (now - since),
+            **{f"rollout_actors/{key}": value for key, value in totals.items()},
+        }
+
+    def log_step(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        """One step's row of metrics.jsonl, and onto the screen."""
+        self.record(stage, metrics)
+        self.view.step(metrics)
+
+    def record(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        """One row of metrics.jsonl."""
+        self._log.write({"stage": stage, **metrics})
+
+    async def close(self) -> None:
+        """End every process this command started; a Ray that was there before stays."""
+        self._log.close()
+        if not ray.is_initialized():
+            return
+        await self.pool.close()
+        if self._reward_client is not None:
+            await asyncio.to_thread(stop_reward_service, self.config.run.name)
+        await asyncio.to_thread(ray.shutdown)

@@ -1,0 +1,174 @@
+"""The stages before PPO: model and data from their builders, SFT, preferences, the reward model.
+
+Each leaves one artefact in the run directory, whole or not at all; its presence is what "done" means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.errors import AntiphonError
+from cluster.remote import stream_task
+from cluster.trajectory_queue import PromptOrder
+from deploy import dotted
+from deploy.run_config import RunConfig
+from deploy.session import Session
+from learner.reward_model_training import reward_model_accuracy, train_reward_model
+from learner.sft import train_sft
+from rollout_actors.prompts import read_rows
+
+HELD_OUT = "preferences_held_out.parquet"
+
+
+async def prepare(session: Session) -> None:
+    """Build the starting model and the data where the run file names builders."""
+    config, run = session.config, session.run
+    for target, path, key in (
+        (run.path / "model", config.model.builder, "model.builder"),
+        (run.path / "data", config.data.builder, "data.builder"),
+    ):
+        if path and not target.exists():
+            async for _ in stream_task(
+                _build, path, key, target, seed=config.run.seed, name=key, log_path=session.log_path(key)
+            ):
+                pass
+
+
+def _build(path: str, key: str, target: Path, *, seed: int) -> Iterator[None]:
+    """Run a builder in a process of its own; what it writes appears whole or not at all."""
+    builder = dotted.load(path, key)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    builder(partial, seed=seed)
+    partial.rename(target)
+    yield
+
+
+def model_path(config: RunConfig, run_path: Path) -> Path:
+    """The model a run starts from."""
+    return Path(config.model.path) if config.model.path else run_path / "model"
+
+
+def policy_path(config: RunConfig, run_path: Path) -> Path:
+    """The policy that PPO starts from and stays near: the SFT model if there is one."""
+    sft = run_path / "sft"
+    return sft if sft.exists() else model_path(config, run_path)
+
+
+def data_path(config: RunConfig, run_path: Path, name: str) -> Path:
+    """The data file `name` (sft, prompts, evaluation): set in the run file, or made by the builder."""
+    explicit = getattr(config.data, name)
+    return Path(explicit) if explicit else run_path / "data" / f"{name}.parquet"
+
+
+def preferences_path(config: RunConfig, run_path: Path) -> Path:
+    """The preferences the reward model is trained on."""
+    return Path(config.data.preferences) if config.data.preferences else run_path / "preferences.parquet"
+
+
+async def run_sft(session: Session) -> None:
+    """Supervised fine-tuning into `sft/`."""
+    config, run = session.config, session.run
+    session.view.stage("sft", config.sft.num_steps)
+    await _train(
+        session,
+        "sft",
+        train_sft,
+        model_path(config, run.path),
+        data_path(config, run.path, "sft"),
+        run.path / "sft",
+        config.sft,
+    )
+
+
+async def _train(session: Session, stage: str, function: Callable[..., Any], *args: Any) -> dict[str, float]:
+    """Run a supervised stage in a process of its own; returns its last metrics."""
+    metrics: dict[str, float] = {}
+    learner = session.config.learner
+    async for metrics in stream_task(
+        function,
+        *args,
+        seed=session.config.run.seed,
+        name=stage,
+        log_path=session.log_path(stage),
+        num_cpus=learner.num_cpus,
+        num_gpus=learner.num_gpus,
+    ):
+        session.log_step(stage, metrics)
+    return metrics
+
+
+async def collect_preferences(session: Session) -> None:
+    """Sample pairs from the SFT policy, have them labelled, and write `preferences.parquet` in TRL's columns."""
+    config, run = session.config, session.run
+    settings = config.preferences
+    num = settings.num_pairs + settings.num_held_out_pairs
+    session.view.stage("preferences", num)
+    if settings.annotator is None:
+        raise AntiphonError("preferences.annotator", "nobody labels the pairs (set it, or data.preferences)")
+    annotate = dotted.load(settings.annotator, "preferences.annotator")
+    order = PromptOrder(read_rows(data_path(config, run.path, "prompts")), config.run.seed)
+    prompts = [order.row(i)["prompt"] for i in range(num)]
+    pairs = await session.sample(prompts, policy_path(config, run.path), num=2, seed=f"{config.run.seed}-preferences")
+    first, second = ([pair[k].text for pair in pairs] for k in (0, 1))
+    labels = annotate(prompts, first, second, seed=config.run.seed)
+    _write_pairs(session, prompts, first, second, labels)
+
+
+def _write_pairs(
+    session: Session, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], labels: Sequence[int]
+) -> None:
+    settings, path = session.config.preferences, session.run.path
+    if len(labels) != len(prompts) or not set(labels) <= {0, 1}:
+        raise AntiphonError("preferences.annotator", f"gave {len(labels)} labels for {len(prompts)} pairs, or not 0/1")
+    chosen = [b if label else a for a, b, label in zip(first, second, labels, strict=True)]
+    rejected = [a if label else b for a, b, label in zip(first, second, labels, strict=True)]
+    table = pa.table({"prompt": list(prompts), "chosen": chosen, "rejected": rejected})
+    session.run.update_summary({"reward_model.num_pairs": settings.num_pairs})
+    if settings.oracle and settings.num_held_out_pairs:
+        held_out = table.slice(settings.num_pairs).to_pydict()
+        ceiling = _oracle_accuracy(dotted.load(settings.oracle, "preferences.oracle"), held_out)
+        session.run.update_summary({"reward_model.noise_ceiling": ceiling})
+        session.view.note(f"preferences: the oracle disagrees with {1 - ceiling:.1%} of the labels")
+    parts = {HELD_OUT: table.slice(settings.num_pairs), "preferences.parquet": table.slice(0, settings.num_pairs)}
+    for name, part in parts.items():
+        partial = path / f"{name}.partial"
+        pq.write_table(part, partial)
+        partial.rename(path / name)
+
+
+def _oracle_accuracy(oracle: Callable[..., list[float]], pairs: dict[str, list[str]]) -> float:
+    """Share of labels that the oracle's own opinion agrees with; a tie agrees by half."""
+    chosen = oracle(pairs["prompt"], pairs["chosen"])
+    rejected = oracle(pairs["prompt"], pairs["rejected"])
+    agreed = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(chosen, rejected, strict=True)]
+    return sum(agreed) / len(agreed)
+
+
+async def run_reward_model(session: Session) -> None:
+    """Train `reward_model/` on the preferences and report its accuracy on pairs it has not seen."""
+    config, run = session.config, session.run
+    session.view.stage("reward_model", 0)
+    metrics = await _train(
+        session,
+        "reward_model",
+        train_reward_model,
+        policy_path(config, run.path),
+        preferences_path(config, run.path),
+        run.path / "reward_model",
+        config.reward_model,
+    )
+    accuracy = metrics["accuracy"]
+    held_out = run.path / HELD_OUT
+    if held_out.exists() and pq.read_metadata(held_out).num_rows:
+        accuracy = await asyncio.to_thread(reward_model_accuracy, run.path / "reward_model", held_out)
+    run.update_summary({"reward_model.accuracy": accuracy})
+    session.view.note(f"reward model: {accuracy:.1%} of fresh labels predicted")

@@ -1,0 +1,232 @@
+"""What a person sees of a run: a live picture in a terminal, a plain line every few seconds anywhere else.
+
+Is told stages, steps and notes and draws them on stderr. Knows the metrics' names, not where they come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY_S = 5.0
+SPARKS = "▁▂▃▄▅▆▇█"
+NUM_SPARKS = 24
+LABELS = {"kl_nats": "KL (nats)", "reward_mean": "reward"}
+_TABLE: Any = {"title_justify": "left", "title_style": "bold", "header_style": "dim", "box": box.ROUNDED}
+Metrics = Mapping[str, float | None]
+FIGURES: tuple[tuple[str, str, str], ...] = (
+    ("learner/reward_mean", "reward", "{:.3f}"),
+    ("learner/kl_nats", "KL", "{:.2f} nats"),
+    ("rollout_actors/response_length_tokens", "length", "{:.1f} tokens"),
+    ("cluster/policy_lag_mean", "lag", "{:.2f}"),
+    ("cluster/policy_lag_max", "max lag", "{:.0f}"),
+    ("rollout_actors/tokens_per_s", "", "{:,.0f} tokens/s"),
+    ("loss", "loss", "{:.4f}"),
+    ("accuracy", "accuracy", "{:.1%}"),
+    ("tokens_per_s", "", "{:,.0f} tokens/s"),
+)
+
+
+@dataclass
+class _Stage:
+    """Where one stage stands; `total` is 0 where its end is not known."""
+
+    name: str
+    total: int
+    started: float
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    rewards: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_SPARKS))
+    arrivals: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=30))
+    ended: float | None = None
+
+    def advance(self, metrics: Metrics, now: float) -> None:
+        self.metrics.update({key: value for key, value in metrics.items() if isinstance(value, int | float)})
+        self.step = int(metrics.get("step") or self.step + 1)
+        self.arrivals.append((now, self.step))
+        reward = metrics.get("learner/reward_mean")
+        if reward is not None:
+            self.rewards.append(reward)
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds to the end at the pace of the last steps; None before there is a pace."""
+        (first, first_step), (last, last_step) = self.arrivals[0], self.arrivals[-1]
+        if not self.total or last_step <= first_step:
+            return None
+        pace_s = (last - first) / (last_step - first_step)
+        return max(0.0, (self.total - self.step) * pace_s - (now - last))
+
+    def place(self) -> str:
+        return f"{self.step:,} of {self.total:,}" if self.total else f"{self.step:,}"
+
+
+class View:
+    """Draws a run while the context lasts; outside of it, notes and tables are printed as they come."""
+
+    def __init__(
+        self, title: str = "", console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._title = title
+        self._console = console or Console(stderr=True, highlight=False)
+        self._clock = clock
+        self._stages: list[_Stage] = []
+        self._live: Live | None = None
+        self._printed_at = float("-inf")
+
+    def __enter__(self) -> View:
+        if self._console.is_interactive:
+            self._live = Live(
+                console=self._console, get_renderable=self.picture, refresh_per_second=4, vertical_overflow="visible"
+            )
+            self._live.start()
+        elif self._title:
+            self._line(self._title)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end_stage(done=kind is None)
+        self._stop_live()
+
+    def _stop_live(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def stage(self, name: str, total_steps: int) -> None:
+        """A stage begins; the one before it is done. `total_steps` is 0 where its end is not known."""
+        self._end_stage(done=True)
+        self._stages.append(_Stage(name, total_steps, self._clock()))
+        self._printed_at = float("-inf")
+        if self._live is None:
+            self._line(f"{name}: starting")
+
+    def _end_stage(self, *, done: bool) -> None:
+        if self._stages and self._stages[-1].ended is None and done:
+            stage = self._stages[-1]
+            stage.ended = self._clock()
+            if self._live is None:
+                self._line(f"{stage.name}: done in {_duration(stage.ended - stage.started)}")
+
+    def step(self, metrics: Metrics) -> None:
+        """One step of the stage is done; `metrics` are its row, with its number as `step`."""
+        if not self._stages:
+            return
+        stage, now = self._stages[-1], self._clock()
+        stage.advance(metrics, now)
+        last = stage.step == stage.total
+        if self._live is None and (last or now - self._printed_at >= PLAIN_EVERY_S):
+            self._printed_at = now
+            parts = [f"{stage.name} {stage.place()}", *_figures(stage)]
+            left_s = stage.left_s(now)
+            if left_s is not None and not last:
+                parts.append(f"{_duration(left_s)} left")
+            self._line("  ".join(parts))
+
+    def note(self, text: str) -> None:
+        """Something a person should know, on a line of its own."""
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        self._console.print(escape(text), soft_wrap=True)
+
+    def picture(self) -> RenderableType:
+        """What the terminal shows now."""
+        rows: list[RenderableType] = [Text(self._title, style="bold")] if self._title else []
+        for stage in self._stages:
+            rows.append(_done(stage) if stage.ended is not None else self._under_way(stage))
+        return Group(*rows)
+
+    def _under_way(self, stage: _Stage) -> RenderableType:
+        now = self._clock()
+        left_s = stage.left_s(now) if stage.arrivals else None
+        waiting = f"{_duration(left_s)} left" if left_s is not None else _duration(now - stage.started)
+        bar = ProgressBar(
+            total=stage.total or None, completed=stage.step, width=32, pulse=not stage.step, animation_time=now
+        )
+        head = Table.grid(padding=(0, 2))
+        head.add_row(Text("●", style="cyan"), Text(f"{stage.name:<12}", style="bold"), bar, stage.place(), waiting)
+        parts = _figures(stage)
+        if len(stage.rewards) > 1:
+            parts.insert(0, _sparks(stage.rewards))
+        return Group(head, *(Text(f"   {line}") for line in _lines(parts, self._console.width - 3)))
+
+    def table_before_after(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        """What PPO changed, a line a metric; ends the live picture."""
+        self._end_stage(done=True)
+        self._stop_live()
+        table = Table(title="Before and after PPO", **_TABLE)
+        table.add_column("")
+        for heading in ("before", "after", "change"):
+            table.add_column(heading, justify="right")
+        for key in dict.fromkeys([*before, *after]):
+            old, new = before.get(key), after.get(key)
+            change = f"{new - old:+.3f}" if old is not None and new is not None else ""
+            table.add_row(LABELS.get(key, key), _number(old), _number(new), change)
+        self._console.print()
+        self._console.print(table)
+
+    def responses(self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
+        """Responses of both policies to the same prompts, side by side to read."""
+        self._end_stage(done=True)
+        self._stop_live()
+        table = Table(title="Responses to read", show_lines=True, **_TABLE)
+        for heading, ratio in (("prompt", 2), ("before", 3), ("after", 3)):
+            table.add_column(heading, ratio=ratio, overflow="fold")
+        for row in zip(prompts, before, after, strict=True):
+            table.add_row(*(Text(text.strip() or "(empty)") for text in row))
+        self._console.print()
+        self._console.print(table)
+
+
+def _done(stage: _Stage) -> RenderableType:
+    row = Table.grid(padding=(0, 2))
+    took = _duration((stage.ended or stage.started) - stage.started)
+    figures = Text("  ".join(_figures(stage)[:3]), "dim")
+    row.add_row(Text("✓", style="green"), f"{stage.name:<12}", f"{took:>6}", f"{stage.step:>6,} done", figures)
+    return row
+
+
+def _figures(stage: _Stage) -> list[str]:
+    shown = [(label, text.format(stage.metrics[key])) for key, label, text in FIGURES if key in stage.metrics]
+    return [f"{label} {text}".strip() for label, text in shown]
+
+
+def _lines(parts: Sequence[str], width: int) -> list[str]:
+    """Parts joined into lines of at most `width`, broken only between parts."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def _sparks(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((value - low) * scale)] for value in values)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"

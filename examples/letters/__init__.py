@@ -1,0 +1,1 @@
+"""Write the letter a: the smallest task, with a published reference curve."""

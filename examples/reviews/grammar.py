@@ -1,0 +1,67 @@
+"""The language of the reviews task: what was tried (a prompt) and a short review of it (a completion).
+
+    we tried the new film on friday night:   the film was long and dull, the acting was superb.
+
+A review says one or two things, each with one or two adjectives; where there are two, the first is a plain one and
+the second a vivid one ("good and lovely", never "lovely and good").
+Knows what can be said, not what is wanted: the judgement is in `oracle`, which only evaluation and annotators read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Sequence
+
+ASPECTS = {"film": "acting", "book": "plot", "meal": "soup", "hotel": "room", "game": "music"}
+"""The five topics, each with the one thing besides itself that its reviews may speak of."""
+POSITIVE = ("good", "great", "lovely", "superb")
+NEGATIVE = ("bad", "poor", "awful", "dull")
+NEUTRAL = ("long", "short", "new", "old")
+PLAIN = POSITIVE[:2] + NEGATIVE[:2] + NEUTRAL[:2]
+VIVID = POSITIVE[2:] + NEGATIVE[2:] + NEUTRAL[2:]
+MOODS = (POSITIVE, NEGATIVE, NEUTRAL)
+CONJUNCTIONS = ("and", "but")
+PEOPLE = ("i", "we", "they", "you")
+DAYS = ("monday", "tuesday", "friday", "sunday")
+TIMES = ("morning", "evening", "night")
+PUNCTUATION = (",", ".", ":")
+WORDS = tuple(
+    sorted(
+        {*ASPECTS, *ASPECTS.values(), *PLAIN, *VIVID, *CONJUNCTIONS, *PEOPLE, *DAYS, *TIMES, "the", "was", "tried", "on"}
+    )
+)
+
+_PROMPT = re.compile(rf"tried the (?:{'|'.join(NEUTRAL)}) ({'|'.join(ASPECTS)}) on ")
+
+
+def all_prompts() -> list[str]:
+    """Every prompt of the grammar: 4 people x 4 neutral adjectives x 5 topics x 4 days x 3 times = 960."""
+    choices = itertools.product(PEOPLE, NEUTRAL, ASPECTS, DAYS, TIMES)
+    return [f"{who} tried the {kind} {topic} on {day} {time}:" for who, kind, topic, day, time in choices]
+
+
+def topic_of(prompt: str) -> str | None:
+    """The topic that a prompt names, or None where the prompt is not of this grammar."""
+    match = _PROMPT.search(prompt)
+    return match.group(1) if match else None
+
+
+def sample_review(topic: str, choice: random.Random) -> str:
+    """A review of the topic by somebody in one of three moods, which half of the adjectives follow."""
+    mood = choice.choice(MOODS)
+    subjects = [topic, ASPECTS[topic]] if choice.random() < 2 / 3 else [topic]
+    return ", ".join(f"the {subject} was {_sample_adjectives(mood, choice)}" for subject in subjects) + "."
+
+
+def _sample_adjectives(mood: Sequence[str], choice: random.Random) -> str:
+    if choice.random() < 1 / 3:
+        return _sample_adjective(PLAIN + VIVID, mood, choice)
+    first, second = (_sample_adjective(words, mood, choice) for words in (PLAIN, VIVID))
+    return f"{first} {choice.choice(CONJUNCTIONS)} {second}"
+
+
+def _sample_adjective(words: Sequence[str], mood: Sequence[str], choice: random.Random) -> str:
+    follows = choice.random() < 1 / 2
+    return choice.choice([word for word in words if word in mood] if follows else words)

@@ -1,0 +1,112 @@
+"""Trajectories into padded tensors, and which of them are computed together.
+
+Pads on the right; nothing downstream depends on how far. Knows neither models nor losses.
+
+Shapes: B trajectories, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.errors import LearnerError
+from cluster.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded trajectories. `mask` is true on tokens the policy sampled, each of which has a token before it."""
+
+    uids: tuple[str, ...]
+    lengths: tuple[int, ...]
+    token_ids: Tensor
+    """[B, T] int64; 0 behind the end."""
+    mask: Tensor
+    """[B, T] bool."""
+    behavior_logprobs: Tensor
+    """[B, T] float32; 0 where the mask is false."""
+    versions: Tensor
+    """[B, T] int64: the policy version that sampled the token; 0 where the mask is false."""
+    scores: Tensor
+    """[B] float32: the final rewards."""
+    turn_rewards: Tensor
+    """[B, T] float32: each turn's immediate reward at its last token."""
+
+
+def make_batch(trajectories: Sequence[Trajectory], *, device: torch.device | None = None) -> Batch:
+    """Pad to the longest. Raises LearnerError naming a trajectory that has no finite reward or nothing to learn."""
+    for trajectory in trajectories:
+        _check(trajectory)
+    lengths = tuple(len(trajectory.token_ids) for trajectory in trajectories)
+    shape = (len(lengths), max(lengths))
+    token_ids: np.ndarray = np.zeros(shape, np.int64)
+    mask: np.ndarray = np.zeros(shape, np.bool_)
+    behavior_logprobs: np.ndarray = np.zeros(shape, np.float32)
+    versions: np.ndarray = np.zeros(shape, np.int64)
+    turn_rewards: np.ndarray = np.zeros(shape, np.float32)
+    for row, (trajectory, length) in enumerate(zip(trajectories, lengths, strict=True)):
+        token_ids[row, :length] = trajectory.token_ids
+        mask[row, :length] = trajectory.mask
+        behavior_logprobs[row, :length] = trajectory.behavior_logprobs
+        for segment in trajectory.segments:
+            versions[row, segment.start : segment.start + segment.length] = segment.policy_version
+        for turn in trajectory.turns:
+            if turn.reward is not None and turn.length:
+                turn_rewards[row, turn.start + turn.length - 1] += turn.reward
+    scores = np.array([trajectory.reward for trajectory in trajectories], np.float32)
+    arrays = (token_ids, mask, behavior_logprobs, versions, scores, turn_rewards)
+    return Batch(tuple(t.uid for t in trajectories), lengths, *(torch.from_numpy(a).to(device) for a in arrays))
+
+
+def _check(trajectory: Trajectory) -> None:
+    trajectory.check()
+    where = f"trajectory {trajectory.uid}"
+    if trajectory.reward is None or not np.isfinite(trajectory.reward):
+        raise LearnerError(where, f"its reward is {trajectory.reward}")
+    if any(turn.reward is not None and not np.isfinite(turn.reward) for turn in trajectory.turns):
+        raise LearnerError(where, f"a turn's reward is not finite: {[turn.reward for turn in trajectory.turns]}")
+    if not np.isfinite(trajectory.behavior_logprobs).all():
+        raise LearnerError(where, "a behavior logprob is not finite")
+    if not any(trajectory.mask):
+        raise LearnerError(where, "it has no sampled token to learn from")
+    if trajectory.mask[0]:
+        raise LearnerError(where, "its first token is sampled, but nothing stands before it")
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of sequences to compute together, so that each padded piece has at most `max_tokens` tokens.
+
+    Everything in one piece, in the given order, where it fits; otherwise sorted by length, so that little is padding.
+    A sequence longer than `max_tokens` is a piece by itself.
+    """
+    if not lengths:
+        return []
+    if len(lengths) * max(lengths) <= max_tokens:
+        return [list(range(len(lengths)))]
+    pieces: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
+        if pieces and (len(pieces[-1]) + 1) * lengths[index] <= max_tokens:
+            pieces[-1].append(index)
+        else:
+            pieces.append([index])
+    return pieces
+
+
+def minibatch_order(num: int, *, num_minibatches: int, seed: int, step: int, epoch: int) -> list[list[int]]:
+    """Which of a step's `num` trajectories, of all ranks, form each mini-batch; a function of its arguments alone.
+
+    Within a mini-batch the order is that of admission. Raises LearnerError when the batch does not divide.
+    """
+    if num % num_minibatches:
+        raise LearnerError("learner.num_minibatches", f"{num} trajectories do not divide by {num_minibatches}")
+    order = list(range(num))
+    if num_minibatches > 1:
+        random.Random(f"minibatches:{seed}:{step}:{epoch}").shuffle(order)
+    size = num // num_minibatches
+    return [sorted(order[start : start + size]) for start in range(0, num, size)]

@@ -1,0 +1,154 @@
+"""What both supervised stages share: reading rows, loading and writing model folders, the order of the batches.
+
+Knows no loss and nothing of stages; a model is an ordinary Hugging Face folder, before and after.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from cluster.errors import InputError
+
+MAX_GRAD_NORM = 1.0
+
+
+def read_text_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """The named columns of a Parquet or JSON Lines file, as equally long lists of text.
+
+    Raises InputError naming the file, and the column or row, where something is missing, empty or no text.
+    """
+    table = _read_table(path)
+    for column in columns:
+        if column not in table.column_names:
+            raise InputError(str(path), f"no column {column!r}; it has {', '.join(table.column_names) or 'none'}")
+    if table.num_rows == 0:
+        raise InputError(str(path), "the dataset is empty")
+    rows = {column: table.column(column).to_pylist() for column in columns}
+    for column, values in rows.items():
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise InputError(str(path), f"column {column!r}, row {index}: not text but {value!r}")
+    return rows
+
+
+def _read_table(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise InputError(str(path), "no such file")
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.stat().st_size == 0:
+            raise InputError(str(path), "the dataset is empty")
+        return pyarrow.json.read_json(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(str(path), f"neither Parquet nor JSON Lines: {error}") from error
+
+
+def load_model(auto_class: Any, path: Path, **options: Any) -> Any:
+    """The model of a folder in fp32, in which it is trained, on the GPU if this process has one.
+
+    Raises InputError where the folder is missing or holds no model.
+    """
+    check_model_folder(path)
+    model = auto_class.from_pretrained(path, dtype=torch.float32, local_files_only=True, **options)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a folder; it always has a padding token and pads on the right.
+
+    Raises InputError where the folder is missing or its tokenizer names no end-of-sequence token.
+    """
+    check_model_folder(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    if tokenizer.eos_token_id is None:
+        raise InputError(str(path), "its tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def check_model_folder(path: Path) -> None:
+    """Raise InputError unless the folder looks like a Hugging Face model."""
+    if not (path / "config.json").is_file():
+        raise InputError(str(path), "no model folder (it has no config.json)")
+
+
+def check_fits(model: Any, sequences: Sequence[Sequence[int]], path: Path) -> None:
+    """Raise InputError naming the first row of the file that is longer than the model's context."""
+    context = getattr(model.config, "max_position_embeddings", None) or math.inf
+    for index, ids in enumerate(sequences):
+        if len(ids) > context:
+            raise InputError(str(path), f"row {index}: {len(ids)} tokens, but the model's context is {context}")
+
+
+def save_model_folder(model: Any, tokenizer: Any, source: Path, output_path: Path) -> None:
+    """Write a Hugging Face folder beside `output_path` and put it there whole, in the dtype of `source`.
+
+    What was there before is replaced. A generation_config in `source` is carried over.
+    """
+    partial = output_path.with_name(f".{output_path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(AutoConfig.from_pretrained(source, local_files_only=True).dtype or torch.float32)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    if (source / "generation_config.json").is_file():
+        GenerationConfig.from_pretrained(source, local_files_only=True).save_pretrained(partial)
+    if output_path.exists():
+        shutil.rmtree(output_path)
+    partial.rename(output_path)
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """One tensor [B, T] of sequences, padded on the right to the longest."""
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def shuffled_batches(num_rows: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Row numbers in batches, for ever: each pass in a new order, its last batch perhaps smaller."""
+    while True:
+        order = torch.randperm(num_rows, generator=generator).tolist()
+        for start in range(0, num_rows, batch_size):
+            yield order[start : start + batch_size]
+
+
+class Optimizer:
+    """AdamW with gradients clipped to norm 1; linear warm-up over a tenth of the steps, then cosine to a tenth."""
+
+    def __init__(self, model: torch.nn.Module, *, learning_rate: float, num_steps: int) -> None:
+        self._model = model
+        self._adamw = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, warmup_then_cosine(num_steps))
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Descend the loss by one optimiser step."""
+        self._adamw.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRAD_NORM)
+        self._adamw.step()
+        self._schedule.step()
+
+
+def warmup_then_cosine(num_steps: int) -> Callable[[int], float]:
+    """Factor of the peak learning rate at optimiser step 0, 1, ...: up over a tenth, then a cosine down to 0.1."""
+    warmup = max(1, num_steps // 10)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor

@@ -1,0 +1,70 @@
+"""A response from its first token to its last: how swaps cut it into segments, and what it is when it is done.
+
+Pure bookkeeping of the engine thread: knows neither engines, threads nor weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from cluster.trajectory import Segment, segment_seed
+from rollout_actors.engine import SamplingRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SampledResponse:
+    """A finished response: N tokens, their log-probabilities, and segments whose `start` counts from its first token.
+
+    `finish_reason` is `stop` (the last token ends the sequence) or `length`.
+    """
+
+    uid: str
+    token_ids: list[int]
+    logprobs: list[float]
+    segments: list[Segment]
+    finish_reason: str
+
+
+@dataclass(slots=True, eq=False)
+class UnderWay:
+    """One response being sampled or waiting for weights; once handed over, the engine thread alone touches it."""
+
+    uid: str
+    prompt_token_ids: list[int]
+    max_tokens: int
+    temperature: float
+    min_policy_version: int
+    future: asyncio.Future[SampledResponse]
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    seed: int = 0
+    segment_start: int = 0
+
+    def end_segment(self, version: int, actor: str) -> None:
+        """Record what was sampled since the segment began; nothing sampled, no segment."""
+        length = len(self.token_ids) - self.segment_start
+        if length:
+            self.segments.append(Segment(version, self.segment_start, length, self.seed, actor))
+
+    def request(self, id_: str) -> SamplingRequest:
+        """Begin the next segment: go on from prompt + partial response with a seed of the segment's own."""
+        self.seed = segment_seed(self.uid, len(self.segments))
+        self.segment_start = len(self.token_ids)
+        return SamplingRequest(
+            id=id_,
+            token_ids=self.prompt_token_ids + self.token_ids,
+            max_tokens=self.max_tokens - len(self.token_ids),
+            seed=self.seed,
+            temperature=self.temperature,
+        )
+
+    def finished(self, finish_reason: str) -> SampledResponse:
+        return SampledResponse(self.uid, self.token_ids, self.logprobs, self.segments, finish_reason)
+
+
+def shifted(segments: Sequence[Segment], offset: int) -> list[Segment]:
+    """The same segments with starts that count from `offset` tokens earlier: from the conversation's first token."""
+    return [replace(segment, start=segment.start + offset) for segment in segments]

@@ -1,0 +1,346 @@
+"""A rollout actor: admits prompts, samples their responses, has them scored and puts the groups into the queue.
+
+A plain class with async methods that runs as an async Ray actor. Queue, weight store and reward client are faces
+handed to `run`. Knows neither the learner nor other actors: weights are pulled, and who holds a group the queue knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cluster.errors import EngineError, InputError
+from cluster.remote import within
+from cluster.scoring import Score, ScoreRequest
+from cluster.trajectory import Ticket, Trajectory, Turn
+from cluster.weights import Manifest
+from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.engine import GenerationEngine
+from rollout_actors.prompts import PromptTokenizer, scorer_columns
+from rollout_actors.responses import SampledResponse, shifted
+from rollout_actors.reward_client import RewardClient
+from rollout_actors.sampling import UNLOADED_VERSION, EngineThread
+
+if TYPE_CHECKING:
+    import torch
+
+ADMIT_WAIT_S = 1.0
+"""How long one call for a ticket waits at the queue; a leaving actor waits for its last one."""
+PULL_WAIT_S = 30.0
+FETCH_TIMEOUT_S = 300.0
+MIN_MODEL_LEN = 128
+FLOOR_TIMEOUT_S = 600.0
+"""How long an admitted group waits for the weights it must not be older than."""
+
+
+class Queue(Protocol):
+    """The face of `cluster.trajectory_queue.TrajectoryQueue` that an actor uses."""
+
+    def admit(self, owner: str, *, timeout_s: float) -> Awaitable[Ticket | None]: ...
+    def put(self, ticket: Ticket, trajectories: Sequence[Trajectory]) -> Awaitable[None]: ...
+    def hand_over(self, owner: str) -> Awaitable[list[int]]: ...
+    def finished(self) -> Awaitable[bool]: ...
+
+
+class Weights(Protocol):
+    """The face of `cluster.weights.WeightStore` that an actor uses."""
+
+    def wait_other(self, key: tuple[str, int] | None, *, timeout_s: float) -> Awaitable[Manifest | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response sampled outside training: N tokens with their log-probabilities, and their text."""
+
+    text: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+
+
+class RolloutActor:
+    """Samples for training while `run` runs, and for evaluation, preferences and chat whenever asked.
+
+    `build_engine` and `fetch_tensors` are where a test puts something smaller than vLLM and Ray's object store.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: RolloutActorsConfig,
+        *,
+        model_path: str,
+        dtype: str,
+        task: str,
+        seed: int,
+        build_engine: Callable[[], GenerationEngine] | None = None,
+        fetch_tensors: Callable[[Manifest], Mapping[str, torch.Tensor]] | None = None,
+        before_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._model_path = model_path
+        self._task = task
+        self._fetch_tensors = fetch_tensors or _fetch_from_object_store
+        self._engine = EngineThread(
+            build_engine or partial(_build_vllm, config, model_path=model_path, dtype=dtype, seed=seed),
+            name=name,
+            dtype=str(config.engine.get("dtype", dtype)),
+            before_step=before_step,
+        )
+        self._leaving = asyncio.Event()
+        self._run: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Load the tokenizer and build the engine in its thread; returns when it is warm."""
+        self._tokenizer = await asyncio.to_thread(
+            PromptTokenizer, self._model_path, max_prompt_tokens=self._config.max_prompt_tokens
+        )
+        await self._engine.start()
+
+    async def ping(self) -> str:
+        """The actor's name: it is alive."""
+        return self._name
+
+    async def run(self, queue: Queue, weights: Weights, rewards: RewardClient) -> None:
+        """Sample for training until the queue is finished or `leave` was called.
+
+        Ends with the error of the first part that fails: the engine, the pull of weights, a reward, the queue.
+        """
+        self._leaving.clear()
+        self._run = asyncio.get_running_loop().create_future()
+        tasks: set[asyncio.Future[None]] = set()
+        try:
+            await self._engine.forget_version()
+            tasks |= {
+                asyncio.ensure_future(self._admit_groups(queue, rewards)),
+                asyncio.ensure_future(self._pull_weights(weights)),
+                asyncio.ensure_future(self._engine.ended()),
+            }
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await _cancelled(tasks)
+            self._run.set_result(None)
+
+    async def leave(self) -> None:
+        """Stop admitting, forget what is under way, hand its groups over to others and end `run`."""
+        self._leaving.set()
+        if self._run is not None:
+            await asyncio.shield(self._run)
+
+    async def _pull_weights(self, weights: Weights) -> None:
+        """Fetch every newest version and offer it to the engine thread.
+
+        Waits for the weight store, whose `publish` wakes it; never ends by itself.
+        """
+        key: tuple[str, int] | None = None
+        while True:
+            manifest = await weights.wait_other(key, timeout_s=PULL_WAIT_S)
+            if manifest is not None:
+                tensors = await asyncio.to_thread(self._fetch_tensors, manifest)
+                self._engine.offer_weights(manifest, tensors)
+                key = (manifest.incarnation, manifest.version)
+
+    async def _admit_groups(self, queue: Queue, rewards: RewardClient) -> None:
+        """Keep up to `num_concurrent_groups` tickets under way.
+
+        Consumes tickets from the queue; waits for a ticket (the queue grants it when a version is published or a
+        group falls free), for a group under way to end, and for `leave`. Returns when the queue is finished; when
+        leaving, after what it holds was handed over.
+        """
+        under_way: set[asyncio.Future[Any]] = set()
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        admission: asyncio.Future[Ticket | None] | None = None
+        try:
+            while not leaving.done():
+                if admission is None and len(under_way) < self._config.num_concurrent_groups:
+                    admission = asyncio.ensure_future(queue.admit(self._name, timeout_s=ADMIT_WAIT_S))
+                waits = {leaving, *under_way, *([admission] if admission else [])}
+                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for task in done & under_way:
+                    task.result()
+                under_way -= done
+                if admission is not None and admission.done():
+                    ticket, admission = admission.result(), None
+                    if ticket is not None:
+                        under_way.add(asyncio.ensure_future(self.roll_out(ticket, queue, rewards)))
+                    elif await queue.finished():
+                        return
+        finally:
+            await _cancelled({leaving, *under_way})
+            if admission is not None:
+                await asyncio.gather(admission, return_exceptions=True)
+        if admission is not None:
+            admission.result()
+        await queue.hand_over(self._name)
+
+    async def roll_out(self, ticket: Ticket, queue: Queue, rewards: RewardClient) -> None:
+        """One group: sample its responses, have them scored, put it into the queue.
+
+        Raises RewardError where a reward cannot be had and InputError where the prompt is too long.
+        """
+        prompt_token_ids = self._tokenizer.encode(ticket.row["prompt"])
+        floor = ticket.min_policy_version
+        await within(
+            self._engine.loaded(floor),
+            FLOOR_TIMEOUT_S,
+            where=self._name,
+            waited_for=f"weights of version {floor}, which group {ticket.group} must not be older than",
+        )
+        responses = await asyncio.gather(
+            *(
+                self._sample(ticket.uid(index), prompt_token_ids, self._config.temperature, floor)
+                for index in range(self._config.responses_per_prompt)
+            )
+        )
+        scores = await rewards.score([self._score_request(ticket, response) for response in responses])
+        await queue.put(
+            ticket,
+            [
+                _scored(_trajectory(ticket, self._task, prompt_token_ids, response), score)
+                for response, score in zip(responses, scores, strict=True)
+            ],
+        )
+
+    def _score_request(self, ticket: Ticket, response: SampledResponse) -> ScoreRequest:
+        text = self._tokenizer.decode(response.token_ids)
+        return ScoreRequest(response.uid, ticket.row["prompt"], text, scorer_columns(ticket.row))
+
+    def _sample(
+        self, uid: str, prompt_token_ids: Sequence[int], temperature: float, floor: int
+    ) -> Awaitable[SampledResponse]:
+        return self._engine.sample(
+            uid,
+            prompt_token_ids,
+            max_tokens=self._config.max_response_tokens,
+            temperature=temperature,
+            min_policy_version=floor,
+        )
+
+    async def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int | str,
+        num: int = 1,
+        temperature: float = 1.0,
+        min_policy_version: int | None = None,
+    ) -> list[list[Response]]:
+        """Sample `num` responses to each prompt, outside training; the same seed gives the same responses.
+
+        With `min_policy_version` it waits until weights at least that new are loaded.
+        """
+        floor = UNLOADED_VERSION if min_policy_version is None else min_policy_version
+        encoded = [self._tokenizer.encode(prompt) for prompt in prompts]
+        sampled = await asyncio.gather(
+            *(
+                self._sample(f"sample-{seed}-{i}-{j}", token_ids, temperature, floor)
+                for i, token_ids in enumerate(encoded)
+                for j in range(num)
+            )
+        )
+        grouped = [sampled[i * num : (i + 1) * num] for i in range(len(prompts))]
+        return [
+            [Response(self._tokenizer.decode(s.token_ids), prompt, s.token_ids, s.logprobs) for s in group]
+            for prompt, group in zip(encoded, grouped, strict=True)
+        ]
+
+    async def load_policy(self, path: str, *, version: int = UNLOADED_VERSION) -> None:
+        """Load the weights of a Hugging Face folder under the label `version`; for use outside `run`.
+
+        Raises InputError when the folder holds no safetensors.
+        """
+        if self._run is not None and not self._run.done():
+            raise EngineError(self._name, "loads no policy from a folder while it samples for training")
+        await self._engine.load(await asyncio.to_thread(_read_policy, Path(path)), version=version)
+
+    async def loaded(self, version: int) -> None:
+        """Wait until weights of at least `version` are loaded."""
+        await self._engine.loaded(version)
+
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities, at temperature 1, of each sequence's tokens given their prefix, the first left out."""
+        return await self._engine.logprobs(sequences)
+
+    async def metrics(self) -> dict[str, Any]:
+        """Totals of the engine thread since its start; see `sampling.SamplingMetrics`."""
+        return self._engine.metrics()
+
+    async def take_intervals(self) -> list[tuple[int, float, float]]:
+        """When tokens were sampled since the last call: (policy version, start, end), monotonic seconds."""
+        return self._engine.take_intervals()
+
+    async def close(self) -> None:
+        """Leave, then give the engine back."""
+        await self.leave()
+        await self._engine.close()
+
+
+async def _cancelled(tasks: set[asyncio.Future[Any]]) -> None:
+    """Cancel the tasks and wait for their ends; what they raise was raised already or no longer matters."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _trajectory(ticket: Ticket, task: str, prompt_token_ids: Sequence[int], response: SampledResponse) -> Trajectory:
+    """The record of one response: P prompt tokens, masked out, then N sampled ones."""
+    num_prompt, num_sampled = len(prompt_token_ids), len(response.token_ids)
+    return Trajectory(
+        uid=response.uid,
+        group=ticket.group,
+        task=task,
+        token_ids=[*prompt_token_ids, *response.token_ids],
+        mask=[False] * num_prompt + [True] * num_sampled,
+        behavior_logprobs=[0.0] * num_prompt + response.logprobs,
+        segments=shifted(response.segments, num_prompt),
+        turns=[Turn(num_prompt, num_sampled)],
+        admission_index=ticket.admission_index,
+        finish_reason=response.finish_reason,
+    )
+
+
+def _scored(trajectory: Trajectory, score: Score) -> Trajectory:
+    return replace(trajectory, reward=score.reward, reward_parts=dict(score.parts), scorer_version=score.scorer_version)
+
+
+def _build_vllm(config: RolloutActorsConfig, *, model_path: str, dtype: str, seed: int) -> GenerationEngine:
+    from rollout_actors.vllm_engine import VllmEngine
+
+    sizes = {"max_num_seqs": config.num_concurrent_groups * config.responses_per_prompt}
+    return VllmEngine(
+        model_path,
+        engine_args=sizes | config.engine,
+        max_model_len=_max_model_len(config, Path(model_path)),
+        seed=seed,
+        dtype=dtype,
+    )
+
+
+def _max_model_len(config: RolloutActorsConfig, folder: Path) -> int:
+    """Room for a whole conversation, and for probe prompts where conversations are short, within the context."""
+    context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    wanted = max(config.max_prompt_tokens + config.max_response_tokens + 1, MIN_MODEL_LEN)
+    return wanted if context is None else min(wanted, int(context))
+
+
+def _fetch_from_object_store(manifest: Manifest) -> Mapping[str, torch.Tensor]:
+    from cluster.weights_object_store import fetch_tensors
+
+    return fetch_tensors(manifest, timeout_s=FETCH_TIMEOUT_S)
+
+
+def _read_policy(folder: Path) -> Mapping[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(str(folder), "holds no safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}

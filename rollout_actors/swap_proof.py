@@ -1,0 +1,95 @@
+"""Whether an engine holds the weights it claims: the judgement after every swap.
+
+The learner's log-probabilities on the probe prompts travel in the manifest; the engine computes its own after the
+swap. Pure arithmetic: knows neither engines nor tensors.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from cluster.errors import EngineError
+from cluster.weights import Manifest, Probe
+
+TOLERANCE_FLOOR = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1e-2}
+"""Smallest tolerance, relative to the largest |log-probability| of the probe."""
+NOISE_CEILING = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest noise that the first swap may show, relative likewise; more is another model, not noise."""
+COARSEST = "bfloat16"
+TOLERANCE_OVER_NOISE = 4.0
+
+
+class Verdict(StrEnum):
+    """What a swap that was not refused amounts to."""
+
+    PROVED = "proved"
+    CHECKSUM_ONLY = "checksum only"
+
+
+def distance(first: Probe, second: Probe) -> float:
+    """Largest absolute difference of two probes' log-probabilities; infinite where they cannot be compared."""
+    if [len(prompt) for prompt in first] != [len(prompt) for prompt in second]:
+        return float("inf")
+    gaps = [abs(a - b) for p, q in zip(first, second, strict=True) for a, b in zip(p, q, strict=True)]
+    return max(gaps, default=0.0) if all(gap == gap for gap in gaps) else float("inf")
+
+
+def magnitude(probe: Probe) -> float:
+    """Largest |log-probability| of a probe, the scale that noise is relative to; at least 1."""
+    return max([1.0, *(abs(value) for prompt in probe for value in prompt)])
+
+
+class SwapProof:
+    """Judges an engine's swaps one after the other.
+
+    The first one measures the engine's noise against the learner, which must be small for the engine's dtype; later
+    tolerances are a multiple of it. A swap is proved when the engine is within tolerance of its version and the
+    version can be told from the one before it and from what the engine held: both further away than twice the
+    tolerance.
+    """
+
+    def __init__(self, actor: str, dtype: str) -> None:
+        self._actor = actor
+        key = dtype if dtype in TOLERANCE_FLOOR else COARSEST
+        self._floor = TOLERANCE_FLOOR[key]
+        self._ceiling = NOISE_CEILING[key]
+        self._tolerance: float | None = None
+        self._held: tuple[tuple[tuple[int, ...], ...], Probe] | None = None
+
+    def judge(self, manifest: Manifest, computed: Probe) -> Verdict:
+        """Compare what the engine computed on the manifest's probe prompts after it loaded that version.
+
+        Raises EngineError naming actor, version and distances where the engine does not hold the version.
+        """
+        scale = magnitude(manifest.probe)
+        away = distance(computed, manifest.probe)
+        allowed = scale * (self._ceiling if self._tolerance is None else self._tolerance)
+        if not away <= allowed or self._nearer_to_previous(manifest, computed, away, scale):
+            raise EngineError(self._actor, _disagreement(manifest, computed, away, allowed))
+        if self._tolerance is None:
+            self._tolerance = max(TOLERANCE_OVER_NOISE * away / scale, self._floor)
+        verdict = self._verdict(manifest, scale * self._tolerance)
+        self._held = (manifest.probe_token_ids, computed)
+        return verdict
+
+    def _nearer_to_previous(self, manifest: Manifest, computed: Probe, away: float, scale: float) -> bool:
+        """Whether the engine looks like the version before, where the two differ by more than any noise."""
+        previous = manifest.previous_probe
+        if previous is None or distance(manifest.probe, previous) <= 2 * scale * self._floor:
+            return False
+        return distance(computed, previous) < away
+
+    def _verdict(self, manifest: Manifest, tolerance: float) -> Verdict:
+        others = [] if manifest.previous_probe is None else [manifest.previous_probe]
+        if self._held is not None and self._held[0] == manifest.probe_token_ids:
+            others.append(self._held[1])
+        told_apart = all(distance(manifest.probe, other) > 2 * tolerance for other in others)
+        return Verdict.PROVED if told_apart else Verdict.CHECKSUM_ONLY
+
+
+def _disagreement(manifest: Manifest, computed: Probe, away: float, allowed: float) -> str:
+    what = f"does not hold version {manifest.version}: its probe is {away:.3g} away (allowed {allowed:.3g})"
+    if manifest.previous_probe is not None:
+        before = distance(computed, manifest.previous_probe)
+        what += f", and {before:.3g} from version {manifest.version - 1}"
+    return what

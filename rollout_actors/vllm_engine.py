@@ -1,0 +1,226 @@
+"""The generation engine that stands behind every rollout actor: vLLM, stepped by whoever owns it.
+
+On a CPU everything runs in this process (two processes would cost half the tokens/s); elsewhere vLLM's defaults hold
+and the engine core has a process of its own. The same calls serve both. Knows nothing of versions' proofs, floors or
+rewards. vLLM is imported when an engine is built, after its environment is set.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import InputError
+from rollout_actors.engine import Sampled, SamplingRequest
+
+if TYPE_CHECKING:
+    import torch
+
+SECTION = "rollout_actors.engine"
+OWNED_ARGUMENTS = frozenset({"model", "logprobs_mode", "worker_extension_cls"})
+CPU_KV_CACHE_BYTES = 256 * 2**20
+CPU_BATCHED_TOKENS = 4096
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+}
+
+
+def engine_settings(
+    model_path: str, *, engine_args: Mapping[str, Any], max_model_len: int, seed: int, dtype: str, on_cpu: bool
+) -> dict[str, Any]:
+    """vLLM's engine arguments by name: ours, overridden by the user's `engine_args`.
+
+    Raises InputError for an argument that sampling with exact log-probabilities and proved swaps depends on.
+    """
+    for name in sorted(OWNED_ARGUMENTS & engine_args.keys()):
+        raise InputError(f"{SECTION}.{name}", "is set by the rollout actor and cannot be changed")
+    settings: dict[str, Any] = {
+        "model": model_path,
+        "dtype": dtype,
+        "seed": seed,
+        "max_model_len": max_model_len,
+        "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": "rollout_actors.vllm_worker.WeightLoading",
+        "disable_log_stats": True,
+        "trust_remote_code": False,
+    }
+    if on_cpu:
+        settings |= _cpu_settings(engine_args, max_model_len)
+    return settings | dict(engine_args)
+
+
+def _cpu_settings(engine_args: Mapping[str, Any], max_model_len: int) -> dict[str, Any]:
+    """A seeded request must not be prefilled in chunks there: the CPU's random generators have no offset."""
+    settings: dict[str, Any] = {
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_model_len, CPU_BATCHED_TOKENS),
+    }
+    if _fits_one_process(engine_args):
+        settings["distributed_executor_backend"] = "uni"
+    if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        settings["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+    return settings
+
+
+def _fits_one_process(engine_args: Mapping[str, Any]) -> bool:
+    sizes = (engine_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline", "data"))
+    return all(size == 1 for size in sizes)
+
+
+def _prepare_environment(engine_args: Mapping[str, Any]) -> bool:
+    """Set what vLLM reads from the environment, unless the user has; returns whether the engine runs on a CPU."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm.platforms import current_platform
+
+    on_cpu = bool(current_platform.is_cpu())
+    if on_cpu:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if _fits_one_process(engine_args) else "1"
+    return on_cpu
+
+
+class VllmEngine:
+    """GenerationEngine on vLLM's LLMEngine, warmed up when the constructor returns. One thread may use it.
+
+    Every sampled token comes with its log-probability at the sampling temperature; sampling ends at the tokenizer's
+    end-of-sequence token, which is the last of the tokens. Raises InputError for a setting that vLLM refuses.
+    """
+
+    def __init__(
+        self, model_path: str, *, engine_args: Mapping[str, Any], max_model_len: int, seed: int, dtype: str
+    ) -> None:
+        on_cpu = _prepare_environment(engine_args)
+        settings = engine_settings(
+            model_path, engine_args=engine_args, max_model_len=max_model_len, seed=seed, dtype=dtype, on_cpu=on_cpu
+        )
+        self._engine = _build(settings)
+        self._in_process = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") == "0"
+        self._probe_ids = itertools.count()
+        self._held_back: list[Sampled] = []
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Pay what the first request costs: kernels chosen, buffers made, probes included."""
+        self.add(SamplingRequest(id="warm-up", token_ids=[0, 0], max_tokens=2, seed=0, temperature=1.0))
+        while self.has_work():
+            self.step()
+        self.logprobs([[0, 0, 0]])
+
+    def add(self, request: SamplingRequest) -> None:
+        """Take a request; it advances with every `step`."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            skip_clone=True,
+        )
+        self._engine.add_request(request.id, tokens_input(list(request.token_ids)), params)
+
+    def step(self) -> list[Sampled]:
+        """Advance every request under way by about one token and return what is new."""
+        held_back, self._held_back = self._held_back, []
+        return held_back + [_sampled(output) for output in self._engine.step()]
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Forget these requests; nothing more is returned for them."""
+        self._engine.abort_request(list(ids))
+        forgotten = set(ids)
+        self._held_back = [sampled for sampled in self._held_back if sampled.id not in forgotten]
+
+    def has_work(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._held_back) or bool(self._engine.has_unfinished_requests())
+
+    def load(self, tensors: Mapping[str, torch.Tensor], *, version: int) -> None:
+        """Replace all weights by a whole version in checkpoint form. No request may be under way."""
+        if self._in_process:
+            self._engine.collective_rpc("load_tensors", args=(tensors,))
+        else:
+            self._load_through_a_file(tensors)
+        self._engine.reset_prefix_cache()
+        self._engine.set_weight_version(str(version))
+
+    def _load_through_a_file(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Workers in other processes read the tensors from shared memory: no tensor goes through a pickle."""
+        from safetensors.torch import save_file
+
+        shared_memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as folder:
+            path = str(Path(folder) / "weights.safetensors")
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+            self._engine.collective_rpc("load_file", args=(path,))
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities, at temperature 1, of each sequence's tokens given their prefix, the first left out.
+
+        Computed anew (the prefix cache is not read). Requests under way advance meanwhile; the next `step` returns
+        what they sampled.
+        """
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=1.0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            skip_reading_prefix_cache=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        ids = [f"probe-{next(self._probe_ids)}" for _ in sequences]
+        for id_, sequence in zip(ids, sequences, strict=True):
+            self._engine.add_request(id_, tokens_input(list(sequence)), params)
+        found: dict[str, list[float]] = {}
+        waiting = set(ids)
+        while waiting:
+            for output in self._engine.step():
+                if output.request_id in waiting:
+                    waiting.remove(output.request_id)
+                    found[output.request_id] = list(output.prompt_logprobs.logprobs)
+                else:
+                    self._held_back.append(_sampled(output))
+        return [found[id_] for id_ in ids]
+
+    def close(self) -> None:
+        """Give back memory and processes."""
+        self._engine.engine_core.shutdown()
+
+
+def _sampled(output: Any) -> Sampled:
+    completion = output.outputs[0]
+    return Sampled(
+        output.request_id, list(completion.token_ids), list(completion.logprobs.logprobs), completion.finish_reason
+    )
+
+
+def _build(settings: Mapping[str, Any]) -> Any:
+    """Start vLLM's engine. Raises InputError naming the argument that vLLM does not know or refuses."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    unknown = sorted(settings.keys() - EngineArgs.__dataclass_fields__.keys())
+    if unknown:
+        raise InputError(f"{SECTION}.{unknown[0]}", "vLLM knows no engine argument of this name")
+    try:
+        config = EngineArgs(**settings).create_engine_config()
+    except (TypeError, ValueError) as error:
+        raise InputError(SECTION, f"vLLM refuses: {error}") from error
+    return LLMEngine.from_vllm_config(config, disable_log_stats=settings["disable_log_stats"])

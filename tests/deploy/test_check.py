@@ -1,0 +1,184 @@
+"""`antiphon check`: what it finds wrong in models, data sets and functions, and that it stays light."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from cluster.errors import InputError
+from deploy.check import check_inputs, count_rows, find_function
+from deploy.run_config import load_run_config
+
+ROOT = Path(__file__).parents[2]
+RUN = """
+[run]
+stages = ["sft", "ppo"]
+[model]
+path = "model"
+[data]
+sft = "sft.parquet"
+prompts = "prompts.jsonl"
+[rollout_actors]
+max_prompt_tokens = 8
+max_response_tokens = 8
+[reward_service]
+scorer = "package.scorers:length"
+"""
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A task whose every file is right; its modules must never be imported."""
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    settings = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 16, "vocab_size": 3}
+    (model / "config.json").write_text(json.dumps(settings))
+    (model / "model.safetensors").touch()
+    Tokenizer(WordLevel({"a": 0, "b": 1, "</s>": 2}, unk_token="a")).save(str(model / "tokenizer.json"))
+    pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"]}), tmp_path / "sft.parquet")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (package / "scorers.py").write_text(
+        "raise RuntimeError('imported')\ntry:\n    from x import fast\nexcept ImportError:\n    fast = None\n"
+        "def length(prompts, responses, **columns): ...\n"
+    )
+    (tmp_path / "run.toml").write_text(RUN)
+    return tmp_path
+
+
+def refused(task: Path) -> str:
+    with pytest.raises(InputError) as refusal:
+        check_inputs(load_run_config(task / "run.toml"))
+    return str(refusal.value)
+
+
+def test_a_task_that_is_right_is_described(task: Path) -> None:
+    assert check_inputs(load_run_config(task / "run.toml")) == [
+        "model        model (LlamaForCausalLM, 3 tokens, context 16)",
+        "sft          sft.parquet (1 rows)",
+        "prompts      prompts.jsonl (2 rows)",
+        "scorer       package.scorers:length (package/scorers.py:6)",
+    ]
+
+
+def test_check_answers_in_two_seconds_without_torch_or_ray(task: Path) -> None:
+    code = (
+        "import sys, atexit\n"
+        "heavy = ('torch', 'ray', 'transformers', 'vllm', 'tensorboard', 'package')\n"
+        "atexit.register(lambda: print('imported:', [name for name in heavy if name in sys.modules]))\n"
+        "sys.argv[1:] = ['check', 'run.toml']\n"
+        "from deploy.cli import app\n"
+        "app()\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert (done.returncode, done.stdout.splitlines()[-2:]) == (0, ["ok", "imported: []"]), done.stderr
+    assert took_s < 2
+
+
+def test_a_missing_model_folder_is_named(task: Path) -> None:
+    (task / "model").rename(task / "elsewhere")
+    assert refused(task) == "model.path: no such folder: model"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_missing_or_broken_file_of_the_model_is_named(task: Path, name: str) -> None:
+    (task / "model" / name).write_text("{")
+    assert refused(task).startswith(f"model/{name}: not ")
+    (task / "model" / name).unlink()
+    assert refused(task) == f"model/{name}: missing"
+
+
+def test_weights_that_are_not_safetensors_are_refused(task: Path) -> None:
+    (task / "model" / "model.safetensors").rename(task / "model" / "pytorch_model.bin")
+    assert refused(task) == "model: no *.safetensors in the model folder"
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(task: Path) -> None:
+    settings = {"max_position_embeddings": 16, "vocab_size": 2}
+    (task / "model" / "config.json").write_text(json.dumps(settings))
+    assert refused(task) == "model/tokenizer.json: has 3 tokens, the model only 2"
+
+
+def test_prompt_and_response_longer_than_the_context_are_refused(task: Path) -> None:
+    run_file = task / "run.toml"
+    run_file.write_text(run_file.read_text().replace("max_response_tokens = 8", "max_response_tokens = 9"))
+    what = "8 max_prompt_tokens + 9 = 17 tokens, but max_position_embeddings of model is 16"
+    assert refused(task) == f"rollout_actors.max_response_tokens: {what}"
+
+
+def test_a_missing_column_is_named(task: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), task / "sft.parquet")
+    assert refused(task) == "sft.parquet: no column 'completion'; it has prompt, answer"
+
+
+def test_a_column_that_is_not_text_is_named(task: Path) -> None:
+    (task / "prompts.jsonl").write_text('{"prompt": 3}\n')
+    assert refused(task) == "prompts.jsonl: column 'prompt' is not text"
+
+
+@pytest.mark.parametrize("name", ["empty.parquet", "empty.jsonl"])
+def test_an_empty_data_set_is_named(task: Path, name: str) -> None:
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), task / name)
+    else:
+        (task / name).touch()
+    with pytest.raises(InputError, match=f"{name}: the data set is empty"):
+        count_rows(Path(name), ("prompt",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("none.parquet", None, "no such data set"),
+        ("bad.parquet", "x", "not Parquet"),
+        ("bad.jsonl", "x\n", "first line is not JSON"),
+        ("list.jsonl", "[]\n", "first line is not a JSON object"),
+        ("data.csv", "prompt\n", "neither .parquet nor .jsonl"),
+    ],
+)
+def test_a_file_that_is_no_data_set_is_named(task: Path, name: str, content: str | None, what: str) -> None:
+    if content is not None:
+        (task / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name}: {what}"):
+        count_rows(Path(name), ("prompt",))
+
+
+@pytest.mark.parametrize(
+    ("dotted_path", "what"),
+    [
+        ("package.scorers:lenght", "package.scorers has no function 'lenght'"),
+        ("package.scorer:length", "no module 'package.scorer' here or installed"),
+        ("no_such_package.scorers:length", "no module 'no_such_package.scorers' here or installed"),
+    ],
+)
+def test_a_function_that_is_not_there_is_named(task: Path, dotted_path: str, what: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        find_function(dotted_path, "reward_service.scorer")
+    assert str(refusal.value) == f"reward_service.scorer: {what}"
+
+
+def test_a_function_in_a_file_that_does_not_parse_is_named_with_its_line(task: Path) -> None:
+    (task / "package" / "scorers.py").write_text("\ndef length(:\n")
+    with pytest.raises(InputError, match=r"package/scorers.py:2: "):
+        find_function("package.scorers:length", "reward_service.scorer")
+
+
+def test_a_name_may_be_bound_by_assignment_import_or_under_try(task: Path) -> None:
+    assert find_function("package.scorers:fast", "key") == "package/scorers.py:3"

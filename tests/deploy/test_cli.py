@@ -1,0 +1,219 @@
+"""The command line: exit codes, the last line on stderr, and a status that is right however a run ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import LearnerError
+from deploy.cli import app
+from deploy.run_config import RunConfig
+from deploy.run_directory import RunDirectory
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+[run]
+stages = ["ppo"]
+[model]
+builder = "task:build"
+[data]
+builder = "task:build"
+[reward_service]
+scorer = "task:score"
+[learner]
+num_steps = 3
+"""
+Launch = Callable[[RunConfig, RunDirectory, list[str], Any], None]
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ANTIPHON_TOKEN", raising=False)
+    (tmp_path / "run.toml").write_text(TINY)
+    (tmp_path / "task.py").write_text("def build(directory, *, seed): ...\ndef score(prompts, responses): ...\n")
+    return tmp_path
+
+
+def shell(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and the last line of stderr of a command in a process of its own."""
+    command = [sys.executable, "-m", "deploy.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return done.returncode, done.stdout, (done.stderr.splitlines() or [""])[-1]
+
+
+@pytest.fixture
+def antiphon(
+    task: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The same in this process, with `launch` in the place of the stages."""
+
+    def run(*arguments: str, launch: Launch | None = None) -> tuple[int, str, str]:
+        fake = types.ModuleType("deploy.launch")
+        fake.run = launch  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "deploy.launch", fake)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app(list(arguments))
+        out, err = capsys.readouterr()
+        return int(str(ended.value.code)), out, (err.splitlines() or [""])[-1]
+
+    return run
+
+
+def status(task: Path) -> dict[str, Any]:
+    name = task.name
+    stored: dict[str, Any] = json.loads((task / "runs" / name / "status.json").read_text())
+    return stored
+
+
+def train_to_the_end(config: RunConfig, run: RunDirectory, stages: list[str], view: Any) -> None:
+    run.update_status(stage="ppo", step=config.learner.num_steps, ray_address="127.0.0.1:1")
+    (run.path / "checkpoints" / "ppo" / f"step-{config.learner.num_steps:06d}").mkdir(parents=True)
+    (run.path / "policy").mkdir()
+    (run.path / "policy" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+
+
+def test_a_finished_run_says_so_and_is_not_done_again(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path
+) -> None:
+    code, _, last = antiphon("train", "run.toml", launch=train_to_the_end)
+    assert (code, last) == (0, f"done: runs/{task.name}")
+    assert status(task) == {"state": "DONE", "stage": "ppo", "step": 3, "ray_address": None, "error": None}
+    for target in ("run.toml", f"runs/{task.name}"):
+        code, _, last = antiphon("train", target)
+        assert (code, last) == (0, f"ppo: done already in runs/{task.name} (--fresh starts over)")
+
+
+def test_changed_settings_are_refused_by_name_unless_fresh(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path
+) -> None:
+    antiphon("train", "run.toml", launch=train_to_the_end)
+    code, _, last = antiphon("train", "run.toml", "--set", "learner.num_steps = 4")
+    assert code == 2
+    assert "settings have changed: learner.num_steps (was 3, now 4)" in last
+    code, _, _ = antiphon("train", "run.toml", "--set", "learner.num_steps = 4", "--fresh", launch=train_to_the_end)
+    assert (code, status(task)["step"]) == (0, 4)
+
+
+def test_a_failed_part_gives_its_own_error_and_leaves_its_traceback(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path
+) -> None:
+    def fail(*_: Any) -> None:
+        raise LearnerError("learner 0", "ran out\nof memory")
+
+    assert antiphon("train", "run.toml", launch=fail)[::2] == (1, "error: learner 0: ran out of memory")
+    assert (status(task)["state"], status(task)["error"]) == ("FAILED", "learner 0: ran out\nof memory")
+    assert "LearnerError" in (task / "runs" / task.name / "logs" / "errors.log").read_text()
+
+
+def test_an_unforeseen_error_is_one_line_and_a_traceback_in_the_logs(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    code, _, last = antiphon("train", "run.toml", launch=fail)
+    assert code == 1
+    assert last.startswith("error: antiphon: ZeroDivisionError: division by zero (see ")
+    assert status(task)["state"] == "FAILED"
+    assert "ZeroDivisionError" in (task / "runs" / task.name / "logs" / "errors.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_says_how_it_goes_on(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path, number: signal.Signals
+) -> None:
+    def interrupted(*_: Any) -> None:
+        signal.raise_signal(number)
+
+    code, _, last = antiphon("train", "run.toml", launch=interrupted)
+    assert (code, last) == (130, f"interrupted; the same command goes on with {task}/runs/{task.name}")
+    assert status(task)["state"] == "INTERRUPTED"
+    assert antiphon("train", "run.toml", launch=train_to_the_end)[0] == 0
+
+
+def test_a_dry_run_prints_the_resolved_run_file_and_makes_nothing(task: Path) -> None:
+    code, out, _ = shell("train", "run.toml", "--dry-run", "--set", "learner.num_steps = 7", "--name", "other")
+    resolved = tomllib.loads(out)
+    assert code == 0
+    assert (resolved["run"]["name"], resolved["learner"]["num_steps"], resolved["learner"]["clip"]) == ("other", 7, 0.2)
+    assert not (task / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["train", "none.toml"], "error: none.toml: cannot read the run file (No such file or directory)"),
+        (["train", "run.toml", "--set", "sft.num_step = 1"], "sft.num_step: unknown key (did you mean num_steps?)"),
+        (["train", "run.toml", "--set", 'data.sft = "x.jsonl"'], "error: x.jsonl: no such data set"),
+        (["check", "run.toml", "--set", 'reward_service.scorer = "task:f"'], "task has no function 'f'"),
+        (["evaluate", "run.toml"], "error: ppo: not done (run antiphon ppo)"),
+        (["scale", "runs", "--rollout-actors", "2"], "error: runs: no such run directory"),
+        (["chat", "."], "error: .: not a run directory (it has no config.toml)"),
+        (["serve-rewards", "run.toml", "--host", "0.0.0.0"], "set ANTIPHON_TOKEN first"),
+        (
+            ["serve-rewards", "run.toml", "--set", 'reward_service.scorer = "reward_model"'],
+            "error: reward_model: not trained (run antiphon reward-model)",
+        ),
+        (["submit", "run.toml", "--address", "http://127.0.0.1:9"], "no Ray answers at this address"),
+        (["submit", "run.toml", "--address", "http://example.invalid:1"], "error: --runs-dir: runs is relative"),
+        (["trian", "run.toml"], "error: antiphon: No such command 'trian'. Did you mean 'train'?"),
+        (["train"], "error: antiphon: Missing argument 'TARGET'"),
+        (["scale", "runs"], "error: antiphon: Missing option '--rollout-actors'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_ends_with_2_and_one_line_and_leaves_nothing(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path, arguments: list[str], last: str
+) -> None:
+    before = sorted(task.rglob("*"))
+    code, out, found = antiphon(*arguments)
+    assert (code, out) == (2, "")
+    assert found.startswith("error: ")
+    assert last in found
+    assert sorted(task.rglob("*")) == before
+
+
+def test_the_command_itself_ends_so_too(task: Path) -> None:
+    code, out, last = shell("train", "none.toml")
+    assert (code, out, last.partition(" (")[0]) == (2, "", "error: none.toml: cannot read the run file")
+
+
+def test_a_run_that_is_over_is_not_scaled(antiphon: Callable[..., tuple[int, str, str]], task: Path) -> None:
+    antiphon("train", "run.toml", launch=train_to_the_end)
+    code, _, last = antiphon("scale", f"runs/{task.name}", "--rollout-actors", "2")
+    assert (code, last) == (2, f"error: runs/{task.name}: is not running (DONE)")
+
+
+def test_the_policy_is_copied_whole_and_never_over_something(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path
+) -> None:
+    antiphon("train", "run.toml", launch=train_to_the_end)
+    assert antiphon("export", f"runs/{task.name}", "--output", "model")[:2] == (
+        0,
+        "model: LlamaForCausalLM, 0.0 MiB\n",
+    )
+    assert (task / "model" / "config.json").exists()
+    assert antiphon("export", f"runs/{task.name}", "--output", "model")[::2] == (2, "error: model: exists already")
+
+
+def test_every_command_explains_itself(antiphon: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = antiphon("--help")
+    assert code == 0
+    stages = ["sft", "preferences", "reward-model", "ppo", "evaluate"]
+    for command in ["train", *stages, "check", "submit", "scale", "serve-rewards", "chat", "export"]:
+        assert f" {command} " in out
+        code, help_text, _ = antiphon(command, "--help")
+        assert (code, f"antiphon {command}" in help_text) == (0, True)

@@ -1,0 +1,139 @@
+"""The run file: read, overridden, printed; and every setting that is wrong is named before anything starts."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import InputError
+from deploy.run_config import RunConfig, flat, load_run_config, read_run_config, to_toml
+
+EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*/run*.toml"))
+TINY = '[run]\nstages = ["ppo"]\n[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n'
+TINY += '[reward_service]\nscorer = "task:score"\n'
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("ANTIPHON_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "run.toml").write_text(TINY)
+    return Path("task/run.toml")
+
+
+def refused(run_file: Path, *lines: str) -> tuple[str, str]:
+    with pytest.raises(InputError) as refusal:
+        load_run_config(run_file, lines)
+    return refusal.value.where, refusal.value.what
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_run_file_that_is_shipped_loads(path: Path) -> None:
+    config = load_run_config(path)
+    assert config.run.name
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_printed_run_file_says_the_same(path: Path, tmp_path: Path) -> None:
+    config = load_run_config(path)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert read_run_config(tmp_path / "config.toml") == config
+
+
+def test_printing_keeps_tables_within_lists_and_keys_with_dots(run_file: Path) -> None:
+    line = 'rollout_actors.engine = { "a.b" = [{ x = 1 }, { y = [true, "é\\n"] }], c = { d = 1.5 }, e = {} }'
+    config = load_run_config(run_file, [line])
+    engine = tomllib.loads(to_toml(config))["rollout_actors"]["engine"]
+    assert engine == {"a.b": [{"x": 1}, {"y": [True, "é\n"]}], "c": {"d": 1.5}}
+
+
+def test_a_run_is_called_after_the_folder_of_its_file(run_file: Path) -> None:
+    assert load_run_config(run_file).run.name == "task"
+
+
+def test_an_override_changes_one_key_and_leaves_its_neighbours(run_file: Path) -> None:
+    before = flat(load_run_config(run_file))
+    after = flat(load_run_config(run_file, ["learner.learning_rate = 5e-7", 'rollout_actors.engine.dtype = "float32"']))
+    changed = {key for key in after if after[key] != before.get(key)}
+    assert changed == {"learner.learning_rate", "rollout_actors.engine.dtype"}
+
+
+def test_a_path_is_found_beside_the_run_file_first_and_then_in_the_working_directory(run_file: Path) -> None:
+    Path("task/near.parquet").touch()
+    Path("far.parquet").touch()
+    config = load_run_config(run_file, ['data.sft = "near.parquet"', 'data.prompts = "far.parquet"'])
+    assert config.data.sft == Path("task/near.parquet")
+    assert config.data.prompts == Path("far.parquet")
+
+
+def test_a_path_elsewhere_is_kept_absolute(run_file: Path) -> None:
+    assert load_run_config(run_file, ['data.sft = "/data/sft.parquet"']).data.sft == Path("/data/sft.parquet")
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "what"),
+    [
+        ("learner.learning_rat = 1e-3", "learner.learning_rat", "unknown key (did you mean learning_rate?)"),
+        ("lerner.num_steps = 1", "lerner", "unknown key (did you mean learner?)"),
+        ("sft.zzz = 1", "sft.zzz", "unknown key"),
+        ('learner.learning_rate = "1e-3"', "learner.learning_rate", 'should be a valid number, got "1e-3"'),
+        ("learner.learning_rate = nan", "learner.learning_rate", "should be a finite number, got NaN"),
+        ("learner.num_steps = 1.5", "learner.num_steps", "should be a valid integer, got 1.5"),
+        ("learner.num_steps = true", "learner.num_steps", "should be a valid integer, got true"),
+        ("learner.num_steps = 0", "learner.num_steps", "should be greater than or equal to 1, got 0"),
+        ("model = 3", "model", "should be a table, got 3"),
+        ('run.stages = ["pp"]', "run.stages.0", 'got "pp"'),
+        ('run.stages = ["ppo", "sft"]', "run.stages", "in this order"),
+        ("run.stages = []", "run.stages", "name at least one"),
+        ('run.name = "../x"', "run.name", "should match pattern"),
+        ('model.path = "there"', "model", "not both"),
+        ('model.builder = "task"', "model.builder", "is not a dotted path"),
+        ('reward_service.scorer = "task.score"', "reward_service.scorer", "is not a dotted path"),
+        ("learner.num_minibatches = 7", "learner.num_minibatches", "7 does not divide the 128 responses of a step"),
+        ("learner.num_learners = 3", "learner.num_learners", "does not divide the 128 responses"),
+        ("rollout_actors.engine.max_model_len = 1000", "rollout_actors.max_response_tokens", "= 1024 tokens, but"),
+        ('run.stages = ["preferences"]', "preferences.annotator", "stage preferences needs it"),
+        ('reward_service = { host = "0.0.0.0", port = 8000 }', "reward_service.host", "set ANTIPHON_TOKEN"),
+        ("reward_service.port = 70000", "reward_service.port", "less than or equal to 65535"),
+        ("learner.learning_rate", "--set", "is not a line of TOML"),
+        ("run.name = letters", "--set", "text needs quotes"),
+    ],
+)
+def test_a_wrong_setting_is_named(run_file: Path, line: str, where: str, what: str) -> None:
+    found_where, found_what = refused(run_file, line)
+    assert found_where == where
+    assert what in found_what
+
+
+def test_a_run_without_a_model_is_refused(run_file: Path) -> None:
+    run_file.write_text('[data]\nbuilder = "task:data"\n')
+    assert refused(run_file) == ("model", "give a path or a builder")
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"), [("sft", "data.sft"), ("ppo", "data.prompts"), ("evaluation", "data.prompts")]
+)
+def test_a_stage_without_its_data_is_refused(run_file: Path, stage: str, key: str) -> None:
+    run_file.write_text(f'[run]\nstages = ["{stage}"]\n[model]\nbuilder = "task:build"\n')
+    where, what = refused(run_file)
+    assert where == key
+    assert stage in what
+
+
+def test_a_service_beyond_loopback_with_a_token_is_accepted(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTIPHON_TOKEN", "secret")
+    config = load_run_config(run_file, ['reward_service.host = "0.0.0.0"', "reward_service.port = 8000"])
+    assert config.reward_service.host == "0.0.0.0"
+
+
+def test_a_run_file_that_is_not_there_or_not_toml_is_named(run_file: Path) -> None:
+    assert refused(Path("none.toml")) == ("none.toml", "cannot read the run file (No such file or directory)")
+    run_file.write_text("[run\n")
+    assert refused(run_file)[1].startswith("not TOML: ")
+
+
+def test_defaults_alone_make_a_config() -> None:
+    assert RunConfig().run.stages == ("sft", "preferences", "reward_model", "ppo", "evaluation")

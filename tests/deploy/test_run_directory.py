@@ -1,0 +1,188 @@
+"""The run directory: who may open it, what counts as done, and what a second start finds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import InputError
+from deploy.run_config import RunConfig, load_run_config
+from deploy.run_directory import RunDirectory, open_run, read_target, require_run, require_stages
+
+TINY = '[run]\nstages = ["sft", "ppo"]\n[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n'
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text(TINY)
+    return load_run_config(Path("run.toml"), ['run.name = "tiny"', "learner.num_steps = 20"])
+
+
+@pytest.fixture
+def path(config: RunConfig) -> Path:
+    return Path("runs/tiny").absolute()
+
+
+def finish_ppo(path: Path, step: int) -> None:
+    (path / "checkpoints" / "ppo" / f"step-{step:06d}").mkdir(parents=True)
+    (path / "policy").mkdir(exist_ok=True)
+    (path / "policy" / "config.json").write_text("{}")
+
+
+def test_a_run_directory_is_found_again_with_its_settings(config: RunConfig, path: Path) -> None:
+    with open_run(config, path):
+        pass
+    assert read_target(path) == (config, path)
+    overrides = ["learner.num_steps = 20"]
+    assert read_target(Path("run.toml"), overrides, name="tiny") == (config, path)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run directory"):
+        read_target(tmp_path)
+    with pytest.raises(InputError, match="no such run directory"):
+        require_run(tmp_path / "none")
+
+
+def test_a_name_for_a_run_directory_is_refused(config: RunConfig, path: Path) -> None:
+    with open_run(config, path):
+        pass
+    with pytest.raises(InputError, match=r"--name: .* is a run directory already"):
+        read_target(path, name="other")
+
+
+def test_changed_settings_are_named_and_nothing_is_changed(config: RunConfig, path: Path) -> None:
+    with open_run(config, path):
+        pass
+    before = (path / "config.toml").read_text()
+    changed = load_run_config(Path("run.toml"), ["learner.num_steps = 30", 'preferences.annotator = "task:judge"'])
+    with pytest.raises(InputError) as refusal, open_run(changed, path):
+        pass
+    assert refusal.value.where == str(path)
+    assert "learner.num_steps (was 20, now 30)" in refusal.value.what
+    assert 'preferences.annotator (was unset, now "task:judge")' in refusal.value.what
+    assert (path / "config.toml").read_text() == before
+
+
+def test_fresh_deletes_what_the_run_has_done_and_takes_other_settings(config: RunConfig, path: Path) -> None:
+    with open_run(config, path):
+        finish_ppo(path, 20)
+    changed = load_run_config(Path("run.toml"), ["learner.num_steps = 30"])
+    with open_run(changed, path, fresh=True) as run:
+        assert not run.is_done("ppo", changed)
+        assert sorted(child.name for child in path.iterdir()) == [".lock", "config.toml"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_something_else_is_never_deleted_or_written(config: RunConfig, path: Path, fresh: bool) -> None:
+    path.mkdir(parents=True)
+    (path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a run directory"), open_run(config, path, fresh=fresh):
+        pass
+    assert [child.name for child in path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_second_process_is_refused_with_the_pid_of_the_first(config: RunConfig, path: Path, fresh: bool) -> None:
+    code = (
+        "import sys; from pathlib import Path; from deploy.run_directory import *\n"
+        "with open_run(read_target(Path('runs/tiny'))[0], Path('runs/tiny').absolute()):\n"
+        "    print('open', flush=True); sys.stdin.read()\n"
+    )
+    with open_run(config, path):
+        pass
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(InputError, match=rf"another process is at work on this run \(pid {other.pid} on "):
+            with open_run(config, path, fresh=fresh):
+                pass
+        assert (path / "config.toml").exists()
+    with open_run(config, path, fresh=fresh):
+        pass
+
+
+def test_status_and_summary_change_only_what_is_named(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.update_status(stage="sft", step=3)
+    run.update_status(step=4)
+    stored = json.loads((tmp_path / "status.json").read_text())
+    assert stored == {"state": "RUNNING", "stage": "sft", "step": 4, "ray_address": None, "error": None}
+    run.update_summary({"evaluation.before.oracle": 0.1, "num_void": 0})
+    run.update_summary({"evaluation.before.kl_nats": 0.0})
+    assert run.summary() == {"evaluation": {"before": {"oracle": 0.1, "kl_nats": 0.0}}, "num_void": 0}
+
+
+def test_a_run_that_never_started_has_no_status(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run was started here"):
+        RunDirectory(tmp_path).status()
+
+
+def test_stages_are_done_when_their_artefacts_are_there(config: RunConfig, path: Path) -> None:
+    run = RunDirectory(path)
+    stages = ("sft", "preferences", "reward_model", "ppo", "evaluation")
+    assert not any(run.is_done(stage, config) for stage in stages)
+    for folder in ("sft", "reward_model"):
+        (path / folder).mkdir(parents=True)
+        (path / folder / "config.json").write_text("{}")
+    (path / "preferences.parquet").touch()
+    finish_ppo(path, 10)
+    assert not run.is_done("ppo", config)
+    finish_ppo(path, 20)
+    run.update_summary({"evaluation.before.oracle": 0.0})
+    assert not run.is_done("evaluation", config)
+    run.update_summary({"evaluation.after.oracle": 4.0})
+    assert all(run.is_done(stage, config) for stage in stages)
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
+    run, folder = RunDirectory(tmp_path), tmp_path / "checkpoints" / "ppo"
+    for name in ("step-000010", "step-000020", "step-000030", "step-000040", ".step-000050"):
+        (folder / name).mkdir(parents=True)
+    assert run.newest_checkpoint("ppo") == folder / "step-000040"
+    assert run.newest_checkpoint("sft") is None
+    assert run.best_checkpoint("ppo") is None
+    run.keep_checkpoints("ppo", newest=3, best=folder / "step-000010")
+    assert run.best_checkpoint("ppo") == folder / "step-000010"
+    run.keep_checkpoints("ppo", newest=2)
+    assert [path.name for path in run.checkpoints("ppo")] == ["step-000010", "step-000030", "step-000040"]
+    run.keep_checkpoints("ppo", newest=1, best=folder / "step-000030")
+    assert [path.name for path in run.checkpoints("ppo")] == ["step-000030", "step-000040"]
+
+
+def test_going_on_drops_the_metrics_of_steps_that_are_done_again(config: RunConfig, path: Path) -> None:
+    with open_run(config, path) as run:
+        (path / "sft").mkdir()
+        (path / "sft" / "config.json").write_text("{}")
+        (path / "checkpoints" / "ppo" / "step-000002").mkdir(parents=True)
+        rows = [{"stage": "sft", "step": 9}, *({"stage": "ppo", "step": s, "num_episodes": 8 * s} for s in (1, 2, 3))]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (path / "metrics.jsonl").write_text(lines + '{"stage": "ppo", "st')
+    with open_run(config, path) as run:
+        assert [(row["stage"], row["step"]) for row in run.metrics()] == [("sft", 9), ("ppo", 1), ("ppo", 2)]
+        assert run.num_episodes() == 16
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("ppo", "sft: not trained (run antiphon sft)"),
+        ("evaluation", "ppo: not done (run antiphon ppo)"),
+        ("reward_model", "sft: not trained (run antiphon sft)"),
+    ],
+)
+def test_a_stage_alone_names_the_one_it_builds_on(config: RunConfig, path: Path, stage: str, message: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        require_stages(config, RunDirectory(path), [stage])
+    assert str(refusal.value) == message
+
+
+def test_a_scorer_that_is_the_reward_model_needs_one(config: RunConfig, path: Path) -> None:
+    with pytest.raises(InputError, match=r"reward_model: not trained \(run antiphon reward-model\)"):
+        require_stages(config, RunDirectory(path), ["sft", "ppo"])

@@ -1,0 +1,124 @@
+"""What a person reads: the live picture, the plain lines and the tables, at two widths."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from deploy.view import View
+
+STEP = {
+    "learner/reward_mean": 2.238,
+    "learner/kl_nats": 4.777,
+    "rollout_actors/response_length_tokens": 9.13,
+    "cluster/policy_lag_mean": 0.97,
+    "cluster/policy_lag_max": 1,
+    "rollout_actors/tokens_per_s": 4210.4,
+}
+
+
+class Clock:
+    """Time that passes when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def plain(width: int = 100) -> Console:
+    return Console(file=io.StringIO(), width=width)
+
+
+def text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_without_a_terminal_a_line_is_printed_every_few_seconds_and_at_the_last_step() -> None:
+    console, clock = plain(), Clock()
+    with View("reviews", console, clock) as view:
+        view.stage("ppo", 8)
+        for step in range(1, 9):
+            clock.now += 2
+            view.step({"step": step, **STEP})
+    lines = text(console).splitlines()
+    figures = "reward 2.238  KL 4.78 nats  length 9.1 tokens  lag 0.97  max lag 1  4,210 tokens/s"
+    assert lines == [
+        "reviews",
+        "ppo: starting",
+        f"ppo 1 of 8  {figures}",
+        f"ppo 4 of 8  {figures}  0:08 left",
+        f"ppo 7 of 8  {figures}  0:02 left",
+        f"ppo 8 of 8  {figures}",
+        "ppo: done in 0:16",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_picture_shows_what_is_done_and_what_is_under_way(width: int) -> None:
+    clock, screen = Clock(), plain(width)
+    view = View("reviews  runs/reviews", plain(width), clock)
+    view.stage("sft", 250)
+    clock.now += 7
+    view.step({"step": 250, "loss": 0.612})
+    view.stage("ppo", 100)
+    for step in range(1, 44):
+        clock.now += 1
+        view.step({"step": step, **STEP, "learner/reward_mean": step / 43})
+    screen.print(view.picture())
+    lines = text(screen).splitlines()
+    assert lines[0].rstrip() == "reviews  runs/reviews"
+    assert lines[1].split() == ["✓", "sft", "0:07", "250", "done", "loss", "0.6120"]
+    assert lines[2].startswith("●  ppo")
+    assert lines[2].rstrip().endswith("43 of 100  0:57 left")
+    assert "██  reward 1.000  KL 4.78 nats" in lines[3]
+    assert all(len(line) <= width for line in lines)
+
+
+def test_a_stage_that_failed_is_not_called_done() -> None:
+    console = plain()
+    view = View("", console)
+    view.stage("ppo", 8)
+    view.__exit__(RuntimeError, RuntimeError(), None)
+    assert text(console) == "ppo: starting\n"
+
+
+def test_notes_are_printed_as_they_are() -> None:
+    console = plain()
+    View(console=console).note("[bold] is not markup, 3 of 4 swaps proved")
+    assert text(console) == "[bold] is not markup, 3 of 4 swaps proved\n"
+
+
+def test_the_table_shows_every_metric_before_and_after() -> None:
+    console = plain(80)
+    View(console=console).table_before_after(
+        {"oracle": -0.13, "kl_nats": 0}, {"oracle": 3.99, "kl_nats": 5.6, "new": 1}
+    )
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text(console).splitlines() if "│" in line]
+    assert rows == [
+        ["", "before", "after", "change"],
+        ["oracle", "-0.130", "3.990", "+4.120"],
+        ["KL (nats)", "0.000", "5.600", "+5.600"],
+        ["new", "", "1.000", ""],
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_responses_stand_side_by_side(width: int) -> None:
+    console = plain(width)
+    View(console=console).responses(["the food"], [" was [red]bad"], [""])
+    (line,) = [line for line in text(console).splitlines() if "the food" in line]
+    assert [cell.strip() for cell in line.strip("│").split("│")] == ["the food", "was [red]bad", "(empty)"]
+
+
+def test_a_terminal_gets_a_live_picture() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
+    with View("reviews", console) as view:
+        view.stage("sft", 2)
+        view.step({"step": 1, "loss": 1.0})
+        view.note("a note above it")
+    assert "a note above it" in text(console)
+    assert "\x1b[?25l" in text(console)

@@ -1,0 +1,108 @@
+"""Hand-written stand-ins for the parts behind the protocols: an engine and a reward client."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.errors import RewardError
+from cluster.scoring import Score, ScoreRequest
+from cluster.weights import Manifest
+from rollout_actors.engine import Sampled, SamplingRequest
+
+EOS = 1
+FIRST_TOKEN = 4
+
+
+def fake_probe(version: int, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """What a FakeEngine holding `version` computes on probe prompts."""
+    return [[-1.0 - 0.1 * version - 0.001 * token for token in sequence[1:]] for sequence in sequences]
+
+
+def fake_manifest(version: int, incarnation: str = "first") -> Manifest:
+    """A version without tensors whose probe a FakeEngine agrees with."""
+    prompts = ((4, 5, 6), (7, 8))
+    previous = fake_probe(version - 1, prompts) if version else None
+    return Manifest(version, incarnation, (), prompts, fake_probe(version, prompts), previous)
+
+
+@dataclass
+class FakeEngine:
+    """One token a step for every request, a function of its seed and place; `events` tells what was called.
+
+    A response ends after `stop_after` tokens with the end-of-sequence token, where that is set. `skip_loads` keeps
+    the old weights; `fail` is raised by the next step.
+    """
+
+    stop_after: int | None = None
+    skip_loads: bool = False
+    vocab_size: int = 48
+    version: int = -1
+    fail: Exception | None = None
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    requests: dict[str, SamplingRequest] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
+    threads: set[str] = field(default_factory=set)
+
+    def add(self, request: SamplingRequest) -> None:
+        self.events.append(("add", list(request.token_ids), request.seed))
+        self.requests[request.id] = request
+        self.done[request.id] = 0
+
+    def step(self) -> list[Sampled]:
+        self.threads.add(threading.current_thread().name)
+        if self.fail is not None:
+            raise self.fail
+        self.events.append(("step", self.version, len(self.requests)))
+        return [self._advance(request) for request in list(self.requests.values())]
+
+    def _advance(self, request: SamplingRequest) -> Sampled:
+        place = self.done[request.id]
+        self.done[request.id] = place + 1
+        token = FIRST_TOKEN + (request.seed + place) % (self.vocab_size - FIRST_TOKEN)
+        finish_reason = "length" if place + 1 == request.max_tokens else None
+        if place + 1 == self.stop_after:
+            token, finish_reason = EOS, "stop"
+        if finish_reason:
+            self.abort([request.id])
+        return Sampled(request.id, [token], [-0.5 - 0.1 * self.version], finish_reason)
+
+    def abort(self, ids: Sequence[str]) -> None:
+        for id_ in ids:
+            del self.requests[id_]
+
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    def load(self, tensors: Mapping[str, Any], *, version: int) -> None:
+        assert not self.requests, "weights were loaded under a request"
+        self.events.append(("load", version))
+        if not self.skip_loads:
+            self.version = version
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return fake_probe(self.version, sequences)
+
+    def close(self) -> None:
+        self.events.append(("close",))
+
+
+@dataclass
+class FakeRewardClient:
+    """Scores with a Python function; `error` is raised instead; `gate`, where set, holds every score back."""
+
+    score_one: Callable[[ScoreRequest], float] = lambda request: float(len(request.response))
+    error: RewardError | None = None
+    gate: asyncio.Event | None = None
+    requests: list[ScoreRequest] = field(default_factory=list)
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        self.requests += requests
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return [Score(request.id, self.score_one(request), {}, "fake") for request in requests]

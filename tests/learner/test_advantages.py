@@ -1,0 +1,108 @@
+"""Advantages against slow versions written token by token, and at their edges."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from learner import advantages as adv
+
+
+def slow_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> list[list[float]]:
+    """Sum over k of (gamma lam)^k delta_{t+k}, over the sampled tokens alone: eq. 16 of arXiv:1506.02438 as printed."""
+    advantages = [[0.0] * values.shape[1] for _ in values]
+    for row in range(values.shape[0]):
+        sampled = [t for t in range(values.shape[1]) if mask[row, t]]
+        reward = [float(rewards[row, t]) for t in sampled]
+        value = [float(values[row, t]) for t in sampled] + [0.0]
+        deltas = [reward[k] + gamma * value[k + 1] - value[k] for k in range(len(sampled))]
+        for k, t in enumerate(sampled):
+            advantages[row][t] = sum((gamma * lam) ** j * delta for j, delta in enumerate(deltas[k:]))
+    return advantages
+
+
+def random_inputs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = torch.randn(2, 6, 11, dtype=torch.float64, generator=generator).unbind()
+    mask = torch.rand(6, 11, generator=generator) < 0.6
+    mask[0] = True
+    mask[1] = False
+    garbage = torch.full_like(values, math.nan)
+    return torch.where(mask, rewards, garbage), torch.where(mask, values, garbage), mask
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 1.0), (0.99, 0.0)])
+def test_gae_is_the_sum_of_the_paper_over_sampled_tokens_whatever_stands_under_the_mask(
+    seed: int, gamma: float, lam: float
+) -> None:
+    rewards, values, mask = random_inputs(seed)
+    advantages, returns = adv.gae(rewards, values, mask, gamma=gamma, lam=lam)
+    expected = torch.tensor(slow_gae(rewards, values, mask, gamma, lam), dtype=torch.float64)
+    torch.testing.assert_close(advantages, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(returns, torch.where(mask, expected + values, 0.0), atol=1e-12, rtol=0)
+
+
+def test_the_score_stands_at_the_last_sampled_token_and_turn_rewards_at_their_turns() -> None:
+    mask = torch.tensor([[False, True, True, False, True], [False, True, False, False, False], [False] * 5])
+    turn_rewards = torch.tensor([[9.0, 0.0, 0.5, 9.0, -1.0], [9.0, 2.0, 9.0, 9.0, 9.0], [9.0] * 5])
+    kl = torch.tensor([[math.nan, 1.0, -2.0, math.nan, 3.0], [math.nan, 1.0] + [math.nan] * 3, [math.nan] * 5])
+    rewards = adv.token_rewards(
+        torch.tensor([10.0, 20.0, 30.0]), kl, mask, kl_coefficient=0.1, turn_rewards=turn_rewards
+    )
+    expected = torch.tensor([[0.0, -0.1, 0.7, 0.0, 8.7], [0.0, 21.9, 0.0, 0.0, 0.0], [0.0] * 5])
+    torch.testing.assert_close(rewards, expected)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_whitening_over_ranks_is_whitening_of_the_whole(num_ranks: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(6, 5, dtype=torch.float64, generator=generator)
+    mask = torch.rand(6, 5, generator=generator) < 0.7
+    pieces = list(zip(values.chunk(num_ranks), mask.chunk(num_ranks), strict=True))
+
+    count = sum(float(m.sum()) for _, m in pieces)
+    mean = sum(float(v[m].sum()) for v, m in pieces) / count
+    calls = iter([None] * 2)
+
+    def sum_of_all(own: Tensor) -> Tensor:
+        """Plays the other ranks: first counts and sums, then squared deviations."""
+        if own.ndim:
+            return torch.stack([torch.stack([m.sum().double(), v[m].sum()]) for v, m in pieces]).sum(0)
+        next(calls)
+        return torch.stack([(v[m] - mean).square().sum() for v, m in pieces]).sum()
+
+    whole = values[mask]
+    expected = (whole - whole.mean()) / (whole.var(unbiased=True) + 1e-8).sqrt()
+    moments = adv.masked_moments(*pieces[0], sum_of_all)
+    torch.testing.assert_close(adv.whiten(values, mask, moments)[mask], expected, atol=1e-12, rtol=0)
+
+
+def test_whitening_of_equal_values_one_value_or_none_is_finite() -> None:
+    for mask in ([[True, True, True]], [[True, False, False]], [[False, False, False]]):
+        chosen = torch.tensor(mask)
+        values = torch.full((1, 3), 2.5)
+        whitened = adv.whiten(values, chosen, adv.masked_moments(values, chosen))
+        assert torch.equal(whitened, torch.zeros(1, 3))
+
+
+def test_explained_variance_is_one_for_a_perfect_critic_and_zero_where_nothing_varies() -> None:
+    returns = torch.tensor([[1.0, 2.0, 5.0]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    assert adv.explained_variance(returns - 3, returns, mask) == pytest.approx(1.0)
+    assert adv.explained_variance(torch.zeros(1, 3), returns, mask) == pytest.approx(0.0)
+    assert adv.explained_variance(-returns, returns, mask) == pytest.approx(-3.0)
+    assert adv.explained_variance(returns, torch.ones(1, 3), mask) == 0.0
+
+
+def test_k3_is_never_negative_and_all_estimators_vanish_where_the_policies_agree() -> None:
+    draw = random.Random(0)
+    p = torch.tensor([draw.uniform(-5, 0) for _ in range(100)], dtype=torch.float64)
+    q = torch.tensor([draw.uniform(-5, 0) for _ in range(100)], dtype=torch.float64)
+    assert (adv.kl_k3(p, q) >= 0).all()
+    for estimator in (adv.kl_k1, adv.kl_k2, adv.kl_k3):
+        assert torch.equal(estimator(p, p), torch.zeros(100, dtype=torch.float64))

@@ -1,0 +1,167 @@
+"""A whole step on one rank: what it changes, what it does not depend on, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cluster.errors import LearnerError
+from cluster.trajectory import Trajectory
+from learner.actor_critic import ActorCritic, ModelSettings, load_causal_model, sampled_token_logprobs
+from learner.batching import make_batch
+from learner.config import LearnerConfig
+from learner.ppo_step import PPOStep, Share
+from learner.ranks import Ranks
+from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
+
+CPU = torch.device("cpu")
+CONFIG = LearnerConfig(num_epochs=2, num_minibatches=2, learning_rate=1e-3, entropy_coefficient=0.01)
+
+
+class OneRank:
+    """A learner without Ray or RLlib."""
+
+    def __init__(self, path: Path, config: LearnerConfig = CONFIG, *, max_tokens: int = 16_384, sgd: bool = False):
+        self.model = ActorCritic(ModelSettings(path, "float32", config.critic, 0.7))
+        self.reference: Any = load_causal_model(path, "float32")
+        adam = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=config.learning_rate) if sgd else adam
+        ranks = Ranks(CPU, distributed=False)
+        parts = (config, self.model, self.reference, optimizer, ranks)
+        self._step = PPOStep(*parts, device=CPU, seed=0, max_micro_batch_tokens=max_tokens)
+
+    def step(self, step: int, trajectories: list[Trajectory]) -> dict[str, float]:
+        return self._step.run(step, Share(trajectories, 0, len(trajectories)))
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+
+def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Over all tensors, the norm of the difference over the norm."""
+    return max(float((tensor - right[name]).norm() / tensor.norm().clamp(min=1e-12)) for name, tensor in left.items())
+
+
+def batch(num: int = 8, **kwargs: Any) -> list[Trajectory]:
+    return [make_trajectory(index, **kwargs) for index in range(num)]
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_a_step_moves_policy_and_critic_and_leaves_the_reference(policy_path: Path, critic: Any) -> None:
+    learner = OneRank(policy_path, CONFIG.model_copy(update={"critic": critic}))
+    before = learner.weights()
+    metrics = learner.step(1, [*batch(7), make_two_turn_trajectory(7, version=-1)])
+    after = learner.weights()
+    unmoved = [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
+    assert unmoved == []
+    assert dict(learner.reference.named_parameters()).keys()
+    for name, parameter in learner.reference.named_parameters():
+        assert torch.equal(parameter, before[f"policy.{name}"])
+    assert metrics["cluster/policy_lag_max"] == 1
+    assert metrics["learner/entropy_nats"] > 0
+
+
+def test_the_loss_is_lower_after_a_step_on_the_same_batch_and_good_tokens_become_likelier(policy_path: Path) -> None:
+    config = LearnerConfig(num_epochs=4, learning_rate=1e-3, kl_coefficient=0.0, gae_lambda=1.0)
+    learner = OneRank(policy_path, config)
+    trajectories = [replace(make_trajectory(i), reward=float(i % 2)) for i in range(16)]
+    padded = make_batch(trajectories)
+    before = learner.model(padded.token_ids, padded.mask).logprobs.sum(1)
+    for _ in range(3):
+        learner.step(1, trajectories)
+    gain = (learner.model(padded.token_ids, padded.mask).logprobs.sum(1) - before).detach()
+    assert gain[1::2].mean() > 0 > gain[::2].mean()
+
+
+def test_micro_batches_change_nothing_but_last_bits(policy_path: Path) -> None:
+    whole, pieces = OneRank(policy_path, sgd=True), OneRank(policy_path, max_tokens=24, sgd=True)
+    metrics = [learner.step(1, batch()) for learner in (whole, pieces)]
+    assert largest_difference(whole.weights(), pieces.weights()) < 1e-6
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-4, abs=1e-6)
+
+
+def test_the_width_of_the_padding_changes_nothing_but_last_bits(policy_path: Path) -> None:
+    config = CONFIG.model_copy(update={"num_minibatches": 1})
+    plain, wide = OneRank(policy_path, config, sgd=True), OneRank(policy_path, config, sgd=True)
+    longest = make_two_turn_trajectory(8, version=-1)
+    plain.step(1, [*batch(), longest])
+    trailing = replace(
+        longest,
+        token_ids=longest.token_ids + [1] * 20,
+        mask=longest.mask + [False] * 20,
+        behavior_logprobs=longest.behavior_logprobs + [0.0] * 20,
+    )
+    wide.step(1, [*batch(), trailing])
+    assert largest_difference(plain.weights(), wide.weights()) < 1e-6
+
+
+def test_reusing_the_first_forward_pass_changes_no_bit(policy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.model_copy(update={"num_minibatches": 1})
+    reusing, repeating = OneRank(policy_path, config), OneRank(policy_path, config)
+    evaluate = repeating._step._evaluate
+    monkeypatch.setattr(repeating._step, "_evaluate", lambda batch, keep_graph: evaluate(batch, keep_graph=False))
+    assert reusing.step(1, batch()) == repeating.step(1, batch())
+    assert largest_difference(reusing.weights(), repeating.weights()) == 0
+
+
+def test_at_lag_zero_the_engines_logprobs_change_no_bit_and_are_only_compared(policy_path: Path) -> None:
+    exact, noisy = OneRank(policy_path), OneRank(policy_path)
+    trajectories = batch()
+    padded = make_batch(trajectories)
+    own = sampled_token_logprobs(exact.reference, padded.token_ids, padded.mask, 0.7).tolist()
+    trajectories = [replace(t, behavior_logprobs=own[i][: len(t.token_ids)]) for i, t in enumerate(trajectories)]
+    shifted = [
+        replace(t, behavior_logprobs=[p + 0.25 if m else 0.0 for p, m in zip(t.behavior_logprobs, t.mask, strict=True)])
+        for t in trajectories
+    ]
+    metrics, noisy_metrics = exact.step(1, trajectories), noisy.step(1, shifted)
+    assert largest_difference(exact.weights(), noisy.weights()) == 0
+    assert metrics["learner/engine_logprob_difference_max"] < 1e-5
+    assert noisy_metrics["learner/engine_logprob_difference_mean"] == pytest.approx(0.25, abs=1e-4)
+    assert metrics["learner/importance_weight_mean"] == 1.0
+
+
+def test_stale_tokens_are_weighted_by_the_engines_logprobs(policy_path: Path) -> None:
+    learner = OneRank(policy_path)
+    metrics = learner.step(2, batch(version=0))
+    assert metrics["cluster/policy_lag_mean"] == 1
+    assert metrics["learner/importance_weight_mean"] != 1.0
+
+
+def test_kl_is_the_sum_per_response_and_reward_the_score_before_its_penalty(policy_path: Path) -> None:
+    learner = OneRank(policy_path)
+    trajectories = batch(version=0)
+    padded = make_batch(trajectories)
+    reference = sampled_token_logprobs(learner.reference, padded.token_ids, padded.mask, 0.7)
+    kl = [
+        sum(p - float(q) for p, q, m in zip(t.behavior_logprobs, row, t.mask, strict=False) if m)
+        for t, row in zip(trajectories, reference, strict=True)
+    ]
+    metrics = learner.step(2, trajectories)
+    assert metrics["learner/kl_nats"] == pytest.approx(sum(kl) / len(kl), abs=1e-4)
+    assert metrics["learner/reward_mean"] == pytest.approx(sum(t.reward or 0.0 for t in trajectories) / 8, abs=1e-6)
+
+
+def test_a_token_from_the_future_is_refused_by_name(policy_path: Path) -> None:
+    with pytest.raises(LearnerError, match="trajectory 0-3-0: sampled by version 1, step 1 starts from 0"):
+        OneRank(policy_path).step(1, [*batch(3), make_trajectory(3, version=1)])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer_naming_trajectories(policy_path: Path) -> None:
+    learner = OneRank(policy_path, CONFIG.model_copy(update={"num_minibatches": 1}))
+    before = learner.weights()
+    learner.model.value_head.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(LearnerError, match=r"trajectories 0-0-0, 0-1-0.*: the gradient is not finite"):
+        learner.step(1, batch())
+    assert largest_difference(before, learner.weights()) == 0
+
+
+def test_a_loss_that_is_not_finite_names_its_trajectory(policy_path: Path) -> None:
+    learner = OneRank(policy_path)
+    with pytest.raises(LearnerError, match="trajectories 0-2-0: the loss is not finite"):
+        learner.step(1, [replace(t, reward=3e38 if t.uid == "0-2-0" else t.reward) for t in batch()])

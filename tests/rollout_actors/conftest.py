@@ -1,0 +1,26 @@
+"""Model folders, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rollout_actors.tiny import build_folder
+
+
+@pytest.fixture(scope="session")
+def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_folder(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+@pytest.fixture(scope="session")
+def untied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_folder(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+@pytest.fixture(params=["tied", "untied"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """Both kinds of model, one after the other."""
+    found: Path = request.getfixturevalue(f"{request.param}_folder")
+    return found

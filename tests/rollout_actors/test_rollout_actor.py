@@ -1,0 +1,339 @@
+"""A rollout actor between a real queue and weight store, with a fake engine and fake rewards."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import TrajectoryQueueConfig
+from cluster.errors import EngineError, InputError, RewardError
+from cluster.scoring import ScoreRequest
+from cluster.trajectory import Ticket, Trajectory, segment_seed
+from cluster.trajectory_queue import TrajectoryQueue
+from cluster.weights import Manifest, WeightStore
+from rollout_actors import rollout_actor
+from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.rollout_actor import RolloutActor
+from tests.fakes import FakeEngine, FakeRewardClient, fake_manifest, fake_probe
+from tests.rollout_actors import tiny
+
+ROWS = [{"prompt": f"t5 t6 t{10 + i}", "reference": i} for i in range(8)]
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle actor finds out soon that the queue is finished."""
+    monkeypatch.setattr(rollout_actor, "ADMIT_WAIT_S", 0.05)
+
+
+class Rig:
+    """Queue, weights, rewards and engine of one run; `actor` makes actors for it."""
+
+    def __init__(self, folder: Path, *, num_steps: int = 2, lag: int = 1, groups: int = 2, **config: Any) -> None:
+        self.folder = folder
+        settings = {"responses_per_prompt": 2, "max_prompt_tokens": 4, "max_response_tokens": 3}
+        self.config = RolloutActorsConfig(**{**settings, **config})
+        self.queue = TrajectoryQueue(
+            TrajectoryQueueConfig(groups_per_step=groups, max_policy_lag=lag, take_timeout_s=20),
+            ROWS,
+            run_seed=3,
+            num_steps=num_steps,
+        )
+        self.weights = WeightStore()
+        self.rewards = FakeRewardClient()
+        self.engines: dict[str, FakeEngine] = {}
+        self.fetched: list[int] = []
+
+    @asynccontextmanager
+    async def actor(self, name: str = "rollout-0", **kwargs: Any) -> AsyncIterator[RolloutActor]:
+        self.engines[name] = FakeEngine()
+        actor = RolloutActor(
+            name,
+            self.config,
+            model_path=str(self.folder),
+            dtype="float32",
+            task="test",
+            seed=0,
+            build_engine=lambda: self.engines[name],
+            fetch_tensors=self._fetch,
+            **kwargs,
+        )
+        await actor.start()
+        yield actor
+        await actor.close()
+
+    def _fetch(self, manifest: Manifest) -> dict[str, Any]:
+        self.fetched.append(manifest.version)
+        return {}
+
+    def run(self, actor: RolloutActor) -> asyncio.Task[None]:
+        return asyncio.ensure_future(actor.run(self.queue, self.weights, self.rewards))
+
+    async def publish(self, version: int) -> None:
+        await self.weights.publish(fake_manifest(version))
+        await self.queue.published(version)
+
+
+async def test_a_run_is_sampled_scored_and_put_to_its_last_group(tied_folder: Path) -> None:
+    rig = Rig(tied_folder)
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        first = await rig.queue.take(1)
+        await rig.publish(1)
+        second = await rig.queue.take(2)
+        await running
+    assert [group[0].group for group in first + second] == [0, 1, 2, 3]
+    assert all(len(group) == 2 for group in first + second)
+    assert (await rig.queue.counts()).num_open == 0
+
+
+async def test_a_trajectory_records_what_was_sampled_and_scored(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, num_steps=1, groups=1)
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        [[trajectory, other]] = await rig.queue.take(1)
+        await running
+    assert (trajectory.uid, other.uid, trajectory.task) == ("3-0-0", "3-0-1", "test")
+    assert trajectory.token_ids[:2] == [5, 6]
+    assert trajectory.mask == [False] * 3 + [True] * 3
+    assert trajectory.behavior_logprobs == [0.0] * 3 + [-0.5] * 3
+    [segment] = trajectory.segments
+    assert (segment.policy_version, segment.start, segment.length) == (0, 3, 3)
+    assert (segment.seed, segment.actor) == (segment_seed("3-0-0", 0), "rollout-0")
+    assert [(turn.start, turn.length) for turn in trajectory.turns] == [(3, 3)]
+    request = rig.rewards.requests[0]
+    assert request.id == "3-0-0"
+    assert request.response == " ".join(f"t{token}" for token in trajectory.token_ids[3:])
+    assert dict(request.columns) == {"reference": int(request.prompt.split("t")[-1]) - 10}
+    assert (trajectory.reward, trajectory.scorer_version) == (float(len(request.response)), "fake")
+
+
+async def test_the_tokens_do_not_depend_on_how_many_actors_there_are(tied_folder: Path) -> None:
+    async def tokens(*names: str) -> list[list[int]]:
+        rig = Rig(tied_folder, num_steps=2, lag=0, num_concurrent_groups=1)
+        actors = [await stack_enter(rig, name) for name in names]
+        running = [rig.run(actor) for actor in actors]
+        await rig.publish(0)
+        groups = await rig.queue.take(1)
+        await rig.publish(1)
+        groups += await rig.queue.take(2)
+        await asyncio.gather(*running, *(actor.close() for actor in actors))
+        return [trajectory.token_ids for group in groups for trajectory in group]
+
+    assert await tokens("rollout-0") == await tokens("rollout-0", "rollout-1")
+
+
+async def stack_enter(rig: Rig, name: str) -> RolloutActor:
+    """An actor that the test closes itself."""
+    return await rig.actor(name).__aenter__()
+
+
+async def test_no_group_is_sampled_with_weights_older_than_its_floor(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, num_steps=3, lag=0)
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        for step in (1, 2, 3):
+            await rig.publish(step - 1)
+            groups = await rig.queue.take(step)
+            versions = {s.policy_version for group in groups for t in group for s in t.segments}
+            assert versions == {step - 1}
+        await running
+
+
+async def test_a_reward_that_cannot_be_had_ends_the_run_with_its_error(tied_folder: Path) -> None:
+    rig = Rig(tied_folder)
+    rig.rewards.error = RewardError("scorer", "gave nothing for 3-0-0")
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        with pytest.raises(RewardError, match="gave nothing"):
+            await running
+    assert (await rig.queue.counts()).num_trained == 0
+
+
+async def test_an_engine_that_disagrees_ends_the_run_with_the_actors_name(tied_folder: Path) -> None:
+    rig = Rig(tied_folder)
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        await rig.queue.take(1)
+        rig.engines["rollout-0"].skip_loads = True
+        await rig.publish(1)
+        with pytest.raises(EngineError, match="rollout-0: does not hold version 1"):
+            await running
+
+
+async def test_a_prompt_that_is_too_long_ends_the_run_and_is_named(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, max_prompt_tokens=2)
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        with pytest.raises(InputError, match="prompt 't5 t6"):
+            await running
+
+
+async def test_an_actor_that_leaves_hands_its_groups_over_and_another_finishes_them(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, num_steps=1)
+    rig.rewards.gate = asyncio.Event()
+    rig.rewards.score_one = lambda request: 1.0
+    async with rig.actor() as leaving, rig.actor("rollout-1") as staying:
+        gone = rig.run(leaving)
+        await rig.publish(0)
+        while len(rig.rewards.requests) < 4:
+            await asyncio.sleep(0)
+        await leaving.leave()
+        await gone
+        assert {len(engine.requests) for engine in rig.engines.values()} == {0}
+        rig.rewards.gate.set()
+        running = rig.run(staying)
+        groups = await rig.queue.take(1)
+        await running
+    assert {segment.actor for group in groups for t in group for segment in t.segments} == {"rollout-1"}
+    counts = await rig.queue.counts()
+    assert (counts.num_admitted, counts.num_trained, counts.num_void) == (2, 2, 0)
+
+
+async def test_a_ticket_granted_while_an_actor_leaves_is_handed_over(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, num_steps=1)
+    asked = asyncio.Event()
+    admit = rig.queue.admit
+
+    async def slow_admit(owner: str, *, timeout_s: float) -> Ticket | None:
+        asked.set()
+        return await admit(owner, timeout_s=timeout_s)
+
+    rig.queue.admit = slow_admit  # type: ignore[method-assign]
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        await asked.wait()
+        leaving = asyncio.ensure_future(actor.leave())
+        await asyncio.sleep(0)
+        await rig.publish(0)
+        await asyncio.gather(leaving, running)
+    assert await rig.queue.hand_over("rollout-0") == []
+    ticket = await rig.queue.admit("rollout-1", timeout_s=1)
+    assert ticket is not None
+    assert ticket.admission_index == 0
+
+
+async def test_no_more_groups_are_under_way_than_configured(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, num_steps=2, num_concurrent_groups=1)
+    most = 0
+
+    async def put(ticket: Ticket, trajectories: list[Trajectory]) -> None:
+        nonlocal most
+        most = max(most, len(rig.queue._open))
+        await TrajectoryQueue.put(rig.queue, ticket, trajectories)
+
+    rig.queue.put = put  # type: ignore[method-assign, assignment]
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        await running
+    assert most == 1
+
+
+async def test_a_version_published_while_responses_are_under_way_reaches_them(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, num_steps=1, groups=1, max_response_tokens=8)
+    loop = asyncio.get_running_loop()
+    steps = 0
+
+    def publish_at_step_3() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            asyncio.run_coroutine_threadsafe(rig.publish(1), loop).result()
+            loaded.wait()
+
+    loaded = threading.Event()
+    async with rig.actor(before_step=publish_at_step_3) as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        while rig.fetched != [0, 1]:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        loaded.set()
+        [group] = await rig.queue.take(1)
+        await running
+        metrics = await actor.metrics()
+    assert {s.policy_version for t in group for s in t.segments} == {0, 1}
+    assert metrics["num_swaps_proved"] == 2
+
+
+async def test_sampling_for_evaluation_is_fixed_by_its_seed(tied_folder: Path) -> None:
+    rig = Rig(tied_folder)
+    async with rig.actor() as actor:
+        first = await actor.sample(["t5 t6", "t7"], seed=1, num=2)
+        again = await actor.sample(["t5 t6", "t7"], seed=1, num=2)
+        other = await actor.sample(["t5 t6", "t7"], seed="2-held-out", num=2)
+    assert first == again != other
+    assert [len(responses) for responses in first] == [2, 2]
+    assert first[0][0].prompt_token_ids == [5, 6]
+    assert first[0][0].text == " ".join(f"t{token}" for token in first[0][0].token_ids)
+    assert len(first[0][0].logprobs) == 3
+
+
+async def test_sampling_for_evaluation_waits_for_the_version_it_asks_for(tied_folder: Path) -> None:
+    rig = Rig(tied_folder)
+    async with rig.actor() as actor:
+        asked = asyncio.ensure_future(actor.sample(["t5"], seed=1, min_policy_version=1))
+        running = rig.run(actor)
+        await rig.publish(1)
+        [[response]] = await asked
+        assert response.logprobs == [-0.6] * 3
+        await actor.leave()
+        await running
+
+
+async def test_a_policy_is_loaded_from_its_folder(tied_folder: Path, tmp_path: Path) -> None:
+    rig = Rig(tied_folder)
+    async with rig.actor() as actor:
+        await actor.load_policy(str(tied_folder), version=4)
+        assert await actor.logprobs([[4, 5]]) == fake_probe(4, [[4, 5]])
+        with pytest.raises(InputError, match="holds no safetensors"):
+            await actor.load_policy(str(tmp_path))
+        assert await actor.ping() == "rollout-0"
+
+
+async def test_a_version_of_an_earlier_run_satisfies_no_floor(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, num_steps=1, groups=1)
+    async with rig.actor() as actor:
+        await actor.load_policy(str(tied_folder), version=40)
+        running = rig.run(actor)
+        await rig.publish(0)
+        [group] = await rig.queue.take(1)
+        await running
+    assert {s.policy_version for t in group for s in t.segments} == {0}
+
+
+async def test_a_real_engine_samples_for_a_run(tied_folder: Path) -> None:
+    model = tiny.load_model(tied_folder)
+    rig = Rig(tied_folder, num_steps=1)
+    actor = RolloutActor(
+        "rollout-0",
+        rig.config,
+        model_path=str(tied_folder),
+        dtype="float32",
+        task="test",
+        seed=0,
+        fetch_tensors=lambda manifest: tiny.checkpoint(model),
+    )
+    await actor.start()
+    running = rig.run(actor)
+    await rig.weights.publish(tiny.manifest(0, model, None))
+    await rig.queue.published(0)
+    groups = await rig.queue.take(1)
+    await running
+    await actor.close()
+    for trajectory in (t for group in groups for t in group):
+        expected = tiny.logprobs(model, trajectory.token_ids)
+        assert trajectory.behavior_logprobs[3:] == pytest.approx(expected[2:], abs=1e-5)
+    assert all(isinstance(request, ScoreRequest) for request in rig.rewards.requests)

@@ -1,0 +1,79 @@
+"""The judgement of swaps, on numbers alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cluster.errors import EngineError
+from cluster.weights import Manifest, Probe
+from rollout_actors.swap_proof import SwapProof, Verdict, distance
+
+TOKENS = ((4, 5, 6), (7, 8))
+
+
+def probe(shift: float) -> Probe:
+    return [[-2.0 - shift, -4.0], [-8.0 + shift]]
+
+
+def manifest(version: int, shift: float, previous: float | None) -> Manifest:
+    return Manifest(version, "first", (), TOKENS, probe(shift), None if previous is None else probe(previous))
+
+
+def test_an_engine_within_noise_of_its_version_is_proved() -> None:
+    proof = SwapProof("rollout-0", "float32")
+    assert proof.judge(manifest(0, 0.0, None), probe(1e-6)) is Verdict.PROVED
+    assert proof.judge(manifest(1, 0.1, 0.0), probe(0.1 + 2e-6)) is Verdict.PROVED
+
+
+def test_versions_closer_than_the_noise_are_checksum_only() -> None:
+    proof = SwapProof("rollout-0", "float32")
+    proof.judge(manifest(0, 0.0, None), probe(1e-6))
+    assert proof.judge(manifest(1, 1e-6, 0.0), probe(1e-6)) is Verdict.CHECKSUM_ONLY
+
+
+@pytest.mark.parametrize("step", [1e-3, 1.0])
+def test_an_engine_that_kept_the_version_before_is_refused_with_both_distances(step: float) -> None:
+    proof = SwapProof("rollout-0", "float32")
+    proof.judge(manifest(0, 0.0, None), probe(1e-6))
+    with pytest.raises(EngineError, match=r"rollout-0: does not hold version 1: .* away .* from version 0"):
+        proof.judge(manifest(1, step, 0.0), probe(1e-6))
+
+
+def test_an_engine_that_missed_the_first_version_it_was_given_is_refused() -> None:
+    with pytest.raises(EngineError, match="does not hold version 7"):
+        SwapProof("rollout-0", "float32").judge(manifest(7, 1e-3, 0.0), probe(0.0))
+
+
+def test_an_engine_that_skipped_to_an_indistinguishable_later_version_is_checksum_only() -> None:
+    proof = SwapProof("rollout-0", "float32")
+    proof.judge(manifest(3, 0.5, 0.0), probe(0.5))
+    assert proof.judge(manifest(5, 0.5, 0.7), probe(0.5)) is Verdict.CHECKSUM_ONLY
+
+
+def test_the_tolerance_follows_the_noise_measured_first() -> None:
+    noisy, quiet = SwapProof("noisy", "bfloat16"), SwapProof("quiet", "bfloat16")
+    noisy.judge(manifest(0, 0.0, None), probe(0.1))
+    quiet.judge(manifest(0, 0.0, None), probe(0.0))
+    later = manifest(1, 2.0, 0.0)
+    assert noisy.judge(later, probe(2.3)) is Verdict.PROVED
+    with pytest.raises(EngineError):
+        quiet.judge(later, probe(2.3))
+
+
+def test_noise_that_is_too_large_for_the_dtype_is_another_model() -> None:
+    assert SwapProof("rollout-0", "bfloat16").judge(manifest(0, 0.0, None), probe(0.1)) is Verdict.PROVED
+    with pytest.raises(EngineError):
+        SwapProof("rollout-0", "float32").judge(manifest(0, 0.0, None), probe(0.1))
+
+
+def test_a_probe_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(EngineError):
+        SwapProof("rollout-0", "bfloat16").judge(manifest(0, 0.0, None), probe(float("nan")))
+
+
+def test_probes_of_different_lengths_are_infinitely_far_apart() -> None:
+    assert distance(probe(0.0), [[-2.0], [-8.0]]) == float("inf")
+    with pytest.raises(EngineError):
+        SwapProof("rollout-0", "float32").judge(replace(manifest(0, 0.0, None), probe=[[]]), probe(0.0))

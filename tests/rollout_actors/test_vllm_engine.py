@@ -1,0 +1,164 @@
+"""The real engine against transformers: sampling, log-probabilities, loading, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import InputError
+from rollout_actors.engine import Sampled, SamplingRequest
+from rollout_actors.vllm_engine import VllmEngine, engine_settings
+from tests.rollout_actors import tiny
+
+PROMPT = [5, 6, 7]
+EXACT = 1e-5
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[VllmEngine]:
+    engine = VllmEngine(str(folder), engine_args={}, max_model_len=64, seed=0, dtype="float32")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def tied_engine(tied_folder: Path) -> Iterator[VllmEngine]:
+    engine = VllmEngine(str(tied_folder), engine_args={}, max_model_len=64, seed=0, dtype="float32")
+    yield engine
+    engine.close()
+
+
+def run(engine: VllmEngine, requests: Sequence[SamplingRequest]) -> dict[str, Sampled]:
+    """Every request from first to last token, joined."""
+    for request in requests:
+        engine.add(request)
+    joined: dict[str, Sampled] = {}
+    while engine.has_work():
+        for new in engine.step():
+            old = joined.get(new.id, Sampled(new.id, [], [], None))
+            joined[new.id] = Sampled(
+                new.id, old.token_ids + new.token_ids, old.logprobs + new.logprobs, new.finish_reason
+            )
+    return joined
+
+
+def request(seed: int, *, temperature: float = 1.0, max_tokens: int = 16) -> SamplingRequest:
+    return SamplingRequest(str(seed), [*PROMPT, 8 + seed % 32], max_tokens, 2**62 + seed, temperature)
+
+
+def worst(first: Sequence[float], second: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_of_sampled_tokens_are_those_of_transformers_at_the_temperature(
+    tied_engine: VllmEngine, tied_folder: Path, temperature: float
+) -> None:
+    requests = [request(seed, temperature=temperature) for seed in range(8)]
+    sampled = run(tied_engine, requests)
+    model = tiny.load_model(tied_folder)
+    for asked in requests:
+        found = sampled[asked.id]
+        expected = tiny.logprobs(model, asked.token_ids + found.token_ids, temperature)[len(asked.token_ids) - 1 :]
+        assert worst(found.logprobs, expected) < EXACT
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(tied_engine: VllmEngine) -> None:
+    requests = [request(seed) for seed in range(12)]
+    batched = run(tied_engine, requests)
+    alone = [run(tied_engine, [asked])[asked.id] for asked in reversed(requests)]
+    assert [found.token_ids for found in reversed(alone)] == [batched[asked.id].token_ids for asked in requests]
+
+
+def test_a_response_ends_with_its_end_of_sequence_token(tied_engine: VllmEngine) -> None:
+    sampled = run(tied_engine, [request(seed, max_tokens=50) for seed in range(60)])
+    stopped = [found for found in sampled.values() if found.finish_reason == "stop"]
+    assert stopped
+    assert all(found.token_ids[-1] == tiny.EOS and tiny.EOS not in found.token_ids[:-1] for found in stopped)
+    assert all(len(found.token_ids) == len(found.logprobs) for found in sampled.values())
+    assert all(len(found.token_ids) == 50 for found in sampled.values() if found.finish_reason == "length")
+
+
+def test_an_aborted_request_returns_nothing_more(tied_engine: VllmEngine) -> None:
+    tied_engine.add(request(1))
+    tied_engine.add(request(2))
+    tied_engine.step()
+    tied_engine.abort(["1"])
+    seen = set()
+    while tied_engine.has_work():
+        seen |= {new.id for new in tied_engine.step()}
+    assert seen == {"2"}
+
+
+def test_probing_loses_nothing_of_what_is_under_way(tied_engine: VllmEngine) -> None:
+    whole = run(tied_engine, [request(3)])["3"]
+    tied_engine.add(request(3))
+    tokens = tied_engine.step()[0].token_ids
+    tied_engine.logprobs(tiny.PROBE_PROMPTS)
+    while tied_engine.has_work():
+        tokens += [token for new in tied_engine.step() for token in new.token_ids]
+    assert tokens == whole.token_ids
+
+
+def test_a_loaded_version_answers_as_transformers_does(engine: VllmEngine, folder: Path) -> None:
+    before = tiny.load_model(folder)
+    after = tiny.after_one_step(before, 5e-2)
+    sequences = [list(prompt) for prompt in tiny.PROBE_PROMPTS]
+    assert all(map(close_to(before), sequences, engine.logprobs(sequences)))
+    for version, model in ((1, after), (2, before), (3, after)):
+        run(engine, [request(0)])
+        engine.load(tiny.checkpoint(model), version=version)
+        assert all(map(close_to(model), sequences, engine.logprobs(sequences)))
+    sampled = run(engine, [request(0)])["0"]
+    expected = tiny.logprobs(after, [*PROMPT, 8, *sampled.token_ids])[len(PROMPT) :]
+    assert worst(sampled.logprobs, expected) < EXACT
+
+
+def close_to(model: Any) -> Any:
+    return lambda sequence, found: worst(found, tiny.logprobs(model, sequence)) < EXACT
+
+
+def test_weights_that_travel_through_a_file_are_loaded_whole(folder: Path) -> None:
+    engine = VllmEngine(str(folder), engine_args={}, max_model_len=64, seed=0, dtype="float32")
+    model = tiny.after_one_step(tiny.load_model(folder), 5e-2)
+    engine._load_through_a_file(tiny.checkpoint(model))
+    sequence = list(tiny.PROBE_PROMPTS[0])
+    assert close_to(model)(sequence, engine.logprobs([sequence])[0])
+    engine.close()
+
+
+def settings(**engine_args: Any) -> dict[str, Any]:
+    return engine_settings("m", engine_args=engine_args, max_model_len=9000, seed=1, dtype="float32", on_cpu=True)
+
+
+def test_engine_settings_pass_through_by_vllms_names() -> None:
+    passed = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "dtype": "bfloat16", "max_num_seqs": 7}
+    assert passed.items() <= settings(**passed).items()
+
+
+def test_no_prefill_is_cut_into_chunks_on_a_cpu() -> None:
+    assert settings()["enable_chunked_prefill"] is False
+    assert settings()["max_num_batched_tokens"] >= 9000
+
+
+def test_several_workers_do_not_share_one_process() -> None:
+    assert settings()["distributed_executor_backend"] == "uni"
+    assert "distributed_executor_backend" not in settings(tensor_parallel_size=2)
+
+
+def test_a_setting_that_exact_logprobs_depend_on_is_refused() -> None:
+    with pytest.raises(InputError, match=r"rollout_actors.engine.logprobs_mode"):
+        settings(logprobs_mode="raw_logits")
+
+
+def test_an_unknown_engine_setting_is_named(tied_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"rollout_actors.engine.max_num_seq: vLLM knows no engine argument"):
+        VllmEngine(str(tied_folder), engine_args={"max_num_seq": 1}, max_model_len=64, seed=0, dtype="float32")
+
+
+def test_a_setting_that_vllm_refuses_is_an_input_error(tied_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"rollout_actors.engine: vLLM refuses"):
+        VllmEngine(str(tied_folder), engine_args={"max_model_len": 4096}, max_model_len=64, seed=0, dtype="float32")

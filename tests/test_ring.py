@@ -1,0 +1,303 @@
+"""The whole ring with its real parts: vLLM in Ray actors, Ray Serve, RLlib's learner group, swaps while sampling."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from cluster.config import TrajectoryQueueConfig
+from cluster.errors import RewardError
+from cluster.remote import RemoteActor, kill_actor, start_actor
+from cluster.supervision import ActorPool, RunControl
+from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
+from cluster.trajectory_queue import PromptOrder, QueueCounts, TrajectoryQueue
+from cluster.weights import Manifest, WeightStore
+from deploy.ppo import PublishedWeights
+from examples.letters.scorers import count_a
+from learner.config import LearnerConfig
+from learner.learner_group import PPOLearnerGroup
+from learner.training_loop import Groups, StepResult, train
+from reward_service.client import HandleRewardClient
+from reward_service.config import RewardServiceConfig
+from reward_service.service import num_scored, start_reward_service, stop_reward_service
+from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.prompts import PromptTokenizer, read_rows
+from rollout_actors.rollout_actor import RolloutActor
+from tests.letters import build_data, build_model
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+
+B, RESPONSES, RESPONSE_TOKENS = 8, 2, 16
+ROLLOUT = RolloutActorsConfig(
+    responses_per_prompt=RESPONSES,
+    max_prompt_tokens=9,
+    max_response_tokens=RESPONSE_TOKENS,
+    num_concurrent_groups=2 * B,
+    num_cpus=0,
+)
+APP = "ring"
+
+
+@dataclass
+class Parts:
+    """What the tests of this module share: engines are slow to start."""
+
+    model: Path
+    rows: list[dict[str, Any]]
+    pool: ActorPool
+
+
+@dataclass
+class Outcome:
+    """What a run left behind."""
+
+    manifests: list[Manifest] = field(default_factory=list)
+    trajectories: list[Trajectory] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    counts: QueueCounts | None = None
+
+    def checksums(self) -> list[dict[str, str]]:
+        return [{entry.name: entry.checksum for entry in manifest.tensors} for manifest in self.manifests]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def parts(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Parts]:
+    folder = tmp_path_factory.mktemp("ring")
+    for name, builder in (("model", build_model), ("data", build_data)):
+        (folder / name).mkdir()
+        builder(folder / name, seed=0)
+
+    async def start(name: str) -> RemoteActor:
+        actor = start_actor(
+            RolloutActor, name, ROLLOUT, model_path=str(folder / "model"), dtype="float32", task="t", seed=0, name=name
+        )
+        await actor.start()
+        return actor
+
+    async def stop(actor: RemoteActor) -> None:
+        kill_actor(actor)
+
+    config = RewardServiceConfig(scorer="examples.letters.scorers:count_a", num_cpus=0)
+    await asyncio.to_thread(start_reward_service, config, name=APP, reward_model_path=None, token=None)
+    pool = ActorPool(start, stop, name="rollout", max_restarts=1, note=lambda text: None)
+    await pool.fill(2)
+    yield Parts(folder / "model", read_rows(folder / "data" / "prompts.parquet"), pool)
+    await pool.close()
+    await asyncio.to_thread(stop_reward_service, APP)
+
+
+async def start_learners(parts: Parts, num_steps: int, num_learners: int = 0, **changes: Any) -> PPOLearnerGroup:
+    settings = {"learning_rate": 1e-3, "kl_coefficient": 0.01, "num_cpus": 0} | changes
+    return await PPOLearnerGroup.start(
+        LearnerConfig(num_learners=num_learners, num_steps=num_steps, **settings),
+        model_path=parts.model,
+        reference_path=parts.model,
+        dtype="float32",
+        temperature=1.0,
+        seed=0,
+    )
+
+
+class Recording:
+    """The learner group, with everything it was given and gave."""
+
+    def __init__(self, learners: PPOLearnerGroup, outcome: Outcome) -> None:
+        self._learners = learners
+        self._outcome = outcome
+
+    async def step(self, step: int, groups: Groups) -> StepResult:
+        result: StepResult = await self._learners.step(step, groups)
+        self._outcome.trajectories += [trajectory for group in groups for trajectory in group]
+        self._outcome.manifests.append(result.manifest)
+        self._outcome.metrics.append(result.metrics)
+        return result
+
+
+async def run_ring(
+    parts: Parts, *, num_actors: int, num_steps: int, lag: int, control: RunControl | None = None, **learner: Any
+) -> Outcome:
+    """A run from version 0 to `num_steps` with the first `num_actors` actors of the pool."""
+    outcome = Outcome()
+    config = TrajectoryQueueConfig(groups_per_step=B, max_policy_lag=lag, take_timeout_s=120)
+    queue = start_actor(TrajectoryQueue, config, parts.rows, run_seed=3, num_steps=num_steps, name="queue")
+    store = start_actor(WeightStore, name="store")
+    learners = await start_learners(parts, num_steps, **learner)
+    actors, parts.pool.actors = parts.pool.actors, parts.pool.actors[:num_actors]
+    for actor in actors:
+        await actor.load_policy(str(parts.model))
+    weights = PublishedWeights(store, queue)
+    await weights.publish(await learners.publish_initial())
+    control = control or RunControl(num_actors)
+
+    async def report(step: int, groups: Groups, result: StepResult) -> None:
+        return None
+
+    async def work(actor: RemoteActor) -> None:
+        await actor.run(queue, store, HandleRewardClient(APP, timeout_s=30))
+
+    async def leave(actor: RemoteActor) -> None:
+        await actor.leave()
+
+    try:
+        async with asyncio.TaskGroup() as running:
+            running.create_task(
+                parts.pool.supervise(work, leave=leave, lost=queue.hand_over, wanted=control.wait_num_rollout_actors)
+            )
+            running.create_task(
+                train(
+                    first_step=1,
+                    num_steps=num_steps,
+                    learners=Recording(learners, outcome),
+                    queue=queue,
+                    weights=weights,
+                    report=report,
+                )
+            )
+        outcome.counts = await queue.counts()
+    finally:
+        parts.pool.actors += [actor for actor in actors[num_actors:] if actor not in parts.pool.actors]
+        await learners.shutdown()
+        kill_actor(queue)
+        kill_actor(store)
+    return outcome
+
+
+async def plain_loop(parts: Parts, num_steps: int) -> Outcome:
+    """The same prompts by a plain loop of three lines: sample, score, step. No queue, no actor, no service."""
+    from cluster.weights_object_store import fetch_tensors
+    from rollout_actors.vllm_engine import VllmEngine
+
+    outcome = Outcome()
+    engine = VllmEngine(
+        str(parts.model), engine_args={"max_num_seqs": 64}, max_model_len=9 + RESPONSE_TOKENS, seed=0, dtype="float32"
+    )
+    tokenizer = PromptTokenizer(str(parts.model), max_prompt_tokens=9)
+    learners = Recording(group := await start_learners(parts, num_steps), outcome)
+    order = PromptOrder(parts.rows, 3)
+    manifest = await group.publish_initial()
+    for step in range(1, num_steps + 1):
+        engine.load(fetch_tensors(manifest, timeout_s=30), version=step - 1)
+        groups = [
+            _sampled_and_scored(engine, tokenizer, Ticket(i, i, step - 1, 3, order.row(i), "plain"))
+            for i in range((step - 1) * B, step * B)
+        ]
+        manifest = (await learners.step(step, groups)).manifest
+    engine.close()
+    await group.shutdown()
+    return outcome
+
+
+def _sampled_and_scored(engine: Any, tokenizer: PromptTokenizer, ticket: Ticket) -> list[Trajectory]:
+    from rollout_actors.engine import SamplingRequest
+
+    prompt = tokenizer.encode(ticket.row["prompt"])
+    trajectories = []
+    for index in range(RESPONSES):
+        uid = ticket.uid(index)
+        engine.add(SamplingRequest(uid, prompt, RESPONSE_TOKENS, segment_seed(uid, 0), 1.0))
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        while engine.has_work():
+            for sampled in engine.step():
+                tokens += sampled.token_ids
+                logprobs += sampled.logprobs
+        (reward,) = count_a([ticket.row["prompt"]], [tokenizer.decode(tokens)])
+        trajectories.append(
+            Trajectory(
+                uid=uid,
+                group=ticket.group,
+                task="t",
+                token_ids=prompt + tokens,
+                mask=[False] * len(prompt) + [True] * len(tokens),
+                behavior_logprobs=[0.0] * len(prompt) + logprobs,
+                segments=[Segment(ticket.min_policy_version, len(prompt), len(tokens), segment_seed(uid, 0), "plain")],
+                turns=[Turn(len(prompt), len(tokens))],
+                admission_index=ticket.admission_index,
+                finish_reason="length",
+                reward=reward,
+            )
+        )
+    return trajectories
+
+
+def versions(trajectory: Trajectory) -> list[int]:
+    return [segment.policy_version for segment in trajectory.segments]
+
+
+def largest_lag(trajectories: Sequence[Trajectory]) -> int:
+    return max((t.step or 0) - 1 - version for t in trajectories for version in versions(t))
+
+
+async def test_at_lag_0_ten_steps_give_the_weights_of_a_plain_loop_with_one_actor_and_with_two(parts: Parts) -> None:
+    plain = await plain_loop(parts, 10)
+    one = await run_ring(parts, num_actors=1, num_steps=10, lag=0)
+    two = await run_ring(parts, num_actors=2, num_steps=10, lag=0)
+    assert [t.token_ids for t in one.trajectories] == [t.token_ids for t in plain.trajectories]
+    assert plain.checksums() == one.checksums() == two.checksums()
+    assert {actor for t in two.trajectories for s in t.segments for actor in [s.actor]} == {"rollout-0", "rollout-1"}
+    assert largest_lag(two.trajectories) == 0
+
+
+@pytest.mark.parametrize("lag", [1, 3])
+async def test_no_token_is_older_than_the_bound_with_several_actors(parts: Parts, lag: int) -> None:
+    outcome = await run_ring(parts, num_actors=2, num_steps=12, lag=lag)
+    assert 0 < largest_lag(outcome.trajectories) <= lag
+    assert max(m["cluster/policy_lag_max"] for m in outcome.metrics) == largest_lag(outcome.trajectories)
+    assert [t.admission_index for t in outcome.trajectories] == [i // RESPONSES for i in range(12 * B * RESPONSES)]
+    assert len({t.uid for t in outcome.trajectories}) == len(outcome.trajectories)
+
+
+async def test_two_remote_learners_train_a_run(parts: Parts) -> None:
+    outcome = await run_ring(parts, num_actors=1, num_steps=3, lag=1, num_learners=2)
+    assert len(outcome.manifests) == 3
+    assert all(metrics["learner/grad_norm"] > 0 for metrics in outcome.metrics)
+
+
+async def test_scaling_one_to_three_to_one_loses_nothing(parts: Parts) -> None:
+    control = RunControl(1)
+
+    async def scale() -> None:
+        await control.set_num_rollout_actors(3)
+        while len(parts.pool.actors) < 3:
+            await asyncio.sleep(0.05)
+        joined = parts.pool.actors[-1]
+        while (await joined.metrics())["num_responses"] == 0:
+            await asyncio.sleep(0.05)
+        await control.set_num_rollout_actors(1)
+
+    async with asyncio.TaskGroup() as both:
+        running = both.create_task(run_ring(parts, num_actors=1, num_steps=120, lag=2, control=control))
+        both.create_task(scale())
+    outcome = running.result()
+    counts = outcome.counts
+    assert counts is not None
+    assert counts.num_admitted == counts.num_trained + counts.num_void + counts.num_open == 120 * B
+    assert (counts.num_void, counts.num_open) == (0, 0)
+    assert len({s.actor for t in outcome.trajectories for s in t.segments}) == 3
+    assert largest_lag(outcome.trajectories) <= 2
+
+
+async def test_every_response_trained_was_scored_by_the_service_and_no_other(parts: Parts) -> None:
+    before = await asyncio.to_thread(num_scored, APP)
+    outcome = await run_ring(parts, num_actors=1, num_steps=2, lag=0)
+    assert await asyncio.to_thread(num_scored, APP) - before == len(outcome.trajectories) == 2 * B * RESPONSES
+
+
+async def test_taking_the_reward_service_away_ends_the_run_naming_it(parts: Parts) -> None:
+    async def take_away() -> None:
+        before = await asyncio.to_thread(num_scored, APP)
+        while await asyncio.to_thread(num_scored, APP) == before:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(stop_reward_service, APP)
+
+    taking = asyncio.create_task(take_away())
+    with pytest.raises(ExceptionGroup) as failure:
+        await run_ring(parts, num_actors=1, num_steps=1000, lag=1)
+    await taking
+    assert failure.group_contains(RewardError, match="reward_service")
