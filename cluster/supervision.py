@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cluster.errors import ActorDied, AntiphonError, EngineError
+from cluster.errors import ActorDied, AntiphonError, EngineError, WeightsRefused
 from cluster.remote import RemoteActor
 
-HEALED = (ActorDied, EngineError)
+HEALED = (ActorDied, EngineError, WeightsRefused)
 
 
 class ActorPool:
@@ -85,7 +85,7 @@ class ActorPool:
         lost: Callable[[str], Awaitable[None]],
         wanted: Callable[[int], Awaitable[int]],
     ) -> None:
-        """Keep every actor at `work` until all of them return by themselves.
+        """Keep every actor at `work` until all of them have returned, which they do when they are told to leave.
 
         `wanted(n)` waits until another number than n is asked for and returns it: actors then join, or `leave` and
         their `work` returns. `lost(name)` takes back what a failed actor held before its replacement starts.

@@ -79,18 +79,20 @@ class TrajectoryQueue:
         self._reopened: list[tuple[int, Ticket | None]] = []
         self._open: dict[int, Ticket] = {}
         self._ready: dict[int, list[Trajectory]] = {}
+        self._gone: set[str] = set()
         self._voided: list[tuple[int, str]] = []
         self._changed = asyncio.Condition()
 
     async def admit(self, owner: str, *, timeout_s: float) -> Ticket | None:
         """The next admissible prompt, now held by `owner`; woken by `published`, `void` and `hand_over`.
 
-        Returns None when every group has been admitted or nothing became admissible within `timeout_s`
-        (`finished` tells the two apart).
+        Returns None when nothing became admissible within `timeout_s`, and to an owner whose groups were handed over
+        meanwhile.
         """
+        self._gone.discard(owner)
         async with self._changed:
             await self._wait(self._admissible, timeout_s)
-            if not self._admissible():
+            if owner in self._gone or not self._admissible():
                 return None
             ticket = self._draw(owner)
             self._open[ticket.admission_index] = ticket
@@ -161,6 +163,7 @@ class TrajectoryQueue:
     async def hand_over(self, owner: str) -> list[int]:
         """Take back every group `owner` holds, for others to finish under the same floor; returns their numbers."""
         async with self._changed:
+            self._gone.add(owner)
             indices = sorted(index for index, ticket in self._open.items() if ticket.owner == owner)
             for index in indices:
                 heapq.heappush(self._reopened, (index, self._open.pop(index)))

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import InputError
+from cluster.errors import ActorDied
 from cluster.remote import RemoteActor, start_actor
 from cluster.supervision import RunControl, control_name
 from cluster.trajectory import write_trajectories
@@ -146,7 +146,6 @@ class Ring:
 
     async def turn(self) -> None:
         """Train to the last step while the actors sample; raises the error of the part that ended first."""
-        config = self._session.config
         rewards = await self._session.rewards()
         weights = PublishedWeights(self._store, self._queue)
         await weights.publish(await self.learners.publish_initial())
@@ -155,26 +154,31 @@ class Ring:
         async def work(actor: RemoteActor) -> None:
             await actor.run(self._queue, self._store, rewards)
 
-        async def leave(actor: RemoteActor) -> None:
-            await actor.leave()
-
         async with asyncio.TaskGroup() as parts:
-            sampling = parts.create_task(
-                self._session.pool.supervise(
-                    work, leave=leave, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
-                )
-            )
             parts.create_task(
-                train(
-                    first_step=self._first_step,
-                    num_steps=config.learner.num_steps,
-                    learners=Watched(self.learners, self._session),
-                    queue=self._queue,
-                    weights=weights,
-                    report=self._report,
+                self._session.pool.supervise(
+                    work, leave=self._leave, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
                 )
             )
-            parts.create_task(_never_without_actors(sampling, self._queue))
+            parts.create_task(self._train(weights))
+
+    async def _train(self, weights: PublishedWeights) -> None:
+        await train(
+            first_step=self._first_step,
+            num_steps=self._session.config.learner.num_steps,
+            learners=Watched(self.learners, self._session),
+            queue=self._queue,
+            weights=weights,
+            report=self._report,
+        )
+        await asyncio.gather(*(self._leave(actor) for actor in self._session.pool.actors))
+
+    async def _leave(self, actor: RemoteActor) -> None:
+        """Ask an actor to stop sampling; one that is gone has stopped, and its supervision says what follows."""
+        try:
+            await actor.leave()
+        except ActorDied as error:
+            self._session.view.note(str(error))
 
     async def _report(self, step: int, groups: Groups, result: StepResult) -> None:
         session = self._session
@@ -220,10 +224,3 @@ class Ring:
         await self.learners.save_checkpoint(path, extra={"position.json": json.dumps(asdict(position))})
         best = evaluating and await self._held_out.evaluate(step)
         run.keep_checkpoints("ppo", newest=2, best=path if best else None)
-
-
-async def _never_without_actors(sampling: asyncio.Task[None], queue: RemoteActor) -> None:
-    """When all actors have returned, everything must have been handed in."""
-    await sampling
-    if not await queue.finished():
-        raise InputError("rollout_actors", "no actor is left and the run is not finished")

@@ -47,10 +47,6 @@ class RunDirectory:
         self.path = path
         self._lock: IO[str] | None = None
 
-    def config(self) -> RunConfig:
-        """The settings the run was started with."""
-        return load_run_config(self.path / CONFIG, beside=False)
-
     def status(self) -> Status:
         """Where the run stands. Raises InputError when nothing was ever run here."""
         stored = _read_json(self.path / "status.json")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from pathlib import Path
 
 import ray
@@ -17,6 +18,7 @@ from cluster.supervision import control_name
 from deploy.run_config import read_run_config
 from deploy.run_directory import CONFIG, require_run
 
+CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
 
 
@@ -30,15 +32,23 @@ def scale(run_path: Path, num_rollout_actors: int) -> int:
     if status.state != "RUNNING" or status.ray_address is None:
         raise InputError(str(run_path), f"is not running ({status.state})")
     name = read_run_config(run_path / CONFIG).run.name
-    try:
-        ray.init(status.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
-    except ConnectionError as error:
-        what = f"no Ray answers at {status.ray_address}: the run's process is gone"
-        raise InputError(str(run_path), what) from error
+    if not answers(status.ray_address):
+        raise InputError(str(run_path), f"no Ray answers at {status.ray_address}: the run's process is gone")
+    ray.init(status.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     try:
         return asyncio.run(_ask(control_name(name), num_rollout_actors))
     finally:
         ray.shutdown()
+
+
+def answers(ray_address: str) -> bool:
+    """Whether anything listens at host:port; `ray.init` itself would try a dead address for minutes."""
+    host, _, port = ray_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 async def _ask(registered_as: str, num_rollout_actors: int) -> int:

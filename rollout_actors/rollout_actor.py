@@ -108,7 +108,7 @@ class RolloutActor:
         return self._name
 
     async def run(self, queue: Queue, weights: Weights, rewards: RewardClient) -> None:
-        """Sample for training until the queue is finished or `leave` was called.
+        """Sample for training until `leave` is called.
 
         Ends with the error of the first part that fails: the engine, the pull of weights, a reward, the queue.
         """
@@ -152,8 +152,7 @@ class RolloutActor:
         """Keep up to `num_concurrent_groups` tickets under way.
 
         Consumes tickets from the queue; waits for a ticket (the queue grants it when a version is published or a
-        group falls free), for a group under way to end, and for `leave`. Returns when the queue is finished; when
-        leaving, after what it holds was handed over.
+        group falls free), for a group under way to end, and for `leave`. Returns after what it holds was handed over.
         """
         under_way: set[asyncio.Future[Any]] = set()
         leaving = asyncio.ensure_future(self._leaving.wait())
@@ -171,8 +170,6 @@ class RolloutActor:
                     ticket, admission = admission.result(), None
                     if ticket is not None:
                         under_way.add(asyncio.ensure_future(self.roll_out(ticket, queue, rewards)))
-                    elif await queue.finished():
-                        return
         finally:
             await _cancelled({leaving, *under_way})
             if admission is not None:

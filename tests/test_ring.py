@@ -149,16 +149,15 @@ async def run_ring(
             running.create_task(
                 parts.pool.supervise(work, leave=leave, lost=queue.hand_over, wanted=control.wait_num_rollout_actors)
             )
-            running.create_task(
-                train(
-                    first_step=1,
-                    num_steps=num_steps,
-                    learners=Recording(learners, outcome),
-                    queue=queue,
-                    weights=weights,
-                    report=report,
-                )
+            await train(
+                first_step=1,
+                num_steps=num_steps,
+                learners=Recording(learners, outcome),
+                queue=queue,
+                weights=weights,
+                report=report,
             )
+            await asyncio.gather(*(leave(actor) for actor in parts.pool.actors))
         outcome.counts = await queue.counts()
     finally:
         parts.pool.actors += [actor for actor in actors[num_actors:] if actor not in parts.pool.actors]

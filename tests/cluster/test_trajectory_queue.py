@@ -161,3 +161,13 @@ def test_the_prompt_order_is_a_permutation_of_the_rows_every_epoch() -> None:
     assert len({tuple(epoch) for epoch in epochs}) > 1
     again = PromptOrder(ROWS, seed=1)
     assert [again.row(i)["prompt"] for i in range(15)] == [p for epoch in epochs for p in epoch]
+
+
+async def test_a_call_that_an_actor_left_behind_when_it_died_is_granted_nothing() -> None:
+    queue = make_queue()
+    left_behind = asyncio.create_task(queue.admit("rollout-0", timeout_s=5))
+    await asyncio.sleep(0)
+    await queue.hand_over("rollout-0")
+    await queue.published(0)
+    assert await left_behind is None
+    assert (await queue.counts()).num_open == 0

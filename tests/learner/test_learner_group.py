@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from cluster.weights_object_store import fetch_tensors
 from learner.config import LearnerConfig
+from learner.training_loop import StepResult
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
-
-pytestmark = pytest.mark.ray
 
 CONFIG = LearnerConfig(
     num_learners=0, num_epochs=2, num_minibatches=2, learning_rate=1e-3, critic="separate", num_cpus=0.1
@@ -30,17 +29,50 @@ CONFIG = LearnerConfig(
 PROBE = ((1, 2, 3, 4), (5, 6))
 
 
+async def start_group(num_learners: int, policy_path: Path, *, path: Path | None = None, **options: Any) -> Any:
+    from learner.learner_group import PPOLearnerGroup
+
+    changes = {"num_learners": num_learners, **options.pop("changes", {})}
+    given = {"model_path": path or policy_path, "reference_path": policy_path, "temperature": 0.7, **options}
+    return await PPOLearnerGroup.start(CONFIG.model_copy(update=changes), probe_token_ids=PROBE, **given)
+
+
+@dataclass
+class Trained:
+    """Groups of none, one and two remote learners after the same three steps, with what they gave."""
+
+    groups: list[Any]
+    first: list[Manifest]
+    results: list[StepResult]
+    kl: list[list[float]]
+
+
+async def train_side_by_side(policy_path: Path) -> Trained:
+    groups = await asyncio.gather(
+        *(start_group(num_learners, policy_path, incarnation="run-7") for num_learners in range(3))
+    )
+    first = [await group.publish_initial() for group in groups]
+    results = [await steps(group, range(1, 4)) for group in groups]
+    trajectories = [trajectory for group in groups_of(4) for trajectory in group]
+    return Trained(list(groups), first, results, [await group.reference_kl(trajectories) for group in groups])
+
+
+@pytest.fixture(scope="module")
+def trained(ray_session: None, policy_path: Path) -> Iterator[Trained]:
+    """Started once; a test that ends one of the groups is the only one to call it."""
+    trained = asyncio.run(train_side_by_side(policy_path))
+    yield trained
+    for group in trained.groups:
+        asyncio.run(group.shutdown())
+
+
 @pytest.fixture
 async def start(ray_session: None, policy_path: Path) -> Any:
     """`start(num_learners, **options)`: a group that is shut down after the test."""
-    from learner.learner_group import PPOLearnerGroup
-
     groups = []
 
-    async def start(num_learners: int, *, path: Path = policy_path, changes: dict[str, Any] | None = None, **kw: Any):
-        config = CONFIG.model_copy(update={"num_learners": num_learners, **(changes or {})})
-        options = {"model_path": path, "reference_path": policy_path, "temperature": 0.7, "probe_token_ids": PROBE}
-        groups.append(await PPOLearnerGroup.start(config, **(options | kw)))
+    async def start(num_learners: int, **options: Any) -> Any:
+        groups.append(await start_group(num_learners, policy_path, **options))
         return groups[-1]
 
     yield start
@@ -52,6 +84,10 @@ def groups_of(step: int, num: int = 8) -> list[list[Trajectory]]:
     plain = [make_trajectory(i, version=max(0, step - 1 - i % 2), seed=step) for i in range(num - 1)]
     plain.append(make_two_turn_trajectory(num - 1, version=max(0, step - 2) if step > 1 else -1, seed=step))
     return [plain[i : i + 2] for i in range(0, num, 2)]
+
+
+def timeless(result: StepResult) -> dict[str, float]:
+    return {name: value for name, value in result.metrics.items() if name != "learner/step_s"}
 
 
 def tensors(manifest: Manifest) -> dict[str, Tensor]:
@@ -71,41 +107,43 @@ async def steps(group: Any, numbers: range) -> Any:
 Start = Callable[..., Awaitable[Any]]
 
 
-async def test_none_and_one_remote_learner_agree_bit_for_bit_and_two_to_5e_7(start: Start) -> None:
-    local, one, two = await start(0), await start(1), await start(2)
-    results = [await steps(group, range(1, 4)) for group in (local, one, two)]
-    assert checksums(results[0].manifest) == checksums(results[1].manifest)
-    assert results[0].manifest.probe == results[1].manifest.probe
-    weights, sharded = tensors(results[0].manifest), tensors(results[2].manifest)
-    for name, tensor in weights.items():
+@pytest.mark.ray
+def test_none_and_one_remote_learner_agree_bit_for_bit(trained: Trained) -> None:
+    local, remote = trained.results[:2]
+    assert checksums(local.manifest) == checksums(remote.manifest)
+    assert local.manifest.probe == remote.manifest.probe
+    assert timeless(local) == timeless(remote)
+    assert trained.kl[0] == trained.kl[1]
+    assert local.num_optimizer_steps == 4
+
+
+@pytest.mark.ray
+def test_two_ranks_agree_with_one_to_5e_7(trained: Trained) -> None:
+    one, two = trained.results[1:]
+    whole, sharded = tensors(one.manifest), tensors(two.manifest)
+    for name, tensor in whole.items():
         assert float((tensor - sharded[name]).norm() / tensor.norm()) < 5e-7, name
-    timeless = [{k: v for k, v in r.metrics.items() if k != "learner/step_s"} for r in results]
-    assert timeless[0] == timeless[1]
-    assert timeless[2] == pytest.approx(timeless[0], rel=1e-4, abs=1e-5)
-    assert results[0].num_optimizer_steps == 4
-
-    trajectories = [trajectory for group in groups_of(4) for trajectory in group]
-    kl = [await group.reference_kl(trajectories) for group in (local, two)]
-    assert kl[0] == pytest.approx(kl[1], abs=1e-5)
-    assert len(kl[0]) == 8
+    assert timeless(two) == pytest.approx(timeless(one), rel=1e-4, abs=1e-5)
+    assert trained.kl[2] == pytest.approx(trained.kl[1], abs=1e-5)
+    assert len(trained.kl[1]) == 8
 
 
-async def test_a_manifest_carries_a_whole_version_with_both_probes(start: Start, policy_path: Path) -> None:
+@pytest.mark.ray
+def test_a_manifest_carries_a_whole_version_with_both_probes(trained: Trained, policy_path: Path) -> None:
     from learner.actor_critic import load_causal_model
     from learner.weight_publisher import probe_logprobs
 
-    group = await start(1, incarnation="run-7")
-    first = await group.publish_initial()
-    assert (first.version, first.incarnation, first.previous_probe) == (0, "run-7", None)
+    first, last = trained.first[1], trained.results[1].manifest
     model = load_causal_model(policy_path, "float32")
+    assert (first.version, first.incarnation, first.previous_probe) == (0, "run-7", None)
     assert first.probe == probe_logprobs(model, PROBE, torch.device("cpu"))
-    second = (await group.step(1, groups_of(1))).manifest
-    assert (second.version, second.probe_token_ids, second.previous_probe) == (1, PROBE, first.probe)
-    assert second.probe != first.probe
-    model.load_state_dict(tensors(second))
-    assert second.probe == probe_logprobs(model, PROBE, torch.device("cpu"))
+    model.load_state_dict(tensors(last))
+    assert (last.version, last.incarnation, last.probe_token_ids) == (3, "run-7", PROBE)
+    assert last.probe == probe_logprobs(model, PROBE, torch.device("cpu"))
+    assert last.previous_probe not in (last.probe, first.probe)
 
 
+@pytest.mark.ray
 async def test_a_resumed_run_goes_on_bit_for_bit(start: Start, tmp_path: Path) -> None:
     whole = await start(0)
     await steps(whole, range(1, 3))
@@ -124,6 +162,7 @@ async def test_a_resumed_run_goes_on_bit_for_bit(start: Start, tmp_path: Path) -
     assert (tmp_path / "policy" / "tokenizer.json").exists()
 
 
+@pytest.mark.ray
 async def test_a_checkpoint_of_another_version_than_the_first_step_needs_is_refused(
     start: Start, tmp_path: Path
 ) -> None:
@@ -134,18 +173,20 @@ async def test_a_checkpoint_of_another_version_than_the_first_step_needs_is_refu
         await start(0, checkpoint_path=tmp_path / "step-1", first_step=5)
 
 
-async def test_an_error_on_one_rank_ends_the_step_on_all_and_names_the_trajectory(start: Start) -> None:
-    group = await start(2)
-    groups = groups_of(1)
+@pytest.mark.ray
+async def test_an_error_on_one_rank_ends_the_step_on_all_and_names_the_trajectory(trained: Trained) -> None:
+    group = trained.groups[2]
+    groups = groups_of(4)
     groups[3][0] = replace(groups[3][0], reward=float("nan"))
     started = time.monotonic()
-    with pytest.raises(LearnerError, match="trajectory 1-6-0: its reward is nan"):
-        await group.step(1, groups)
+    with pytest.raises(LearnerError, match="trajectory 4-6-0: its reward is nan"):
+        await group.step(4, groups)
     assert time.monotonic() - started < 20
-    with pytest.raises(LearnerError, match="it has ended: trajectory 1-6-0: its reward is nan"):
-        await group.step(1, groups_of(1))
+    with pytest.raises(LearnerError, match="it has ended: trajectory 4-6-0: its reward is nan"):
+        await group.step(4, groups_of(4))
 
 
+@pytest.mark.ray
 async def test_a_killed_learner_is_an_error_within_seconds_not_a_hang(start: Start) -> None:
     group = await start(2, changes={"num_epochs": 2000})
     process_id = (await asyncio.to_thread(group._group.call, "process_id", [{}, {}]))[1]
@@ -158,18 +199,22 @@ async def test_a_killed_learner_is_an_error_within_seconds_not_a_hang(start: Sta
     assert time.monotonic() - killed < 20
 
 
-async def test_a_step_that_takes_too_long_names_what_was_waited_for(start: Start) -> None:
-    group = await start(1, changes={"num_epochs": 2000, "step_timeout_s": 1.0})
-    with pytest.raises(DeadlineExceeded, match="waited 1 s for 1 learners to finish step 1"):
-        await group.step(1, groups_of(1))
+@pytest.mark.ray
+async def test_a_step_that_takes_too_long_names_what_was_waited_for(trained: Trained) -> None:
+    group = trained.groups[1]
+    group._config = group._config.model_copy(update={"step_timeout_s": 0.001})
+    with pytest.raises(DeadlineExceeded, match=r"waited 0\.001 s for 1 learners to finish step 4"):
+        await group.step(4, groups_of(4))
 
 
+@pytest.mark.ray
 async def test_a_model_that_is_not_there_fails_the_start_by_name(start: Start, tmp_path: Path) -> None:
     for num_learners in (0, 1):
         with pytest.raises(InputError, match=r"missing: no model folder \(it has no config\.json\)"):
             await start(num_learners, path=tmp_path / "missing")
 
 
+@pytest.mark.ray
 async def test_steps_out_of_turn_and_too_few_trajectories_are_refused(start: Start) -> None:
     group = await start(0)
     with pytest.raises(LearnerError, match="step 2 was asked for, but the next one is 1"):

@@ -28,7 +28,7 @@ ROWS = [{"prompt": f"t5 t6 t{10 + i}", "reference": i} for i in range(8)]
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An idle actor finds out soon that the queue is finished."""
+    """A leaving actor's last call for a ticket ends soon."""
     monkeypatch.setattr(rollout_actor, "ADMIT_WAIT_S", 0.05)
 
 
@@ -88,6 +88,7 @@ async def test_a_run_is_sampled_scored_and_put_to_its_last_group(tied_folder: Pa
         first = await rig.queue.take(1)
         await rig.publish(1)
         second = await rig.queue.take(2)
+        await actor.leave()
         await running
     assert [group[0].group for group in first + second] == [0, 1, 2, 3]
     assert all(len(group) == 2 for group in first + second)
@@ -100,6 +101,7 @@ async def test_a_trajectory_records_what_was_sampled_and_scored(tied_folder: Pat
         running = rig.run(actor)
         await rig.publish(0)
         [[trajectory, other]] = await rig.queue.take(1)
+        await actor.leave()
         await running
     assert (trajectory.uid, other.uid, trajectory.task) == ("3-0-0", "3-0-1", "test")
     assert trajectory.token_ids[:2] == [5, 6]
@@ -125,7 +127,8 @@ async def test_the_tokens_do_not_depend_on_how_many_actors_there_are(tied_folder
         groups = await rig.queue.take(1)
         await rig.publish(1)
         groups += await rig.queue.take(2)
-        await asyncio.gather(*running, *(actor.close() for actor in actors))
+        await asyncio.gather(*(actor.close() for actor in actors))
+        await asyncio.gather(*running)
         return [trajectory.token_ids for group in groups for trajectory in group]
 
     assert await tokens("rollout-0") == await tokens("rollout-0", "rollout-1")
@@ -145,6 +148,7 @@ async def test_no_group_is_sampled_with_weights_older_than_its_floor(tied_folder
             groups = await rig.queue.take(step)
             versions = {s.policy_version for group in groups for t in group for s in t.segments}
             assert versions == {step - 1}
+        await actor.leave()
         await running
 
 
@@ -195,6 +199,7 @@ async def test_an_actor_that_leaves_hands_its_groups_over_and_another_finishes_t
         rig.rewards.gate.set()
         running = rig.run(staying)
         groups = await rig.queue.take(1)
+        await staying.leave()
         await running
     assert {segment.actor for group in groups for t in group for segment in t.segments} == {"rollout-1"}
     counts = await rig.queue.counts()
@@ -237,6 +242,9 @@ async def test_no_more_groups_are_under_way_than_configured(tied_folder: Path) -
     async with rig.actor() as actor:
         running = rig.run(actor)
         await rig.publish(0)
+        await rig.queue.take(1)
+        await rig.queue.take(2)
+        await actor.leave()
         await running
     assert most == 1
 
@@ -262,6 +270,7 @@ async def test_a_version_published_while_responses_are_under_way_reaches_them(ti
         await asyncio.sleep(0)
         loaded.set()
         [group] = await rig.queue.take(1)
+        await actor.leave()
         await running
         metrics = await actor.metrics()
     assert {s.policy_version for t in group for s in t.segments} == {0, 1}
@@ -310,6 +319,7 @@ async def test_a_version_of_an_earlier_run_satisfies_no_floor(tied_folder: Path)
         running = rig.run(actor)
         await rig.publish(0)
         [group] = await rig.queue.take(1)
+        await actor.leave()
         await running
     assert {s.policy_version for t in group for s in t.segments} == {0}
 
@@ -331,6 +341,7 @@ async def test_a_real_engine_samples_for_a_run(tied_folder: Path) -> None:
     await rig.weights.publish(tiny.manifest(0, model, None))
     await rig.queue.published(0)
     groups = await rig.queue.take(1)
+    await actor.leave()
     await running
     await actor.close()
     for trajectory in (t for group in groups for t in group):

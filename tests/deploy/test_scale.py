@@ -1,0 +1,70 @@
+"""`antiphon scale` from a process of its own, on the Ray of a run that is under way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.remote import kill_actor, start_actor
+from cluster.supervision import RunControl, control_name
+from deploy.run_config import load_run_config
+from deploy.run_directory import RunDirectory, open_run
+
+TINY = '[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n[preferences]\nannotator = "task:judge"\n'
+
+
+@pytest.fixture
+def run_path(tmp_path: Path) -> Path:
+    (tmp_path / "run.toml").write_text(TINY)
+    config = load_run_config(tmp_path / "run.toml", ['run.name = "scaled"'])
+    with open_run(config, tmp_path / "runs" / "scaled") as run:
+        run.update_status(state="RUNNING", stage="ppo")
+        return run.path
+
+
+def set_address(run_path: Path, address: str) -> None:
+    RunDirectory(run_path).update_status(ray_address=address)
+
+
+def scale(run_path: Path, num: int) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "deploy.cli", "scale", str(run_path), "--rollout-actors", str(num)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ})
+    return done.returncode, done.stdout, (done.stderr.splitlines() or [""])[-1]
+
+
+@pytest.mark.ray
+def test_the_wish_reaches_the_run_that_is_under_way(ray_session: None, run_path: Path) -> None:
+    import ray
+
+    set_address(run_path, ray.get_runtime_context().gcs_address)
+    code, _, last = scale(run_path, 3)
+    assert (code, last) == (
+        2,
+        "error: antiphon-control-scaled: no such actor on this Ray: its run is not running",
+    )
+
+    control = start_actor(RunControl, 1, name="run_control", registered_as=control_name("scaled"))
+    try:
+        assert asyncio.run(_set(control, 1)) == 1
+        assert scale(run_path, 3) == (0, "rollout actors: 1 -> 3\n", "")
+        assert asyncio.run(_set(control, 3)) == 3
+    finally:
+        kill_actor(control)
+
+
+async def _set(control: RunControl, num: int) -> int:
+    return await control.set_num_rollout_actors(num)
+
+
+def test_a_run_whose_process_is_gone_is_named(run_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    set_address(run_path, f"127.0.0.1:{port}")
+    code, _, last = scale(run_path, 3)
+    assert (code, last) == (2, f"error: {run_path}: no Ray answers at 127.0.0.1:{port}: the run's process is gone")
