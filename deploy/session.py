@@ -24,6 +24,7 @@ from cluster.supervision import ActorPool
 from deploy.metrics_log import MetricsLog
 from deploy.run_config import RunConfig
 from deploy.run_directory import RunDirectory
+from deploy.scale import answers
 from deploy.view import View
 from reward_service.client import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service
@@ -68,10 +69,9 @@ class Session:
         if not address:
             options |= {"num_cpus": self._num_cpus(), "include_dashboard": False}
         env = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])}
-        try:
-            ray.init(address or "local", runtime_env={"env_vars": env}, **options)
-        except ConnectionError as error:
-            raise InputError(str(address), "no Ray answers at this address") from error
+        if address and address != "auto" and not answers(address):
+            raise InputError(address, "no Ray answers at this address (RAY_ADDRESS)")
+        ray.init(address or "local", runtime_env={"env_vars": env}, **options)
         return str(ray.get_runtime_context().gcs_address)
 
     def _num_cpus(self) -> int:

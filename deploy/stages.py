@@ -90,7 +90,7 @@ async def run_sft(session: Session) -> None:
 
 
 async def _train(session: Session, stage: str, function: Callable[..., Any], *args: Any) -> dict[str, float]:
-    """Run a supervised stage in a process of its own; returns its last metrics."""
+    """Run a supervised stage in a process of its own; returns what it yielded last, its result."""
     metrics: dict[str, float] = {}
     learner = session.config.learner
     async for metrics in stream_task(
@@ -102,7 +102,8 @@ async def _train(session: Session, stage: str, function: Callable[..., Any], *ar
         num_cpus=learner.num_cpus,
         num_gpus=learner.num_gpus,
     ):
-        session.log_step(stage, metrics)
+        if "step" in metrics:
+            session.log_step(stage, metrics)
     return metrics
 
 

@@ -29,7 +29,7 @@ from learner.supervised import (
 )
 
 CENTERING = 0.01
-"""Weight of the squared mean reward of a batch: preferences alone leave the level of rewards open, this fixes it at 0."""
+"""Weight of the squared mean reward of a batch: preferences leave the level of rewards open, this keeps it near 0."""
 
 _COLUMNS = ("prompt", "chosen", "rejected")
 _Pairs = list[tuple[list[int], list[int]]]
@@ -122,12 +122,12 @@ def _rewards(model: Any, batch: Sequence[tuple[list[int], list[int]]]) -> tuple[
     return rewards[: len(batch)], rewards[len(batch) :]
 
 
-@torch.no_grad()
 def _accuracy(model: Any, pairs: _Pairs, batch_size: int = 256) -> float:
     model.eval()
     starts = range(0, len(pairs), batch_size)
-    agreements = [_agreement(*_rewards(model, pairs[start : start + batch_size])) for start in starts]
-    return torch.cat(agreements).mean().item()
+    with torch.no_grad():
+        agreements = [_agreement(*_rewards(model, pairs[start : start + batch_size])) for start in starts]
+    return float(torch.cat(agreements).mean())
 
 
 def _agreement(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,10 @@ def load_model(auto_class: Any, path: Path, **options: Any) -> Any:
     Raises InputError where the folder is missing or holds no model.
     """
     check_model_folder(path)
-    model = auto_class.from_pretrained(path, dtype=torch.float32, local_files_only=True, **options)
+    try:
+        model = auto_class.from_pretrained(path, dtype=torch.float32, local_files_only=True, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"no model can be loaded: {error}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -70,7 +73,10 @@ def load_tokenizer(path: Path) -> Any:
     Raises InputError where the folder is missing or its tokenizer names no end-of-sequence token.
     """
     check_model_folder(path)
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"no tokenizer can be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(str(path), "its tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:

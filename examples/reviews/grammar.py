@@ -29,7 +29,20 @@ TIMES = ("morning", "evening", "night")
 PUNCTUATION = (",", ".", ":")
 WORDS = tuple(
     sorted(
-        {*ASPECTS, *ASPECTS.values(), *PLAIN, *VIVID, *CONJUNCTIONS, *PEOPLE, *DAYS, *TIMES, "the", "was", "tried", "on"}
+        {
+            *ASPECTS,
+            *ASPECTS.values(),
+            *PLAIN,
+            *VIVID,
+            *CONJUNCTIONS,
+            *PEOPLE,
+            *DAYS,
+            *TIMES,
+            "the",
+            "was",
+            "tried",
+            "on",
+        }
     )
 )
 

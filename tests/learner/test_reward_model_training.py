@@ -1,0 +1,121 @@
+"""Reward model training orders responses as the preferences do, and leaves a folder anyone can load."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from cluster.errors import InputError
+from examples.reviews.grammar import all_prompts, sample_review, topic_of
+from examples.reviews.model import build_model
+from examples.reviews.oracle import praise
+from learner.config import RewardModelConfig
+from learner.reward_model_training import bradley_terry_loss, reward_model_accuracy, split, train_reward_model
+
+CONFIG = RewardModelConfig(num_epochs=2, batch_size=32, learning_rate=5e-3)
+
+
+def write_pairs(path: Path, num: int, seed: int) -> Path:
+    """Pairs without noise: the chosen response is the one with more praise."""
+    choice = random.Random(seed)
+    rows = []
+    while len(rows) < num:
+        prompt = choice.choice(all_prompts())
+        pair = sorted((sample_review(str(topic_of(prompt)), choice) for _ in range(2)), key=praise)
+        if praise(pair[0]) < praise(pair[1]):
+            rows.append({"prompt": prompt, "chosen": pair[1], "rejected": pair[0]})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+    path = tmp_path_factory.mktemp("reward_model")
+    build_model(path / "model", seed=0)
+    preferences = write_pairs(path / "preferences.parquet", 800, seed=0)
+    return path, list(train_reward_model(path / "model", preferences, path / "trained", CONFIG, seed=0))
+
+
+def test_the_last_metrics_are_the_accuracy_on_pairs_held_out(trained: tuple[Path, list[dict[str, float]]]) -> None:
+    *steps, last = trained[1]
+    assert [m["step"] for m in steps] == list(range(1, 2 * 23 + 1))
+    assert steps[0]["loss"] > 0.6 > 0.3 > steps[-1]["loss"]
+    assert last["accuracy"] >= 0.9
+    assert (last["num_pairs"], last["num_training_pairs"]) == (80, 720)
+
+
+def test_fresh_pairs_are_ordered_as_the_preferences_would(trained: tuple[Path, list[dict[str, float]]]) -> None:
+    path = trained[0]
+    fresh = write_pairs(path / "fresh.parquet", 600, seed=1)
+    assert reward_model_accuracy(path / "trained", fresh) >= 0.9
+
+
+def test_the_folder_reads_prompt_response_and_end_of_sequence_with_its_own_padding(
+    trained: tuple[Path, list[dict[str, float]]],
+) -> None:
+    folder = trained[0] / "trained"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = "we tried the new film on friday night:"
+    texts = [
+        prompt + response + tokenizer.eos_token
+        for response in (
+            "the film was great and superb.",
+            "the film was new.",
+            "the film was bad, the acting was dull.",
+        )
+    ]
+    batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        together = model(**batch).logits[:, 0]
+        alone = [model(input_ids=torch.tensor([tokenizer(text).input_ids])).logits[0, 0].item() for text in texts]
+    assert together.tolist() == pytest.approx(alone, abs=1e-5)
+    assert alone == sorted(alone, reverse=True)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert model.config.num_labels == 1
+
+
+def test_the_same_seed_gives_the_same_weights(trained: tuple[Path, list[dict[str, float]]], tmp_path: Path) -> None:
+    preferences = write_pairs(tmp_path / "preferences.parquet", 40, seed=0)
+    config = RewardModelConfig(num_epochs=1, batch_size=16)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        list(train_reward_model(trained[0] / "model", preferences, tmp_path / name, config, seed=seed))
+    first, second, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert first == second != other
+
+
+def test_the_loss_prefers_a_wider_margin_and_rewards_around_zero() -> None:
+    loss = bradley_terry_loss(torch.tensor([0.0]), torch.tensor([0.0])).item()
+    assert loss == pytest.approx(0.6931, abs=1e-4)
+    assert bradley_terry_loss(torch.tensor([1.0]), torch.tensor([-1.0])).item() == pytest.approx(0.1269, abs=1e-4)
+    assert bradley_terry_loss(torch.tensor([5.0]), torch.tensor([3.0])).item() > 0.1269 + 0.1
+
+
+def test_few_pairs_leave_at_least_one_to_train_on_and_one_held_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = [([i], [i]) for i in range(3)]
+    for share in (0.01, 0.99):
+        training, held_out = split(pairs, share, generator, Path("pairs"))
+        assert sorted([*training, *held_out]) == pairs
+        assert training
+        assert held_out
+    with pytest.raises(InputError, match="pairs: a single pair"):
+        split(pairs[:1], 0.5, generator, Path("pairs"))
+
+
+def test_missing_columns_and_missing_folders_are_input_errors(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    preferences = tmp_path / "preferences.parquet"
+    pq.write_table(pa.table({"prompt": ["a"], "chosen": ["b"]}), preferences)
+    with pytest.raises(InputError, match=r"preferences\.parquet: no column 'rejected'"):
+        list(train_reward_model(trained[0] / "model", preferences, tmp_path / "out", CONFIG, seed=0))
+    with pytest.raises(InputError, match="nowhere: no model folder"):
+        reward_model_accuracy(tmp_path / "nowhere", preferences)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,149 @@
+"""Supervised fine-tuning learns its data, repeats itself bit for bit, and says what is wrong with its input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.errors import InputError
+from examples.reviews.model import build_model
+from learner.config import SftConfig
+from learner.sft import completion_loss, tokenize, train_sft
+from learner.supervised import warmup_then_cosine
+
+PROMPTS = ["we tried the new film on friday night:", "i tried the old book on sunday morning:"]
+COMPLETIONS = ["the film was good and lovely.", "the book was dull, the plot was bad."]
+ROWS = {"prompt": PROMPTS, "completion": COMPLETIONS}
+CONFIG = SftConfig(num_steps=40, batch_size=2, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sft") / "model"
+    build_model(path, seed=0)
+    return path
+
+
+def written(path: Path, columns: dict[str, list[str]]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def greedy(model_path: Path, prompt: str) -> str:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    ids = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
+    return tokenizer.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_a_trained_folder_completes_its_prompts_and_stops(model_path: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "sft.parquet", ROWS)
+    metrics = list(train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0))
+    assert [m["step"] for m in metrics] == list(range(1, 41))
+    assert metrics[0]["loss"] > 3 > 0.1 > metrics[-1]["loss"]
+    assert all(m["tokens_per_s"] > 0 for m in metrics)
+    assert [greedy(tmp_path / "out", prompt) for prompt in PROMPTS] == COMPLETIONS
+    assert (tmp_path / "out/generation_config.json").is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_same_seed_gives_the_same_weights_from_parquet_and_from_json_lines(
+    model_path: Path, tmp_path: Path
+) -> None:
+    parquet = written(tmp_path / "sft.parquet", ROWS)
+    lines = tmp_path / "sft.jsonl"
+    lines.write_text(
+        "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in zip(PROMPTS, COMPLETIONS, strict=True))
+    )
+    config = SftConfig(num_steps=3, batch_size=1)
+    for name, data, seed in (("a", parquet, 0), ("b", lines, 0), ("c", parquet, 1)):
+        list(train_sft(model_path, data, tmp_path / name, config, seed=seed))
+    first, second, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert first == second != other
+
+
+def test_the_loss_is_the_mean_over_completion_tokens_of_all_rows_and_ignores_padding(model_path: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
+    batch = tokenize(tokenizer, PROMPTS, COMPLETIONS)
+    total, num_tokens = 0.0, 0
+    for ids, start in batch:
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+        total += F.cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:]), reduction="sum").item()
+        num_tokens += len(ids) - start
+    assert len(batch[0][0]) != len(batch[1][0])
+    assert completion_loss(model, batch, tokenizer.pad_token_id).item() == pytest.approx(total / num_tokens, abs=1e-6)
+
+
+def test_what_stood_at_the_output_stays_until_training_is_over(model_path: Path, tmp_path: Path) -> None:
+    data, output = written(tmp_path / "sft.parquet", ROWS), tmp_path / "out"
+    output.mkdir()
+    (output / "old").touch()
+    training = train_sft(model_path, data, output, SftConfig(num_steps=2, batch_size=2), seed=0)
+    next(training)
+    assert [path.name for path in output.iterdir()] == ["old"]
+    list(training)
+    assert not (output / "old").exists()
+    assert (output / "model.safetensors").is_file()
+
+
+def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_a_tenth() -> None:
+    factor = warmup_then_cosine(100)
+    assert [factor(0), factor(9), factor(10)] == pytest.approx([0.1, 1.0, 1.0])
+    assert factor(55) == pytest.approx(0.55)
+    assert factor(99) == pytest.approx(0.1, abs=1e-3)
+    assert warmup_then_cosine(1)(0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("columns", "what"),
+    [
+        ({"prompt": PROMPTS, "answer": COMPLETIONS}, "no column 'completion'; it has prompt, answer"),
+        ({"prompt": [], "completion": []}, "the dataset is empty"),
+        ({"prompt": PROMPTS, "completion": ["fine", None]}, "column 'completion', row 1: not text but None"),
+        (
+            {"prompt": PROMPTS, "completion": ["fine", "good " * 200]},
+            "row 1: 211 tokens, but the model's context is 128",
+        ),
+    ],
+)
+def test_wrong_data_is_an_input_error_naming_file_and_fault(
+    model_path: Path, tmp_path: Path, columns: dict[str, list[str]], what: str
+) -> None:
+    data = written(tmp_path / "sft.parquet", columns)
+    with pytest.raises(InputError) as error:
+        list(train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0))
+    assert (error.value.where, error.value.what) == (str(data), what)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.parquet", "text"), ("a.jsonl", "{not json"), ("b.jsonl", "")])
+def test_a_file_that_cannot_be_read_is_an_input_error(model_path: Path, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=name):
+        list(train_sft(model_path, tmp_path / name, tmp_path / "out", CONFIG, seed=0))
+
+
+def test_a_model_folder_without_weights_or_tokenizer_is_an_input_error(model_path: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "sft.parquet", ROWS)
+    for name, what in (("tokenizer.json", "no tokenizer"), ("model.safetensors", "no model")):
+        folder = tmp_path / name
+        shutil.copytree(model_path, folder)
+        (folder / name).unlink()
+        with pytest.raises(InputError, match=f"{folder}: {what} can be loaded"):
+            list(train_sft(folder, data, tmp_path / "out", CONFIG, seed=0))
+
+
+def test_a_missing_model_or_data_set_is_an_input_error(model_path: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "sft.parquet", ROWS)
+    with pytest.raises(InputError, match="nowhere: no model folder"):
+        list(train_sft(tmp_path / "nowhere", data, tmp_path / "out", CONFIG, seed=0))
+    with pytest.raises(InputError, match=r"none\.parquet: no such file"):
+        list(train_sft(model_path, tmp_path / "none.parquet", tmp_path / "out", CONFIG, seed=0))
