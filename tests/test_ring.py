@@ -38,7 +38,7 @@ ROLLOUT = RolloutActorsConfig(
     responses_per_prompt=RESPONSES,
     max_prompt_tokens=9,
     max_response_tokens=RESPONSE_TOKENS,
-    num_concurrent_groups=2 * B,
+    num_concurrent_groups=B // 2,
     num_cpus=0,
 )
 APP = "ring"
@@ -182,30 +182,37 @@ async def plain_loop(parts: Parts, num_steps: int) -> Outcome:
     manifest = await group.publish_initial()
     for step in range(1, num_steps + 1):
         engine.load(fetch_tensors(manifest, timeout_s=30), version=step - 1)
-        groups = [
-            _sampled_and_scored(engine, tokenizer, Ticket(i, i, step - 1, 3, order.row(i), "plain"))
-            for i in range((step - 1) * B, step * B)
-        ]
+        numbers = range((step - 1) * B, step * B)
+        tickets = [Ticket(i, i, step - 1, 3, order.row(i), "plain") for i in numbers]
+        groups = _sampled_and_scored(engine, tokenizer, tickets)
         manifest = (await learners.step(step, groups)).manifest
     engine.close()
     await group.shutdown()
     return outcome
 
 
-def _sampled_and_scored(engine: Any, tokenizer: PromptTokenizer, ticket: Ticket) -> list[Trajectory]:
+def _sampled(engine: Any, requests: list[Any]) -> dict[str, tuple[list[int], list[float]]]:
+    """The whole responses to these requests."""
+    tokens: dict[str, tuple[list[int], list[float]]] = {request.id: ([], []) for request in requests}
+    for request in requests:
+        engine.add(request)
+    while engine.has_work():
+        for sampled in engine.step():
+            tokens[sampled.id][0].extend(sampled.token_ids)
+            tokens[sampled.id][1].extend(sampled.logprobs)
+    return tokens
+
+
+def _sampled_and_scored(engine: Any, tokenizer: PromptTokenizer, tickets: list[Ticket]) -> list[list[Trajectory]]:
     from rollout_actors.engine import SamplingRequest
 
-    prompt = tokenizer.encode(ticket.row["prompt"])
+    prompts = {t.uid(i): (t, tokenizer.encode(t.row["prompt"])) for t in tickets for i in range(RESPONSES)}
+    requests = [
+        SamplingRequest(uid, prompt, RESPONSE_TOKENS, segment_seed(uid, 0), 1.0) for uid, (_, prompt) in prompts.items()
+    ]
     trajectories = []
-    for index in range(RESPONSES):
-        uid = ticket.uid(index)
-        engine.add(SamplingRequest(uid, prompt, RESPONSE_TOKENS, segment_seed(uid, 0), 1.0))
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        while engine.has_work():
-            for sampled in engine.step():
-                tokens += sampled.token_ids
-                logprobs += sampled.logprobs
+    for uid, (tokens, logprobs) in _sampled(engine, requests).items():
+        ticket, prompt = prompts[uid]
         (reward,) = count_a([ticket.row["prompt"]], [tokenizer.decode(tokens)])
         trajectories.append(
             Trajectory(
@@ -222,7 +229,7 @@ def _sampled_and_scored(engine: Any, tokenizer: PromptTokenizer, ticket: Ticket)
                 reward=reward,
             )
         )
-    return trajectories
+    return [trajectories[i : i + RESPONSES] for i in range(0, len(trajectories), RESPONSES)]
 
 
 def versions(trajectory: Trajectory) -> list[int]:

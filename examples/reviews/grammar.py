@@ -27,24 +27,8 @@ PEOPLE = ("i", "we", "they", "you")
 DAYS = ("monday", "tuesday", "friday", "sunday")
 TIMES = ("morning", "evening", "night")
 PUNCTUATION = (",", ".", ":")
-WORDS = tuple(
-    sorted(
-        {
-            *ASPECTS,
-            *ASPECTS.values(),
-            *PLAIN,
-            *VIVID,
-            *CONJUNCTIONS,
-            *PEOPLE,
-            *DAYS,
-            *TIMES,
-            "the",
-            "was",
-            "tried",
-            "on",
-        }
-    )
-)
+_LISTS = (ASPECTS, ASPECTS.values(), PLAIN, VIVID, CONJUNCTIONS, PEOPLE, DAYS, TIMES, ("the", "was", "tried", "on"))
+WORDS = tuple(sorted(word for words in _LISTS for word in words))
 
 _PROMPT = re.compile(rf"tried the (?:{'|'.join(NEUTRAL)}) ({'|'.join(ASPECTS)}) on ")
 
@@ -62,19 +46,19 @@ def topic_of(prompt: str) -> str | None:
 
 
 def sample_review(topic: str, choice: random.Random) -> str:
-    """A review of the topic by somebody in one of three moods, which half of the adjectives follow."""
+    """A review of the topic by somebody in one of three moods, which most of the adjectives follow."""
     mood = choice.choice(MOODS)
-    subjects = [topic, ASPECTS[topic]] if choice.random() < 2 / 3 else [topic]
+    subjects = [topic, ASPECTS[topic]] if choice.random() < 3 / 4 else [topic]
     return ", ".join(f"the {subject} was {_sample_adjectives(mood, choice)}" for subject in subjects) + "."
 
 
 def _sample_adjectives(mood: Sequence[str], choice: random.Random) -> str:
-    if choice.random() < 1 / 3:
+    if choice.random() < 1 / 4:
         return _sample_adjective(PLAIN + VIVID, mood, choice)
     first, second = (_sample_adjective(words, mood, choice) for words in (PLAIN, VIVID))
     return f"{first} {choice.choice(CONJUNCTIONS)} {second}"
 
 
 def _sample_adjective(words: Sequence[str], mood: Sequence[str], choice: random.Random) -> str:
-    follows = choice.random() < 1 / 2
+    follows = choice.random() < 2 / 3
     return choice.choice([word for word in words if word in mood] if follows else words)
