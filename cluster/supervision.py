@@ -7,6 +7,7 @@ more, or no actor left, ends the run with that actor's own error. Knows nothing 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -81,17 +82,16 @@ class ActorPool:
         self,
         work: Callable[[RemoteActor], Awaitable[None]],
         *,
-        leave: Callable[[RemoteActor], Awaitable[None]],
         lost: Callable[[str], Awaitable[None]],
         wanted: Callable[[int], Awaitable[int]],
     ) -> None:
         """Keep every actor at `work` until all of them have returned, which they do when they are told to leave.
 
-        `wanted(n)` waits until another number than n is asked for and returns it: actors then join, or `leave` and
-        their `work` returns. `lost(name)` takes back what a failed actor held before its replacement starts.
+        `wanted(n)` waits until another number than n is asked for and returns it: actors then join, or are told to
+        leave and their `work` returns. `lost(name)` takes back what a failed actor held before its replacement starts.
         Raises the error of the part that ended unexpectedly.
         """
-        crew = _Crew(self, work, leave, lost)
+        crew = _Crew(self, work, lost)
         resizing = asyncio.create_task(crew.follow(wanted))
         self._supervised = True
         try:
@@ -118,6 +118,10 @@ class ActorPool:
         await self._join([replacement])
         return replacement
 
+    async def dismiss(self) -> None:
+        """Tell every actor to leave, which ends `supervise`; they stay for other work."""
+        await asyncio.gather(*(_tell_to_leave(actor) for actor in list(self.actors)))
+
     async def close(self) -> None:
         """End every actor's process."""
         actors, self.actors = self.actors, []
@@ -136,12 +140,10 @@ class _Crew:
         self,
         pool: ActorPool,
         work: Callable[[RemoteActor], Awaitable[None]],
-        leave: Callable[[RemoteActor], Awaitable[None]],
         lost: Callable[[str], Awaitable[None]],
     ) -> None:
         self._pool = pool
         self._work = work
-        self._leave = leave
         self._lost = lost
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
@@ -172,7 +174,7 @@ class _Crew:
             staying = [actor for actor in self._pool.actors if actor.name not in self._leaving]
             for actor in staying[num:]:
                 self._leaving.add(actor.name)
-                await self._leave(actor)
+                await _tell_to_leave(actor)
             for actor in await self._pool.add(num - len(staying)):
                 self.employ(actor)
 
@@ -187,6 +189,12 @@ class _Crew:
     def dismiss(self) -> None:
         for task in self._tasks:
             task.cancel()
+
+
+async def _tell_to_leave(actor: RemoteActor) -> None:
+    """Ask an actor to stop its work; one that is gone has stopped, and its supervision says what follows."""
+    with contextlib.suppress(ActorDied):
+        await actor.leave()
 
 
 class RunControl:

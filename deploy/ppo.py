@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ActorDied
 from cluster.remote import RemoteActor, start_actor
 from cluster.supervision import RunControl, control_name
 from cluster.trajectory import write_trajectories
@@ -157,7 +156,7 @@ class Ring:
         async with asyncio.TaskGroup() as parts:
             parts.create_task(
                 self._session.pool.supervise(
-                    work, leave=self._leave, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
+                    work, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
                 )
             )
             parts.create_task(self._train(weights))
@@ -171,14 +170,7 @@ class Ring:
             weights=weights,
             report=self._report,
         )
-        await asyncio.gather(*(self._leave(actor) for actor in self._session.pool.actors))
-
-    async def _leave(self, actor: RemoteActor) -> None:
-        """Ask an actor to stop sampling; one that is gone has stopped, and its supervision says what follows."""
-        try:
-            await actor.leave()
-        except ActorDied as error:
-            self._session.view.note(str(error))
+        await self._session.pool.dismiss()
 
     async def _report(self, step: int, groups: Groups, result: StepResult) -> None:
         session = self._session

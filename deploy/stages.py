@@ -5,7 +5,6 @@ Each leaves one artefact in the run directory, whole or not at all; its presence
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -170,6 +169,11 @@ async def run_reward_model(session: Session) -> None:
     accuracy = metrics["accuracy"]
     held_out = run.path / HELD_OUT
     if held_out.exists() and pq.read_metadata(held_out).num_rows:
-        accuracy = await asyncio.to_thread(reward_model_accuracy, run.path / "reward_model", held_out)
+        accuracy = (await _train(session, "reward_model", _accuracy, run.path / "reward_model", held_out))["accuracy"]
     run.update_summary({"reward_model.accuracy": accuracy})
     session.view.note(f"reward model: {accuracy:.1%} of fresh labels predicted")
+
+
+def _accuracy(model: Path, pairs: Path, *, seed: int) -> Iterator[dict[str, float]]:
+    """`reward_model_accuracy` as a stage's function: it draws nothing, so the seed changes nothing."""
+    yield {"accuracy": reward_model_accuracy(model, pairs)}

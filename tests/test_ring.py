@@ -141,13 +141,10 @@ async def run_ring(
     async def work(actor: RemoteActor) -> None:
         await actor.run(queue, store, HandleRewardClient(APP, timeout_s=30))
 
-    async def leave(actor: RemoteActor) -> None:
-        await actor.leave()
-
     try:
         async with asyncio.TaskGroup() as running:
             running.create_task(
-                parts.pool.supervise(work, leave=leave, lost=queue.hand_over, wanted=control.wait_num_rollout_actors)
+                parts.pool.supervise(work, lost=queue.hand_over, wanted=control.wait_num_rollout_actors)
             )
             await train(
                 first_step=1,
@@ -157,7 +154,7 @@ async def run_ring(
                 weights=weights,
                 report=report,
             )
-            await asyncio.gather(*(leave(actor) for actor in parts.pool.actors))
+            await parts.pool.dismiss()
         outcome.counts = await queue.counts()
     finally:
         parts.pool.actors += [actor for actor in actors[num_actors:] if actor not in parts.pool.actors]

@@ -12,8 +12,9 @@ from cluster.supervision import ActorPool, RunControl
 
 
 class StandIn:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, events: list[str]) -> None:
         self.name = name
+        self.events = events
         self.may_return = asyncio.Event()
         self.error: Exception | None = None
 
@@ -21,6 +22,10 @@ class StandIn:
         await self.may_return.wait()
         if self.error:
             raise self.error
+
+    async def leave(self) -> None:
+        self.events.append(f"leave {self.name}")
+        self.end()
 
     def end(self, error: Exception | None = None) -> None:
         self.error = error
@@ -39,7 +44,7 @@ class Stage:
 
     async def start(self, name: str) -> Any:
         self.events.append(f"start {name}")
-        self.actors[name] = StandIn(name)
+        self.actors[name] = StandIn(name, self.events)
         async with self.started:
             self.started.notify_all()
         return self.actors[name]
@@ -50,10 +55,6 @@ class Stage:
     async def lost(self, name: str) -> None:
         self.events.append(f"lost {name}")
 
-    async def leave(self, actor: Any) -> None:
-        self.events.append(f"leave {actor.name}")
-        actor.end()
-
     async def until_started(self, name: str) -> StandIn:
         async with self.started:
             await asyncio.wait_for(self.started.wait_for(lambda: name in self.actors), 5)
@@ -63,7 +64,6 @@ class Stage:
         return asyncio.create_task(
             self.pool.supervise(
                 lambda actor: actor.work(),
-                leave=self.leave,
                 lost=self.lost,
                 wanted=self.control.wait_num_rollout_actors,
             )
@@ -108,8 +108,9 @@ async def test_actors_join_and_leave_as_the_run_is_scaled() -> None:
     await stage.until_started("rollout-2")
     await stage.control.set_num_rollout_actors(1)
     await asyncio.wait_for(asyncio.gather(*(stage.actors[f"rollout-{i}"].may_return.wait() for i in (1, 2))), 5)
-    stage.actors["rollout-0"].end()
+    await stage.pool.dismiss()
     await asyncio.wait_for(supervising, 5)
+    assert stage.events.pop() == "leave rollout-0"
     assert stage.events[:3] == ["start rollout-0", "start rollout-1", "start rollout-2"]
     assert sorted(stage.events[3:]) == ["leave rollout-1", "leave rollout-2", "stop rollout-1", "stop rollout-2"]
     assert [actor.name for actor in stage.pool.actors] == ["rollout-0"]

@@ -1,0 +1,86 @@
+"""Whole commands as a person types them: interrupted, gone on with, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+def command(runs: Path, *lines: str) -> list[str]:
+    settings = [part for line in lines for part in ("--set", line)]
+    return [sys.executable, "-m", "deploy.cli", "train", "tests/letters.toml", "--runs-dir", str(runs), *settings]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for row in rows if row["stage"] == "ppo"]
+
+
+def of_this_user() -> set[int]:
+    return {process.pid for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE}
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_an_interrupted_run_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    run, before = tmp_path / "letters", of_this_user()
+    env = os.environ | {"COLUMNS": "100"}
+    first = subprocess.Popen(
+        command(tmp_path), cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    started = {first.pid}
+    wait_for(lambda: (run / "checkpoints" / "ppo" / "step-000005").exists(), first)
+    started |= {child.pid for child in psutil.Process(first.pid).children(recursive=True)}
+    assert len(started) > 5
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate(timeout=90)
+    assert first.returncode == 130, errors
+    assert errors.strip().splitlines()[-1].startswith("interrupted; the same command goes on")
+    left = {pid for pid in started if pid in of_this_user() - before}
+    assert left == set(), [psutil.Process(pid).cmdline() for pid in left]
+    assert json.loads((run / "status.json").read_text())["state"] == "INTERRUPTED"
+    done = subprocess.run(command(tmp_path), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    _is_whole(run)
+    again = subprocess.run(command(tmp_path), cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0
+    assert "done already" in again.stderr
+    changed = command(tmp_path, "learner.clip = 0.1")
+    refused = subprocess.run(changed, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert "learner.clip" in refused.stderr.strip().splitlines()[-1]
+
+
+def _is_whole(run: Path) -> None:
+    """Every step is there once, the ledger adds up, and `policy/` is an ordinary Hugging Face folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    steps = metrics(run)
+    assert [row["step"] for row in steps] == list(range(1, 61))
+    assert [row["num_episodes"] for row in steps] == [16 * step for step in range(1, 61)]
+    summary = json.loads((run / "summary.json").read_text())
+    counts = [summary[f"num_{name}"] for name in ("admitted", "trained", "void", "open")]
+    assert counts == [480, 480, 0, 0]
+    assert steps[-1]["rollout_actors/num_swaps_proved"] + steps[-1]["rollout_actors/num_swaps_checksum_only"] > 0
+    assert len(list((run / "trajectories").iterdir())) == 60
+    AutoModelForCausalLM.from_pretrained(run / "policy")
+    assert AutoTokenizer.from_pretrained(run / "policy")("bcd:").input_ids
