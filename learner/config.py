@@ -21,7 +21,9 @@ class LearnerConfig(Section):
     num_minibatches: int = Field(default=1, ge=1)
     """Optimiser steps per pass; must divide the trajectories of a step."""
     learning_rate: float = Field(default=1e-5, gt=0)
-    """AdamW's learning rate, constant."""
+    """AdamW's learning rate at the first step."""
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """What becomes of it: nothing, or a straight line that would reach zero one step after the last."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)

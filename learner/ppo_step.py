@@ -92,6 +92,8 @@ class PPOStep:
             _refuse_future(batch, step)
             plan = self._plan(step, share)
             experience = self._evaluate(batch, keep_graph=self._config.num_minibatches == 1)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self._config, step)
         tally = Tally(self._ranks)
         self._judge(step, experience, tally)
         counts = self._ranks.all_sum(
@@ -225,6 +227,13 @@ class PPOStep:
         if not torch.isfinite(norm):
             raise LearnerError(_named(uids), f"the gradient is not finite (norm {float(norm)})")
         return norm
+
+
+def learning_rate(config: LearnerConfig, step: int) -> float:
+    """The learning rate of a step, a function of its number alone, so that a resumed run goes on with it."""
+    if config.learning_rate_schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * max(0.0, 1 - (step - 1) / config.num_steps)
 
 
 class Tally:

@@ -15,7 +15,7 @@ from cluster.trajectory import Trajectory
 from learner.actor_critic import ActorCritic, ModelSettings, load_causal_model, sampled_token_logprobs
 from learner.batching import make_batch
 from learner.config import LearnerConfig
-from learner.ppo_step import PPOStep, Share
+from learner.ppo_step import PPOStep, Share, learning_rate
 from learner.ranks import Ranks
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
 
@@ -165,3 +165,10 @@ def test_a_loss_that_is_not_finite_names_its_trajectory(policy_path: Path) -> No
     learner = OneRank(policy_path)
     with pytest.raises(LearnerError, match="trajectories 0-2-0: the loss is not finite"):
         learner.step(1, [replace(t, reward=3e38 if t.uid == "0-2-0" else t.reward) for t in batch()])
+
+
+def test_a_linear_schedule_falls_from_the_first_step_and_reaches_zero_after_the_last() -> None:
+    config = LearnerConfig(num_steps=4, learning_rate=0.4, learning_rate_schedule="linear")
+    assert [learning_rate(config, step) for step in (1, 2, 4, 5)] == pytest.approx([0.4, 0.3, 0.1, 0.0])
+    constant = LearnerConfig(num_steps=4, learning_rate=0.4)
+    assert {learning_rate(constant, step) for step in (1, 2, 4, 5)} == {0.4}

@@ -1,0 +1,16 @@
+"""Every run file that ships loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deploy.run_config import load_run_config
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/run.toml")), ids=lambda path: path.parent.name)
+def test_every_shipped_run_file_loads(path: Path) -> None:
+    assert load_run_config(path).run.name == path.parent.name
