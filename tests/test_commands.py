@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
+NUM_STEPS = 24
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 
@@ -75,12 +76,12 @@ def _is_whole(run: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     steps = metrics(run)
-    assert [row["step"] for row in steps] == list(range(1, 61))
-    assert [row["num_episodes"] for row in steps] == [16 * step for step in range(1, 61)]
+    assert [row["step"] for row in steps] == list(range(1, NUM_STEPS + 1))
+    assert [row["num_episodes"] for row in steps] == [16 * step for step in range(1, NUM_STEPS + 1)]
     summary = json.loads((run / "summary.json").read_text())
     counts = [summary[f"num_{name}"] for name in ("admitted", "trained", "void", "open")]
-    assert counts == [480, 480, 0, 0]
+    assert counts == [8 * NUM_STEPS, 8 * NUM_STEPS, 0, 0]
     assert steps[-1]["rollout_actors/num_swaps_proved"] + steps[-1]["rollout_actors/num_swaps_checksum_only"] > 0
-    assert len(list((run / "trajectories").iterdir())) == 60
+    assert len(list((run / "trajectories").iterdir())) == NUM_STEPS
     AutoModelForCausalLM.from_pretrained(run / "policy")
     assert AutoTokenizer.from_pretrained(run / "policy")("bcd:").input_ids

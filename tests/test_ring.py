@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,20 @@ async def start_learners(parts: Parts, num_steps: int, num_learners: int = 0, **
     )
 
 
+Gate = Callable[[int], Awaitable[None]]
+
+
 class Recording:
     """The learner group, with everything it was given and gave."""
 
-    def __init__(self, learners: PPOLearnerGroup, outcome: Outcome) -> None:
+    def __init__(self, learners: PPOLearnerGroup, outcome: Outcome, gate: Gate | None = None) -> None:
         self._learners = learners
         self._outcome = outcome
+        self._gate = gate
 
     async def step(self, step: int, groups: Groups) -> StepResult:
+        if self._gate is not None:
+            await self._gate(step)
         result: StepResult = await self._learners.step(step, groups)
         self._outcome.trajectories += [trajectory for group in groups for trajectory in group]
         self._outcome.manifests.append(result.manifest)
@@ -120,7 +126,14 @@ class Recording:
 
 
 async def run_ring(
-    parts: Parts, *, num_actors: int, num_steps: int, lag: int, control: RunControl | None = None, **learner: Any
+    parts: Parts,
+    *,
+    num_actors: int,
+    num_steps: int,
+    lag: int,
+    control: RunControl | None = None,
+    gate: Gate | None = None,
+    **learner: Any,
 ) -> Outcome:
     """A run from version 0 to `num_steps` with the first `num_actors` actors of the pool."""
     outcome = Outcome()
@@ -149,7 +162,7 @@ async def run_ring(
             await train(
                 first_step=1,
                 num_steps=num_steps,
-                learners=Recording(learners, outcome),
+                learners=Recording(learners, outcome, gate),
                 queue=queue,
                 weights=weights,
                 report=report,
@@ -265,24 +278,21 @@ async def test_two_remote_learners_train_a_run(parts: Parts) -> None:
 async def test_scaling_one_to_three_to_one_loses_nothing(parts: Parts) -> None:
     control = RunControl(1)
 
-    async def scale() -> None:
-        await control.set_num_rollout_actors(3)
-        while len(parts.pool.actors) < 3:
-            await asyncio.sleep(0.05)
-        joined = parts.pool.actors[-1]
-        while (await joined.metrics())["num_responses"] == 0:
-            await asyncio.sleep(0.05)
-        await control.set_num_rollout_actors(1)
+    async def scale(step: int) -> None:
+        """Before step 3 wait for two actors to join, before step 30 for them to have left; the steps go on."""
+        if step in (3, 30):
+            num = 3 if step == 3 else 1
+            await control.set_num_rollout_actors(num)
+            while len(parts.pool.actors) != num:
+                await asyncio.sleep(0.05)
 
-    async with asyncio.TaskGroup() as both:
-        running = both.create_task(run_ring(parts, num_actors=1, num_steps=120, lag=2, control=control))
-        both.create_task(scale())
-    outcome = running.result()
+    outcome = await run_ring(parts, num_actors=1, num_steps=40, lag=2, control=control, gate=scale)
     counts = outcome.counts
     assert counts is not None
-    assert counts.num_admitted == counts.num_trained + counts.num_void + counts.num_open == 120 * B
+    assert counts.num_admitted == counts.num_trained + counts.num_void + counts.num_open == 40 * B
     assert (counts.num_void, counts.num_open) == (0, 0)
-    assert len({s.actor for t in outcome.trajectories for s in t.segments}) == 3
+    assert {s.actor for t in outcome.trajectories for s in t.segments} == {"rollout-0", "rollout-2", "rollout-3"}
+    assert {s.actor for t in outcome.trajectories if (t.step or 0) > 33 for s in t.segments} == {"rollout-0"}
     assert largest_lag(outcome.trajectories) <= 2
 
 
