@@ -197,10 +197,6 @@ class TrajectoryQueue:
             self._published_version = version
             self._changed.notify_all()
 
-    async def finished(self) -> bool:
-        """Whether every group of the run has been handed in (nothing is left to sample)."""
-        return self._next_index >= self._num_groups and not self._open and not self._reopened
-
     async def counts(self) -> QueueCounts:
         """The ledger now. Groups waiting in the queue, held by an actor or between actors are open."""
         num_open = len(self._open) + len(self._ready) + sum(ticket is not None for _, ticket in self._reopened)

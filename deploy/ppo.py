@@ -19,7 +19,7 @@ from cluster.trajectory import write_trajectories
 from cluster.trajectory_queue import QueuePosition, TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.evaluate import HeldOut
-from deploy.session import Session
+from deploy.session import Session, dtype_of
 from deploy.stages import data_path, policy_path
 from learner.learner_group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, train
@@ -108,7 +108,7 @@ async def _start_parts(session: Session, resume: Path | None, first_step: int) -
                 config.learner,
                 model_path=policy,
                 reference_path=policy,
-                dtype=config.model.dtype,
+                dtype=dtype_of(config, policy),
                 temperature=config.rollout_actors.temperature,
                 seed=config.run.seed,
                 first_step=first_step,
@@ -139,8 +139,9 @@ class Ring:
         self._store = store
         self._first_step = first_step
         self._started = started
-        self._num_episodes = session.run.num_episodes()
-        self._num_optimizer_steps = 0
+        before = session.run.last_ppo_step()
+        self._num_episodes = before.get("num_episodes", 0)
+        self._num_optimizer_steps = before.get("optimizer_step", 0)
         self._held_out = HeldOut(session, learners)
 
     async def turn(self) -> None:

@@ -86,10 +86,10 @@ class RunDirectory:
         kept = [row for row in rows if row.get("stage") != stage or row.get("step", 0) <= step]
         _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
-    def num_episodes(self) -> int:
-        """Responses that PPO has trained so far."""
-        counts = [row["num_episodes"] for row in self.metrics() if row.get("stage") == "ppo" and "num_episodes" in row]
-        return int(counts[-1]) if counts else 0
+    def last_ppo_step(self) -> dict[str, Any]:
+        """The row of the last PPO step that counts; empty before the first."""
+        rows = [row for row in self.metrics() if row.get("stage") == "ppo"]
+        return rows[-1] if rows else {}
 
     def checkpoints(self, stage: str) -> list[Path]:
         """The whole checkpoints of a stage, oldest first. Whoever writes one renames it when it is whole."""

@@ -7,6 +7,7 @@ Knows no stage.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import os
@@ -95,13 +96,14 @@ class Session:
         return self.pool.actors
 
     async def _start_rollout_actor(self, name: str) -> RemoteActor:
+        assert self._engine_path is not None
         settings = self.config.rollout_actors
         actor = start_actor(
             RolloutActor,
             name,
             settings,
             model_path=str(self._engine_path),
-            dtype=self.config.model.dtype,
+            dtype=dtype_of(self.config, self._engine_path),
             task=self.config.run.name,
             seed=self.config.run.seed,
             name=name,
@@ -193,3 +195,11 @@ class Session:
         if self._reward_client is not None:
             await asyncio.to_thread(stop_reward_service, self.config.run.name)
         await asyncio.to_thread(ray.shutdown)
+
+
+def dtype_of(config: RunConfig, policy: Path) -> str:
+    """The numbers that engine and learner both compute in; `auto` is what the policy's folder says, or float32."""
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    settings = json.loads((policy / "config.json").read_text())
+    return settings.get("dtype") or settings.get("torch_dtype") or "float32"

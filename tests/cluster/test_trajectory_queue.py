@@ -144,16 +144,6 @@ async def test_a_resumed_queue_goes_on_with_the_next_number_and_the_next_prompt(
     ]
 
 
-async def test_the_queue_is_finished_when_every_group_has_been_handed_in() -> None:
-    queue = make_queue(groups_per_step=1, num_steps=2)
-    await queue.published(1)
-    tickets = await admit_all(queue)
-    await queue.put(tickets[0], finished(tickets[0], 1))
-    assert not await queue.finished()
-    await queue.put(tickets[1], finished(tickets[1], 1))
-    assert await queue.finished()
-
-
 def test_the_prompt_order_is_a_permutation_of_the_rows_every_epoch() -> None:
     order = PromptOrder(ROWS, seed=1)
     epochs = [[order.row(5 * e + i)["prompt"] for i in range(5)] for e in range(3)]

@@ -166,7 +166,7 @@ def test_going_on_drops_the_metrics_of_steps_that_are_done_again(config: RunConf
         (path / "metrics.jsonl").write_text(lines + '{"stage": "ppo", "st')
     with open_run(config, path) as run:
         assert [(row["stage"], row["step"]) for row in run.metrics()] == [("sft", 9), ("ppo", 1), ("ppo", 2)]
-        assert run.num_episodes() == 16
+        assert run.last_ppo_step()["num_episodes"] == 16
 
 
 @pytest.mark.parametrize(
@@ -186,3 +186,7 @@ def test_a_stage_alone_names_the_one_it_builds_on(config: RunConfig, path: Path,
 def test_a_scorer_that_is_the_reward_model_needs_one(config: RunConfig, path: Path) -> None:
     with pytest.raises(InputError, match=r"reward_model: not trained \(run antiphon reward-model\)"):
         require_stages(config, RunDirectory(path), ["sft", "ppo"])
+
+
+def test_a_run_without_ppo_steps_has_no_last_one(tmp_path: Path) -> None:
+    assert RunDirectory(tmp_path).last_ppo_step() == {}
