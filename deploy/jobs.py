@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -39,6 +40,8 @@ EXCLUDES = (
 )
 STOP_WAIT_S = 60
 ANSWER_TIMEOUT_S = 10.0
+AGENT_STARTING = "No available agent"
+AGENT_TIMEOUT_S = 60.0
 LOST_TIMEOUT_S = 30.0
 POLL_S = 0.5
 
@@ -103,7 +106,10 @@ def is_local(address: str) -> bool:
 
 
 def require_ray(address: str) -> None:
-    """Raise InputError unless something answers HTTP at `address`; a refusal is an answer."""
+    """Raise InputError unless something answers HTTP at `address`; a refusal is an answer.
+
+    A Ray that asks for a token gets this user's own (RAY_AUTH_TOKEN or ~/.ray/auth_token), whatever the mode's default.
+    """
     url = _with_scheme(address).rstrip("/")
     if urlsplit(url).scheme not in ("http", "https"):
         raise InputError(address, "give the address of Ray's dashboard, such as http://127.0.0.1:8265")
@@ -111,6 +117,8 @@ def require_ray(address: str) -> None:
         urllib.request.urlopen(f"{url}/api/version", timeout=ANSWER_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise InputError(address, f"no Ray answers at this address ({reason})") from error
@@ -148,7 +156,7 @@ def _submit(address: str, command: str, environment: dict[str, Any]) -> tuple[Jo
         logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(_with_scheme(address))
-        return client, client.submit_job(entrypoint=command, runtime_env=environment)
+        return client, _submitted(client, command, environment)
     except AuthenticationError as error:
         what = "Ray refuses the token (set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)"
         raise InputError(address, what) from error
@@ -156,6 +164,18 @@ def _submit(address: str, command: str, environment: dict[str, Any]) -> tuple[Jo
         raise InputError(address, "no Ray answers at this address") from error
     except (RuntimeError, ValueError) as error:
         raise AntiphonError(address, f"Ray did not take the job: {str(error).splitlines()[0]}") from error
+
+
+def _submitted(client: JobSubmissionClient, command: str, environment: dict[str, Any]) -> str:
+    """Submit, waiting up to AGENT_TIMEOUT_S for the agent of a Ray that has only just started."""
+    give_up = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=command, runtime_env=environment))
+        except RuntimeError as error:
+            if AGENT_STARTING not in str(error) or time.monotonic() > give_up:
+                raise
+        time.sleep(POLL_S)
 
 
 async def _follow(client: JobSubmissionClient, job_id: str) -> int:
