@@ -20,6 +20,7 @@ import typer
 from cluster.errors import AntiphonError, InputError
 from deploy.boundary import first_line, running, say_error
 from deploy.check import check_inputs
+from deploy.ray_token import use_own_token
 from deploy.run_config import RunConfig, require_token_beyond_loopback, to_toml
 from deploy.run_directory import (
     RunDirectory,
@@ -212,6 +213,7 @@ def scale(run: Run, rollout_actors: Annotated[int, typer.Option(min=1, help="How
 
     [dim]antiphon scale runs/reviews --rollout-actors 3[/dim]
     """
+    use_own_token()
     from deploy.scale import scale as ask
 
     before = ask(run, rollout_actors)
