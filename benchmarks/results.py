@@ -44,7 +44,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def write(name: str, title: str, rows: Sequence[Row], *, command: str, seeds: Sequence[int] = (0,)) -> Path:
+def write(name: str, title: str, rows: Sequence[Row], *, command: str, seeds: Sequence[int]) -> Path:
     """Write the results of one benchmark and return where."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"

@@ -1,7 +1,7 @@
 """Sampled tokens/s of a rollout actor, with everything around its engine, over plain `LLM.generate`.
 
-The same prompts and engine settings; the learner is a stand-in that takes batches and publishes nothing. Both are
-Ray actors on the same machine and measured in turn, A B A B.
+The same prompts and engine settings; the learner is a stand-in that takes batches, sleeps and publishes nothing after
+version 0. Both are Ray actors on the same machine, measured in turn, A B A B.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.letters import letters_config, make_task
+import torch
+
+from benchmarks.letters import letters_config
 from benchmarks.results import Row
 from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.trajectory_queue import TrajectoryQueue
-from cluster.weights import WeightStore
+from cluster.weights import Manifest, WeightStore
+from deploy.run_config import RunConfig
+from learner.actor_critic import load_causal_model
+from learner.weight_publisher import WeightPublisher, default_probe
 from reward_service.client import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service
 from rollout_actors.rollout_actor import RolloutActor
 
-NUM_STEPS, REPEATS = 40, 3
+NUM_STEPS, REPEATS, STAND_IN_S = 40, 5, 0.05
 
 
 class PlainEngine:
@@ -40,40 +45,39 @@ class PlainEngine:
             max_num_seqs=max_num_seqs,
             enforce_eager=True,
             enable_chunked_prefill=False,
-            max_num_batched_tokens=16384,
+            max_num_batched_tokens=4096,
+            kv_cache_memory_bytes=256 * 2**20,
             logprobs_mode="processed_logprobs",
             distributed_executor_backend="uni",
             disable_log_stats=True,
         )
 
-    async def tokens_per_s(self, prompts: list[str], max_tokens: int, batch: int) -> float:
-        """Generate for all prompts, `batch` at a time as a step would, and return sampled tokens a second."""
+    async def tokens_per_s(self, prompts: list[str], max_tokens: int) -> float:
+        """Generate for all prompts in one call and return sampled tokens a second."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        started, num_tokens = time.monotonic(), 0
-        for first in range(0, len(prompts), batch):
-            params = [
-                SamplingParams(
-                    max_tokens=max_tokens,
-                    temperature=1.0,
-                    seed=first + i,
-                    logprobs=0,
-                    flat_logprobs=True,
-                    detokenize=False,
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                )
-                for i in range(batch)
-            ]
-            outputs = self._llm.generate(prompts[first : first + batch], params, use_tqdm=False)
-            num_tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+        started = time.monotonic()
+        params = [
+            SamplingParams(
+                max_tokens=max_tokens,
+                temperature=1.0,
+                seed=seed,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for seed in range(len(prompts))
+        ]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
         return num_tokens / (time.monotonic() - started)
 
 
-async def measure(folder: Path) -> list[Row]:
-    """Ratios and both rates, `REPEATS` times each."""
+async def measure(model: Path, rows: list[dict[str, Any]]) -> list[Row]:
+    """Ratios and both rates, `REPEATS` times each, after one of each that is not counted."""
     config = letters_config(num_steps=NUM_STEPS, max_policy_lag=NUM_STEPS)
-    model, rows = make_task(folder)
     await asyncio.to_thread(
         start_reward_service, config.reward_service, name="bench", reward_model_path=None, token=None
     )
@@ -82,46 +86,52 @@ async def measure(folder: Path) -> list[Row]:
         RolloutActor, "rollout-0", settings, model_path=str(model), dtype="float32", task="letters", seed=0, name="a"
     )
     plain = start_actor(PlainEngine, name="plain")
-    batch = config.trajectory_queue.groups_per_step
+    ours, theirs = [], []
     try:
         await actor.start()
-        await plain.start(str(model), settings.max_prompt_tokens + settings.max_response_tokens, batch)
-        prompts = [row["prompt"] for row in rows][: NUM_STEPS * batch]
-        ours, theirs = [], []
-        for _ in range(REPEATS):
-            ours.append(await _actor_tokens_per_s(actor, config, rows))
-            theirs.append(await plain.tokens_per_s(prompts, settings.max_response_tokens, batch))
+        await plain.start(str(model), 128, settings.num_concurrent_groups)
+        prompts = [row["prompt"] for row in rows][: NUM_STEPS * config.trajectory_queue.groups_per_step]
+        for repeat in range(REPEATS + 1):
+            ours.append(await _actor_tokens_per_s(actor, config, rows, version_zero(model, f"bench-{repeat}")))
+            theirs.append(await plain.tokens_per_s(prompts, settings.max_response_tokens))
     finally:
         kill_actor(actor)
         kill_actor(plain)
         await asyncio.to_thread(stop_reward_service, "bench")
-    ratios = tuple(a / b for a, b in zip(ours, theirs, strict=True))
+    ratios = tuple(a / b for a, b in zip(ours[1:], theirs[1:], strict=True))
     return [
         Row("rollout actor over plain LLM.generate, sampled tokens/s", ratios, "", ">= 0.9"),
-        Row("rollout actor, sampled tokens/s", tuple(ours)),
-        Row("plain LLM.generate, sampled tokens/s", tuple(theirs)),
+        Row("rollout actor", tuple(ours[1:]), "tokens/s"),
+        Row("plain LLM.generate", tuple(theirs[1:]), "tokens/s"),
     ]
 
 
-async def _actor_tokens_per_s(actor: RemoteActor, config: Any, rows: list[dict[str, Any]]) -> float:
+def version_zero(model: Path, incarnation: str) -> Manifest:
+    """The model's own weights as a published version."""
+    policy = load_causal_model(model, "float32")
+    publisher = WeightPublisher(policy, default_probe(policy.config, 0), torch.device("cpu"))
+    return publisher.publish(0, with_tensors=True).manifest(incarnation)
+
+
+async def _actor_tokens_per_s(
+    actor: RemoteActor, config: RunConfig, rows: list[dict[str, Any]], published: Manifest
+) -> float:
     queue = start_actor(
         TrajectoryQueue, config.trajectory_queue, rows, run_seed=0, num_steps=NUM_STEPS, name="trajectory_queue"
     )
     store = start_actor(WeightStore, name="weight_store")
+    await store.publish(published)
     await queue.published(0)
-    running = asyncio.ensure_future(_label_version_zero(actor, store, queue))
+    running = asyncio.ensure_future(actor.run(queue, store, HandleRewardClient("bench", timeout_s=60)))
     await queue.take(1)
     before, started = (await actor.metrics())["num_sampled_tokens"], time.monotonic()
     for step in range(2, NUM_STEPS + 1):
         await queue.take(step)
+        await asyncio.sleep(STAND_IN_S)
+    ended = time.monotonic()
     tokens = (await actor.metrics())["num_sampled_tokens"] - before
-    rate = tokens / (time.monotonic() - started)
+    await actor.leave()
     await running
     kill_actor(queue)
     kill_actor(store)
-    return rate
-
-
-async def _label_version_zero(actor: RemoteActor, store: RemoteActor, queue: RemoteActor) -> None:
-    """The actor's starting weights are version 0 here; nothing else is ever published."""
-    await actor.run(queue, store, HandleRewardClient("bench", timeout_s=60))
+    return float(tokens / (ended - started))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,10 @@ class Ticket:
     def uid(self, index: int) -> str:
         """The uid of response `index` of this group."""
         return f"{self.run_seed}-{self.group}-{index}"
+
+
+FinishedGroup = tuple[Ticket, Sequence[Trajectory]]
+"""A ticket with the trajectories that came of it."""
 
 
 def segment_seed(uid: str, segment: int) -> int:

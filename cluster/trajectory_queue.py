@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import DeadlineExceeded, TrajectoryRefused
-from cluster.trajectory import Ticket, Trajectory
+from cluster.trajectory import FinishedGroup, Ticket, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +81,37 @@ class TrajectoryQueue:
         self._open: dict[int, Ticket] = {}
         self._ready: dict[int, list[Trajectory]] = {}
         self._gone: set[str] = set()
+        self._num_asking = 0
         self._voided: list[tuple[int, str]] = []
         self._changed = asyncio.Condition()
 
-    async def admit(self, owner: str, *, timeout_s: float) -> Ticket | None:
-        """The next admissible prompt, now held by `owner`; woken by `published`, `void` and `hand_over`.
+    async def admit(self, owner: str, *, max_groups: int, timeout_s: float) -> list[Ticket]:
+        """The next admissible prompts, now held by `owner`; woken by `published`, `void` and `hand_over`.
 
-        Returns None when nothing became admissible within `timeout_s`, and to an owner whose groups were handed over
-        meanwhile.
+        At most `max_groups`, and no more than an equal share among those who are asking. Empty when nothing became
+        admissible within `timeout_s`, and to an owner whose groups were handed over meanwhile.
         """
         self._gone.discard(owner)
-        async with self._changed:
-            await self._wait(self._admissible, timeout_s)
-            if owner in self._gone or not self._admissible():
-                return None
-            ticket = self._draw(owner)
-            self._open[ticket.admission_index] = ticket
-            return ticket
+        self._num_asking += 1
+        try:
+            async with self._changed:
+                await self._wait(lambda: self._num_admissible() > 0, timeout_s)
+                if owner in self._gone:
+                    return []
+                share = math.ceil(self._num_admissible() / self._num_asking)
+                tickets = [self._draw(owner) for _ in range(min(share, max_groups))]
+                self._open.update({ticket.admission_index: ticket for ticket in tickets})
+                return tickets
+        finally:
+            self._num_asking -= 1
 
-    def _admissible(self) -> bool:
-        if self._reopened:
-            return True
-        version = self._published_version
-        return version is not None and self._next_index < self._num_groups and self._floor(self._next_index) <= version
+    def _num_admissible(self) -> int:
+        num_fresh = 0
+        if self._published_version is not None:
+            num_steps = self._published_version + self._config.max_policy_lag + 1
+            limit = min(self._num_groups, num_steps * self._config.groups_per_step)
+            num_fresh = max(0, limit - self._next_index)
+        return len(self._reopened) + num_fresh
 
     def _floor(self, index: int) -> int:
         return max(0, index // self._config.groups_per_step - self._config.max_policy_lag)
@@ -119,14 +128,17 @@ class TrajectoryQueue:
         self._next_group += 1
         return Ticket(group, index, self._floor(index), self._run_seed, self._order.row(group), owner)
 
-    async def put(self, ticket: Ticket, trajectories: Sequence[Trajectory]) -> None:
-        """Hand in a finished group. Raises TrajectoryRefused when the owner no longer holds it or a record is bad."""
+    async def put(self, groups: Sequence[FinishedGroup]) -> None:
+        """Hand in finished groups: all of them, or none and TrajectoryRefused where the owner no longer holds one or
+        a record is bad."""
         async with self._changed:
-            self._require_held(ticket)
-            for trajectory in trajectories:
-                self._check(ticket, trajectory)
-            del self._open[ticket.admission_index]
-            self._ready[ticket.admission_index] = list(trajectories)
+            for ticket, trajectories in groups:
+                self._require_held(ticket)
+                for trajectory in trajectories:
+                    self._check(ticket, trajectory)
+            for ticket, trajectories in groups:
+                del self._open[ticket.admission_index]
+                self._ready[ticket.admission_index] = list(trajectories)
             self._changed.notify_all()
 
     def _require_held(self, ticket: Ticket) -> None:

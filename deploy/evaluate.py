@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import Segment, Trajectory, Turn
 from deploy import dotted
 from deploy.session import Session
 from deploy.stages import data_path, policy_path
-from learner.learner_group import PPOLearnerGroup
 from rollout_actors.prompts import read_rows, scorer_columns
 from rollout_actors.rollout_actor import Response
+
+if TYPE_CHECKING:
+    from learner.learner_group import PPOLearnerGroup
 
 NUM_SHOWN = 5
 

@@ -12,18 +12,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from cluster.errors import AntiphonError
 from deploy.evaluate import evaluate
 from deploy.memory import PeakMemory
-from deploy.ppo import run_ppo
 from deploy.run_config import RunConfig
 from deploy.run_directory import RunDirectory
 from deploy.session import Session
 from deploy.stages import collect_preferences, prepare, run_reward_model, run_sft
 from deploy.view import View
 
+
+async def _ppo(session: Session) -> None:
+    """PPO brings RLlib and torch into this process: seconds of import, off the event loop."""
+    from deploy.ppo import run_ppo
+
+    await run_ppo(session)
+
+
 STAGES: dict[str, Callable[[Session], Awaitable[None]]] = {
     "sft": run_sft,
     "preferences": collect_preferences,
     "reward_model": run_reward_model,
-    "ppo": run_ppo,
+    "ppo": _ppo,
     "evaluation": evaluate,
 }
 

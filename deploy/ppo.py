@@ -98,25 +98,28 @@ async def _close_ring(session: Session, resume: Path | None, started: float) -> 
 
 async def _start_parts(session: Session, resume: Path | None, first_step: int) -> PPOLearnerGroup:
     """Engines, reward service and learner group start side by side; one that fails ends the others' start."""
-    config, run = session.config, session.run
-    policy = policy_path(config, run.path)
+    policy = policy_path(session.config, session.run.path)
     async with asyncio.TaskGroup() as starting:
-        starting.create_task(session.rollout_actors(config.rollout_actors.num_actors, policy))
+        starting.create_task(session.rollout_actors(session.config.rollout_actors.num_actors, policy))
         starting.create_task(session.rewards())
-        group = starting.create_task(
-            PPOLearnerGroup.start(
-                config.learner,
-                model_path=policy,
-                reference_path=policy,
-                dtype=dtype_of(config, policy),
-                temperature=config.rollout_actors.temperature,
-                seed=config.run.seed,
-                first_step=first_step,
-                checkpoint_path=resume,
-                log_dir=run.path / "logs",
-            )
-        )
+        group = starting.create_task(_start_learners(session, policy, resume, first_step))
     return group.result()
+
+
+async def _start_learners(session: Session, policy: Path, resume: Path | None, first_step: int) -> PPOLearnerGroup:
+    config = session.config
+    with session.start_up.phase("learner_group"):
+        return await PPOLearnerGroup.start(
+            config.learner,
+            model_path=policy,
+            reference_path=policy,
+            dtype=dtype_of(config, policy),
+            temperature=config.rollout_actors.temperature,
+            seed=config.run.seed,
+            first_step=first_step,
+            checkpoint_path=resume,
+            log_dir=session.run.path / "logs",
+        )
 
 
 class Ring:
@@ -142,6 +145,7 @@ class Ring:
         before = session.run.last_ppo_step()
         self._num_episodes = before.get("num_episodes", 0)
         self._num_optimizer_steps = before.get("optimizer_step", 0)
+        self._policy_lag_max = session.run.summary().get("policy_lag_max", 0.0)
         self._held_out = HeldOut(session, learners)
 
     async def turn(self) -> None:
@@ -149,7 +153,8 @@ class Ring:
         rewards = await self._session.rewards()
         weights = PublishedWeights(self._store, self._queue)
         await weights.publish(await self.learners.publish_initial())
-        self._session.run.update_summary({"ready_s": time.monotonic() - self._started})
+        self._ready = time.monotonic()
+        self._session.run.update_summary({"ready_s": self._ready - self._started})
 
         async def work(actor: RemoteActor) -> None:
             await actor.run(self._queue, self._store, rewards)
@@ -176,7 +181,7 @@ class Ring:
     async def _report(self, step: int, groups: Groups, result: StepResult) -> None:
         session = self._session
         if step == self._first_step:
-            session.run.update_summary({"first_ppo_step_s": time.monotonic() - self._started})
+            self._first_step_done(result.metrics["learner/step_s"])
         trajectories = [trajectory for group in groups for trajectory in group]
         await asyncio.to_thread(
             write_trajectories, session.run.path / "trajectories" / f"step-{step:06d}.arrow", trajectories
@@ -187,10 +192,16 @@ class Ring:
         session.run.update_status(step=step)
         await self._keep(step)
 
+    def _first_step_done(self, step_s: float) -> None:
+        now = time.monotonic()
+        self._session.run.update_summary({"first_ppo_step_s": now - self._started})
+        self._session.start_up.first_step(waited_s=now - self._ready - step_s, step_s=step_s)
+
     async def _metrics(self, step: int, result: StepResult, trajectories: Sequence[Any]) -> dict[str, float]:
         counts = asdict(await self._queue.counts())
         ledger = {f"cluster/{name}": value for name, value in counts.items()}
-        self._session.run.update_summary({**counts, "policy_lag_max": result.metrics["cluster/policy_lag_max"]})
+        self._policy_lag_max = max(self._policy_lag_max, result.metrics["cluster/policy_lag_max"])
+        self._session.run.update_summary({**counts, "policy_lag_max": self._policy_lag_max})
         lengths = [trajectory.num_response_tokens for trajectory in trajectories]
         return {
             "step": step,

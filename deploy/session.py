@@ -7,13 +7,14 @@ Knows no stage.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from deploy.metrics_log import MetricsLog
 from deploy.run_config import RunConfig
 from deploy.run_directory import RunDirectory
 from deploy.scale import answers
+from deploy.start_up import StartUp
 from deploy.view import View
 from reward_service.client import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service
 from rollout_actors.rollout_actor import Response, RolloutActor
 
 SPARE_ACTORS = 4
+PROMPTS_A_CALL = 256
 TOTALS = (
     "num_sampled_tokens",
     "busy_s",
@@ -49,6 +52,7 @@ class Session:
         self.config = config
         self.run = run
         self.view = view
+        self.start_up = StartUp(run)
         self.pool = ActorPool(
             self._start_rollout_actor,
             self._stop_actor,
@@ -72,7 +76,8 @@ class Session:
         env = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])}
         if address and address != "auto" and not answers(address):
             raise InputError(address, "no Ray answers at this address (RAY_ADDRESS)")
-        ray.init(address or "local", runtime_env={"env_vars": env}, **options)
+        with self.start_up.phase("ray"):
+            ray.init(address or "local", runtime_env={"env_vars": env}, **options)
         return str(ray.get_runtime_context().gcs_address)
 
     def _num_cpus(self) -> int:
@@ -92,7 +97,8 @@ class Session:
     async def rollout_actors(self, num: int, policy_path: Path) -> Sequence[RemoteActor]:
         """At least `num` ready rollout actors. Those that start now start with the weights of `policy_path`."""
         self._engine_path = policy_path
-        await self.pool.fill(num)
+        with self.start_up.phase("rollout_actors") if len(self.pool.actors) < num else contextlib.nullcontext():
+            await self.pool.fill(num)
         return self.pool.actors
 
     async def _start_rollout_actor(self, name: str) -> RemoteActor:
@@ -112,7 +118,7 @@ class Session:
             num_gpus=settings.num_gpus,
         )
         await within(
-            actor.start(),
+            asyncio.gather(actor.start(), actor.meet(self._new_reward_client())),
             settings.start_timeout_s,
             where=name,
             waited_for="its engine to start (rollout_actors.start_timeout_s)",
@@ -126,25 +132,51 @@ class Session:
         """A client of the run's reward service, which starts with the first call."""
         if self._reward_client is None:
             config = self.config.reward_service
-            await asyncio.to_thread(
-                start_reward_service,
-                config,
-                name=self.config.run.name,
-                reward_model_path=self.run.path / "reward_model",
-                token=os.environ.get("ANTIPHON_TOKEN"),
-                log_path=self.log_path("reward_service"),
-            )
-            self._reward_client = HandleRewardClient(self.config.run.name, timeout_s=config.timeout_s)
+            with self.start_up.phase("reward_service"):
+                await asyncio.to_thread(
+                    start_reward_service,
+                    config,
+                    name=self.config.run.name,
+                    reward_model_path=self.run.path / "reward_model",
+                    token=os.environ.get("ANTIPHON_TOKEN"),
+                    log_path=self.log_path("reward_service"),
+                )
+            self._reward_client = self._new_reward_client()
         return self._reward_client
 
-    async def sample(self, prompts: Sequence[str], policy: Path, *, num: int, seed: str) -> list[list[Response]]:
-        """`num` responses of the policy in that folder to each prompt, at the training temperature."""
+    def _new_reward_client(self) -> HandleRewardClient:
+        return HandleRewardClient(self.config.run.name, timeout_s=self.config.reward_service.timeout_s)
+
+    async def sample(
+        self,
+        prompts: Sequence[str],
+        policy: Path,
+        *,
+        num: int,
+        seed: str,
+        progress: Callable[[int], None] = lambda num_done: None,
+    ) -> list[list[Response]]:
+        """`num` responses of the policy in that folder to each prompt, at the training temperature.
+
+        Asked for in pieces, all at once, so that the engine is never short of work and `progress` hears how many
+        prompts are done.
+        """
         await self._load(policy)
         temperature = self.config.rollout_actors.temperature
-        sampled: list[list[Response]] = await self.pool.ask(
-            "sample", list(prompts), num=num, seed=seed, temperature=temperature
-        )
-        return sampled
+        num_done = 0
+
+        async def piece(first: int) -> list[list[Response]]:
+            nonlocal num_done
+            part = list(prompts[first : first + PROMPTS_A_CALL])
+            sampled: list[list[Response]] = await self.pool.ask(
+                "sample", part, num=num, seed=f"{seed}-{first}", temperature=temperature
+            )
+            num_done += len(part)
+            progress(num_done)
+            return sampled
+
+        pieces = await asyncio.gather(*map(piece, range(0, len(prompts), PROMPTS_A_CALL)))
+        return [responses for sampled in pieces for responses in sampled]
 
     async def logprobs(self, sequences: Sequence[Sequence[int]], policy: Path) -> list[list[float]]:
         """Log-probabilities of each sequence's tokens, the first left out, under the policy in that folder."""

@@ -19,8 +19,7 @@ from cluster.trajectory_queue import PromptOrder
 from deploy import dotted
 from deploy.run_config import RunConfig
 from deploy.session import Session
-from learner.reward_model_training import reward_model_accuracy, train_reward_model
-from learner.sft import train_sft
+from learner import tasks
 from rollout_actors.prompts import read_rows
 
 HELD_OUT = "preferences_held_out.parquet"
@@ -80,7 +79,7 @@ async def run_sft(session: Session) -> None:
     await _train(
         session,
         "sft",
-        train_sft,
+        tasks.sft,
         model_path(config, run.path),
         data_path(config, run.path, "sft"),
         run.path / "sft",
@@ -117,7 +116,13 @@ async def collect_preferences(session: Session) -> None:
     annotate = dotted.load(settings.annotator, "preferences.annotator")
     order = PromptOrder(read_rows(data_path(config, run.path, "prompts")), config.run.seed)
     prompts = [order.row(i)["prompt"] for i in range(num)]
-    pairs = await session.sample(prompts, policy_path(config, run.path), num=2, seed=f"{config.run.seed}-preferences")
+    pairs = await session.sample(
+        prompts,
+        policy_path(config, run.path),
+        num=2,
+        seed=f"{config.run.seed}-preferences",
+        progress=lambda num_done: session.view.step({"step": num_done}),
+    )
     first, second = ([pair[k].text for pair in pairs] for k in (0, 1))
     labels = annotate(prompts, first, second, seed=config.run.seed)
     _write_pairs(session, prompts, first, second, labels)
@@ -160,7 +165,7 @@ async def run_reward_model(session: Session) -> None:
     metrics = await _train(
         session,
         "reward_model",
-        train_reward_model,
+        tasks.reward_model,
         policy_path(config, run.path),
         preferences_path(config, run.path),
         run.path / "reward_model",
@@ -169,11 +174,12 @@ async def run_reward_model(session: Session) -> None:
     accuracy = metrics["accuracy"]
     held_out = run.path / HELD_OUT
     if held_out.exists() and pq.read_metadata(held_out).num_rows:
-        accuracy = (await _train(session, "reward_model", _accuracy, run.path / "reward_model", held_out))["accuracy"]
+        accuracy = await _accuracy(session, held_out)
     run.update_summary({"reward_model.accuracy": accuracy})
     session.view.note(f"reward model: {accuracy:.1%} of fresh labels predicted")
 
 
-def _accuracy(model: Path, pairs: Path, *, seed: int) -> Iterator[dict[str, float]]:
-    """`reward_model_accuracy` as a stage's function: it draws nothing, so the seed changes nothing."""
-    yield {"accuracy": reward_model_accuracy(model, pairs)}
+async def _accuracy(session: Session, pairs: Path) -> float:
+    """Share of the pairs in which the trained reward model prefers what the annotators preferred."""
+    model = session.run.path / "reward_model"
+    return (await _train(session, "reward_model", tasks.reward_model_accuracy, model, pairs))["accuracy"]

@@ -26,7 +26,7 @@ class RolloutActorsConfig(Section):
     """What happens to responses under way at a weight swap: they go on from prompt + partial response, prefilled
     again under the new weights."""
     num_concurrent_groups: int = Field(default=16, ge=1)
-    """Groups an actor has under way at once."""
+    """Groups an actor samples at once; half as many more wait in it for a place."""
     num_cpus: float = Field(default=0.25, ge=0)
     """CPUs that Ray reserves for each actor."""
     num_gpus: float = Field(default=0.0, ge=0)

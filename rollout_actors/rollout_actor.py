@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.errors import EngineError, InputError
 from cluster.remote import within
-from cluster.scoring import Score, ScoreRequest
-from cluster.trajectory import Ticket, Trajectory, Turn
+from cluster.trajectory import FinishedGroup, Ticket
 from cluster.weights import Manifest
 from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.deliveries import Deliveries
 from rollout_actors.engine import GenerationEngine
-from rollout_actors.prompts import PromptTokenizer, scorer_columns
-from rollout_actors.responses import SampledResponse, shifted
+from rollout_actors.prompts import PromptTokenizer
+from rollout_actors.responses import SampledResponse
 from rollout_actors.reward_client import RewardClient
 from rollout_actors.sampling import UNLOADED_VERSION, EngineThread
 
@@ -41,10 +41,9 @@ FLOOR_TIMEOUT_S = 600.0
 class Queue(Protocol):
     """The face of `cluster.trajectory_queue.TrajectoryQueue` that an actor uses."""
 
-    def admit(self, owner: str, *, timeout_s: float) -> Awaitable[Ticket | None]: ...
-    def put(self, ticket: Ticket, trajectories: Sequence[Trajectory]) -> Awaitable[None]: ...
+    def admit(self, owner: str, *, max_groups: int, timeout_s: float) -> Awaitable[list[Ticket]]: ...
+    def put(self, groups: Sequence[FinishedGroup]) -> Awaitable[None]: ...
     def hand_over(self, owner: str) -> Awaitable[list[int]]: ...
-    def finished(self) -> Awaitable[bool]: ...
 
 
 class Weights(Protocol):
@@ -107,12 +106,14 @@ class RolloutActor:
         """The actor's name: it is alive."""
         return self._name
 
+    async def meet(self, rewards: RewardClient) -> None:
+        """Nothing: what a reward client needs is imported on the way here, while the engine starts."""
+
     async def run(self, queue: Queue, weights: Weights, rewards: RewardClient) -> None:
         """Sample for training until `leave` is called.
 
         Ends with the error of the first part that fails: the engine, the pull of weights, a reward, the queue.
         """
-        self._leaving.clear()
         self._run = asyncio.get_running_loop().create_future()
         tasks: set[asyncio.Future[None]] = set()
         try:
@@ -127,12 +128,16 @@ class RolloutActor:
                 task.result()
         finally:
             await _cancelled(tasks)
+            self._leaving.clear()
             self._run.set_result(None)
 
     async def leave(self) -> None:
-        """Stop admitting, forget what is under way, hand its groups over to others and end `run`."""
+        """Stop admitting, forget what is under way, hand its groups over to others and end `run`.
+
+        A call that overtakes the one of `run` ends that run as it begins.
+        """
         self._leaving.set()
-        if self._run is not None:
+        if self._run is not None and not self._run.done():
             await asyncio.shield(self._run)
 
     async def _pull_weights(self, weights: Weights) -> None:
@@ -149,40 +154,46 @@ class RolloutActor:
                 key = (manifest.incarnation, manifest.version)
 
     async def _admit_groups(self, queue: Queue, rewards: RewardClient) -> None:
-        """Keep up to `num_concurrent_groups` tickets under way.
+        """Keep `num_concurrent_groups` groups being sampled, and half as many more waiting for a place.
 
-        Consumes tickets from the queue; waits for a ticket (the queue grants it when a version is published or a
-        group falls free), for a group under way to end, and for `leave`. Returns after what it holds was handed over.
+        Consumes tickets from the queue; waits for tickets (the queue grants them when a version is published or a
+        group falls free), for a group to be sampled, for a delivery that fails, and for `leave`. Returns after what
+        it holds was handed over.
         """
+        num_ahead = self._config.num_concurrent_groups // 2
+        deliveries = Deliveries(self._task, self._tokenizer, queue, rewards)
         under_way: set[asyncio.Future[Any]] = set()
         leaving = asyncio.ensure_future(self._leaving.wait())
-        admission: asyncio.Future[Ticket | None] | None = None
+        failing = asyncio.ensure_future(deliveries.failed())
+        admission: asyncio.Future[list[Ticket]] | None = None
         try:
-            while not leaving.done():
-                if admission is None and len(under_way) < self._config.num_concurrent_groups:
-                    admission = asyncio.ensure_future(queue.admit(self._name, timeout_s=ADMIT_WAIT_S))
-                waits = {leaving, *under_way, *([admission] if admission else [])}
+            while not self._leaving.is_set():
+                max_groups = self._config.num_concurrent_groups + num_ahead - len(under_way)
+                if admission is None and max_groups >= max(1, num_ahead):
+                    admission = asyncio.ensure_future(
+                        queue.admit(self._name, max_groups=max_groups, timeout_s=ADMIT_WAIT_S)
+                    )
+                if not under_way:
+                    deliveries.flush()
+                waits = {leaving, failing, *under_way, *([admission] if admission else [])}
                 done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for task in done & under_way:
+                for task in done & {failing, *under_way}:
                     task.result()
                 under_way -= done
                 if admission is not None and admission.done():
-                    ticket, admission = admission.result(), None
-                    if ticket is not None:
-                        under_way.add(asyncio.ensure_future(self.roll_out(ticket, queue, rewards)))
+                    tickets, admission = admission.result(), None
+                    under_way |= {asyncio.ensure_future(self._roll_out(ticket, deliveries)) for ticket in tickets}
         finally:
-            await _cancelled({leaving, *under_way})
+            await _cancelled({leaving, failing, *under_way})
+            await deliveries.cancel()
             if admission is not None:
                 await asyncio.gather(admission, return_exceptions=True)
         if admission is not None:
             admission.result()
         await queue.hand_over(self._name)
 
-    async def roll_out(self, ticket: Ticket, queue: Queue, rewards: RewardClient) -> None:
-        """One group: sample its responses, have them scored, put it into the queue.
-
-        Raises RewardError where a reward cannot be had and InputError where the prompt is too long.
-        """
+    async def _roll_out(self, ticket: Ticket, deliveries: Deliveries) -> None:
+        """One group: sample its responses and hand them to the deliveries."""
         prompt_token_ids = self._tokenizer.encode(ticket.row["prompt"])
         floor = ticket.min_policy_version
         await within(
@@ -197,18 +208,7 @@ class RolloutActor:
                 for index in range(self._config.responses_per_prompt)
             )
         )
-        scores = await rewards.score([self._score_request(ticket, response) for response in responses])
-        await queue.put(
-            ticket,
-            [
-                _scored(_trajectory(ticket, self._task, prompt_token_ids, response), score)
-                for response, score in zip(responses, scores, strict=True)
-            ],
-        )
-
-    def _score_request(self, ticket: Ticket, response: SampledResponse) -> ScoreRequest:
-        text = self._tokenizer.decode(response.token_ids)
-        return ScoreRequest(response.uid, ticket.row["prompt"], text, scorer_columns(ticket.row))
+        deliveries.add(ticket, prompt_token_ids, responses)
 
     def _sample(
         self, uid: str, prompt_token_ids: Sequence[int], temperature: float, floor: int
@@ -276,7 +276,8 @@ class RolloutActor:
 
     async def close(self) -> None:
         """Leave, then give the engine back."""
-        await self.leave()
+        if self._run is not None and not self._run.done():
+            await self.leave()
         await self._engine.close()
 
 
@@ -285,27 +286,6 @@ async def _cancelled(tasks: set[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _trajectory(ticket: Ticket, task: str, prompt_token_ids: Sequence[int], response: SampledResponse) -> Trajectory:
-    """The record of one response: P prompt tokens, masked out, then N sampled ones."""
-    num_prompt, num_sampled = len(prompt_token_ids), len(response.token_ids)
-    return Trajectory(
-        uid=response.uid,
-        group=ticket.group,
-        task=task,
-        token_ids=[*prompt_token_ids, *response.token_ids],
-        mask=[False] * num_prompt + [True] * num_sampled,
-        behavior_logprobs=[0.0] * num_prompt + response.logprobs,
-        segments=shifted(response.segments, num_prompt),
-        turns=[Turn(num_prompt, num_sampled)],
-        admission_index=ticket.admission_index,
-        finish_reason=response.finish_reason,
-    )
-
-
-def _scored(trajectory: Trajectory, score: Score) -> Trajectory:
-    return replace(trajectory, reward=score.reward, reward_parts=dict(score.parts), scorer_version=score.scorer_version)
 
 
 def _build_vllm(config: RolloutActorsConfig, *, model_path: str, dtype: str, seed: int) -> GenerationEngine:

@@ -77,7 +77,7 @@ async def parts(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> 
         actor = start_actor(
             RolloutActor, name, ROLLOUT, model_path=str(folder / "model"), dtype="float32", task="t", seed=0, name=name
         )
-        await actor.start()
+        await asyncio.gather(actor.start(), actor.meet(HandleRewardClient(APP, timeout_s=30)))
         return actor
 
     async def stop(actor: RemoteActor) -> None:

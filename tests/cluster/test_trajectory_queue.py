@@ -41,14 +41,11 @@ def finished(ticket: Ticket, version: int | None = None, reward: float | None = 
 
 
 async def admit_all(queue: TrajectoryQueue, owner: str = "a") -> list[Ticket]:
-    tickets = []
-    while (ticket := await queue.admit(owner, timeout_s=0.01)) is not None:
-        tickets.append(ticket)
-    return tickets
+    return await queue.admit(owner, max_groups=1000, timeout_s=0.01)
 
 
 async def test_nothing_is_admitted_before_the_first_publication() -> None:
-    assert await make_queue().admit("a", timeout_s=0.01) is None
+    assert await admit_all(make_queue()) == []
 
 
 @pytest.mark.parametrize("lag", [0, 1, 2])
@@ -69,11 +66,35 @@ async def test_a_waiting_actor_is_woken_by_publication() -> None:
     queue = make_queue(max_policy_lag=0, num_steps=2)
     await queue.published(0)
     await admit_all(queue)
-    waiting = asyncio.create_task(queue.admit("a", timeout_s=5))
+    waiting = asyncio.create_task(queue.admit("a", max_groups=1, timeout_s=5))
     await asyncio.sleep(0)
     assert not waiting.done()
     await queue.published(1)
-    assert (await waiting).min_policy_version == 1
+    assert [ticket.min_policy_version for ticket in await waiting] == [1]
+
+
+async def test_no_more_is_granted_than_asked_for() -> None:
+    queue = make_queue(groups_per_step=4)
+    await queue.published(0)
+    assert [t.admission_index for t in await queue.admit("a", max_groups=3, timeout_s=1)] == [0, 1, 2]
+
+
+async def test_those_who_wait_together_share_what_a_publication_admits() -> None:
+    queue = make_queue(groups_per_step=3, max_policy_lag=0)
+    waiting = [asyncio.create_task(queue.admit(owner, max_groups=8, timeout_s=5)) for owner in ("a", "b")]
+    await asyncio.sleep(0)
+    await queue.published(0)
+    assert [[t.admission_index for t in granted] for granted in await asyncio.gather(*waiting)] == [[0, 1], [2]]
+
+
+async def test_of_groups_put_together_none_is_taken_where_one_is_refused() -> None:
+    queue = make_queue(max_policy_lag=0)
+    await queue.published(0)
+    good, bad = await admit_all(queue)
+    with pytest.raises(TrajectoryRefused, match="has no reward"):
+        await queue.put([(good, finished(good)), (bad, finished(bad, reward=None))])
+    await queue.put([(good, finished(good)), (bad, finished(bad))])
+    assert len(await queue.take(1)) == 2
 
 
 async def test_take_gives_the_groups_in_admission_order_however_they_arrive() -> None:
@@ -81,7 +102,7 @@ async def test_take_gives_the_groups_in_admission_order_however_they_arrive() ->
     await queue.published(0)
     tickets = (await admit_all(queue))[:3]
     for ticket in (tickets[2], tickets[0], tickets[1]):
-        await queue.put(ticket, finished(ticket))
+        await queue.put([(ticket, finished(ticket))])
     groups = await queue.take(1)
     assert [(g[0].admission_index, g[0].step) for g in groups] == [(0, 1), (1, 1), (2, 1)]
 
@@ -89,7 +110,7 @@ async def test_take_gives_the_groups_in_admission_order_however_they_arrive() ->
 async def test_take_names_the_missing_groups_and_their_holders_when_its_deadline_passes() -> None:
     queue = make_queue(take_timeout_s=0.02)
     await queue.published(0)
-    await queue.admit("rollout-3", timeout_s=1)
+    await queue.admit("rollout-3", max_groups=1, timeout_s=1)
     with pytest.raises(DeadlineExceeded, match=r"group 0 \(held by rollout-3\), group 1 \(held by nobody\)"):
         await queue.take(1)
 
@@ -102,8 +123,8 @@ async def test_a_voided_group_is_replaced_under_the_same_number_and_floor_with_a
     (replacement,) = await admit_all(queue, "b")
     assert (replacement.admission_index, replacement.min_policy_version) == (0, 0)
     assert replacement.uid(0) not in {first.uid(0), second.uid(0)}
-    await queue.put(second, finished(second))
-    await queue.put(replacement, finished(replacement))
+    await queue.put([(second, finished(second))])
+    await queue.put([(replacement, finished(replacement))])
     assert [g[0].uid for g in await queue.take(1)] == [replacement.uid(0), second.uid(0)]
     counts = await queue.counts()
     assert (counts.num_admitted, counts.num_trained, counts.num_void, counts.num_open) == (3, 2, 1, 0)
@@ -118,7 +139,7 @@ async def test_what_an_actor_held_is_finished_by_another_under_its_floor_and_the
     again = await admit_all(queue, "rollout-1")
     assert [(t.group, t.min_policy_version, t.owner) for t in again] == [(0, 0, "rollout-1"), (1, 0, "rollout-1")]
     with pytest.raises(TrajectoryRefused, match=r"rollout-0 no longer holds this group \(rollout-1 does\)"):
-        await queue.put(first, finished(first))
+        await queue.put([(first, finished(first))])
     counts = await queue.counts()
     assert counts.num_admitted == counts.num_trained + counts.num_void + counts.num_open == 2
 
@@ -132,7 +153,7 @@ async def test_a_trajectory_that_breaks_a_rule_is_refused(version: int, reward: 
     await queue.published(1)
     ticket = (await admit_all(queue))[0]
     with pytest.raises(TrajectoryRefused, match=what):
-        await queue.put(ticket, finished(ticket, version, reward))
+        await queue.put([(ticket, finished(ticket, version, reward))])
 
 
 async def test_a_resumed_queue_goes_on_with_the_next_number_and_the_next_prompt() -> None:
@@ -155,9 +176,9 @@ def test_the_prompt_order_is_a_permutation_of_the_rows_every_epoch() -> None:
 
 async def test_a_call_that_an_actor_left_behind_when_it_died_is_granted_nothing() -> None:
     queue = make_queue()
-    left_behind = asyncio.create_task(queue.admit("rollout-0", timeout_s=5))
+    left_behind = asyncio.create_task(queue.admit("rollout-0", max_groups=1, timeout_s=5))
     await asyncio.sleep(0)
     await queue.hand_over("rollout-0")
     await queue.published(0)
-    assert await left_behind is None
+    assert await left_behind == []
     assert (await queue.counts()).num_open == 0

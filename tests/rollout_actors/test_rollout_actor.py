@@ -14,7 +14,7 @@ import pytest
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import EngineError, InputError, RewardError
 from cluster.scoring import ScoreRequest
-from cluster.trajectory import Ticket, Trajectory, segment_seed
+from cluster.trajectory import Ticket, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from rollout_actors import rollout_actor
@@ -206,14 +206,27 @@ async def test_an_actor_that_leaves_hands_its_groups_over_and_another_finishes_t
     assert (counts.num_admitted, counts.num_trained, counts.num_void) == (2, 2, 0)
 
 
+async def test_leaving_before_the_run_has_begun_ends_that_run_and_no_other(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, num_steps=1)
+    async with rig.actor() as actor:
+        await rig.publish(0)
+        await actor.leave()
+        await asyncio.wait_for(rig.run(actor), 10)
+        assert (await rig.queue.counts()).num_admitted == 0
+        running = rig.run(actor)
+        assert len(await rig.queue.take(1)) == 2
+        await actor.leave()
+        await running
+
+
 async def test_a_ticket_granted_while_an_actor_leaves_is_handed_over(tied_folder: Path) -> None:
     rig = Rig(tied_folder, num_steps=1)
     asked = asyncio.Event()
     admit = rig.queue.admit
 
-    async def slow_admit(owner: str, *, timeout_s: float) -> Ticket | None:
+    async def slow_admit(owner: str, *, max_groups: int, timeout_s: float) -> list[Ticket]:
         asked.set()
-        return await admit(owner, timeout_s=timeout_s)
+        return await admit(owner, max_groups=max_groups, timeout_s=timeout_s)
 
     rig.queue.admit = slow_admit  # type: ignore[method-assign]
     async with rig.actor() as actor:
@@ -224,21 +237,12 @@ async def test_a_ticket_granted_while_an_actor_leaves_is_handed_over(tied_folder
         await rig.publish(0)
         await asyncio.gather(leaving, running)
     assert await rig.queue.hand_over("rollout-0") == []
-    ticket = await rig.queue.admit("rollout-1", timeout_s=1)
-    assert ticket is not None
+    (ticket,) = await rig.queue.admit("rollout-1", max_groups=1, timeout_s=1)
     assert ticket.admission_index == 0
 
 
-async def test_no_more_groups_are_under_way_than_configured(tied_folder: Path) -> None:
+async def test_no_more_groups_are_sampled_at_once_than_configured(tied_folder: Path) -> None:
     rig = Rig(tied_folder, num_steps=2, num_concurrent_groups=1)
-    most = 0
-
-    async def put(ticket: Ticket, trajectories: list[Trajectory]) -> None:
-        nonlocal most
-        most = max(most, len(rig.queue._open))
-        await TrajectoryQueue.put(rig.queue, ticket, trajectories)
-
-    rig.queue.put = put  # type: ignore[method-assign, assignment]
     async with rig.actor() as actor:
         running = rig.run(actor)
         await rig.publish(0)
@@ -246,7 +250,22 @@ async def test_no_more_groups_are_under_way_than_configured(tied_folder: Path) -
         await rig.queue.take(2)
         await actor.leave()
         await running
-    assert most == 1
+    num_at_once = [event[2] for event in rig.engines["rollout-0"].events if event[0] == "step"]
+    assert max(num_at_once) == rig.config.responses_per_prompt
+
+
+async def test_sampling_goes_on_while_a_group_is_being_scored(tied_folder: Path) -> None:
+    rig = Rig(tied_folder, num_steps=2, num_concurrent_groups=1)
+    rig.rewards.gate = asyncio.Event()
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        while len({request.id for request in rig.rewards.requests}) < 4 * rig.config.responses_per_prompt:
+            await asyncio.sleep(0.001)
+        rig.rewards.gate.set()
+        assert len(await rig.queue.take(1)) == len(await rig.queue.take(2)) == 2
+        await actor.leave()
+        await running
 
 
 async def test_a_version_published_while_responses_are_under_way_reaches_them(tied_folder: Path) -> None:

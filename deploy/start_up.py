@@ -1,0 +1,43 @@
+"""How long a command takes to its first PPO step, by phase, in `summary.json` under `start_s`.
+
+Phases that run side by side are each given their own seconds; `total` is what a person waited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import psutil
+
+from deploy.run_directory import RunDirectory
+
+
+class StartUp:
+    """The clock of one command, from the start of its process."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._note("command", self.elapsed_s())
+
+    @staticmethod
+    def elapsed_s() -> float:
+        """Seconds since this process was started."""
+        return time.time() - psutil.Process().create_time()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a phase that ends well."""
+        started = time.monotonic()
+        yield
+        self._note(name, time.monotonic() - started)
+
+    def first_step(self, *, waited_s: float, step_s: float) -> None:
+        """The first PPO step is done: its batch was waited for, then it was learned from."""
+        self._note("first_batch", waited_s)
+        self._note("first_step", step_s)
+        self._note("total", self.elapsed_s())
+
+    def _note(self, name: str, seconds: float) -> None:
+        self._run.update_summary({f"start_s.{name}": round(seconds, 3)})

@@ -1,0 +1,31 @@
+"""The supervised stages as generator functions for a process of their own.
+
+Whoever starts them is spared the import of torch: it happens where they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def sft(*args: Any, seed: int) -> Iterator[dict[str, float]]:
+    """`learner.sft.train_sft`."""
+    from learner.sft import train_sft
+
+    yield from train_sft(*args, seed=seed)
+
+
+def reward_model(*args: Any, seed: int) -> Iterator[dict[str, float]]:
+    """`learner.reward_model_training.train_reward_model`."""
+    from learner.reward_model_training import train_reward_model
+
+    yield from train_reward_model(*args, seed=seed)
+
+
+def reward_model_accuracy(model: Path, pairs: Path, *, seed: int) -> Iterator[dict[str, float]]:
+    """`learner.reward_model_training.reward_model_accuracy`; it draws nothing, so the seed changes nothing."""
+    from learner.reward_model_training import reward_model_accuracy
+
+    yield {"accuracy": reward_model_accuracy(model, pairs)}

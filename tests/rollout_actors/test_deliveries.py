@@ -1,0 +1,106 @@
+"""Waves of sampled groups: what is scored and put together, and what a slow or failing scorer does to the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import RewardError
+from cluster.trajectory import FinishedGroup, Segment, Ticket
+from rollout_actors import deliveries
+from rollout_actors.deliveries import Deliveries
+from rollout_actors.prompts import PromptTokenizer
+from rollout_actors.responses import SampledResponse
+from tests.fakes import FakeRewardClient
+
+PROMPT = [5, 6]
+
+
+class Puts:
+    """A queue that keeps every call and says when there was one."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.changed = asyncio.Condition()
+
+    async def put(self, groups: Sequence[FinishedGroup]) -> None:
+        async with self.changed:
+            self.calls.append([ticket.group for ticket, _ in groups])
+            self.changed.notify_all()
+
+    async def wait_num(self, num: int) -> None:
+        async with self.changed:
+            await asyncio.wait_for(self.changed.wait_for(lambda: len(self.calls) >= num), 10)
+
+
+class Rig:
+    def __init__(self, folder: Path) -> None:
+        self.puts, self.rewards = Puts(), FakeRewardClient()
+        tokenizer = PromptTokenizer(str(folder), max_prompt_tokens=4)
+        self.deliveries = Deliveries("test", tokenizer, self.puts, self.rewards)
+
+    def add(self, *groups: int) -> None:
+        for group in groups:
+            ticket = Ticket(group, group, 0, 3, {"prompt": "t5 t6"}, "rollout-0")
+            response = SampledResponse(ticket.uid(0), [7], [-1.0], [Segment(0, 0, 1, 0, "rollout-0")], "length")
+            self.deliveries.add(ticket, PROMPT, [response])
+
+    async def asked_for_rewards(self) -> None:
+        while not self.rewards.requests:
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def rig(tied_folder: Path) -> Rig:
+    return Rig(tied_folder)
+
+
+async def test_groups_that_finish_together_are_put_with_one_call(rig: Rig) -> None:
+    rig.add(0, 1, 2)
+    await rig.puts.wait_num(1)
+    rig.add(3)
+    await rig.puts.wait_num(2)
+    assert rig.puts.calls == [[0, 1, 2], [3]]
+
+
+async def test_what_is_gathered_goes_at_once_when_nothing_more_will_come(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "GATHER_S", 1000)
+    rig.add(0, 1)
+    rig.deliveries.flush()
+    await rig.puts.wait_num(1)
+    assert rig.puts.calls == [[0, 1]]
+
+
+async def test_a_wave_does_not_wait_for_the_one_before_it(rig: Rig) -> None:
+    rig.rewards.gate = asyncio.Event()
+    rig.add(0)
+    await rig.asked_for_rewards()
+    gate, rig.rewards.gate = rig.rewards.gate, None
+    rig.add(1)
+    await rig.puts.wait_num(1)
+    gate.set()
+    await rig.puts.wait_num(2)
+    assert rig.puts.calls == [[1], [0]]
+
+
+async def test_a_reward_that_cannot_be_had_is_raised_and_nothing_of_its_wave_is_put(rig: Rig) -> None:
+    rig.rewards.error = RewardError("scorer", "gave nothing for 3-1-0")
+    rig.add(0, 1)
+    with pytest.raises(RewardError, match="gave nothing for 3-1-0"):
+        await rig.deliveries.failed()
+    assert rig.puts.calls == []
+
+
+async def test_nothing_is_put_after_a_cancellation(rig: Rig) -> None:
+    rig.rewards.gate = asyncio.Event()
+    rig.add(0)
+    await rig.asked_for_rewards()
+    await rig.deliveries.cancel()
+    rig.rewards.gate.set()
+    await asyncio.sleep(0)
+    assert rig.puts.calls == []
