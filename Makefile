@@ -25,8 +25,16 @@ check: install  ## style, types, floors
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_sizes.py
 
-bench: install  ## the README's figures, into benchmarks/results/
+bench: install .venv-trl/installed  ## the README's figures, into benchmarks/results/ (an hour; ARGS=letters for one)
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.tables
+
+# The peer that Antiphon is measured against, in an environment of its own.
+.venv-trl/installed: requirements/trl.txt
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install --quiet --disable-pip-version-check --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+	$(BIN)/uv pip install --quiet --python .venv-trl/bin/python --no-deps -r requirements/trl.txt
+	touch $@
 
 readme: install  ## run the README's slow commands, then make its tables
 	$(BIN)/python -m pytest tests/test_readme.py --readme-slow $(ARGS)

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import learner_step, overlap, rollout_actor, task_runs, trl, whole_run
+from benchmarks import learner_step, overlap, rollout_actor, start_up, task_runs, trl, whole_run
 from benchmarks.letters import make_task
 from benchmarks.results import Row, write
 
@@ -40,6 +40,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "letters": ("The letters curve", task_runs.SEEDS, task_runs.letters),
     "speed": ("What the system costs over its bare parts", (0,), speed),
     "whole_run": ("The whole letters run over its bare parts", tuple(range(whole_run.REPEATS)), whole_run.measure),
+    "start_up": ("From the command to the first PPO step", (0,), start_up.measure),
     "trl": ("Letters against TRL 1.12.0", tuple(range(trl.REPEATS)), trl.measure),
 }
 

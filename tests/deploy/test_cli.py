@@ -57,7 +57,12 @@ def shell(*arguments: str) -> tuple[int, str, str]:
 def antiphon(
     task: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """The same in this process, with `launch` in the place of the stages."""
+    """The same in this process, with `launch` in the place of the stages.
+
+    `scale` sets RAY_AUTH_MODE for its process; here it is put back, or the Ray of later tests could not start.
+    """
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_MODE")
 
     def run(*arguments: str, launch: Launch | None = None) -> tuple[int, str, str]:
         fake = types.ModuleType("deploy.launch")
