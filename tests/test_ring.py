@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
+from transformers import AutoModelForCausalLM
 
 from cluster.config import TrajectoryQueueConfig
-from cluster.errors import RewardError
+from cluster.errors import ActorDied, RewardError
 from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.supervision import ActorPool, RunControl
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
@@ -300,6 +302,37 @@ async def test_every_response_trained_was_scored_by_the_service_and_no_other(par
     before = await asyncio.to_thread(num_scored, APP)
     outcome = await run_ring(parts, num_actors=1, num_steps=2, lag=0)
     assert await asyncio.to_thread(num_scored, APP) - before == len(outcome.trajectories) == 2 * B * RESPONSES
+
+
+async def test_a_killed_actor_is_replaced_once_and_nothing_is_lost_its_second_death_ends_the_run(parts: Parts) -> None:
+    async def kill(step: int) -> None:
+        if step == 3:
+            kill_actor(parts.pool.actors[0])
+
+    outcome = await run_ring(parts, num_actors=1, num_steps=8, lag=1, gate=kill)
+    counts = outcome.counts
+    assert counts is not None
+    assert (counts.num_admitted, counts.num_trained, counts.num_void, counts.num_open) == (8 * B, 8 * B, 0, 0)
+    assert {s.actor for t in outcome.trajectories for s in t.segments} == {"rollout-0", "rollout-0+1"}
+    with pytest.raises(ExceptionGroup) as failure:
+        await run_ring(parts, num_actors=1, num_steps=8, lag=1, gate=kill)
+    assert failure.group_contains(ActorDied, match=r"rollout-0\+1")
+
+
+async def test_the_policy_folder_is_loaded_as_it_is_by_transformers_and_by_vllm(parts: Parts, tmp_path: Path) -> None:
+    from rollout_actors.vllm_engine import VllmEngine
+
+    folder, token_ids = tmp_path / "policy", [3, 1, 4, 1, 5, 9, 2, 6]
+    learners = await start_learners(parts, 1)
+    await learners.save_policy(folder)
+    await learners.shutdown()
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        whole = model(torch.tensor([token_ids])).logits[0].log_softmax(-1)
+    expected = [float(whole[place, token]) for place, token in enumerate(token_ids[1:])]
+    engine = VllmEngine(str(folder), engine_args={}, max_model_len=32, seed=0, dtype="float32")
+    assert engine.logprobs([token_ids])[0] == pytest.approx(expected, abs=1e-5)
+    engine.close()
 
 
 async def test_taking_the_reward_service_away_ends_the_run_naming_it(parts: Parts) -> None:
