@@ -1,0 +1,30 @@
+"""What a command spares itself before its first stage, and what it tells of the rest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.run_directory import RunDirectory
+from deploy.start_up import StartUp
+
+
+def test_the_stages_before_ppo_bring_no_torch_into_the_driver() -> None:
+    code = "import sys, deploy.launch; print(*{'torch', 'transformers', 'ray.rllib', 'vllm'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_phases_and_the_whole_wait_are_in_the_summary(tmp_path: Path) -> None:
+    start_up = StartUp(RunDirectory(tmp_path))
+    with start_up.phase("ray"):
+        pass
+    with pytest.raises(ValueError, match="no"), start_up.phase("learner_group"):
+        raise ValueError("no")
+    start_up.first_step(waited_s=0.5, step_s=0.25)
+    start = RunDirectory(tmp_path).summary()["start_s"]
+    assert list(start) == ["command", "ray", "first_batch", "first_step", "total"]
+    assert start["total"] >= start["command"] > 0
