@@ -25,7 +25,7 @@ check: install  ## style, types, floors
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_sizes.py
 
-bench: install .venv-trl/installed  ## the README's figures, into benchmarks/results/ (an hour; ARGS=letters for one)
+bench: install .venv-trl/installed  ## the README's figures, into benchmarks/results/ (ARGS=letters for one)
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.tables
 

@@ -1,6 +1,7 @@
 """The learner group's step over a bare torch loop that does the same work, on the same batch, in turn: A B A B.
 
-Both are Ray actors of one thread. The loop holds its batch; the learner group is sent its own, and publishes.
+Both are Ray actors of one thread. The loop is timed in its own process; the learner group is timed by its caller, so
+that its figure holds the transport of the batch and the publication of the weights as well.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ class Row:
     values: tuple[float, ...]
     unit: str = ""
     aim: str = ""
-    note: str = ""
 
     @property
     def median(self) -> float:

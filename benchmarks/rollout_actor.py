@@ -23,7 +23,8 @@ from learner.actor_critic import load_causal_model
 from learner.weight_publisher import WeightPublisher, default_probe
 from reward_service.client import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service
-from rollout_actors.rollout_actor import RolloutActor
+from rollout_actors.rollout_actor import MIN_MODEL_LEN, RolloutActor
+from rollout_actors.vllm_engine import engine_settings
 
 NUM_STEPS, REPEATS, STAND_IN_S = 40, 5, 0.05
 
@@ -31,7 +32,7 @@ NUM_STEPS, REPEATS, STAND_IN_S = 40, 5, 0.05
 class PlainEngine:
     """`LLM.generate` with the settings of a rollout actor's engine."""
 
-    async def start(self, model_path: str, max_model_len: int, max_num_seqs: int) -> None:
+    async def start(self, model_path: str, max_num_seqs: int) -> None:
         """Build the engine in this process."""
         import os
 
@@ -39,17 +40,14 @@ class PlainEngine:
         from vllm import LLM
 
         self._llm = LLM(
-            model_path,
-            dtype="float32",
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            enforce_eager=True,
-            enable_chunked_prefill=False,
-            max_num_batched_tokens=4096,
-            kv_cache_memory_bytes=256 * 2**20,
-            logprobs_mode="processed_logprobs",
-            distributed_executor_backend="uni",
-            disable_log_stats=True,
+            **engine_settings(
+                model_path,
+                engine_args={"max_num_seqs": max_num_seqs},
+                max_model_len=MIN_MODEL_LEN,
+                seed=0,
+                dtype="float32",
+                on_cpu=True,
+            )
         )
 
     async def tokens_per_s(self, prompts: list[str], max_tokens: int) -> float:
@@ -89,7 +87,7 @@ async def measure(model: Path, rows: list[dict[str, Any]]) -> list[Row]:
     ours, theirs = [], []
     try:
         await actor.start()
-        await plain.start(str(model), 128, settings.num_concurrent_groups)
+        await plain.start(str(model), settings.num_concurrent_groups)
         prompts = [row["prompt"] for row in rows][: NUM_STEPS * config.trajectory_queue.groups_per_step]
         for repeat in range(REPEATS + 1):
             ours.append(await _actor_tokens_per_s(actor, config, rows, version_zero(model, f"bench-{repeat}")))

@@ -64,7 +64,7 @@ async def _bare_rates(model: str, prompts: list[str]) -> tuple[float, float]:
     seconds = [await loop.step_s(batch(step, num_episodes)) for step in range(1, NUM_BARE_STEPS + 1)]
     kill_actor(loop)
     plain = start_actor(PlainEngine, name="plain")
-    await plain.start(model, 128, settings.rollout_actors.num_concurrent_groups)
+    await plain.start(model, settings.rollout_actors.num_concurrent_groups)
     max_tokens = settings.rollout_actors.max_response_tokens
     await plain.tokens_per_s(prompts[:num_episodes], max_tokens)
     tokens_per_s = await plain.tokens_per_s(prompts, max_tokens)

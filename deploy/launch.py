@@ -20,7 +20,7 @@ from deploy.view import View
 
 
 async def _ppo(session: Session) -> None:
-    """PPO brings RLlib and torch into this process: seconds of import, off the event loop."""
+    """PPO brings RLlib and torch into this process; commands without it are spared those seconds."""
     from deploy.ppo import run_ppo
 
     await run_ppo(session)

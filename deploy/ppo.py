@@ -141,7 +141,7 @@ class Ring:
         self._queue = queue
         self._store = store
         self._first_step = first_step
-        self._started = started
+        self._started = self._ready = started
         before = session.run.last_ppo_step()
         self._num_episodes = before.get("num_episodes", 0)
         self._num_optimizer_steps = before.get("optimizer_step", 0)

@@ -7,7 +7,6 @@ Knows no stage.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
@@ -97,7 +96,7 @@ class Session:
     async def rollout_actors(self, num: int, policy_path: Path) -> Sequence[RemoteActor]:
         """At least `num` ready rollout actors. Those that start now start with the weights of `policy_path`."""
         self._engine_path = policy_path
-        with self.start_up.phase("rollout_actors") if len(self.pool.actors) < num else contextlib.nullcontext():
+        with self.start_up.phase("rollout_actors"):
             await self.pool.fill(num)
         return self.pool.actors
 

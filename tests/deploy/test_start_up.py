@@ -18,12 +18,15 @@ def test_the_stages_before_ppo_bring_no_torch_into_the_driver() -> None:
     assert done.stdout.split() == []
 
 
-def test_phases_and_the_whole_wait_are_in_the_summary(tmp_path: Path) -> None:
+def test_phases_and_the_whole_wait_are_in_the_summary_once_a_step_is_done(tmp_path: Path) -> None:
     start_up = StartUp(RunDirectory(tmp_path))
     with start_up.phase("ray"):
         pass
     with pytest.raises(ValueError, match="no"), start_up.phase("learner_group"):
         raise ValueError("no")
+    with start_up.phase("ray"):
+        pass
+    assert RunDirectory(tmp_path).summary() == {}
     start_up.first_step(waited_s=0.5, step_s=0.25)
     start = RunDirectory(tmp_path).summary()["start_s"]
     assert list(start) == ["command", "ray", "first_batch", "first_step", "total"]

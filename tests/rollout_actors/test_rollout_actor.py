@@ -261,7 +261,7 @@ async def test_sampling_goes_on_while_a_group_is_being_scored(tied_folder: Path)
         running = rig.run(actor)
         await rig.publish(0)
         while len({request.id for request in rig.rewards.requests}) < 4 * rig.config.responses_per_prompt:
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
         rig.rewards.gate.set()
         assert len(await rig.queue.take(1)) == len(await rig.queue.take(2)) == 2
         await actor.leave()
