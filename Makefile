@@ -48,7 +48,7 @@ $(STAMP): requirements/$(DEVICE).txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	if [ $(DEVICE) = cpu ] && ! $(BIN)/pip show torch 2>/dev/null | grep -q '^Version: 2.13.0+cpu'; then \
 	  $(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; fi
-	$(BIN)/uv pip install --quiet --no-deps -r requirements/$(DEVICE).txt
+	$(BIN)/uv pip install --quiet --no-deps --compile-bytecode -r requirements/$(DEVICE).txt
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -1,4 +1,7 @@
-"""The letters task as the benchmarks use it: its run file with other lengths, its model and prompts in a folder."""
+"""The letters task as the benchmarks use it: its run file with other lengths, its model and prompts in a folder.
+
+The learner has one thread, as the engine has, so that each of the two can have a core of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from examples.letters.data import build_data
 from examples.letters.model import build_model
 from rollout_actors.prompts import read_rows
 
+ONE_THREAD = "learner.num_threads = 1"
 RUN_FILE = Path(__file__).parent.parent / "examples" / "letters" / "run.toml"
 
 
@@ -17,7 +21,7 @@ def letters_config(*, num_steps: int, max_policy_lag: int) -> RunConfig:
     """The letters run file with that many steps and that bound."""
     return load_run_config(
         RUN_FILE,
-        [f"learner.num_steps = {num_steps}", f"trajectory_queue.max_policy_lag = {max_policy_lag}"],
+        [ONE_THREAD, f"learner.num_steps = {num_steps}", f"trajectory_queue.max_policy_lag = {max_policy_lag}"],
     )
 
 

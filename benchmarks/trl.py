@@ -41,7 +41,8 @@ class Curve:
 def run_trl(folder: Path, seed: int, num_threads: int) -> Curve:
     """One TRL run in its own environment."""
     model, _ = make_task(folder)
-    command = [str(TRL_PYTHON), str(ROOT / "benchmarks" / "trl_peer.py"), str(model)]
+    # -P: beside the peer lies this module, whose name would hide the package trl.
+    command = [str(TRL_PYTHON), "-P", str(ROOT / "benchmarks" / "trl_peer.py"), str(model)]
     command += ["--episodes", str(NUM_EPISODES), "--seed", str(seed), "--output", str(folder / "trl")]
     env = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
@@ -54,8 +55,8 @@ def run_antiphon(folder: Path, seed: int, num_threads: int) -> Curve:
     command = [sys.executable, "-m", "deploy.cli", "train", str(RUN_FILE), "--fresh", "--runs-dir", str(folder)]
     command += ["--name", "letters", "--set", f"run.seed = {seed}"]
     command += ["--set", f"learner.num_steps = {NUM_EPISODES // 64}", "--set", "evaluation.every_steps = 1000"]
-    env = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
-    subprocess.run(command, capture_output=True, text=True, env=env, check=True, cwd=ROOT)
+    command += ["--set", f"learner.num_threads = {num_threads}"]
+    subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     rows = [json.loads(line) for line in (folder / "letters" / "metrics.jsonl").read_text().splitlines()]
     ready_s = json.loads((folder / "letters" / "summary.json").read_text())["ready_s"]
     return Curve(

@@ -15,7 +15,12 @@ os.environ.update(TRL_EXPERIMENTAL_SILENCE="1", HF_HUB_OFFLINE="1", TOKENIZERS_P
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 PROMPT_LETTERS, RESPONSE_LENGTH, EPISODES_PER_UPDATE = "bcdefgh", 16, 64
@@ -70,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.stdout = sys.stderr
     torch.manual_seed(arguments.seed)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model, padding_side="left")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.model, padding_side="left")
     policy, reference = (AutoModelForCausalLM.from_pretrained(arguments.model) for _ in range(2))
     value = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=1)
     torch.nn.init.zeros_(value.score.weight)

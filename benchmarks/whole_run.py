@@ -16,7 +16,7 @@ import ray
 
 from benchmarks.bare_loop import BareLoop
 from benchmarks.learner_step import batch
-from benchmarks.letters import letters_config, make_task
+from benchmarks.letters import ONE_THREAD, letters_config, make_task
 from benchmarks.results import Row
 from benchmarks.rollout_actor import PlainEngine
 from benchmarks.task_runs import Finished, train
@@ -32,8 +32,8 @@ def measure(folder: Path) -> list[Row]:
     prompts = [row["prompt"] for row in rows][:NUM_BARE_PROMPTS]
     bare, runs = [_bare(model, prompts)], []
     for repeat in range(REPEATS):
-        lines = (f"run.seed = {repeat}", f"learner.num_steps = {NUM_STEPS}", "evaluation.every_steps = 1000")
-        runs.append(train("letters", folder, f"whole-{repeat}", *lines))
+        lines = (ONE_THREAD, f"learner.num_steps = {NUM_STEPS}", "evaluation.every_steps = 1000")
+        runs.append(train("letters", folder, f"whole-{repeat}", *lines, f"run.seed = {repeat}"))
         bare.append(_bare(model, prompts))
     rates = [_episodes_per_s(run) for run in runs]
     around = list(itertools.pairwise(bare))
