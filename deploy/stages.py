@@ -95,7 +95,6 @@ async def _train(session: Session, stage: str, function: Callable[..., Any], *ar
         function,
         *args,
         seed=session.config.run.seed,
-        num_threads=learner.num_threads,
         name=stage,
         log_path=session.log_path(stage),
         num_cpus=learner.num_cpus,

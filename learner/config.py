@@ -54,18 +54,22 @@ class LearnerConfig(Section):
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each learner."""
     num_threads: int = Field(default=0, ge=0)
-    """Threads of torch on the CPU in each learner, and in the supervised stages; 0: the machine's cores shared out
-    among the learners. Another number may round sums differently."""
+    """Threads of torch on the CPU in each learner; 0: the machine's cores but one, which is left to the engines,
+    shared out among the learners. Another number may round sums differently."""
     step_timeout_s: float = Field(default=1800.0, gt=0)
     """Deadline of one learner step."""
     checkpoint_every_steps: int = Field(default=20, ge=1)
     """Steps between checkpoints."""
 
 
-def cpu_threads(num_threads: int, num_processes: int = 1) -> int:
-    """`num_threads`, or where it is 0 this machine's cores shared out among that many processes."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return num_threads or max(1, num_cores // max(1, num_processes))
+def num_cores() -> int:
+    """CPU cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def learner_threads(config: LearnerConfig) -> int:
+    """Threads of torch for a learner that runs on this machine."""
+    return config.num_threads or max(1, (num_cores() - 1) // max(1, config.num_learners))
 
 
 class SftConfig(Section):

@@ -24,7 +24,7 @@ from cluster.trajectory import Trajectory
 from learner import checkpoint
 from learner.actor_critic import ActorCritic, ModelSettings, load_causal_model, sampled_token_logprobs
 from learner.batching import make_batch, micro_batches
-from learner.config import LearnerConfig, cpu_threads
+from learner.config import LearnerConfig, learner_threads
 from learner.ppo_step import MAX_MICRO_BATCH_TOKENS, PPOStep
 from learner.ranks import Ranks
 from learner.weight_publisher import Publication, WeightPublisher, default_probe
@@ -82,8 +82,7 @@ class TrajectoryLearner(PPOTorchLearner):
         self._settings: LearnerSettings = self.config.learner_config_dict["settings"]
         if self._settings.log_dir is not None and self.config.num_learners > 0:
             redirect_output(self._settings.log_dir / f"learner-{self._learner_index}.log")
-        learner = self._settings.config
-        torch.set_num_threads(cpu_threads(learner.num_threads, learner.num_learners))
+        torch.set_num_threads(learner_threads(self._settings.config))
         super().build()
         settings, device = self._settings, torch.device(self._device)
         self._version = settings.version

@@ -1,0 +1,17 @@
+"""The learner's settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from learner import config
+from learner.config import LearnerConfig, learner_threads
+
+
+def test_learners_have_the_threads_asked_for_or_share_all_cores_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "num_cores", lambda: 8)
+    assert learner_threads(LearnerConfig(num_threads=5)) == 5
+    assert learner_threads(LearnerConfig()) == 7
+    assert learner_threads(LearnerConfig(num_learners=2)) == 3
+    monkeypatch.setattr(config, "num_cores", lambda: 1)
+    assert learner_threads(LearnerConfig()) == 1
