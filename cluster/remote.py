@@ -122,8 +122,9 @@ def find_actor(registered_as: str) -> RemoteActor:
 
 
 def kill_actor(actor: RemoteActor) -> None:
-    """End an actor's process now; nothing happens if it is gone."""
-    ray.kill(actor.handle, no_restart=True)
+    """End an actor's process now; nothing happens if it is gone, or if this process has left Ray."""
+    if ray.is_initialized():
+        ray.kill(actor.handle, no_restart=True)
 
 
 async def within(awaitable: Awaitable[Any], timeout_s: float, *, where: str, waited_for: str) -> Any:

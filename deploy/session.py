@@ -7,11 +7,13 @@ Knows no stage.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ from deploy.scale import answers
 from deploy.start_up import StartUp
 from deploy.view import View
 from reward_service.client import HandleRewardClient
+from reward_service.config import RewardServiceConfig
 from reward_service.service import start_reward_service, stop_reward_service
 from rollout_actors.rollout_actor import Response, RolloutActor
 
@@ -132,16 +135,29 @@ class Session:
         if self._reward_client is None:
             config = self.config.reward_service
             with self.start_up.phase("reward_service"):
-                await asyncio.to_thread(
-                    start_reward_service,
-                    config,
-                    name=self.config.run.name,
-                    reward_model_path=self.run.path / "reward_model",
-                    token=os.environ.get("ANTIPHON_TOKEN"),
-                    log_path=self.log_path("reward_service"),
-                )
+                await self._start_reward_service(config)
             self._reward_client = self._new_reward_client()
         return self._reward_client
+
+    async def _start_reward_service(self, config: RewardServiceConfig) -> None:
+        """Start it in a thread; cancelled, wait for the thread to give up: after our Ray's end Serve starts another."""
+        unwanted = threading.Event()
+        start = functools.partial(
+            start_reward_service,
+            config,
+            name=self.config.run.name,
+            reward_model_path=self.run.path / "reward_model",
+            token=os.environ.get("ANTIPHON_TOKEN"),
+            log_path=self.log_path("reward_service"),
+            unwanted=unwanted,
+        )
+        starting = asyncio.ensure_future(asyncio.to_thread(start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            unwanted.set()
+            await asyncio.gather(starting, return_exceptions=True)
+            raise
 
     def _new_reward_client(self) -> HandleRewardClient:
         return HandleRewardClient(self.config.run.name, timeout_s=self.config.reward_service.timeout_s)

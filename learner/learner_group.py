@@ -17,6 +17,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import ray
 from ray.exceptions import RayActorError, RayError
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -24,6 +25,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from cluster.errors import ActorDied, AntiphonError, DeadlineExceeded, LearnerError
 from cluster.remote import RemoteActor, kill_actor, within
@@ -38,6 +40,8 @@ from learner.training_loop import Groups, StepResult
 
 START_TIMEOUT_S = 600.0
 WATCH_EVERY_S = 0.5
+LEAST_CPUS = 0.001
+"""A place of no resources at all cannot be reserved."""
 
 
 def split(trajectories: Sequence[Trajectory], num_ranks: int) -> list[Share]:
@@ -76,12 +80,17 @@ class StepData(TrainingData):
 class RankGroup(LearnerGroup):
     """RLlib's group, made loud: every call has one result for each rank or raises."""
 
+    _place: PlacementGroup | None
+
     @classmethod
-    def build(cls, settings: LearnerSettings) -> RankGroup:
-        """Start the ranks and load their models; blocks. Raises the error of one that could not."""
+    def build(cls, settings: LearnerSettings, place: PlacementGroup | None) -> RankGroup:
+        """Start the ranks at `place` and load their models; blocks. Raises the error of one that could not."""
         group = cls.__new__(cls)
+        group._place = place
         try:
-            group.__init__(config=_algorithm_config(settings), module_spec=_module_spec(settings))  # type: ignore[misc]
+            group.__init__(  # type: ignore[misc]
+                config=_algorithm_config(settings), module_spec=_module_spec(settings), placement_group=place
+            )
         except RayError as error:
             group.shutdown()
             raise _first_cause([(0, error)]) from error
@@ -121,6 +130,21 @@ class RankGroup(LearnerGroup):
         self._is_shut_down = True
         for rank in self.ranks:
             kill_actor(rank)
+        _release(self._place)
+
+
+def _reserve(config: LearnerConfig) -> PlacementGroup | None:
+    """A place for each remote rank, so that whoever gives up a start can end ranks that RLlib still waits for."""
+    if config.num_learners == 0:
+        return None
+    resources = {"CPU": max(config.num_cpus, LEAST_CPUS)} | ({"GPU": config.num_gpus} if config.num_gpus else {})
+    return placement_group([resources] * config.num_learners, strategy="PACK")
+
+
+def _release(place: PlacementGroup | None) -> None:
+    """Give the place back, which ends the ranks that are there."""
+    if place is not None and ray.is_initialized():
+        remove_placement_group(place)
 
 
 def _first_cause(errors: Sequence[tuple[int, BaseException]]) -> AntiphonError:
@@ -219,9 +243,7 @@ class PPOLearnerGroup:
             log_dir=log_dir,
             max_micro_batch_tokens=max_micro_batch_tokens,
         )
-        building = asyncio.to_thread(RankGroup.build, settings)
-        waited_for = f"{max(1, config.num_learners)} learners to load their models"
-        group = await within(building, START_TIMEOUT_S, where="learner group", waited_for=waited_for)
+        group = await _build(settings)
         return cls(group, settings, first_step=first_step, incarnation=incarnation or uuid.uuid4().hex)
 
     async def step(self, step: int, groups: Groups) -> StepResult:
@@ -300,6 +322,21 @@ class PPOLearnerGroup:
             work.cancel()
             death.cancel()
             await asyncio.gather(death, return_exceptions=True)
+
+
+async def _build(settings: LearnerSettings) -> RankGroup:
+    """Build in a thread. Cancelled or late, end the ranks and wait for the thread: Ray's end would leave it hanging."""
+    num_learners = settings.config.num_learners
+    place = _reserve(settings.config)
+    building = asyncio.ensure_future(asyncio.to_thread(RankGroup.build, settings, place))
+    waited_for = f"{max(1, num_learners)} learners to load their models"
+    try:
+        await within(asyncio.shield(building), START_TIMEOUT_S, where="learner group", waited_for=waited_for)
+    except BaseException:
+        _release(place)
+        await asyncio.gather(building, return_exceptions=True)
+        raise
+    return building.result()
 
 
 async def _first_death(ranks: Sequence[RemoteActor]) -> None:

@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import logging
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -96,18 +97,21 @@ def start_reward_service(
     reward_model_path: Path | None,
     token: str | None,
     log_path: Path | None = None,
+    unwanted: threading.Event | None = None,
 ) -> Any:
     """Start the application of run `name` on the Ray this process is connected to; returns its handle when ready.
 
-    Blocks for seconds (a reward model is loaded): call it from a thread. Raises InputError for settings that
-    can't work, before anything is started, and RewardError when the application does not come up.
+    Blocks for seconds (a reward model is loaded): call it from a thread, which ends soon after `unwanted` is set.
+    Raises InputError for settings that can't work, before anything is started, and RewardError when the application
+    does not come up or is not wanted any more.
     """
+    unwanted = unwanted or threading.Event()
     check_reward_service(config, reward_model_path=reward_model_path, token=token)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     _start_serve(config)
     application = app_name(name)
     try:
-        _deploy(config, application, (config, reward_model_path, token, log_path))
+        _deploy(config, application, (config, reward_model_path, token, log_path), unwanted)
         if config.port is not None:
             _await_http(config.host, config.port)
     except BaseException:
@@ -177,7 +181,9 @@ def _start_serve(config: RewardServiceConfig) -> None:
         raise InputError("reward_service.port", what) from error
 
 
-def _deploy(config: RewardServiceConfig, application: str, arguments: tuple[Any, ...]) -> None:
+def _deploy(
+    config: RewardServiceConfig, application: str, arguments: tuple[Any, ...], unwanted: threading.Event
+) -> None:
     deployment = serve.deployment(RewardDeployment).options(
         name="rewards",
         num_replicas=config.num_replicas,
@@ -193,13 +199,15 @@ def _deploy(config: RewardServiceConfig, application: str, arguments: tuple[Any,
         target=deployment.bind(*arguments), name=application, route_prefix=None if config.port is None else "/"
     )
     serve.run_many([target], wait_for_applications_running=False)
-    _await_running(application)
+    _await_running(application, unwanted)
 
 
-def _await_running(application: str) -> None:
+def _await_running(application: str, unwanted: threading.Event) -> None:
     """Wait for Serve to report the application running. Raises RewardError with Serve's own words."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
+        if unwanted.is_set():
+            raise RewardError(WHERE, "its start was given up")
         overview = serve.status().applications.get(application)
         status = overview.status if overview else None
         if status == ApplicationStatus.RUNNING:

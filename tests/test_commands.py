@@ -42,6 +42,33 @@ def wait_for(condition: Any, process: subprocess.Popen[str], timeout_s: float = 
         time.sleep(0.2)
 
 
+def started_by(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_a_rollout_actor_killed_while_it_starts_ends_the_command_by_name_and_leaves_no_process(tmp_path: Path) -> None:
+    before = of_this_user()
+    line = command(tmp_path, "rollout_actors.max_restarts = 0")
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def actors() -> list[psutil.Process]:
+        return [child for child in started_by(process) if child.name().startswith("ray::RolloutAct")]
+
+    wait_for(actors, process)
+    started = {process.pid, *(child.pid for child in started_by(process))}
+    actors()[0].kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert errors.strip().splitlines()[-1].startswith("error: rollout-0: "), errors
+    assert "rollout-0" in json.loads((tmp_path / "letters" / "status.json").read_text())["error"]
+    assert not started & (of_this_user() - before)
+    assert not [name for name in names_of(of_this_user() - before) if "ray" in name]
+
+
+def names_of(pids: set[int]) -> list[str]:
+    return [process.name() for process in psutil.process_iter() if process.pid in pids]
+
+
 def test_an_interrupted_run_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
     run, before = tmp_path / "letters", of_this_user()
     env = os.environ | {"COLUMNS": "100"}

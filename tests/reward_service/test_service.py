@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from cluster.errors import InputError, RewardError
 from cluster.remote import kill_actor, start_actor
 from cluster.scoring import Score, ScoreRequest
 from reward_service.client import HandleRewardClient, HttpRewardClient
-from reward_service.config import RewardServiceConfig
+from reward_service.config import RewardServiceConfig, app_name
 from reward_service.reward_model import RewardModelScorer
 from reward_service.service import num_scored, service_url, start_reward_service, stop_reward_service
 
@@ -61,6 +62,15 @@ def test_wrong_settings_are_refused_before_anything_starts() -> None:
         start_function("refused", "no_such")
     with pytest.raises(InputError, match=r"^reward_model: not trained"):
         start_reward_service(RewardServiceConfig(), name="refused", reward_model_path=None, token=None)
+
+
+def test_a_start_that_is_not_wanted_any_more_is_given_up_and_leaves_no_application(ray_session: None) -> None:
+    unwanted = threading.Event()
+    unwanted.set()
+    config = RewardServiceConfig(scorer="tests.scorers:length", num_cpus=0.1)
+    with pytest.raises(RewardError, match="given up"):
+        start_reward_service(config, name="unwanted", reward_model_path=None, token=None, unwanted=unwanted)
+    assert app_name("unwanted") not in serve.status().applications
 
 
 async def test_handle_and_http_give_the_rewards_of_a_direct_forward(url: str, reward_model_folder: Path) -> None:
