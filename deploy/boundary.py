@@ -83,3 +83,17 @@ def _interruptible() -> Iterator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def signals_kept_from_children() -> Iterator[None]:
+    """Processes started meanwhile never get SIGTERM or SIGHUP.
+
+    Sent to the whole process group (timeout, a service manager, a terminal that closes), either would end Ray before
+    this process could end what runs on it. Ray itself does the same for SIGINT.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -21,7 +21,8 @@ from deploy.view import View
 
 async def _ppo(session: Session) -> None:
     """PPO brings RLlib and torch into this process; commands without it are spared those seconds."""
-    from deploy.ppo import run_ppo
+    with session.start_up.phase("imports"):
+        from deploy.ppo import run_ppo
 
     await run_ppo(session)
 

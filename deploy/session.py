@@ -24,6 +24,7 @@ import ray
 from cluster.errors import ActorDied, InputError
 from cluster.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.supervision import ActorPool
+from deploy.boundary import signals_kept_from_children
 from deploy.metrics_log import MetricsLog
 from deploy.run_config import RunConfig
 from deploy.run_directory import RunDirectory
@@ -78,7 +79,7 @@ class Session:
         env = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])}
         if address and address != "auto" and not answers(address):
             raise InputError(address, "no Ray answers at this address (RAY_ADDRESS)")
-        with self.start_up.phase("ray"):
+        with self.start_up.phase("ray"), signals_kept_from_children():
             ray.init(address or "local", runtime_env={"env_vars": env}, **options)
         return str(ray.get_runtime_context().gcs_address)
 

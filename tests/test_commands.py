@@ -46,46 +46,59 @@ def started_by(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [child for child in started_by(process) if child.name().startswith("ray::RolloutAct")]
+
+
+def names_of(pids: set[int]) -> set[str]:
+    return {process.name() for process in psutil.process_iter() if process.pid in pids}
+
+
 def test_a_rollout_actor_killed_while_it_starts_ends_the_command_by_name_and_leaves_no_process(tmp_path: Path) -> None:
     before = of_this_user()
     line = command(tmp_path, "rollout_actors.max_restarts = 0")
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def actors() -> list[psutil.Process]:
-        return [child for child in started_by(process) if child.name().startswith("ray::RolloutAct")]
-
-    wait_for(actors, process)
+    wait_for(lambda: actors_of(process), process)
     started = {process.pid, *(child.pid for child in started_by(process))}
-    actors()[0].kill()
+    actors_of(process)[0].kill()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert errors.strip().splitlines()[-1].startswith("error: rollout-0: "), errors
     assert "rollout-0" in json.loads((tmp_path / "letters" / "status.json").read_text())["error"]
     assert not started & (of_this_user() - before)
-    assert not [name for name in names_of(of_this_user() - before) if "ray" in name]
+    assert not {"raylet", "gcs_server"} & names_of(of_this_user() - before), "another Ray was started"
 
 
-def names_of(pids: set[int]) -> list[str]:
-    return [process.name() for process in psutil.process_iter() if process.pid in pids]
+def interrupt(process: subprocess.Popen[str], number: signal.Signals, before: set[int]) -> None:
+    """Signal the whole process group, as a terminal does, and see the end that a person should see."""
+    started = {process.pid, *(child.pid for child in started_by(process))}
+    assert len(started) > 5
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1].startswith("interrupted; the same command goes on")
+    left = {pid for pid in started if pid in of_this_user() - before}
+    assert left == set(), [psutil.Process(pid).cmdline() for pid in left]
 
 
 def test_an_interrupted_run_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
     run, before = tmp_path / "letters", of_this_user()
     env = os.environ | {"COLUMNS": "100"}
-    first = subprocess.Popen(
-        command(tmp_path), cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    started = {first.pid}
+
+    def start() -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command(tmp_path), cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+
+    first = start()
     wait_for(lambda: (run / "checkpoints" / "ppo" / "step-000005").exists(), first)
-    started |= {child.pid for child in psutil.Process(first.pid).children(recursive=True)}
-    assert len(started) > 5
-    first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=90)
-    assert first.returncode == 130, errors
-    assert errors.strip().splitlines()[-1].startswith("interrupted; the same command goes on")
-    left = {pid for pid in started if pid in of_this_user() - before}
-    assert left == set(), [psutil.Process(pid).cmdline() for pid in left]
+    interrupt(first, signal.SIGINT, before)
     assert json.loads((run / "status.json").read_text())["state"] == "INTERRUPTED"
+    second = start()
+    wait_for(lambda: actors_of(second), second)
+    interrupt(second, signal.SIGTERM, before)
     done = subprocess.run(command(tmp_path), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     _is_whole(run)
