@@ -16,7 +16,7 @@ from typing import Any
 from cluster.remote import RemoteActor, start_actor
 from cluster.supervision import RunControl, control_name
 from cluster.trajectory import write_trajectories
-from cluster.trajectory_queue import QueuePosition, TrajectoryQueue
+from cluster.trajectory_queue import QueueCounts, QueuePosition, TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.evaluate import HeldOut
 from deploy.session import Session, dtype_of
@@ -48,8 +48,7 @@ class Watched:
 
     async def step(self, step: int, groups: Groups) -> StepResult:
         """One step of the group."""
-        before = await self._session.rollout_totals()
-        result: StepResult = await self._learners.step(step, groups)
+        before, result = await asyncio.gather(self._session.rollout_totals(), self._learners.step(step, groups))
         after = await self._session.rollout_totals()
         num_tokens = after["num_sampled_tokens"] - before["num_sampled_tokens"]
         metrics = result.metrics | {"rollout_actors/num_tokens_sampled_during_step": num_tokens}
@@ -147,6 +146,7 @@ class Ring:
         self._num_optimizer_steps = before.get("optimizer_step", 0)
         self._policy_lag_max = session.run.summary().get("policy_lag_max", 0.0)
         self._held_out = HeldOut(session, learners)
+        self._recording: asyncio.Task[None] | None = None
 
     async def turn(self) -> None:
         """Train to the last step while the actors sample; raises the error of the part that ended first."""
@@ -165,49 +165,67 @@ class Ring:
                     work, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
                 )
             )
-            parts.create_task(self._train(weights))
+            parts.create_task(self._train(weights, parts))
 
-    async def _train(self, weights: PublishedWeights) -> None:
+    async def _train(self, weights: PublishedWeights, parts: asyncio.TaskGroup) -> None:
+        async def report(step: int, groups: Groups, result: StepResult) -> None:
+            await self._report(step, groups, result, parts)
+
         await train(
             first_step=self._first_step,
             num_steps=self._session.config.learner.num_steps,
             learners=Watched(self.learners, self._session),
             queue=self._queue,
             weights=weights,
-            report=self._report,
+            report=report,
         )
         await self._session.pool.dismiss()
 
-    async def _report(self, step: int, groups: Groups, result: StepResult) -> None:
-        session = self._session
+    async def _report(self, step: int, groups: Groups, result: StepResult, parts: asyncio.TaskGroup) -> None:
+        """Record a step beside the next one, after the record of the one before; keep it now if it is time.
+
+        What is kept was recorded first: a run goes on from a step that is whole on disk.
+        """
         if step == self._first_step:
             self._first_step_done(result.metrics["learner/step_s"])
+        now_s, counts = time.monotonic() - self._started, await self._queue.counts()
+        await self._recorded()
+        self._recording = parts.create_task(self._record(step, groups, result, now_s, counts))
+        if self._is_kept(step):
+            await self._recorded()
+            await self._keep(step, counts)
+
+    async def _recorded(self) -> None:
+        """Wait for the record under way; its error ends the run by itself."""
+        if self._recording is not None:
+            await asyncio.wait({self._recording})
+
+    async def _record(self, step: int, groups: Groups, result: StepResult, now_s: float, counts: QueueCounts) -> None:
+        """Write the step's trajectories and its row of metrics."""
         trajectories = [trajectory for group in groups for trajectory in group]
-        await asyncio.to_thread(
-            write_trajectories, session.run.path / "trajectories" / f"step-{step:06d}.arrow", trajectories
-        )
+        path = self._session.run.path / "trajectories" / f"step-{step:06d}.arrow"
+        await asyncio.to_thread(write_trajectories, path, trajectories)
         self._num_episodes += len(trajectories)
         self._num_optimizer_steps += result.num_optimizer_steps
-        session.log_step("ppo", await self._metrics(step, result, trajectories))
-        session.run.update_status(step=step)
-        await self._keep(step)
+        self._session.log_step("ppo", await self._metrics(step, result, trajectories, counts) | {"time_s": now_s})
+        self._session.run.update_status(step=step)
 
     def _first_step_done(self, step_s: float) -> None:
         now = time.monotonic()
         self._session.run.update_summary({"first_ppo_step_s": now - self._started})
         self._session.start_up.first_step(waited_s=now - self._ready - step_s, step_s=step_s)
 
-    async def _metrics(self, step: int, result: StepResult, trajectories: Sequence[Any]) -> dict[str, float]:
-        counts = asdict(await self._queue.counts())
-        ledger = {f"cluster/{name}": value for name, value in counts.items()}
+    async def _metrics(
+        self, step: int, result: StepResult, trajectories: Sequence[Any], counts: QueueCounts
+    ) -> dict[str, float]:
+        ledger = {f"cluster/{name}": value for name, value in asdict(counts).items()}
         self._policy_lag_max = max(self._policy_lag_max, result.metrics["cluster/policy_lag_max"])
-        self._session.run.update_summary({**counts, "policy_lag_max": self._policy_lag_max})
+        self._session.run.update_summary({**asdict(counts), "policy_lag_max": self._policy_lag_max})
         lengths = [trajectory.num_response_tokens for trajectory in trajectories]
         return {
             "step": step,
             "optimizer_step": self._num_optimizer_steps,
             "policy_version": step,
-            "time_s": time.monotonic() - self._started,
             "num_episodes": self._num_episodes,
             "rollout_actors/response_length_tokens": sum(lengths) / len(lengths),
             **await self._session.rollout_metrics(),
@@ -215,16 +233,19 @@ class Ring:
             **result.metrics,
         }
 
-    async def _keep(self, step: int) -> None:
-        """Checkpoint and evaluate when it is time; the best and the newest two checkpoints stay."""
+    def _is_kept(self, step: int) -> bool:
+        config = self._session.config
+        return self._is_evaluated(step) or step % config.learner.checkpoint_every_steps == 0
+
+    def _is_evaluated(self, step: int) -> bool:
+        config = self._session.config
+        return step == config.learner.num_steps or step % config.evaluation.every_steps == 0
+
+    async def _keep(self, step: int, counts: QueueCounts) -> None:
+        """Write a checkpoint, and evaluate when it is time; the best and the newest two checkpoints stay."""
         config, run = self._session.config, self._session.run
-        last = step == config.learner.num_steps
-        evaluating = last or step % config.evaluation.every_steps == 0
-        if not (evaluating or step % config.learner.checkpoint_every_steps == 0):
-            return
         path = run.path / "checkpoints" / "ppo" / f"step-{step:06d}"
-        counts = await self._queue.counts()
         position = QueuePosition(step * config.trajectory_queue.groups_per_step, counts.num_void)
         await self.learners.save_checkpoint(path, extra={"position.json": json.dumps(asdict(position))})
-        best = evaluating and await self._held_out.evaluate(step)
+        best = self._is_evaluated(step) and await self._held_out.evaluate(step)
         run.keep_checkpoints("ppo", newest=2, best=path if best else None)

@@ -82,7 +82,7 @@ class Deliveries:
         await asyncio.shield(self._failed)
 
     async def _deliver(self, wave: Sequence[SampledGroup]) -> None:
-        requests = [self._request(group, response) for group in wave for response in group.responses]
+        requests = self._requests(wave)
         scores = iter(await self._rewards.score(requests))
         await self._queue.put(
             [
@@ -91,11 +91,13 @@ class Deliveries:
             ]
         )
 
-    def _request(self, group: SampledGroup, response: SampledResponse) -> ScoreRequest:
-        row = group.ticket.row
-        return ScoreRequest(
-            response.uid, row["prompt"], self._tokenizer.decode(response.token_ids), scorer_columns(row)
-        )
+    def _requests(self, wave: Sequence[SampledGroup]) -> list[ScoreRequest]:
+        answered = [(group.ticket.row, response) for group in wave for response in group.responses]
+        texts = self._tokenizer.decode([response.token_ids for _, response in answered])
+        return [
+            ScoreRequest(response.uid, row["prompt"], text, scorer_columns(row))
+            for (row, response), text in zip(answered, texts, strict=True)
+        ]
 
     def _trajectory(self, group: SampledGroup, response: SampledResponse, score: Score) -> Trajectory:
         """The record of one response: P prompt tokens, masked out, then N sampled ones."""

@@ -72,24 +72,25 @@ class PromptTokenizer:
             raise InputError(str(model_path), f"has no usable tokenizer: {error}") from error
         self._max_prompt_tokens = max_prompt_tokens
 
-    def encode(self, prompt: str) -> list[int]:
-        """The prompt's token ids [P]. Raises InputError naming a prompt that is empty or too long."""
-        token_ids: list[int] = self._tokenizer(prompt)["input_ids"]
-        if not token_ids:
-            raise InputError("data.prompts", f"prompt {prompt!r} has no tokens")
-        if len(token_ids) > self._max_prompt_tokens:
-            raise InputError(
-                "rollout_actors.max_prompt_tokens",
-                f"prompt {_shortened(prompt)!r} has {len(token_ids)} tokens, more than {self._max_prompt_tokens}",
-            )
-        return token_ids
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Each prompt's token ids [P]. Raises InputError naming a prompt that is empty or too long."""
+        encoded: list[list[int]] = self._tokenizer(list(prompts))["input_ids"] if prompts else []
+        for prompt, token_ids in zip(prompts, encoded, strict=True):
+            if not token_ids:
+                raise InputError("data.prompts", f"prompt {prompt!r} has no tokens")
+            if len(token_ids) > self._max_prompt_tokens:
+                raise InputError(
+                    "rollout_actors.max_prompt_tokens",
+                    f"prompt {_shortened(prompt)!r} has {len(token_ids)} tokens, more than {self._max_prompt_tokens}",
+                )
+        return encoded
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a response, special tokens left out and nothing else cleaned up."""
-        text: str = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each response, special tokens left out and nothing else cleaned up."""
+        texts: list[str] = self._tokenizer.batch_decode(
+            [list(token_ids) for token_ids in responses], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return text
+        return texts
 
 
 def _shortened(prompt: str, max_characters: int = 60) -> str:

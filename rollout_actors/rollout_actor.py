@@ -182,7 +182,11 @@ class RolloutActor:
                 under_way -= done
                 if admission is not None and admission.done():
                     tickets, admission = admission.result(), None
-                    under_way |= {asyncio.ensure_future(self._roll_out(ticket, deliveries)) for ticket in tickets}
+                    prompts = self._tokenizer.encode([ticket.row["prompt"] for ticket in tickets])
+                    under_way |= {
+                        asyncio.ensure_future(self._roll_out(ticket, token_ids, deliveries))
+                        for ticket, token_ids in zip(tickets, prompts, strict=True)
+                    }
         finally:
             await _cancelled({leaving, failing, *under_way})
             await deliveries.cancel()
@@ -192,9 +196,8 @@ class RolloutActor:
             admission.result()
         await queue.hand_over(self._name)
 
-    async def _roll_out(self, ticket: Ticket, deliveries: Deliveries) -> None:
+    async def _roll_out(self, ticket: Ticket, prompt_token_ids: Sequence[int], deliveries: Deliveries) -> None:
         """One group: sample its responses and hand them to the deliveries."""
-        prompt_token_ids = self._tokenizer.encode(ticket.row["prompt"])
         floor = ticket.min_policy_version
         await within(
             self._engine.loaded(floor),
@@ -235,7 +238,7 @@ class RolloutActor:
         With `min_policy_version` it waits until weights at least that new are loaded.
         """
         floor = UNLOADED_VERSION if min_policy_version is None else min_policy_version
-        encoded = [self._tokenizer.encode(prompt) for prompt in prompts]
+        encoded = self._tokenizer.encode(prompts)
         sampled = await asyncio.gather(
             *(
                 self._sample(f"sample-{seed}-{i}-{j}", token_ids, temperature, floor)
@@ -243,11 +246,12 @@ class RolloutActor:
                 for j in range(num)
             )
         )
-        grouped = [sampled[i * num : (i + 1) * num] for i in range(len(prompts))]
-        return [
-            [Response(self._tokenizer.decode(s.token_ids), prompt, s.token_ids, s.logprobs) for s in group]
-            for prompt, group in zip(encoded, grouped, strict=True)
+        texts = self._tokenizer.decode([s.token_ids for s in sampled])
+        responses = [
+            Response(text, encoded[place // num], s.token_ids, s.logprobs)
+            for place, (text, s) in enumerate(zip(texts, sampled, strict=True))
         ]
+        return [responses[i * num : (i + 1) * num] for i in range(len(prompts))]
 
     async def load_policy(self, path: str, *, version: int = UNLOADED_VERSION) -> None:
         """Load the weights of a Hugging Face folder under the label `version`; for use outside `run`.

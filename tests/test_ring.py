@@ -218,14 +218,14 @@ def _sampled(engine: Any, requests: list[Any]) -> dict[str, tuple[list[int], lis
 def _sampled_and_scored(engine: Any, tokenizer: PromptTokenizer, tickets: list[Ticket]) -> list[list[Trajectory]]:
     from rollout_actors.engine import SamplingRequest
 
-    prompts = {t.uid(i): (t, tokenizer.encode(t.row["prompt"])) for t in tickets for i in range(RESPONSES)}
+    prompts = {t.uid(i): (t, tokenizer.encode([t.row["prompt"]])[0]) for t in tickets for i in range(RESPONSES)}
     requests = [
         SamplingRequest(uid, prompt, RESPONSE_TOKENS, segment_seed(uid, 0), 1.0) for uid, (_, prompt) in prompts.items()
     ]
     trajectories = []
     for uid, (tokens, logprobs) in _sampled(engine, requests).items():
         ticket, prompt = prompts[uid]
-        (reward,) = count_a([ticket.row["prompt"]], [tokenizer.decode(tokens)])
+        (reward,) = count_a([ticket.row["prompt"]], tokenizer.decode([tokens]))
         trajectories.append(
             Trajectory(
                 uid=uid,

@@ -35,9 +35,14 @@ async def test_versions_only_rise_within_an_incarnation() -> None:
 
 
 @pytest.mark.ray
-def test_tensors_of_every_dtype_arrive_bit_for_bit_and_an_altered_one_is_named(ray_session: None) -> None:
+@pytest.mark.parametrize("bucket_bytes", [1, 64, 2**20])
+def test_tensors_of_every_dtype_arrive_bit_for_bit_and_an_altered_one_is_named(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, bucket_bytes: int
+) -> None:
+    from cluster import weights_object_store
     from cluster.weights_object_store import fetch_tensors, put_tensors
 
+    monkeypatch.setattr(weights_object_store, "BUCKET_BYTES", bucket_bytes)
     tensors = {
         "a": torch.randn(3, 5),
         "b": torch.randn(4).bfloat16(),
@@ -45,6 +50,7 @@ def test_tensors_of_every_dtype_arrive_bit_for_bit_and_an_altered_one_is_named(r
         "d": torch.tensor(3.0),
     }
     published = replace(manifest(1), tensors=put_tensors(tensors.items()))
+    assert len({entry.reference.bucket for entry in published.tensors}) == {1: 4, 64: 2, 2**20: 1}[bucket_bytes]
     arrived = fetch_tensors(published, timeout_s=30)
     assert all(
         torch.equal(arrived[name], tensor) and arrived[name].dtype == tensor.dtype for name, tensor in tensors.items()

@@ -55,15 +55,15 @@ def test_reading_prompts_imports_neither_torch_nor_ray() -> None:
 
 def test_prompts_become_tokens_and_responses_become_text(tied_folder: Path) -> None:
     tokenizer = PromptTokenizer(str(tied_folder), max_prompt_tokens=3)
-    assert tokenizer.encode("t5 t6 t7") == [5, 6, 7]
-    assert tokenizer.decode([8, 9, 1]) == "t8 t9"
+    assert tokenizer.encode(["t5 t6 t7", "t4"]) == [[5, 6, 7], [4]]
+    assert tokenizer.decode([[8, 9, 1], [4]]) == ["t8 t9", "t4"]
 
 
 @pytest.mark.parametrize(("prompt", "message"), [("t5 t6 t7 t8", "has 4 tokens, more than 3"), ("", "has no tokens")])
 def test_a_prompt_that_cannot_be_sampled_is_named(tied_folder: Path, prompt: str, message: str) -> None:
     tokenizer = PromptTokenizer(str(tied_folder), max_prompt_tokens=3)
     with pytest.raises(InputError, match=message) as caught:
-        tokenizer.encode(prompt)
+        tokenizer.encode([prompt])
     assert repr(prompt) in str(caught.value)
 
 

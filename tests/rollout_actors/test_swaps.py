@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from cluster.errors import EngineError, WeightsRefused
 from cluster.trajectory import Segment, segment_seed
 from cluster.weights import Manifest
-from cluster.weights_object_store import fetch_tensors, put_tensors
+from cluster.weights_object_store import Slice, fetch_tensors, put_tensors
 from rollout_actors.engine import SamplingRequest
 from rollout_actors.responses import SampledResponse
 from rollout_actors.sampling import EngineThread
@@ -170,10 +171,9 @@ def test_a_tensor_altered_on_the_way_is_refused(tied_folder: Path) -> None:
 
     model = tiny.load_model(tied_folder)
     entries = list(put_tensors(tiny.checkpoint(model).items()))
-    altered = np.array(ray.get(entries[3].reference))
+    place = entries[3].reference
+    altered = np.array(ray.get(place.bucket)[place.start : place.stop])
     altered[5] ^= 1
-    entries[3] = type(entries[3])(
-        entries[3].name, entries[3].shape, entries[3].dtype, entries[3].checksum, ray.put(altered)
-    )
+    entries[3] = replace(entries[3], reference=Slice(ray.put(altered), 0, altered.size))
     with pytest.raises(WeightsRefused, match=entries[3].name):
         fetch_tensors(Manifest(1, "first", tuple(entries), (), [], None), timeout_s=10)
