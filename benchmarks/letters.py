@@ -15,6 +15,7 @@ from rollout_actors.prompts import read_rows
 
 ONE_THREAD = "learner.num_threads = 1"
 RUN_FILE = Path(__file__).parent.parent / "examples" / "letters" / "run.toml"
+FAST_RUN_FILE = RUN_FILE.with_name("fast.toml")
 
 
 def letters_config(*, num_steps: int, max_policy_lag: int) -> RunConfig:

@@ -26,7 +26,7 @@ from reward_service.service import start_reward_service, stop_reward_service
 from rollout_actors.rollout_actor import MIN_MODEL_LEN, RolloutActor
 from rollout_actors.vllm_engine import engine_settings
 
-NUM_STEPS, REPEATS, STAND_IN_S = 40, 5, 0.05
+NUM_STEPS, REPEATS, STAND_IN_S = 60, 5, 0.05
 
 
 class PlainEngine:

@@ -1,8 +1,9 @@
 """The letters run against TRL 1.12.0's PPOTrainer, interleaved, each as a whole process.
 
-Episodes/s with the same networks and settings, over the steps after the first; seconds to a mean reward of .9 counted
-from the first step's start, Antiphon at the run file's own defaults (lag 1). Each is measured at one and two threads
-and quoted at its better one.
+Episodes/s with the same networks and settings (`run.toml`), over the steps after the first, each at its better one of
+one and two threads, found on the first seed; for Antiphon two threads are two learners of one thread each. Seconds from
+the first step's start until the mean reward of the last 64 episodes or more is .9: TRL at the settings of the reference
+curve, Antiphon at those and at its own (`fast.toml`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.letters import RUN_FILE, make_task
+from benchmarks.letters import FAST_RUN_FILE, RUN_FILE, make_task
 from benchmarks.results import Row
+from deploy.run_config import load_run_config
 
 ROOT = Path(__file__).parent.parent
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
-NUM_EPISODES, REPEATS, GOAL = 1600, 3, 0.9
+NUM_EPISODES, REPEATS, GOAL, WINDOW = 1600, 3, 0.9, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,14 @@ class Curve:
         return (last - first) / (ended - started)
 
     def seconds_to(self, reward: float) -> float:
-        """Seconds until a step's mean reward reaches `reward`; infinity when it never does."""
-        return next((time_s for _, mean, time_s in self.points if mean >= reward), float("inf"))
+        """Seconds until the mean reward of the last WINDOW episodes or more is `reward`; infinity if it never is."""
+        ends = [0, *(num_episodes for num_episodes, _, _ in self.points)]
+        sums = [(end - start) * mean for start, end, (_, mean, _) in zip(ends, ends[1:], self.points, strict=False)]
+        for last in range(len(sums)):
+            first = max((i for i in range(last + 1) if ends[last + 1] - ends[i] >= WINDOW), default=None)
+            if first is not None and sum(sums[first : last + 1]) >= reward * (ends[last + 1] - ends[first]):
+                return self.points[last][2]
+        return float("inf")
 
 
 def run_trl(folder: Path, seed: int, num_threads: int) -> Curve:
@@ -50,12 +58,14 @@ def run_trl(folder: Path, seed: int, num_threads: int) -> Curve:
     return Curve([(row["num_episodes"], row["reward_mean"], row["time_s"]) for row in rows])
 
 
-def run_antiphon(folder: Path, seed: int, num_threads: int) -> Curve:
-    """One `antiphon train examples/letters/run.toml`; time is counted from the start of the first step's sampling."""
-    command = [sys.executable, "-m", "deploy.cli", "train", str(RUN_FILE), "--fresh", "--runs-dir", str(folder)]
+def run_antiphon(folder: Path, seed: int, num_threads: int, run_file: Path = RUN_FILE) -> Curve:
+    """One `antiphon train` of letters; time is counted from the start of the first step's sampling."""
+    groups_per_step = load_run_config(run_file).trajectory_queue.groups_per_step
+    command = [sys.executable, "-m", "deploy.cli", "train", str(run_file), "--fresh", "--runs-dir", str(folder)]
     command += ["--name", "letters", "--set", f"run.seed = {seed}"]
-    command += ["--set", f"learner.num_steps = {NUM_EPISODES // 64}", "--set", "evaluation.every_steps = 1000"]
-    command += ["--set", f"learner.num_threads = {num_threads}"]
+    command += ["--set", f"learner.num_steps = {NUM_EPISODES // groups_per_step}"]
+    command += ["--set", "evaluation.every_steps = 1000", "--set", "learner.num_threads = 1"]
+    command += ["--set", f"learner.num_learners = {num_threads}"]
     subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     rows = [json.loads(line) for line in (folder / "letters" / "metrics.jsonl").read_text().splitlines()]
     ready_s = json.loads((folder / "letters" / "summary.json").read_text())["ready_s"]
@@ -65,26 +75,32 @@ def run_antiphon(folder: Path, seed: int, num_threads: int) -> Curve:
 
 
 def measure(folder: Path) -> list[Row]:
-    """Both in turn on `REPEATS` seeds, at the better number of threads of each (found on the first seed)."""
+    """All in turn on `REPEATS` seeds."""
     threads = {run: max((1, 2), key=lambda n: run(folder, 0, n).episodes_per_s()) for run in (run_trl, run_antiphon)}
-    curves = [
-        (run_antiphon(folder, s, threads[run_antiphon]), run_trl(folder, s, threads[run_trl])) for s in range(REPEATS)
-    ]
+    ours, fast, theirs = [], [], []
+    for seed in range(REPEATS):
+        ours.append(run_antiphon(folder, seed, threads[run_antiphon]))
+        theirs.append(run_trl(folder, seed, threads[run_trl]))
+        fast.append(run_antiphon(folder, seed, 1, FAST_RUN_FILE))
+    goals = [tuple(curve.seconds_to(GOAL) for curve in curves) for curves in (ours, fast, theirs)]
+    rates = [tuple(curve.episodes_per_s() for curve in curves) for curves in (ours, fast, theirs)]
     return [
+        Row("letters: episodes/s over TRL's, same networks", _ratios(rates[0], rates[2]), "x", ">= 2, 3 wanted"),
         Row(
-            "letters: episodes/s over TRL's",
-            tuple(ours.episodes_per_s() / theirs.episodes_per_s() for ours, theirs in curves),
-            "x",
-            ">= 2, 3 wanted",
-        ),
-        Row(
-            "letters: how much sooner mean reward .9 is reached than by TRL",
-            tuple(theirs.seconds_to(GOAL) / ours.seconds_to(GOAL) for ours, theirs in curves),
+            "letters: how much sooner than TRL at mean reward .9, own settings",
+            _ratios(goals[2], goals[1]),
             "x",
             ">= 3, 5 wanted",
         ),
-        Row("Antiphon, letters", tuple(ours.episodes_per_s() for ours, _ in curves), "episodes/s"),
-        Row("TRL 1.12.0, letters", tuple(theirs.episodes_per_s() for _, theirs in curves), "episodes/s"),
-        Row("Antiphon, letters, to mean reward .9", tuple(ours.seconds_to(GOAL) for ours, _ in curves), "s"),
-        Row("TRL 1.12.0, letters, to mean reward .9", tuple(theirs.seconds_to(GOAL) for _, theirs in curves), "s"),
+        Row("the same with TRL's settings", _ratios(goals[2], goals[0]), "x"),
+        Row(f"Antiphon, letters ({threads[run_antiphon]} learners of one thread)", rates[0], "episodes/s"),
+        Row("Antiphon, letters, own settings (1 learner)", rates[1], "episodes/s"),
+        Row(f"TRL 1.12.0, letters ({threads[run_trl]} threads)", rates[2], "episodes/s"),
+        Row("Antiphon, letters, to mean reward .9", goals[0], "s"),
+        Row("Antiphon, letters, own settings, to mean reward .9", goals[1], "s"),
+        Row("TRL 1.12.0, letters, to mean reward .9", goals[2], "s"),
     ]
+
+
+def _ratios(numerators: tuple[float, ...], denominators: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(a / b for a, b in zip(numerators, denominators, strict=True))

@@ -6,6 +6,7 @@ Knows the order of things; what a stage does is in `stages`, `ppo` and `evaluate
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -17,6 +18,7 @@ from deploy.run_directory import RunDirectory
 from deploy.session import Session
 from deploy.stages import collect_preferences, prepare, run_reward_model, run_sft
 from deploy.view import View
+from reward_service.address import check_address
 
 
 async def _ppo(session: Session) -> None:
@@ -38,6 +40,8 @@ STAGES: dict[str, Callable[[Session], Awaitable[None]]] = {
 
 def run(config: RunConfig, run: RunDirectory, stages: Sequence[str], view: View) -> None:
     """Do the stages that are not done yet. Raises the error of the part that failed, or KeyboardInterrupt."""
+    if "ppo" in stages and not run.is_done("ppo", config):
+        check_address(config.reward_service, os.environ.get("ANTIPHON_TOKEN"))
     asyncio.run(_run(Session(config, run, view), stages))
 
 

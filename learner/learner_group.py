@@ -39,6 +39,7 @@ from learner.ranks import StoppedWithPeer
 from learner.training_loop import Groups, StepResult
 
 START_TIMEOUT_S = 600.0
+CREATION_S = 10.0
 WATCH_EVERY_S = 0.5
 LEAST_CPUS = 0.001
 """A place of no resources at all cannot be reserved."""
@@ -325,7 +326,11 @@ class PPOLearnerGroup:
 
 
 async def _build(settings: LearnerSettings) -> RankGroup:
-    """Build in a thread. Cancelled or late, end the ranks and wait for the thread: Ray's end would leave it hanging."""
+    """Build in a thread. Cancelled or late, end the ranks and wait for the thread: Ray's end would leave it hanging.
+
+    Ranks are ended by taking their place away, once they have had the time to be created there: one that is created
+    at a place that is gone would be waited for without end.
+    """
     num_learners = settings.config.num_learners
     place = _reserve(settings.config)
     building = asyncio.ensure_future(asyncio.to_thread(RankGroup.build, settings, place))
@@ -333,6 +338,7 @@ async def _build(settings: LearnerSettings) -> RankGroup:
     try:
         await within(asyncio.shield(building), START_TIMEOUT_S, where="learner group", waited_for=waited_for)
     except BaseException:
+        await asyncio.wait({building}, timeout=CREATION_S)
         _release(place)
         await asyncio.gather(building, return_exceptions=True)
         raise

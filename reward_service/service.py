@@ -5,8 +5,6 @@ Both ways lead to the same scorer and the same count. Knows nothing of runs but 
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import logging
 import socket
 import threading
@@ -25,6 +23,7 @@ from starlette.types import ASGIApp
 from cluster.errors import InputError, RewardError
 from cluster.remote import redirect_output
 from cluster.scoring import Score, ScoreRequest
+from reward_service.address import check_address
 from reward_service.config import RewardServiceConfig, app_name
 from reward_service.http_face import build_app
 from reward_service.registry import build_scorer, check_scorer
@@ -87,7 +86,7 @@ class RewardDeployment(RewardService):
 def check_reward_service(config: RewardServiceConfig, *, reward_model_path: Path | None, token: str | None) -> None:
     """Raise InputError for settings that can't work: no such scorer, a taken port, no token beyond loopback."""
     check_scorer(config, reward_model_path)
-    _check_address(config, token)
+    check_address(config, token)
 
 
 def start_reward_service(
@@ -134,31 +133,6 @@ def num_scored(name: str) -> int:
 def service_url(host: str, port: int) -> str:
     """Where the HTTP face is reached."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _check_address(config: RewardServiceConfig, token: str | None) -> None:
-    if config.port is None:
-        return
-    if not token and not _is_loopback(config.host):
-        raise InputError("reward_service.host", f"{config.host} is not loopback: set a token in ANTIPHON_TOKEN")
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise InputError("reward_service.port", f"{config.port} is taken on {config.host}") from error
-            raise InputError("reward_service.host", f"cannot bind {config.host}:{config.port}: {error}") from error
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
 
 
 def _reached_at(host: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,6 +69,31 @@ def test_a_rollout_actor_killed_while_it_starts_ends_the_command_by_name_and_lea
     assert "rollout-0" in json.loads((tmp_path / "letters" / "status.json").read_text())["error"]
     assert not started & (of_this_user() - before)
     assert not {"raylet", "gcs_server"} & names_of(of_this_user() - before), "another Ray was started"
+
+
+def failed(tmp_path: Path, *lines: str) -> tuple[int, str]:
+    """Exit code and last line of a command that fails; no trajectory was written and no process is left."""
+    before = of_this_user()
+    done = subprocess.run(command(tmp_path, *lines), cwd=ROOT, capture_output=True, text=True, timeout=240)
+    last = done.stderr.strip().splitlines()[-1]
+    status = json.loads((tmp_path / "letters" / "status.json").read_text())
+    assert (status["state"], f"error: {status['error']}") == ("FAILED", last)
+    assert not list(tmp_path.rglob("*.arrow"))
+    assert not {"raylet", "gcs_server"} & names_of(of_this_user() - before)
+    return done.returncode, last
+
+
+def test_a_taken_port_is_refused_by_number_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, last = failed(tmp_path, f"reward_service.port = {port}")
+    assert (code, last) == (2, f"error: reward_service.port: {port} is taken on 127.0.0.1")
+
+
+def test_a_scorer_that_raises_ends_the_command_naming_it_and_no_reward_is_made_up(tmp_path: Path) -> None:
+    code, last = failed(tmp_path, "reward_service.scorer = 'tests.scorers:raising'")
+    assert code == 1
+    assert last.startswith("error: tests.scorers:raising: raised KeyError: 'no such answer'")
 
 
 def interrupt(process: subprocess.Popen[str], number: signal.Signals, before: set[int]) -> None:

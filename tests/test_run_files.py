@@ -11,6 +11,8 @@ from deploy.run_config import load_run_config
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/run.toml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("examples/*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_every_shipped_run_file_loads(path: Path) -> None:
     assert load_run_config(path).run.name == path.parent.name

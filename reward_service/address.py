@@ -1,0 +1,36 @@
+"""Whether the reward service may and can listen where its settings say. Imports neither Ray nor Serve."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+
+from cluster.errors import InputError
+from reward_service.config import RewardServiceConfig
+
+
+def check_address(config: RewardServiceConfig, token: str | None) -> None:
+    """Raise InputError where a port is set that is taken or, without a token, beyond loopback."""
+    if config.port is None:
+        return
+    if not token and not _is_loopback(config.host):
+        raise InputError("reward_service.host", f"{config.host} is not loopback: set a token in ANTIPHON_TOKEN")
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise InputError("reward_service.port", f"{config.port} is taken on {config.host}") from error
+            raise InputError("reward_service.host", f"cannot bind {config.host}:{config.port}: {error}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
