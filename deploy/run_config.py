@@ -209,6 +209,7 @@ def check_fit(config: RunConfig) -> None:
     """Raise InputError naming the key for settings that are right one by one and don't fit together."""
     _check_model_and_data(config)
     _check_batch(config)
+    _check_kl(config)
     _check_context(config)
     _check_stages(config)
     for key, path in dotted_paths(config).items():
@@ -254,10 +255,23 @@ def _check_batch(config: RunConfig) -> None:
     groups, size = config.trajectory_queue.groups_per_step, config.rollout_actors.responses_per_prompt
     parts, ranks = config.learner.num_minibatches, max(1, config.learner.num_learners)
     batch = f"the {groups * size} responses of a step ({groups} groups_per_step x {size} responses_per_prompt)"
+    if size == 1 and config.learner.advantages != "gae":
+        what = (
+            f"{config.learner.advantages} compares the responses to a prompt; rollout_actors.responses_per_prompt is 1"
+        )
+        raise InputError("learner.advantages", what)
+    if ranks > groups:
+        raise InputError("learner.num_learners", f"{ranks} learners share {groups} trajectory_queue.groups_per_step")
     if groups * size % parts:
         raise InputError("learner.num_minibatches", f"{parts} does not divide {batch}")
     if groups * size % (parts * ranks):
         raise InputError("learner.num_learners", f"{ranks} x {parts} num_minibatches does not divide {batch}")
+
+
+def _check_kl(config: RunConfig) -> None:
+    if (config.learner.kl_in, config.learner.kl_estimator) == ("loss", "k1"):
+        what = 'k1 in the loss pulls nowhere (its gradient has mean 0): take k2 or k3, or kl_in = "reward"'
+        raise InputError("learner.kl_estimator", what)
 
 
 def _check_context(config: RunConfig) -> None:

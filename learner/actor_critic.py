@@ -24,11 +24,11 @@ from learner import losses
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Where the policy comes from and how it is computed; `critic` as in the run file."""
+    """Where the policy comes from and how it is computed; `critic` as in the run file, or none at all."""
 
     path: Path
     dtype: str
-    critic: Literal["shared", "separate"]
+    critic: Literal["shared", "separate", "none"]
     temperature: float
 
 
@@ -97,17 +97,25 @@ class ActorCritic(nn.Module):
         self.critic: Any = None
         if settings.critic == "separate":
             self.critic = load_causal_model(settings.path, settings.dtype).base_model
-        self.value_head = nn.Linear(self.policy.config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head: nn.Linear | None = None
+        if settings.critic != "none":
+            self.value_head = nn.Linear(self.policy.config.get_text_config().hidden_size, 1)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
 
     def forward(self, token_ids: Tensor, mask: Tensor) -> Outputs:
-        """Outputs for padded token ids [B, T] and the mask [B, T] of sampled tokens, whose first column is false."""
+        """Outputs for padded token ids [B, T] and the mask [B, T] of sampled tokens, whose first column is false.
+
+        Without a critic all values are 0.
+        """
         inputs, before = token_ids[:, :-1], mask[:, 1:]
         hidden = hidden_states(self.policy, inputs)[before]
         logprobs, entropy = token_logprobs(self.policy, hidden, token_ids[mask], self.temperature)
-        seen = hidden if self.critic is None else hidden_states(self.critic, inputs)[before]
-        values = self.value_head(seen.float())[:, 0]
+        if self.value_head is None:
+            values = torch.zeros_like(logprobs)
+        else:
+            seen = hidden if self.critic is None else hidden_states(self.critic, inputs)[before]
+            values = self.value_head(seen.float())[:, 0]
         return Outputs(_spread(logprobs, mask), _spread(entropy, mask), _spread(values, mask))
 
     def critic_tensors(self) -> dict[str, Tensor]:

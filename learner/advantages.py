@@ -10,12 +10,13 @@ a false mask is ignored, whatever it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 AllSum = Callable[[Tensor], Tensor]
+MAX_LOG_RATIO = 20.0
 
 
 def _only_here(tensor: Tensor) -> Tensor:
@@ -41,9 +42,26 @@ def kl_k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 
 def kl_k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """q / p - 1 - log(q / p) per token: unbiased, never negative (k3 of Schulman 2020)."""
-    log_ratio = reference_logprobs - logprobs
+    """q / p - 1 - log(q / p) per token: unbiased, never negative (k3 of Schulman 2020).
+
+    Log-ratios are held within MAX_LOG_RATIO, so that one absurd token cannot give infinity.
+    """
+    log_ratio = (reference_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.expm1(log_ratio) - log_ratio
+
+
+KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+def adapted_kl_coefficient(
+    coefficient: float, kl_nats: float, *, target: float, horizon: float, num_episodes: int
+) -> float:
+    """The coefficient after a step of `num_episodes` with a mean KL of `kl_nats` per response.
+
+    beta (1 + clip(KL / target - 1, -0.2, 0.2) num_episodes / horizon): arXiv:1909.08593, section 2.2.
+    """
+    error = min(max(kl_nats / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error * num_episodes / horizon)
 
 
 def token_rewards(
@@ -82,6 +100,28 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         next_advantage = torch.where(here, advantage, next_advantage)
         advantages[:, t] = torch.where(here, advantage, 0.0)
     return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def group_advantages(rewards: Tensor, groups: Tensor, estimator: Literal["grpo", "dr_grpo", "rloo"]) -> Tensor:
+    """Advantages [B] of whole responses with rewards [B] over the others of their group; `groups` [B] are its numbers.
+
+    With n rewards r of a group, their mean m and unbiased deviation s: `grpo` (r - m) / (s + 1e-6), the outcome
+    supervision of arXiv:2402.03300; `dr_grpo` r - m (arXiv:2503.20783); `rloo` (r - m) n / (n - 1), which is r minus
+    the mean of the *other* n - 1 (arXiv:2402.14740, eq. 8). Equal rewards, and a group of one, give 0.
+    """
+    _, place = groups.unique(return_inverse=True)
+
+    def group_sum(values: Tensor) -> Tensor:
+        return values.new_zeros(len(values)).index_add(0, place, values)[place]
+
+    count = group_sum(torch.ones_like(rewards))
+    centred = rewards - group_sum(rewards) / count
+    others = (count - 1).clamp(min=1)
+    if estimator == "dr_grpo":
+        return centred
+    if estimator == "rloo":
+        return centred * count / others
+    return centred / ((group_sum(centred.square()) / others).sqrt() + 1e-6)
 
 
 def masked_moments(values: Tensor, mask: Tensor, all_sum: AllSum = _only_here) -> Moments:

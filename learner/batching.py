@@ -35,6 +35,8 @@ class Batch:
     """[B, T] int64: the policy version that sampled the token; 0 where the mask is false."""
     scores: Tensor
     """[B] float32: the final rewards."""
+    groups: Tensor
+    """[B] int64: the number of the prompt that the row is a response to."""
     turn_rewards: Tensor
     """[B, T] float32: each turn's immediate reward at its last token."""
 
@@ -60,7 +62,8 @@ def make_batch(trajectories: Sequence[Trajectory], *, device: torch.device | Non
             if turn.reward is not None and turn.length:
                 turn_rewards[row, turn.start + turn.length - 1] += turn.reward
     scores = np.array([trajectory.reward for trajectory in trajectories], np.float32)
-    arrays = (token_ids, mask, behavior_logprobs, versions, scores, turn_rewards)
+    groups = np.array([trajectory.group for trajectory in trajectories], np.int64)
+    arrays = (token_ids, mask, behavior_logprobs, versions, scores, groups, turn_rewards)
     return Batch(tuple(t.uid for t in trajectories), lengths, *(torch.from_numpy(a).to(device) for a in arrays))
 
 

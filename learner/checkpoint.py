@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cluster.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "checkpoint.json"
 POLICY = "policy"
 MAX_SHARD_BYTES = 4 * 2**30

@@ -30,9 +30,23 @@ class LearnerConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     kl_coefficient: float = Field(default=0.05, ge=0)
-    """Weight of the per-token k1 KL to the reference policy, subtracted from the reward."""
+    """Weight of the per-token KL to the reference policy."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """How that KL is estimated (Schulman 2020); the reported `kl_nats` is always k1, summed over a response."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Whether it is subtracted from the reward of every token or added to the loss (there k2 or k3)."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """`kl_nats` that the coefficient is steered to (arXiv:1909.08593, section 2.2); unset, it stays as it is."""
+    kl_horizon: float = Field(default=10_000.0, gt=0)
+    """Episodes in which the steered coefficient may change by a fifth."""
     clip: float = Field(default=0.2, gt=0)
     """Half-width of the policy ratio's clip."""
+    clip_high: float | None = Field(default=None, gt=0)
+    """Its upper half where it differs ("clip-higher", arXiv:2503.14476): lets unlikely tokens rise further."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bound of a token's loss in multiples of its advantage where that is negative (arXiv:1912.09729, eq. 5)."""
+    loss_aggregation: Literal["token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean"] = "token_mean"
+    """What a mini-batch's loss is the mean of: all tokens, or all responses, each by its tokens' sum or mean."""
     value_clip: float = Field(default=0.2, gt=0)
     """Half-width of the value clip around the values of the batch."""
     value_coefficient: float = Field(default=0.5, ge=0)
@@ -43,12 +57,17 @@ class LearnerConfig(Section):
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Lambda of generalised advantage estimation (arXiv:1506.02438)."""
-    whiten_advantages: bool = True
-    """Scale advantages of the batch to mean 0 and variance 1."""
+    gae_value_lambda: float | None = Field(default=None, ge=0, le=1)
+    """Lambda of the critic's returns where it differs (decoupled GAE, arXiv:2503.01491); 1 gives unbiased returns."""
+    advantages: Literal["gae", "grpo", "dr_grpo", "rloo"] = "gae"
+    """How rewards become advantages: `gae` by a critic; the others without one, each response against those to the
+    same prompt: `grpo` (arXiv:2402.03300), `dr_grpo` (arXiv:2503.20783), `rloo` (arXiv:2402.14740)."""
+    whiten_advantages: bool | None = None
+    """Scale advantages of the batch to mean 0 and variance 1; unset: where a critic gives them."""
     importance_cap: float = Field(default=2.0, gt=0)
     """Upper bound of the weight proximal / behaviour policy of a stale token (decoupled PPO)."""
     critic: Literal["shared", "separate"] = "shared"
-    """A value head on the policy's trunk, or a second model with a head of its own."""
+    """A value head on the policy's trunk, or a second model with a head of its own; with `advantages = "gae"`."""
     num_cpus: float = Field(default=0.5, ge=0)
     """CPUs that Ray reserves for each learner."""
     num_gpus: float = Field(default=0.0, ge=0)
@@ -65,6 +84,11 @@ class LearnerConfig(Section):
 def num_cores() -> int:
     """CPU cores of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def critic_of(config: LearnerConfig) -> Literal["shared", "separate", "none"]:
+    """The critic that these settings train."""
+    return config.critic if config.advantages == "gae" else "none"
 
 
 def learner_threads(config: LearnerConfig) -> int:

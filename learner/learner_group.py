@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from cluster.remote import RemoteActor, kill_actor, within
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from learner.actor_critic import ModelSettings
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, critic_of
 from learner.ppo_learner import ActorCriticModule, LearnerSettings, RankResult, TrajectoryLearner
 from learner.ppo_step import MAX_MICRO_BATCH_TOKENS, Share
 from learner.ranks import StoppedWithPeer
@@ -45,13 +45,14 @@ LEAST_CPUS = 0.001
 """A place of no resources at all cannot be reserved."""
 
 
-def split(trajectories: Sequence[Trajectory], num_ranks: int) -> list[Share]:
-    """Neighbouring trajectories for each rank, their numbers equal but for one, in admission order."""
-    total = len(trajectories)
-    if total < num_ranks:
-        raise LearnerError("learner.num_learners", f"{total} trajectories are too few for {num_ranks} learners")
-    bounds = [total * rank // num_ranks for rank in range(num_ranks + 1)]
-    return [Share(trajectories[a:b], a, total) for a, b in pairwise(bounds)]
+def split(groups: Groups, num_ranks: int) -> list[Share]:
+    """Neighbouring whole groups for each rank, their numbers equal but for one, in admission order."""
+    if len(groups) < num_ranks:
+        raise LearnerError("learner.num_learners", f"{len(groups)} groups are too few for {num_ranks} learners")
+    ends = [0, *accumulate(map(len, groups))]
+    trajectories = [trajectory for group in groups for trajectory in group]
+    bounds = [ends[len(groups) * rank // num_ranks] for rank in range(num_ranks + 1)]
+    return [Share(trajectories[a:b], a, len(trajectories)) for a, b in pairwise(bounds)]
 
 
 @dataclass
@@ -235,7 +236,7 @@ class PPOLearnerGroup:
         """
         settings = LearnerSettings(
             config=config,
-            model=ModelSettings(Path(model_path), dtype, config.critic, temperature),
+            model=ModelSettings(Path(model_path), dtype, critic_of(config), temperature),
             reference_path=Path(reference_path),
             seed=seed,
             version=first_step - 1,
@@ -252,7 +253,7 @@ class PPOLearnerGroup:
         started = time.monotonic()
         if step != self._next_step:
             raise LearnerError("learner group", f"step {step} was asked for, but the next one is {self._next_step}")
-        shares = split([trajectory for group in groups for trajectory in group], max(1, self._config.num_learners))
+        shares = split(groups, max(1, self._config.num_learners))
         data = StepData(step=step, shares=shares)
         results: list[RankResult] = await self._run(f"step {step}", lambda: self._group.update(training_data=data))
         self._next_step += 1

@@ -30,6 +30,7 @@ from learner.ranks import Ranks
 from learner.weight_publisher import Publication, WeightPublisher, default_probe
 
 OPTIMIZER_PREFIX = "optimizer."
+KL_COEFFICIENT = "kl_coefficient"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,6 @@ class TrajectoryLearner(PPOTorchLearner):
         self._reference = load_causal_model(settings.reference_path, settings.model.dtype).to(device)
         self._reference.requires_grad_(False)
         (optimizer,) = self._named_optimizers.values()
-        if settings.checkpoint_path is not None:
-            self._restore(settings.checkpoint_path, optimizer)
         self._optimizer = optimizer
         self._step = PPOStep(
             settings.config,
@@ -103,6 +102,8 @@ class TrajectoryLearner(PPOTorchLearner):
             seed=settings.seed,
             max_micro_batch_tokens=settings.max_micro_batch_tokens,
         )
+        if settings.checkpoint_path is not None:
+            self._restore(settings.checkpoint_path, optimizer)
         policy = self._actor_critic.policy
         probe = settings.probe_token_ids or default_probe(policy.config, settings.seed)
         self._publisher = WeightPublisher(policy, probe, device)
@@ -170,7 +171,11 @@ class TrajectoryLearner(PPOTorchLearner):
                 version=self._version,
                 model=actor_critic.policy,
                 source=self._settings.model.path,
-                tensors={**actor_critic.critic_tensors(), **optimizer},
+                tensors={
+                    **actor_critic.critic_tensors(),
+                    **optimizer,
+                    KL_COEFFICIENT: torch.tensor(self._step.kl_coefficient, dtype=torch.float64),
+                },
                 extra=extra,
             )
 
@@ -185,6 +190,7 @@ class TrajectoryLearner(PPOTorchLearner):
             raise InputError(
                 str(path), f"holds version {version}, but step {self._version + 1} starts from {self._version}"
             )
+        self._step.kl_coefficient = float(tensors.pop(KL_COEFFICIENT))
         of_optimizer = {name: tensor for name, tensor in tensors.items() if name.startswith(OPTIMIZER_PREFIX)}
         self._actor_critic.load_critic_tensors({n: t for n, t in tensors.items() if n not in of_optimizer})
         checkpoint.load_optimizer_tensors(optimizer, self._actor_critic, of_optimizer)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ class Share:
     num_total: int
 
 
+class Count(NamedTuple):
+    """What the ranks' shares of a mini-batch hold together."""
+
+    tokens: float
+    sequences: float
+
+
 @dataclass(slots=True)
 class Experience:
     """What the weights before the step make of a batch, [B, T] each; constant over its epochs.
@@ -57,7 +65,10 @@ class Experience:
 
 
 class PPOStep:
-    """Proximal Policy Optimization (arXiv:1707.06347) on `model`, in place; every rank calls it for every step."""
+    """Proximal Policy Optimization (arXiv:1707.06347) on `model`, in place; every rank calls it for every step.
+
+    `kl_coefficient` is the next step's; what a run that goes on must be given back.
+    """
 
     def __init__(
         self,
@@ -80,6 +91,7 @@ class PPOStep:
         self._seed = seed
         self._max_tokens = max_micro_batch_tokens
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.kl_coefficient = config.kl_coefficient
 
     def run(self, step: int, share: Share) -> dict[str, float]:
         """All epochs and mini-batches on one batch; returns its metrics, equal on all ranks.
@@ -99,9 +111,20 @@ class PPOStep:
         counts = self._ranks.all_sum(
             torch.tensor([float(batch.mask[rows].sum()) for rows in plan], dtype=torch.float64)
         ).tolist()
-        for rows, count in zip(plan, counts, strict=True):
-            self._optimize(experience, rows, count, tally)
-        return tally.metrics()
+        num_sequences = share.num_total / self._config.num_minibatches
+        for rows, num_tokens in zip(plan, counts, strict=True):
+            self._optimize(experience, rows, Count(num_tokens, num_sequences), tally)
+        metrics = tally.metrics()
+        self._steer_kl(metrics["learner/kl_nats"], share.num_total)
+        return metrics
+
+    def _steer_kl(self, kl_nats: float, num_episodes: int) -> None:
+        """The next step's coefficient, the same on all ranks, because the mean KL is that of all."""
+        target, horizon = self._config.kl_target, self._config.kl_horizon
+        if target is not None:
+            self.kl_coefficient = adv.adapted_kl_coefficient(
+                self.kl_coefficient, kl_nats, target=target, horizon=horizon, num_episodes=num_episodes
+            )
 
     def _plan(self, step: int, share: Share) -> list[list[int]]:
         """This rank's rows of every optimiser step, epoch after epoch."""
@@ -145,21 +168,20 @@ class PPOStep:
         lag = (step - 1 - batch.versions)[mask]
         if float(self._ranks.all_max(lag.max().double())) == 0:
             experience.behavior = experience.proximal
-        kl = adv.kl_k1(experience.behavior, experience.reference)
+        penalty = adv.KL_ESTIMATORS[config.kl_estimator](experience.behavior, experience.reference)
+        coefficient = self.kl_coefficient if config.kl_in == "reward" else 0.0
         rewards = adv.token_rewards(
-            batch.scores, kl, mask, kl_coefficient=config.kl_coefficient, turn_rewards=batch.turn_rewards
-        )
-        advantages, experience.returns = adv.gae(
-            rewards, experience.values, mask, gamma=config.gamma, lam=config.gae_lambda
+            batch.scores, penalty, mask, kl_coefficient=coefficient, turn_rewards=batch.turn_rewards
         )
         all_sum = self._ranks.all_sum
-        if config.whiten_advantages:
-            advantages = adv.whiten(advantages, mask, adv.masked_moments(advantages, mask, all_sum))
-        experience.advantages = advantages
+        self._estimate_advantages(experience, rewards)
         explained = adv.explained_variance(experience.values, experience.returns, mask, all_sum)
         tally.constant("learner/explained_variance", explained)
         tally.mean("learner/reward_mean", batch.scores)
+        kl = adv.kl_k1(experience.behavior, experience.reference)
         tally.mean("learner/kl_nats", (kl * mask).sum(1))
+        tally.mean("learner/kl_nats_per_token", kl[mask])
+        tally.constant("learner/kl_coefficient", self.kl_coefficient)
         tally.mean("learner/entropy_nats", experience.entropy[mask])
         tally.mean("cluster/policy_lag_mean", lag)
         tally.max("cluster/policy_lag_max", lag)
@@ -168,8 +190,24 @@ class PPOStep:
         tally.mean("learner/engine_logprob_difference_mean", difference)
         tally.max("learner/engine_logprob_difference_max", difference)
 
-    def _optimize(self, experience: Experience, rows: list[int], count: float, tally: Tally) -> None:
-        """One optimiser step on these rows of this rank, `count` tokens with those of the others."""
+    def _estimate_advantages(self, experience: Experience, rewards: Tensor) -> None:
+        """By the critic, or each response against its group: a group is never spread over ranks."""
+        config, mask = self._config, experience.batch.mask
+        if config.advantages == "gae":
+            given = (rewards, experience.values, mask)
+            advantages, experience.returns = adv.gae(*given, gamma=config.gamma, lam=config.gae_lambda)
+            if config.gae_value_lambda is not None:
+                _, experience.returns = adv.gae(*given, gamma=config.gamma, lam=config.gae_value_lambda)
+        else:
+            whole = adv.group_advantages(rewards.sum(1), experience.batch.groups, config.advantages)
+            advantages = torch.where(mask, whole[:, None], 0.0)
+        whiten = config.advantages == "gae" if config.whiten_advantages is None else config.whiten_advantages
+        if whiten:
+            advantages = adv.whiten(advantages, mask, adv.masked_moments(advantages, mask, self._ranks.all_sum))
+        experience.advantages = advantages
+
+    def _optimize(self, experience: Experience, rows: list[int], count: Count, tally: Tally) -> None:
+        """One optimiser step on these rows of this rank, `count` with those of the others."""
         self._optimizer.zero_grad(set_to_none=True)
         uids = [experience.batch.uids[row] for row in rows]
         with self._ranks.agreed():
@@ -183,7 +221,7 @@ class PPOStep:
         self._optimizer.step()
         tally.constant("learner/grad_norm", float(norm))
 
-    def _accumulate(self, experience: Experience, rows: list[int], count: float, tally: Tally) -> None:
+    def _accumulate(self, experience: Experience, rows: list[int], count: Count, tally: Tally) -> None:
         """Add the gradient of these rows' share of the loss."""
         config, batch = self._config, experience.batch
         token_ids, mask = _piece(batch, rows, batch.token_ids, batch.mask)
@@ -204,12 +242,20 @@ class PPOStep:
             advantages=advantages,
             clip=config.clip,
             importance_cap=config.importance_cap,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
         )
         value = losses.value_loss(outputs.values, old_values=old_values, returns=returns, clip=config.value_clip)
         per_token = policy.loss + config.value_coefficient * value
+        if config.kl_in == "loss":
+            (reference,) = _piece(batch, rows, experience.reference)
+            penalty = adv.KL_ESTIMATORS[config.kl_estimator](outputs.logprobs, reference)
+            per_token = per_token + self.kl_coefficient * penalty
         if config.entropy_coefficient:
             per_token = per_token - config.entropy_coefficient * outputs.entropy
-        loss = losses.token_mean(per_token, mask, count)
+        loss = losses.aggregate(
+            per_token, mask, config.loss_aggregation, num_tokens=count.tokens, num_sequences=count.sequences
+        )
         if not torch.isfinite(loss):
             _check_finite(batch, torch.where(mask, per_token, 0.0), "the loss", rows)
         loss.backward()

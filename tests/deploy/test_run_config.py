@@ -73,6 +73,12 @@ def test_a_path_elsewhere_is_kept_absolute(run_file: Path) -> None:
     assert load_run_config(run_file, ['data.sft = "/data/sft.parquet"']).data.sft == Path("/data/sft.parquet")
 
 
+def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> None:
+    lines = ['learner.advantages = "rloo"', "rollout_actors.responses_per_prompt = 1"]
+    with pytest.raises(InputError, match=r"learner.advantages: rloo .*responses_per_prompt is 1"):
+        load_run_config(run_file, lines)
+
+
 @pytest.mark.parametrize(
     ("line", "where", "what"),
     [
@@ -93,6 +99,7 @@ def test_a_path_elsewhere_is_kept_absolute(run_file: Path) -> None:
         ('model.builder = "task"', "model.builder", "is not a dotted path"),
         ('reward_service.scorer = "task.score"', "reward_service.scorer", "is not a dotted path"),
         ("learner.num_minibatches = 7", "learner.num_minibatches", "7 does not divide the 128 responses of a step"),
+        ('learner.kl_in = "loss"', "learner.kl_estimator", "k1 in the loss pulls nowhere"),
         ("learner.num_learners = 3", "learner.num_learners", "does not divide the 128 responses"),
         ("rollout_actors.engine.max_model_len = 1000", "rollout_actors.max_response_tokens", "= 1024 tokens, but"),
         ('run.stages = ["preferences"]', "preferences.annotator", "stage preferences needs it"),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from learner import advantages as adv
@@ -106,3 +110,33 @@ def test_k3_is_never_negative_and_all_estimators_vanish_where_the_policies_agree
     assert (adv.kl_k3(p, q) >= 0).all()
     for estimator in (adv.kl_k1, adv.kl_k2, adv.kl_k3):
         assert torch.equal(estimator(p, p), torch.zeros(100, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
+@given(
+    rewards=st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+)
+def test_a_response_is_judged_against_its_own_group_whatever_the_order(
+    estimator: Any, rewards: list[list[float]], seed: int
+) -> None:
+    rows = [(7 * group, reward) for group, of_group in enumerate(rewards) for reward in of_group]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    shuffled = [rows[i] for i in order]
+    found = adv.group_advantages(
+        torch.tensor([reward for _, reward in shuffled], dtype=torch.float64),
+        torch.tensor([group for group, _ in shuffled]),
+        estimator,
+    )
+    for (group, reward), advantage in zip(shuffled, found.tolist(), strict=True):
+        assert advantage == pytest.approx(slow_group_advantage(reward, rewards[group // 7], estimator), abs=1e-6)
+
+
+def slow_group_advantage(reward: float, group: list[float], estimator: str) -> float:
+    if len(group) == 1:
+        return 0.0
+    if estimator == "rloo":
+        others = (sum(group) - reward) / (len(group) - 1)
+        return reward - others
+    centred = reward - sum(group) / len(group)
+    return centred if estimator == "dr_grpo" else centred / (statistics.stdev(group) + 1e-6)

@@ -74,6 +74,6 @@ def test_what_is_no_checkpoint_is_refused_with_its_path(tmp_path: Path, policy_p
         checkpoint.load_checkpoint(tmp_path)
     save(tmp_path / "step-3", policy_path, {"t": torch.zeros(2)})
     index = tmp_path / "step-3" / checkpoint.INDEX
-    index.write_text(index.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(InputError, match="checkpoint format 2"):
+    index.write_text(index.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(InputError, match="checkpoint format 3"):
         checkpoint.load_checkpoint(tmp_path / "step-3")

@@ -41,7 +41,7 @@ def whitened() -> Tensor:
     return adv.whiten(advantages, MASK, adv.masked_moments(advantages, MASK))
 
 
-def policy_loss() -> losses.PolicyLoss:
+def policy_loss(**clips: float) -> losses.PolicyLoss:
     return losses.policy_loss(
         INPUTS["policy_logprobs"],
         proximal_logprobs=INPUTS["behavior_logprobs"],
@@ -49,6 +49,7 @@ def policy_loss() -> losses.PolicyLoss:
         advantages=whitened(),
         clip=INPUTS["clip"],
         importance_cap=2.0,
+        **clips,
     )
 
 
@@ -85,3 +86,38 @@ def test_the_value_loss_is_clipped_and_halved() -> None:
     old_values, clip = INPUTS["values"], INPUTS["value_clip"]
     loss = losses.value_loss(INPUTS["new_values"], old_values=old_values, returns=returns, clip=clip)
     assert_golden(losses.token_mean(loss, MASK, COUNT), "value_loss")
+
+
+@pytest.mark.parametrize(
+    ("clips", "name"),
+    [({"clip_high": 0.28}, "policy_loss_clip_higher_0.28"), ({"dual_clip": 1.2}, "policy_loss_dual_clip_1.2")],
+)
+def test_clip_higher_and_dual_clip_are_those_of_verl(clips: dict[str, float], name: str) -> None:
+    assert_golden(losses.token_mean(policy_loss(**clips).loss, MASK, COUNT), name)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "name"),
+    [
+        ("token_mean", "policy_loss_token-mean"),
+        ("sequence_mean_token_sum", "policy_loss_seq-mean-token-sum"),
+        ("sequence_mean_token_mean", "policy_loss_seq-mean-token-mean"),
+    ],
+)
+def test_aggregations_are_those_of_verl(aggregation: losses.Aggregation, name: str) -> None:
+    loss = losses.aggregate(policy_loss().loss, MASK, aggregation, num_tokens=COUNT, num_sequences=len(MASK))
+    assert_golden(loss, name)
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "rloo"])
+def test_group_advantages_are_those_of_verl(estimator: Any) -> None:
+    groups = INPUTS["groups"].long()
+    assert_golden(adv.group_advantages(INPUTS["group_rewards"], groups, estimator), f"{estimator}_advantages")
+
+
+def test_the_adaptive_kl_coefficient_is_that_of_verl() -> None:
+    coefficient, found = 0.15, []
+    for kl in (3.0, 9.0, 6.0, 6.6):
+        coefficient = adv.adapted_kl_coefficient(coefficient, kl, target=6.0, horizon=1e4, num_episodes=512)
+        found.append(coefficient)
+    assert_golden(torch.tensor(found), "adaptive_kl_start0.15_target6_horizon1e4_n512_kl_3_9_6_6.6")

@@ -24,7 +24,14 @@ from learner.training_loop import StepResult
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
 
 CONFIG = LearnerConfig(
-    num_learners=0, num_epochs=2, num_minibatches=2, learning_rate=1e-3, critic="separate", num_cpus=0.1
+    num_learners=0,
+    num_epochs=2,
+    num_minibatches=2,
+    learning_rate=1e-3,
+    critic="separate",
+    kl_target=0.5,
+    kl_horizon=100.0,
+    num_cpus=0.1,
 )
 PROBE = ((1, 2, 3, 4), (5, 6))
 
@@ -215,15 +222,23 @@ async def test_a_model_that_is_not_there_fails_the_start_by_name(start: Start, t
 
 
 @pytest.mark.ray
-async def test_steps_out_of_turn_and_too_few_trajectories_are_refused(start: Start) -> None:
+async def test_steps_out_of_turn_and_too_few_groups_are_refused(start: Start) -> None:
     group = await start(0)
     with pytest.raises(LearnerError, match="step 2 was asked for, but the next one is 1"):
         await group.step(2, groups_of(2))
     from learner.learner_group import split
 
-    with pytest.raises(LearnerError, match="1 trajectories are too few for 2 learners"):
-        split([make_trajectory(0)], 2)
-    assert [len(share.trajectories) for share in split([make_trajectory(i) for i in range(7)], 3)] == [2, 2, 3]
+    with pytest.raises(LearnerError, match="1 groups are too few for 2 learners"):
+        split([[make_trajectory(0), make_trajectory(1)]], 2)
+
+
+def test_ranks_get_whole_neighbouring_groups() -> None:
+    from learner.learner_group import split
+
+    groups = [[replace(make_trajectory(i), group=g) for i in range(size)] for g, size in enumerate([2, 1, 3, 2, 1])]
+    shares = split(groups, 2)
+    assert [[t.group for t in share.trajectories] for share in shares] == [[0, 0, 1], [2, 2, 2, 3, 3, 4]]
+    assert [(share.first, share.num_total) for share in shares] == [(0, 9), (3, 9)]
 
 
 def test_the_private_names_of_rllib_that_are_used_exist() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -43,6 +44,26 @@ def test_the_policy_loss_is_decoupled_ppo_on_both_sides_of_every_clip() -> None:
         for region in (terms.ratio < 1 - CLIP, (terms.ratio - 1).abs() < CLIP, terms.ratio > 1 + CLIP):
             assert (side & region & (terms.importance_weight == CAP)).any()
             assert (side & region & (terms.importance_weight < CAP)).any()
+
+
+def test_dual_clip_bounds_the_loss_of_bad_tokens_and_clip_higher_frees_good_ones() -> None:
+    given = inputs()
+    terms = losses.policy_loss(**given, clip=CLIP, importance_cap=CAP, clip_high=0.4, dual_clip=1.5)
+    rows = zip(*(given[name].tolist() for name in given), terms.is_clipped.tolist(), strict=True)
+    expected, is_bounded = [], []
+    for current, proximal, behavior, advantage, is_clipped in rows:
+        ratio = math.exp(current - proximal)
+        gain = min(ratio * advantage, min(max(ratio, 1 - CLIP), 1.4) * advantage)
+        bounded = advantage < 0 and gain < 1.5 * advantage
+        is_bounded.append(bounded)
+        assert not bounded or is_clipped
+        weight = min(math.exp(proximal - behavior), CAP)
+        expected.append(-weight * (1.5 * advantage if bounded else gain))
+    torch.testing.assert_close(terms.loss, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert 0 < sum(is_bounded) < len(is_bounded)
+    good = given["advantages"] > 0
+    assert not terms.is_clipped[good & (terms.ratio > 1 + CLIP) & (terms.ratio < 1.4)].any()
+    assert terms.is_clipped[good & (terms.ratio > 1.4)].all()
 
 
 def test_no_gradient_comes_from_clipped_tokens_or_through_the_importance_weight() -> None:
@@ -95,6 +116,18 @@ def test_entropy_is_log_v_for_a_uniform_distribution_and_zero_for_a_certain_one(
     certain = torch.log_softmax(torch.tensor([[100.0, 0.0, 0.0]]), -1)
     torch.testing.assert_close(losses.entropy(uniform), torch.tensor([math.log(8)]))
     torch.testing.assert_close(losses.entropy(certain), torch.tensor([0.0]))
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean"])
+def test_aggregates_of_pieces_add_up_to_that_of_the_whole(aggregation: losses.Aggregation) -> None:
+    values = torch.tensor([[1.0, math.nan, 4.0], [3.0, 5.0, math.nan], [2.0, math.nan, math.nan]])
+    mask = ~values.isnan()
+    counts = {"num_tokens": 5, "num_sequences": 3}
+    whole = losses.aggregate(values, mask, aggregation, **counts)
+    pieces = [losses.aggregate(values[rows], mask[rows], aggregation, **counts) for rows in ([0], [2, 1])]
+    expected = {"token_mean": 3.0, "sequence_mean_token_sum": 5.0, "sequence_mean_token_mean": 8.5 / 3}
+    assert float(whole) == pytest.approx(expected[aggregation])
+    assert float(sum(pieces)) == pytest.approx(expected[aggregation])
 
 
 def test_token_means_of_pieces_add_up_to_that_of_the_whole_and_garbage_under_the_mask_is_ignored() -> None:

@@ -14,21 +14,31 @@ from cluster.errors import LearnerError
 from cluster.trajectory import Trajectory
 from learner.actor_critic import ActorCritic, ModelSettings, load_causal_model, sampled_token_logprobs
 from learner.batching import make_batch
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, critic_of
 from learner.ppo_step import PPOStep, Share, learning_rate
 from learner.ranks import Ranks
-from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
+from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 
 CPU = torch.device("cpu")
 CONFIG = LearnerConfig(num_epochs=2, num_minibatches=2, learning_rate=1e-3, entropy_coefficient=0.01)
+
+FROZEN: dict[str, Any] = {"value_coefficient": 0.0, "num_epochs": 1}
 
 
 class OneRank:
     """A learner without Ray or RLlib."""
 
-    def __init__(self, path: Path, config: LearnerConfig = CONFIG, *, max_tokens: int = 16_384, sgd: bool = False):
-        self.model = ActorCritic(ModelSettings(path, "float32", config.critic, 0.7))
-        self.reference: Any = load_causal_model(path, "float32")
+    def __init__(
+        self,
+        path: Path,
+        config: LearnerConfig = CONFIG,
+        *,
+        max_tokens: int = 16_384,
+        sgd: bool = False,
+        reference: Path | None = None,
+    ) -> None:
+        self.model = ActorCritic(ModelSettings(path, "float32", critic_of(config), 0.7))
+        self.reference: Any = load_causal_model(reference or path, "float32")
         adam = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=config.learning_rate) if sgd else adam
         ranks = Ranks(CPU, distributed=False)
@@ -78,8 +88,27 @@ def test_the_loss_is_lower_after_a_step_on_the_same_batch_and_good_tokens_become
     assert gain[1::2].mean() > 0 > gain[::2].mean()
 
 
-def test_micro_batches_change_nothing_but_last_bits(policy_path: Path) -> None:
-    whole, pieces = OneRank(policy_path, sgd=True), OneRank(policy_path, max_tokens=24, sgd=True)
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
+def test_without_a_critic_the_better_of_two_responses_to_a_prompt_becomes_likelier(
+    policy_path: Path, estimator: Any
+) -> None:
+    settings = LearnerConfig(num_epochs=4, learning_rate=1e-3, kl_coefficient=0.0, advantages=estimator)
+    learner = OneRank(policy_path, settings)
+    assert not [name for name in learner.weights() if not name.startswith("policy.")]
+    trajectories = [replace(make_trajectory(i), group=i // 2, reward=float(i // 2 + i % 2)) for i in range(16)]
+    padded = make_batch(trajectories)
+    before = learner.model(padded.token_ids, padded.mask).logprobs.sum(1)
+    for _ in range(3):
+        metrics = learner.step(1, trajectories)
+    gain = (learner.model(padded.token_ids, padded.mask).logprobs.sum(1) - before).detach()
+    assert gain[1::2].mean() > 0 > gain[::2].mean()
+    assert metrics["learner/value_loss"] == 0
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean"])
+def test_micro_batches_change_nothing_but_last_bits(policy_path: Path, aggregation: Any) -> None:
+    config = CONFIG.model_copy(update={"loss_aggregation": aggregation})
+    whole, pieces = OneRank(policy_path, config, sgd=True), OneRank(policy_path, config, max_tokens=24, sgd=True)
     metrics = [learner.step(1, batch()) for learner in (whole, pieces)]
     assert largest_difference(whole.weights(), pieces.weights()) < 1e-6
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-4, abs=1e-6)
@@ -133,6 +162,18 @@ def test_stale_tokens_are_weighted_by_the_engines_logprobs(policy_path: Path) ->
     assert metrics["learner/importance_weight_mean"] != 1.0
 
 
+def test_a_value_lambda_changes_what_the_critic_learns_and_not_the_advantages(policy_path: Path) -> None:
+    plain, same, other = (
+        OneRank(policy_path, LearnerConfig(learning_rate=1e-3, gae_lambda=0.5, gae_value_lambda=lam, **FROZEN))
+        for lam in (None, 0.5, 1.0)
+    )
+    losses = [learner.step(1, batch())["learner/value_loss"] for learner in (plain, same, other)]
+    assert losses[0] == losses[1] != losses[2]
+    assert largest_difference(plain.weights(), same.weights()) == 0
+    policy = [{n: t for n, t in learner.weights().items() if n.startswith("policy.")} for learner in (plain, other)]
+    assert largest_difference(*policy) == 0
+
+
 def test_kl_is_the_sum_per_response_and_reward_the_score_before_its_penalty(policy_path: Path) -> None:
     learner = OneRank(policy_path)
     trajectories = batch(version=0)
@@ -144,7 +185,36 @@ def test_kl_is_the_sum_per_response_and_reward_the_score_before_its_penalty(poli
     ]
     metrics = learner.step(2, trajectories)
     assert metrics["learner/kl_nats"] == pytest.approx(sum(kl) / len(kl), abs=1e-4)
+    num_tokens = sum(t.num_response_tokens for t in trajectories)
+    assert metrics["learner/kl_nats_per_token"] == pytest.approx(sum(kl) / num_tokens, abs=1e-5)
     assert metrics["learner/reward_mean"] == pytest.approx(sum(t.reward or 0.0 for t in trajectories) / 8, abs=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_kl_in_the_loss_pulls_a_policy_back_to_its_reference(policy_path: Path, tmp_path: Path, estimator: Any) -> None:
+    away = write_policy(tmp_path / "away", seed=1)
+    config = LearnerConfig(num_epochs=8, learning_rate=1e-3, kl_coefficient=1.0, kl_in="loss", kl_estimator=estimator)
+    learner = OneRank(away, config, reference=policy_path)
+    trajectories = [replace(t, reward=0.0) for t in batch(16)]
+    padded = make_batch(trajectories)
+    reference = sampled_token_logprobs(learner.reference, padded.token_ids, padded.mask, 0.7)
+
+    def distance() -> float:
+        own = sampled_token_logprobs(learner.model.policy, padded.token_ids, padded.mask, 0.7)
+        return float((own - reference).abs().sum())
+
+    before = distance()
+    learner.step(1, trajectories)
+    assert distance() < 0.9 * before
+
+
+def test_the_kl_coefficient_is_steered_to_its_target(policy_path: Path) -> None:
+    near = {"kl_horizon": 100.0, "kl_coefficient": 0.1}
+    low, high = (OneRank(policy_path, LearnerConfig(kl_target=target, **near)) for target in (1e-3, 1e3))
+    for learner in (low, high):
+        learner.step(2, batch())
+    metrics = low.step(3, batch()), high.step(3, batch())
+    assert [m["learner/kl_coefficient"] for m in metrics] == pytest.approx([0.1 * 1.016, 0.1 * 0.984])
 
 
 def test_a_token_from_the_future_is_refused_by_name(policy_path: Path) -> None:
@@ -155,6 +225,7 @@ def test_a_token_from_the_future_is_refused_by_name(policy_path: Path) -> None:
 def test_a_gradient_that_is_not_finite_stops_before_the_optimizer_naming_trajectories(policy_path: Path) -> None:
     learner = OneRank(policy_path, CONFIG.model_copy(update={"num_minibatches": 1}))
     before = learner.weights()
+    assert learner.model.value_head is not None
     learner.model.value_head.weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(LearnerError, match=r"trajectories 0-0-0, 0-1-0.*: the gradient is not finite"):
         learner.step(1, batch())
