@@ -12,7 +12,6 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from cluster.config import Section, TrajectoryQueueConfig
 from cluster.errors import InputError
 from learner.config import LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
+from reward_service.address import is_loopback
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from rollout_actors.config import RolloutActorsConfig
 
@@ -301,14 +301,6 @@ def require_token_beyond_loopback(host: str, where: str) -> None:
     """Raise InputError when `host` can be reached from other machines and ANTIPHON_TOKEN is not set."""
     if not is_loopback(host) and not os.environ.get("ANTIPHON_TOKEN"):
         raise InputError(where, f"{host} can be reached from other machines: set ANTIPHON_TOKEN first")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine alone."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

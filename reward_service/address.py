@@ -14,7 +14,7 @@ def check_address(config: RewardServiceConfig, token: str | None) -> None:
     """Raise InputError where a port is set that is taken or, without a token, beyond loopback."""
     if config.port is None:
         return
-    if not token and not _is_loopback(config.host):
+    if not token and not is_loopback(config.host):
         raise InputError("reward_service.host", f"{config.host} is not loopback: set a token in ANTIPHON_TOKEN")
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -27,10 +27,9 @@ def check_address(config: RewardServiceConfig, token: str | None) -> None:
             raise InputError("reward_service.host", f"cannot bind {config.host}:{config.port}: {error}") from error
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine alone; of names only localhost is."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
