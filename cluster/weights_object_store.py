@@ -56,11 +56,14 @@ def put_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> tuple[TensorEntr
 def _buckets(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor, np.ndarray]]]:
     """The tensors with their bytes, in order, in lists of at least BUCKET_BYTES but for the last."""
     bucket: list[tuple[str, torch.Tensor, np.ndarray]] = []
+    size = 0
     for name, tensor in tensors:
-        bucket.append((name, tensor, tensor_bytes(tensor)))
-        if sum(data.size for _, _, data in bucket) >= BUCKET_BYTES:
+        data = tensor_bytes(tensor)
+        bucket.append((name, tensor, data))
+        size += data.size
+        if size >= BUCKET_BYTES:
             yield bucket
-            bucket = []
+            bucket, size = [], 0
     if bucket:
         yield bucket
 

@@ -15,4 +15,5 @@ ROOT = Path(__file__).parent.parent
     "path", sorted(ROOT.glob("examples/*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
 def test_every_shipped_run_file_loads(path: Path) -> None:
-    assert load_run_config(path).run.name == path.parent.name
+    name = path.parent.name if path.stem == "run" else f"{path.parent.name}-{path.stem}"
+    assert load_run_config(path).run.name == name
