@@ -118,6 +118,7 @@ async def _start_learners(session: Session, policy: Path, resume: Path | None, f
             first_step=first_step,
             checkpoint_path=resume,
             log_dir=session.run.path / "logs",
+            critic_path=session.run.path / "reward_model",
         )
 
 

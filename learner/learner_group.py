@@ -31,10 +31,10 @@ from cluster.errors import ActorDied, AntiphonError, DeadlineExceeded, LearnerEr
 from cluster.remote import RemoteActor, kill_actor, within
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
-from learner.actor_critic import ModelSettings
-from learner.config import LearnerConfig, critic_of
-from learner.ppo_learner import ActorCriticModule, LearnerSettings, RankResult, TrajectoryLearner
-from learner.ppo_step import MAX_MICRO_BATCH_TOKENS, Share
+from learner.batching import balanced, cost
+from learner.config import LearnerConfig
+from learner.ppo_learner import ActorCriticModule, LearnerSettings, RankResult, TrajectoryLearner, model_settings
+from learner.ppo_step import Share
 from learner.ranks import StoppedWithPeer
 from learner.training_loop import Groups, StepResult
 
@@ -46,13 +46,16 @@ LEAST_CPUS = 0.001
 
 
 def split(groups: Groups, num_ranks: int) -> list[Share]:
-    """Neighbouring whole groups for each rank, their numbers equal but for one, in admission order."""
+    """Whole groups for each rank, in admission order, that cost about the same to compute."""
     if len(groups) < num_ranks:
         raise LearnerError("learner.num_learners", f"{len(groups)} groups are too few for {num_ranks} learners")
     ends = [0, *accumulate(map(len, groups))]
-    trajectories = [trajectory for group in groups for trajectory in group]
-    bounds = [ends[len(groups) * rank // num_ranks] for rank in range(num_ranks + 1)]
-    return [Share(trajectories[a:b], a, len(trajectories)) for a, b in pairwise(bounds)]
+    costs = [sum(cost(len(trajectory.token_ids)) for trajectory in group) for group in groups]
+    shares = []
+    for numbers in balanced(costs, num_ranks):
+        places = [place for number in numbers for place in range(ends[number], ends[number + 1])]
+        shares.append(Share([t for number in numbers for t in groups[number]], places, ends[-1]))
+    return shares
 
 
 @dataclass
@@ -227,7 +230,7 @@ class PPOLearnerGroup:
         probe_token_ids: Sequence[Sequence[int]] | None = None,
         incarnation: str | None = None,
         log_dir: Path | None = None,
-        max_micro_batch_tokens: int = MAX_MICRO_BATCH_TOKENS,
+        critic_path: Path | None = None,
     ) -> PPOLearnerGroup:
         """Start the ranks with the weights of version `first_step` - 1: the checkpoint's, or else the model folder's.
 
@@ -236,14 +239,13 @@ class PPOLearnerGroup:
         """
         settings = LearnerSettings(
             config=config,
-            model=ModelSettings(Path(model_path), dtype, critic_of(config), temperature),
+            model=model_settings(config, Path(model_path), dtype, temperature, seed=seed, critic_path=critic_path),
             reference_path=Path(reference_path),
             seed=seed,
             version=first_step - 1,
             checkpoint_path=checkpoint_path,
             probe_token_ids=tuple(map(tuple, probe_token_ids)) if probe_token_ids else None,
             log_dir=log_dir,
-            max_micro_batch_tokens=max_micro_batch_tokens,
         )
         group = await _build(settings)
         return cls(group, settings, first_step=first_step, incarnation=incarnation or uuid.uuid4().hex)
@@ -258,8 +260,8 @@ class PPOLearnerGroup:
         results: list[RankResult] = await self._run(f"step {step}", lambda: self._group.update(training_data=data))
         self._next_step += 1
         metrics = {**results[0].metrics, "learner/step_s": time.monotonic() - started}
-        num_optimizer_steps = self._config.num_epochs * self._config.num_minibatches
-        return StepResult(results[0].publication.manifest(self._incarnation), metrics, num_optimizer_steps)
+        num_done = int(metrics["learner/num_optimizer_steps"])
+        return StepResult(results[0].publication.manifest(self._incarnation), metrics, num_done)
 
     async def publish_initial(self) -> Manifest:
         """The manifest of the weights that the group started with."""
@@ -269,10 +271,13 @@ class PPOLearnerGroup:
 
     async def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """k1 to the reference policy summed over each response, in nats, from the behaviour log-probabilities."""
+        if not trajectories:
+            return []
         total, ranks = len(trajectories), self._num_ranks
-        bounds = [total * rank // ranks for rank in range(ranks + 1)]
-        parts = [{"trajectories": trajectories[a:b]} for a, b in pairwise(bounds)]
-        return [kl for part in await self._call("reference_kl", parts) for kl in part]
+        bounds = list(pairwise(total * rank // ranks for rank in range(ranks + 1)))
+        parts = [{"trajectories": trajectories[a:b] or trajectories[:1]} for a, b in bounds]
+        answers = await self._call("reference_kl", parts)
+        return [kl for answer, (a, b) in zip(answers, bounds, strict=True) for kl in answer[: b - a]]
 
     async def save_checkpoint(self, path: Path, *, extra: Mapping[str, str] | None = None) -> None:
         """Write all that is needed to go on exactly, whole or not at all; `extra` are text files beside it by name."""
