@@ -133,7 +133,7 @@ class ActorCritic(nn.Module):
     def _make_critic(self, dtype: str) -> None:
         """A head of zeros on the policy's trunk or on a copy of it; or trunk and head of a reward model."""
         settings = self._settings
-        self.value_head = nn.Linear(self.policy.config.get_text_config().hidden_size, 1)
+        self.value_head = nn.Linear(self.policy.config.get_text_config().hidden_size, 1, dtype=self.numbers)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         if settings.critic != "separate":

@@ -126,7 +126,7 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> No
             size_bytes = 0
         size_bytes += rows.nbytes
         shards[-1][name] = rows.detach().cpu().contiguous()
-    for number, shard in enumerate(shards):
+    for number, shard in enumerate(filter(None, shards)):
         starts = {name: first_row(tensors[name]) for name in shard}
         file = folder / f"state-{ranks.rank:05d}-{number:05d}.safetensors"
         save_file(shard, file, metadata={"first_rows": json.dumps(starts, sort_keys=True)})

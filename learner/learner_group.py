@@ -33,7 +33,8 @@ from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from learner.batching import balanced, cost
 from learner.config import LearnerConfig
-from learner.ppo_learner import ActorCriticModule, LearnerSettings, RankResult, TrajectoryLearner, model_settings
+from learner.ppo_learner import ActorCriticModule, TrajectoryLearner
+from learner.ppo_rank import LearnerSettings, RankResult, model_settings
 from learner.ppo_step import Share
 from learner.ranks import StoppedWithPeer
 from learner.training_loop import Groups, StepResult

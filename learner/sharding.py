@@ -34,6 +34,7 @@ def shard(model: nn.Module, num_ranks: int, device: torch.device, *, half: bool,
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from cluster.trajectory import Trajectory
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
 from learner.config import LearnerConfig
-from learner.ppo_learner import model_settings
+from learner.ppo_rank import model_settings
 from learner.ppo_step import PPOStep, Share, scheduled
 from learner.ranks import Ranks
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy

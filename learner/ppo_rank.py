@@ -1,0 +1,172 @@
+"""One rank of the learner: its networks, optimiser and step, and all it can be told to do.
+
+Knows the other ranks by `Ranks` alone, whoever started them; nothing of RLlib and of the driver.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cluster.errors import InputError
+from cluster.trajectory import Trajectory
+from learner import checkpoint
+from learner.actor_critic import ActorCritic, ModelSettings, Reference
+from learner.batching import make_batch
+from learner.config import LearnerConfig, critic_of
+from learner.ppo_step import PPOStep, Share
+from learner.ranks import Ranks
+from learner.sharding import shard
+from learner.weight_publisher import Publication, WeightPublisher, default_probe, policy_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """All that a rank is built from. `version` is that of the weights: `model`'s, or the checkpoint's where one is."""
+
+    config: LearnerConfig
+    model: ModelSettings
+    reference_path: Path
+    seed: int
+    version: int = 0
+    checkpoint_path: Path | None = None
+    probe_token_ids: tuple[tuple[int, ...], ...] | None = None
+    log_dir: Path | None = None
+
+
+def model_settings(
+    config: LearnerConfig, path: Path, dtype: str, temperature: float, *, seed: int, critic_path: Path | None = None
+) -> ModelSettings:
+    """The networks that these settings ask for. Raises InputError where they want a reward model and there is none."""
+    if config.critic_from == "reward_model" and critic_path is None:
+        raise InputError("learner.critic_from", "there is no reward model to start the critic from")
+    return ModelSettings(
+        path,
+        dtype,
+        critic_of(config),
+        temperature,
+        packing=config.packing,
+        logprob_chunk_tokens=config.logprob_chunk_tokens,
+        activation_checkpointing=config.activation_checkpointing,
+        with_entropy_gradient=config.entropy_coefficient > 0,
+        critic_path=critic_path if config.critic_from == "reward_model" else None,
+        lora=config.lora,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """What a rank answers to a step; only the first rank's publication has tensors."""
+
+    metrics: dict[str, float]
+    publication: Publication
+
+
+def shard_actor_critic(model: ActorCritic, settings: LearnerSettings, num_ranks: int, device: torch.device) -> None:
+    """Cut the networks up among the ranks, which all call; the value head stays in full precision."""
+    heads = ("value_head",) if model.value_head is not None else ()
+    shard(model, num_ranks, device, half=settings.model.dtype == "bfloat16", heads=heads)
+
+
+def make_optimizer(config: LearnerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """One AdamW for all that is trained of policy and critic; a step sets its learning rate."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+class PPORank:
+    """Every method must be called on every rank alike. `model` and `optimizer` are this rank's, ready to train."""
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        model: ActorCritic,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._optimizer = optimizer
+        self._ranks = ranks
+        self._device = device
+        self._version = settings.version
+        reference = self._load_reference()
+        self._step = PPOStep(settings.config, model, reference, optimizer, ranks, device=device, seed=settings.seed)
+        if settings.checkpoint_path is not None:
+            self._restore(settings.checkpoint_path)
+        probe = settings.probe_token_ids or default_probe(model.policy.config, settings.seed)
+        self._publisher = WeightPublisher(model, probe, device, settings.model.dtype)
+
+    def _load_reference(self) -> Reference:
+        """The frozen policy that the KL is to: the model without its adapters, or one of its own."""
+        settings = self._settings
+        if settings.config.lora.rank:
+            return Reference(self._model)
+        plain = replace(settings.model, path=settings.reference_path, critic="none", is_trained=False)
+        model = ActorCritic(plain).to(self._device).requires_grad_(False)
+        if self._model.is_sharded:
+            shard_actor_critic(model, settings, self._ranks.size, self._device)
+        return Reference(model)
+
+    def update(self, step: int, share: Share) -> RankResult:
+        """Train one step on this rank's share, then publish the next version."""
+        started = time.monotonic()
+        metrics = self._step.run(step, share)
+        self._version = step
+        publication = self.publish()
+        return RankResult({**metrics, "learner/step_s": time.monotonic() - started}, publication)
+
+    def publish(self) -> Publication:
+        """The present version."""
+        return self._publisher.publish(self._version, with_tensors=self._ranks.rank == 0)
+
+    def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        """k1 from the behaviour policy to the reference, summed over each response, in nats."""
+        with self._ranks.agreed():
+            batch = make_batch(trajectories, device=self._device)
+        return self._step.reference_kl(batch)
+
+    def save_checkpoint(self, path: Path, extra: Mapping[str, str]) -> None:
+        """Write all state, each rank what it alone holds; `extra` are text files by their names."""
+        first = self._ranks.rank == 0
+        with checkpoint.shared_folder(path, self._ranks) as folder:
+            trained = checkpoint.trained_tensors(self._model)
+            optimizer = checkpoint.optimizer_tensors(self._optimizer, self._model)
+            with self._ranks.agreed():
+                checkpoint.write_state(folder, {**trained, **optimizer, **self._step.judge.state()}, self._ranks)
+            self._write_policy(folder / checkpoint.POLICY)
+            with self._ranks.agreed():
+                for name, text in extra.items() if first else ():
+                    (folder / name).write_text(text)
+                if first:
+                    checkpoint.write_index(folder, self._version)
+
+    def save_policy(self, path: Path) -> None:
+        """Write the policy as a Hugging Face folder."""
+        with checkpoint.shared_folder(path, self._ranks) as folder:
+            self._write_policy(folder)
+
+    def _write_policy(self, folder: Path) -> None:
+        """Gather the policy, which takes every rank, and write it on the first."""
+        policy, first = self._model.policy, self._ranks.rank == 0
+        dtype = getattr(torch, self._settings.model.dtype)
+        gathered = {name: tensor.cpu() for name, tensor in policy_tensors(policy, dtype) if first}
+        with self._ranks.agreed():
+            if first:
+                checkpoint.write_policy(folder, policy.config, gathered, self._settings.model.path)
+
+    def _restore(self, path: Path) -> None:
+        state = checkpoint.State(path)
+        if state.version != self._version:
+            raise InputError(
+                str(path), f"holds version {state.version}, but step {self._version + 1} starts from {self._version}"
+            )
+        checkpoint.restore(state, self._optimizer, self._model)
+        self._step.judge.load({name: state.read(name) for name in self._step.judge.state()})

@@ -1,0 +1,97 @@
+"""Ranks without Ray: `python -m tests.learner.ranks_alone RANK SIZE FOLDER` trains every case, with checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cluster.trajectory import Trajectory
+from learner import weight_publisher
+from learner.actor_critic import ActorCritic
+from learner.config import LearnerConfig, LoraConfig
+from learner.ppo_rank import LearnerSettings, PPORank, make_optimizer, model_settings, shard_actor_critic
+from learner.ppo_step import Share
+from learner.ranks import Ranks
+from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
+
+CPU = torch.device("cpu")
+BASE: dict[str, Any] = {
+    "num_epochs": 2,
+    "num_minibatches": 2,
+    "learning_rate": 1e-3,
+    "entropy_coefficient": 0.01,
+    "kl_target": 0.5,
+    "kl_horizon": 100.0,
+    "normalize_rewards": True,
+}
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "shared, float64": ("float64", {}),
+    "separate": ("float32", {"critic": "separate", "micro_batch_tokens": 40, "logprob_chunk_tokens": 5}),
+    "recomputed": ("float32", {"activation_checkpointing": True, "packing": False}),
+    "lora": ("float32", {"lora": LoraConfig(rank=4), "critic": "separate"}),
+    "half": ("bfloat16", {}),
+}
+
+
+def settings(path: Path, network: str, data_parallel: str, checkpoint_path: Path | None = None) -> LearnerSettings:
+    dtype, changes = NETWORKS[network]
+    config = LearnerConfig(**{**BASE, **changes, "data_parallel": data_parallel})
+    model = model_settings(config, path, dtype, 0.7, seed=0)
+    version = 0 if checkpoint_path is None else 2
+    return LearnerSettings(config, model, path, seed=0, version=version, checkpoint_path=checkpoint_path)
+
+
+def trajectories(step: int) -> list[Trajectory]:
+    """Seven of different lengths and one of two turns, half of them a version late where there was one."""
+    plain = [make_trajectory(i, version=max(0, step - 1 - i % 2), seed=step) for i in range(7)]
+    return [*plain, make_two_turn_trajectory(7, version=max(-1, step - 2), seed=step)]
+
+
+def share(step: int, rank: int, size: int) -> Share:
+    """Unequal shares: the first rank has one more than the others."""
+    everything = trajectories(step)
+    places = [place for place in range(len(everything)) if (place * 5 // 8 if size > 1 else 0) % size == rank]
+    return Share([everything[place] for place in places], places, len(everything))
+
+
+def make_rank(given: LearnerSettings, ranks: Ranks) -> PPORank:
+    model = ActorCritic(given.model)
+    if given.config.data_parallel == "fsdp2":
+        shard_actor_critic(model, given, ranks.size, CPU)
+    return PPORank(given, model, make_optimizer(given.config, model.parameters()), ranks, CPU)
+
+
+def train(given: LearnerSettings, ranks: Ranks, folder: Path) -> dict[str, float]:
+    """Steps up to the third, from the first or from the checkpoint; each leaves its checkpoint below `folder`."""
+    rank = make_rank(given, ranks)
+    for step in range(given.version + 1, 4):
+        result = rank.update(step, share(step, ranks.rank, ranks.size))
+        rank.save_checkpoint(folder / f"step-{step}", {"position.json": "{}"})
+    metrics = {name: value for name, value in result.metrics.items() if name != "learner/step_s"}
+    return metrics | {"kl": sum(rank.reference_kl(trajectories(4)[ranks.rank : 8 - ranks.rank]))}
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    """Every network with ddp and with fsdp2, and each again from its own second checkpoint."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    torch.set_num_threads(1)
+    ranks = Ranks(CPU, distributed=True)
+    for network in NETWORKS:
+        for data_parallel in ("ddp", "fsdp2"):
+            place = folder / f"{network} {data_parallel}"
+            whole = train(settings(folder / "policy", network, data_parallel), ranks, place / "whole")
+            kept = settings(folder / "policy", network, data_parallel, place / "whole" / "step-2")
+            assert train(replace(kept), ranks, place / "resumed") == whole
+    dist.destroy_process_group()
+
+
+# The carrier is Ray's object store, and there is no Ray here.
+weight_publisher.put_tensors = tuple  # type: ignore[assignment]
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
