@@ -49,3 +49,7 @@ class EngineError(AntiphonError):
 
 class LearnerError(AntiphonError):
     """The learner group failed; `where` is the rank or the group."""
+
+
+class LearnerDied(LearnerError):
+    """A learner's process is gone; `where` is its rank."""
