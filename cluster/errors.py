@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class AntiphonError(Exception):
     """Base of the tree; printed as ``error: WHERE: WHAT``. Pickles by its two arguments, so it crosses Ray."""
@@ -48,7 +50,14 @@ class EngineError(AntiphonError):
 
 
 class LearnerError(AntiphonError):
-    """The learner group failed; `where` is the rank or the group."""
+    """The learner group failed; `where` is the rank, the group or some of the trajectories.
+
+    `uids` are all the trajectories that it is about.
+    """
+
+    def __init__(self, where: str, what: str, *, uids: Sequence[str] = ()) -> None:
+        super().__init__(where, what)
+        self.uids = tuple(uids)
 
 
 class LearnerDied(LearnerError):

@@ -271,7 +271,7 @@ class PPOStep:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
-            raise LearnerError(_named(uids), f"the gradient is not finite (norm {float(norm)})")
+            raise LearnerError(_named(uids), f"the gradient is not finite (norm {float(norm)})", uids=uids)
         return norm
 
 
@@ -332,9 +332,8 @@ def _piece(batch: Batch, rows: list[int], *tensors: Tensor) -> list[Tensor]:
 def _refuse_future(batch: Batch, step: int) -> None:
     for uid, versions in zip(batch.uids, batch.versions, strict=True):
         if int(versions.max()) > step - 1:
-            raise LearnerError(
-                f"trajectory {uid}", f"sampled by version {int(versions.max())}, step {step} starts from {step - 1}"
-            )
+            what = f"sampled by version {int(versions.max())}, step {step} starts from {step - 1}"
+            raise LearnerError(f"trajectory {uid}", what, uids=[uid])
 
 
 def _check_finite(batch: Batch, per_token: Tensor, what: str, rows: Sequence[int] | None = None) -> None:
@@ -342,7 +341,7 @@ def _check_finite(batch: Batch, per_token: Tensor, what: str, rows: Sequence[int
     uids = batch.uids if rows is None else [batch.uids[row] for row in rows]
     bad = [uid for uid, ok in zip(uids, finite, strict=True) if not ok]
     if bad:
-        raise LearnerError(_named(bad), f"{what} is not finite")
+        raise LearnerError(_named(bad), f"{what} is not finite", uids=bad)
 
 
 def _named(uids: Sequence[str]) -> str:

@@ -187,8 +187,9 @@ async def test_an_error_on_one_rank_ends_the_step_on_all_and_names_the_trajector
     groups = groups_of(4)
     groups[3][0] = replace(groups[3][0], reward=float("nan"))
     started = time.monotonic()
-    with pytest.raises(LearnerError, match="trajectory 4-6-0: its reward is nan"):
+    with pytest.raises(LearnerError, match="trajectory 4-6-0: its reward is nan") as failure:
         await group.step(4, groups)
+    assert failure.value.uids == ("4-6-0",)
     assert time.monotonic() - started < 20
     with pytest.raises(LearnerError, match="it has ended: trajectory 4-6-0: its reward is nan"):
         await group.step(4, groups_of(4))
