@@ -45,6 +45,10 @@ class WeightsRefused(AntiphonError):
     """Weights that arrived are not the weights that were published; `where` is the tensor or the actor."""
 
 
+class WeightsLost(WeightsRefused):
+    """Weights that were published went with the process that held them; `where` is their version."""
+
+
 class EngineError(AntiphonError):
     """A generation engine failed or disagrees with the weights it claims; `where` is the actor."""
 
