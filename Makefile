@@ -10,13 +10,16 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check bench lock readme install
+.PHONY: demo test chaos check bench lock readme install
 
 demo: install  ## every stage of the reviews task, from nothing
 	$(BIN)/antiphon train examples/reviews/run.toml --fresh $(ARGS)
 
 test: install  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: install  ## whole commands whose parts are killed, for minutes
+	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 check: install  ## style, types, floors
 	$(BIN)/ruff check .

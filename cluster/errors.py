@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class AntiphonError(Exception):
     """Base of the tree; printed as ``error: WHERE: WHAT``. Pickles by its two arguments, so it crosses Ray."""
@@ -43,9 +45,24 @@ class WeightsRefused(AntiphonError):
     """Weights that arrived are not the weights that were published; `where` is the tensor or the actor."""
 
 
+class WeightsLost(WeightsRefused):
+    """Weights that were published went with the process that held them; `where` is their version."""
+
+
 class EngineError(AntiphonError):
     """A generation engine failed or disagrees with the weights it claims; `where` is the actor."""
 
 
 class LearnerError(AntiphonError):
-    """The learner group failed; `where` is the rank or the group."""
+    """The learner group failed; `where` is the rank, the group or some of the trajectories.
+
+    `uids` are all the trajectories that it is about.
+    """
+
+    def __init__(self, where: str, what: str, *, uids: Sequence[str] = ()) -> None:
+        super().__init__(where, what)
+        self.uids = tuple(uids)
+
+
+class LearnerDied(LearnerError):
+    """A learner's process is gone; `where` is its rank."""

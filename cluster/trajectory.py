@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.errors import TrajectoryRefused
+from cluster.errors import InputError, TrajectoryRefused
 
 SCHEMA_VERSION = b"1"
 
@@ -186,6 +186,14 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
-    """Read what `write_trajectories` wrote."""
-    with pa.memory_map(str(path)) as source:
-        return from_table(pa.ipc.open_file(source).read_all())
+    """Read what `write_trajectories` wrote. Raises InputError where the file is none of that."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        table.validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        lines = str(error).splitlines()
+        raise InputError(str(path), f"not a file of trajectories ({lines[0] if lines else 'empty'})") from error
+    if not table.schema.equals(SCHEMA) or (table.schema.metadata or {}) != SCHEMA.metadata:
+        raise InputError(str(path), "not a file of trajectories (its columns are others)")
+    return from_table(table)

@@ -43,9 +43,16 @@ class Manifest:
     probe: Probe
     previous_probe: Probe | None
 
+    def checksums(self) -> dict[str, str]:
+        """Each tensor's checksum by its name: what a version is, wherever its bytes lie."""
+        return {entry.name: entry.checksum for entry in self.tensors}
+
 
 class WeightStore:
-    """Holds the newest manifest; versions only rise within an incarnation of the learner."""
+    """Holds the newest manifest; versions only rise within an incarnation of the learner.
+
+    A version may be published again with the same tensors: their bytes lie elsewhere then, which wakes nobody.
+    """
 
     def __init__(self) -> None:
         self._latest: Manifest | None = None
@@ -55,7 +62,7 @@ class WeightStore:
         """Make `manifest` the newest. Raises WeightsRefused when its version does not rise."""
         async with self._published:
             latest = self._latest
-            if latest and latest.incarnation == manifest.incarnation and manifest.version <= latest.version:
+            if latest and not _follows(manifest, latest):
                 raise WeightsRefused(f"version {manifest.version}", f"version {latest.version} is already published")
             self._latest = manifest
             self._published.notify_all()
@@ -80,3 +87,9 @@ class WeightStore:
             except TimeoutError:
                 return None
             return self._latest
+
+
+def _follows(manifest: Manifest, latest: Manifest) -> bool:
+    if manifest.incarnation != latest.incarnation or manifest.version > latest.version:
+        return True
+    return manifest.version == latest.version and manifest.checksums() == latest.checksums()

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import ray
 import torch
+from ray.exceptions import ObjectLostError
 
-from cluster.errors import WeightsRefused
+from cluster.errors import WeightsLost, WeightsRefused
 from cluster.weights import Manifest, TensorEntry
 
 BUCKET_BYTES = 64 * 2**20
@@ -69,9 +70,15 @@ def _buckets(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple
 
 
 def fetch_tensors(manifest: Manifest, *, timeout_s: float) -> dict[str, torch.Tensor]:
-    """Every tensor of a version, whole and checked. Raises WeightsRefused naming a tensor that was altered."""
+    """Every tensor of a version, whole and checked.
+
+    Raises WeightsRefused naming a tensor that was altered, WeightsLost where the process that put them is gone.
+    """
     references = list(dict.fromkeys(entry.reference.bucket for entry in manifest.tensors))
-    buckets = dict(zip(references, ray.get(references, timeout=timeout_s), strict=True))
+    try:
+        buckets = dict(zip(references, ray.get(references, timeout=timeout_s), strict=True))
+    except ObjectLostError as error:
+        raise WeightsLost(f"version {manifest.version}", "its tensors went with the learner that held them") from error
     return {
         entry.name: _to_tensor(entry, buckets[entry.reference.bucket], manifest.version) for entry in manifest.tensors
     }

@@ -265,6 +265,21 @@ def chat(
 
 
 @app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="From RUN/trajectories or RUN/failed.")],
+    uid: Annotated[str | None, typer.Option(help="Show this trajectory whole.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many trajectories to list.")] = 20,
+) -> None:
+    """Look into a file of trajectories; what is not finite is marked.
+
+    [dim]antiphon inspect runs/reviews/trajectories/step-000012.arrow --uid 0-88-0[/dim]
+    """
+    from deploy.inspect import inspect as show
+
+    show(file, uid=uid, limit=limit)
+
+
+@app.command()
 def export(run: Run, output: Annotated[Path, typer.Option(help="Where to; it may not exist yet.")]) -> None:
     """Copy a run's policy, an ordinary Hugging Face folder.
 

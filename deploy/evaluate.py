@@ -21,7 +21,7 @@ from rollout_actors.prompts import read_rows, scorer_columns
 from rollout_actors.rollout_actor import Response
 
 if TYPE_CHECKING:
-    from learner.learner_group import PPOLearnerGroup
+    from deploy.healing import HealedLearners
 
 NUM_SHOWN = 5
 
@@ -45,7 +45,7 @@ def held_out_rows(session: Session, num: int) -> list[dict[str, Any]]:
 class HeldOut:
     """Evaluation during PPO: mean reward and KL of the newest version on a few held-out prompts."""
 
-    def __init__(self, session: Session, learners: PPOLearnerGroup) -> None:
+    def __init__(self, session: Session, learners: HealedLearners) -> None:
         self._session = session
         self._learners = learners
 

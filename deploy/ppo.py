@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cluster.trajectory import write_trajectories
 from cluster.trajectory_queue import QueueCounts, QueuePosition, TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.evaluate import HeldOut
+from deploy.healing import NUM_RESTARTS, HealedLearners
 from deploy.session import Session, dtype_of
 from deploy.stages import data_path, policy_path
 from learner.learner_group import PPOLearnerGroup
@@ -42,7 +44,7 @@ class PublishedWeights:
 class Watched:
     """The learner group, with the tokens that were sampled while each step ran."""
 
-    def __init__(self, learners: PPOLearnerGroup, session: Session) -> None:
+    def __init__(self, learners: HealedLearners, session: Session) -> None:
         self._learners = learners
         self._session = session
 
@@ -101,25 +103,25 @@ async def _start_parts(session: Session, resume: Path | None, first_step: int) -
     async with asyncio.TaskGroup() as starting:
         starting.create_task(session.rollout_actors(session.config.rollout_actors.num_actors, policy))
         starting.create_task(session.rewards())
-        group = starting.create_task(_start_learners(session, policy, resume, first_step))
-    return group.result()
+        with session.start_up.phase("learner_group"):
+            learners = await _start_learners(session, resume, first_step)
+    return learners
 
 
-async def _start_learners(session: Session, policy: Path, resume: Path | None, first_step: int) -> PPOLearnerGroup:
-    config = session.config
-    with session.start_up.phase("learner_group"):
-        return await PPOLearnerGroup.start(
-            config.learner,
-            model_path=policy,
-            reference_path=policy,
-            dtype=dtype_of(config, policy),
-            temperature=config.rollout_actors.temperature,
-            seed=config.run.seed,
-            first_step=first_step,
-            checkpoint_path=resume,
-            log_dir=session.run.path / "logs",
-            critic_path=session.run.path / "reward_model",
-        )
+async def _start_learners(session: Session, checkpoint: Path | None, first_step: int) -> PPOLearnerGroup:
+    config, policy = session.config, policy_path(session.config, session.run.path)
+    return await PPOLearnerGroup.start(
+        config.learner,
+        model_path=policy,
+        reference_path=policy,
+        dtype=dtype_of(config, policy),
+        temperature=config.rollout_actors.temperature,
+        seed=config.run.seed,
+        first_step=first_step,
+        checkpoint_path=checkpoint,
+        log_dir=session.run.path / "logs",
+        critic_path=session.run.path / "reward_model",
+    )
 
 
 class Ring:
@@ -135,10 +137,10 @@ class Ring:
         first_step: int,
         started: float,
     ) -> None:
-        self.learners = learners
         self._session = session
         self._control = control
         self._queue = queue
+        self._weights = PublishedWeights(store, queue)
         self._store = store
         self._first_step = first_step
         self._started = self._ready = started
@@ -146,14 +148,23 @@ class Ring:
         self._num_episodes = before.get("num_episodes", 0)
         self._num_optimizer_steps = before.get("optimizer_step", 0)
         self._policy_lag_max = session.run.summary().get("policy_lag_max", 0.0)
-        self._held_out = HeldOut(session, learners)
         self._recording: asyncio.Task[None] | None = None
+        self.learners = HealedLearners(
+            learners,
+            partial(_start_learners, session),
+            config=session.config.learner,
+            run=session.run,
+            version=first_step - 1,
+            weights=self._weights,
+            recorded=self._recorded,
+            note=session.view.note,
+        )
+        self._held_out = HeldOut(session, self.learners)
 
     async def turn(self) -> None:
         """Train to the last step while the actors sample; raises the error of the part that ended first."""
         rewards = await self._session.rewards()
-        weights = PublishedWeights(self._store, self._queue)
-        await weights.publish(await self.learners.publish_initial())
+        await self._weights.publish(await self.learners.publish_initial())
         self._ready = time.monotonic()
         self._session.run.update_summary({"ready_s": self._ready - self._started})
 
@@ -166,9 +177,9 @@ class Ring:
                     work, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
                 )
             )
-            parts.create_task(self._train(weights, parts))
+            parts.create_task(self._train(parts))
 
-    async def _train(self, weights: PublishedWeights, parts: asyncio.TaskGroup) -> None:
+    async def _train(self, parts: asyncio.TaskGroup) -> None:
         async def report(step: int, groups: Groups, result: StepResult) -> None:
             await self._report(step, groups, result, parts)
 
@@ -177,7 +188,7 @@ class Ring:
             num_steps=self._session.config.learner.num_steps,
             learners=Watched(self.learners, self._session),
             queue=self._queue,
-            weights=weights,
+            weights=self._weights,
             report=report,
         )
         await self._session.pool.dismiss()
@@ -231,6 +242,7 @@ class Ring:
             "rollout_actors/response_length_tokens": sum(lengths) / len(lengths),
             **await self._session.rollout_metrics(),
             **ledger,
+            f"learner/{NUM_RESTARTS}": self.learners.num_restarts,
             **result.metrics,
         }
 
@@ -243,10 +255,11 @@ class Ring:
         return step == config.learner.num_steps or step % config.evaluation.every_steps == 0
 
     async def _keep(self, step: int, counts: QueueCounts) -> None:
-        """Write a checkpoint, and evaluate when it is time; the best and the newest two checkpoints stay."""
+        """Write a checkpoint, and evaluate when it is time; the best, the newest two and those to keep stay."""
         config, run = self._session.config, self._session.run
         path = run.path / "checkpoints" / "ppo" / f"step-{step:06d}"
         position = QueuePosition(step * config.trajectory_queue.groups_per_step, counts.num_void)
         await self.learners.save_checkpoint(path, extra={"position.json": json.dumps(asdict(position))})
         best = self._is_evaluated(step) and await self._held_out.evaluate(step)
-        run.keep_checkpoints("ppo", newest=2, best=path if best else None)
+        every_steps = config.learner.keep_every_steps
+        run.keep_checkpoints("ppo", newest=2, best=path if best else None, every_steps=every_steps)

@@ -107,13 +107,18 @@ class RunDirectory:
         record = _read_json(folder / "best.json")
         return folder / f"step-{record['step']:06d}" if record else None
 
-    def keep_checkpoints(self, stage: str, *, newest: int, best: Path | None = None) -> None:
-        """Delete all but the `newest` last and the best: `best`, or without it the one that was best before."""
+    def keep_checkpoints(
+        self, stage: str, *, newest: int, best: Path | None = None, every_steps: int | None = None
+    ) -> None:
+        """Delete all but the `newest` last, those of every so many steps and the best.
+
+        The best is `best`, or without it the one that was best before.
+        """
         if best is not None:
             _write_json(best.with_name("best.json"), {"step": checkpoint_step(best)})
         kept = {*self.checkpoints(stage)[-newest:], self.best_checkpoint(stage)}
         for path in self.checkpoints(stage):
-            if path not in kept:
+            if path not in kept and (every_steps is None or checkpoint_step(path) % every_steps):
                 shutil.rmtree(path)
 
     def is_done(self, stage: str, config: RunConfig) -> bool:

@@ -72,17 +72,18 @@ def make_batch(trajectories: Sequence[Trajectory], *, device: torch.device | Non
 
 def _check(trajectory: Trajectory) -> None:
     trajectory.check()
-    where = f"trajectory {trajectory.uid}"
+    where, uids = f"trajectory {trajectory.uid}", [trajectory.uid]
     if trajectory.reward is None or not np.isfinite(trajectory.reward):
-        raise LearnerError(where, f"its reward is {trajectory.reward}")
+        raise LearnerError(where, f"its reward is {trajectory.reward}", uids=uids)
     if any(turn.reward is not None and not np.isfinite(turn.reward) for turn in trajectory.turns):
-        raise LearnerError(where, f"a turn's reward is not finite: {[turn.reward for turn in trajectory.turns]}")
+        rewards = [turn.reward for turn in trajectory.turns]
+        raise LearnerError(where, f"a turn's reward is not finite: {rewards}", uids=uids)
     if not np.isfinite(trajectory.behavior_logprobs).all():
-        raise LearnerError(where, "a behavior logprob is not finite")
+        raise LearnerError(where, "a behavior logprob is not finite", uids=uids)
     if not any(trajectory.mask):
-        raise LearnerError(where, "it has no sampled token to learn from")
+        raise LearnerError(where, "it has no sampled token to learn from", uids=uids)
     if trajectory.mask[0]:
-        raise LearnerError(where, "its first token is sampled, but nothing stands before it")
+        raise LearnerError(where, "its first token is sampled, but nothing stands before it", uids=uids)
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int, *, packed: bool) -> list[list[int]]:

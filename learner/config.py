@@ -138,6 +138,11 @@ class LearnerConfig(Section):
     """Deadline of one learner step."""
     checkpoint_every_steps: int = Field(default=20, ge=1)
     """Steps between checkpoints."""
+    max_restarts: int = Field(default=1, ge=0)
+    """How many times in a run a dead or hung learner group is rebuilt from its last checkpoint; one inside the driver
+    never is."""
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Besides the newest two checkpoints and the best, those of every so many steps are kept."""
 
 
 def num_cores() -> int:

@@ -175,7 +175,7 @@ class PPOStep:
         uids = [batch.uids[row] for row in rows]
         with self._ranks.agreed():
             if bad:
-                raise LearnerError(_named(bad), "the loss is not finite")
+                raise LearnerError(_named(bad), "the loss is not finite", uids=bad)
             if self._ranks.size > 1 and not self._model.is_sharded:
                 self._check_gradients(parameters, uids)
         if self._has_gone_too_far(step_kl, minibatch.num_tokens):
@@ -278,7 +278,7 @@ class PPOStep:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
         if not torch.isfinite(norm):
-            raise LearnerError(_named(uids), f"the gradient is not finite (norm {float(norm)})")
+            raise LearnerError(_named(uids), f"the gradient is not finite (norm {float(norm)})", uids=uids)
         return norm
 
 
@@ -304,9 +304,8 @@ def _piece(batch: Batch, rows: list[int], *tensors: Tensor) -> tuple[list[int], 
 def _refuse_future(batch: Batch, step: int) -> None:
     for uid, versions in zip(batch.uids, batch.versions, strict=True):
         if int(versions.max()) > step - 1:
-            raise LearnerError(
-                f"trajectory {uid}", f"sampled by version {int(versions.max())}, step {step} starts from {step - 1}"
-            )
+            what = f"sampled by version {int(versions.max())}, step {step} starts from {step - 1}"
+            raise LearnerError(f"trajectory {uid}", what, uids=[uid])
 
 
 def _not_finite(batch: Batch, per_token: Tensor, rows: Sequence[int]) -> list[str]:
@@ -317,7 +316,7 @@ def _not_finite(batch: Batch, per_token: Tensor, rows: Sequence[int]) -> list[st
 def _check_finite(batch: Batch, per_token: Tensor, what: str) -> None:
     bad = _not_finite(batch, per_token, range(len(batch.uids)))
     if bad:
-        raise LearnerError(_named(bad), f"{what} is not finite")
+        raise LearnerError(_named(bad), f"{what} is not finite", uids=bad)
 
 
 def _named(uids: Sequence[str]) -> str:

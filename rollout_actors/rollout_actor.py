@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.errors import EngineError, InputError
+from cluster.errors import EngineError, InputError, WeightsLost
 from cluster.remote import within
 from cluster.trajectory import FinishedGroup, Ticket
 from cluster.weights import Manifest
@@ -33,6 +34,7 @@ ADMIT_WAIT_S = 1.0
 """How long one call for a ticket waits at the queue; a leaving actor waits for its last one."""
 PULL_WAIT_S = 30.0
 FETCH_TIMEOUT_S = 300.0
+LOST_WAIT_S = 1.0
 MIN_MODEL_LEN = 128
 FLOOR_TIMEOUT_S = 600.0
 """How long an admitted group waits for the weights it must not be older than."""
@@ -149,9 +151,22 @@ class RolloutActor:
         while True:
             manifest = await weights.wait_other(key, timeout_s=PULL_WAIT_S)
             if manifest is not None:
-                tensors = await asyncio.to_thread(self._fetch_tensors, manifest)
+                manifest, tensors = await self._fetch(weights, manifest)
                 self._engine.offer_weights(manifest, tensors)
                 key = (manifest.incarnation, manifest.version)
+
+    async def _fetch(self, weights: Weights, manifest: Manifest) -> tuple[Manifest, Mapping[str, torch.Tensor]]:
+        """The tensors of the newest version. Those that went with a learner are published again by its successor:
+        waits for that up to FLOOR_TIMEOUT_S, then raises WeightsLost."""
+        give_up_at = time.monotonic() + FLOOR_TIMEOUT_S
+        while True:
+            try:
+                return manifest, await asyncio.to_thread(self._fetch_tensors, manifest)
+            except WeightsLost:
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(LOST_WAIT_S)
+            manifest = await weights.wait_other(None, timeout_s=PULL_WAIT_S) or manifest
 
     async def _admit_groups(self, queue: Queue, rewards: RewardClient) -> None:
         """Keep `num_concurrent_groups` groups being sampled, and half as many more waiting for a place.

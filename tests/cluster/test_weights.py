@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from cluster.errors import WeightsRefused
-from cluster.weights import Manifest, WeightStore
+from cluster.errors import ActorDied, WeightsLost, WeightsRefused
+from cluster.remote import kill_actor, start_actor
+from cluster.weights import Manifest, TensorEntry, WeightStore
 
 
 def manifest(version: int, incarnation: str = "a") -> Manifest:
@@ -28,10 +31,52 @@ async def test_whoever_waits_for_newer_weights_is_woken_by_publication() -> None
 async def test_versions_only_rise_within_an_incarnation() -> None:
     store = WeightStore()
     await store.publish(manifest(3))
-    with pytest.raises(WeightsRefused, match="version 3: version 3 is already published"):
-        await store.publish(manifest(3))
+    with pytest.raises(WeightsRefused, match="version 2: version 3 is already published"):
+        await store.publish(manifest(2))
     await store.publish(manifest(2, "b"))
     assert (await store.latest()).incarnation == "b"
+
+
+async def test_a_version_may_be_published_again_from_elsewhere_but_not_with_other_tensors() -> None:
+    def held_by(owner: str, checksum: str = "c") -> Manifest:
+        return replace(manifest(3), tensors=(TensorEntry("w", (1,), "float32", checksum, owner),))
+
+    store = WeightStore()
+    await store.publish(held_by("first"))
+    await store.publish(held_by("second"))
+    assert (await store.latest()).tensors[0].reference == "second"
+    assert await store.wait_other(("a", 3), timeout_s=0.01) is None
+    with pytest.raises(WeightsRefused, match="version 3: version 3 is already published"):
+        await store.publish(held_by("third", "d"))
+
+
+class Holder:
+    """Puts a version into the object store of its process."""
+
+    async def publish(self) -> Manifest:
+        from cluster.weights_object_store import put_tensors
+
+        return replace(manifest(1), tensors=put_tensors([("a", torch.ones(1000))]))
+
+
+@pytest.mark.ray
+async def test_tensors_that_went_with_their_process_are_told_from_tensors_that_were_altered(ray_session: None) -> None:
+    from cluster.weights_object_store import fetch_tensors
+
+    holder = start_actor(Holder, name="holder")
+    published = await holder.publish()
+    assert torch.equal(fetch_tensors(published, timeout_s=30)["a"], torch.ones(1000))
+    kill_actor(holder)
+    with pytest.raises(ActorDied):
+        await _for_ever(holder.publish)
+    with pytest.raises(WeightsLost, match="version 1: its tensors went with the learner that held them"):
+        await _for_ever(lambda: asyncio.to_thread(fetch_tensors, published, timeout_s=30))
+
+
+async def _for_ever(call: Callable[[], Awaitable[Any]]) -> None:
+    """The owner's death takes a moment to be known."""
+    while True:
+        await call()
 
 
 @pytest.mark.ray

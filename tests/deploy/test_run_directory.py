@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import InputError
 from deploy.run_config import RunConfig, load_run_config
-from deploy.run_directory import RunDirectory, open_run, read_target, require_run, require_stages
+from deploy.run_directory import RunDirectory, checkpoint_step, open_run, read_target, require_run, require_stages
 
 TINY = '[run]\nstages = ["sft", "ppo"]\n[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n'
 
@@ -154,6 +154,14 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in run.checkpoints("ppo")] == ["step-000010", "step-000030", "step-000040"]
     run.keep_checkpoints("ppo", newest=1, best=folder / "step-000030")
     assert [path.name for path in run.checkpoints("ppo")] == ["step-000030", "step-000040"]
+
+
+def test_checkpoints_of_every_so_many_steps_stay_where_that_is_asked_for(tmp_path: Path) -> None:
+    run, folder = RunDirectory(tmp_path), tmp_path / "checkpoints" / "ppo"
+    for step in range(5, 45, 5):
+        (folder / f"step-{step:06d}").mkdir(parents=True)
+        run.keep_checkpoints("ppo", newest=2, best=folder / "step-000005", every_steps=10)
+    assert [checkpoint_step(path) for path in run.checkpoints("ppo")] == [5, 10, 20, 30, 35, 40]
 
 
 def test_going_on_drops_the_metrics_of_steps_that_are_done_again(config: RunConfig, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 import time
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.errors import DeadlineExceeded, InputError, LearnerError
+from cluster.errors import DeadlineExceeded, InputError, LearnerDied, LearnerError
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from cluster.weights_object_store import fetch_tensors
@@ -186,8 +187,9 @@ async def test_an_error_on_one_rank_ends_the_step_on_all_and_names_the_trajector
     groups = groups_of(4)
     groups[3][0] = replace(groups[3][0], reward=float("nan"))
     started = time.monotonic()
-    with pytest.raises(LearnerError, match="trajectory 4-6-0: its reward is nan"):
+    with pytest.raises(LearnerError, match="trajectory 4-6-0: its reward is nan") as failure:
         await group.step(4, groups)
+    assert failure.value.uids == ("4-6-0",)
     assert time.monotonic() - started < 20
     with pytest.raises(LearnerError, match="it has ended: trajectory 4-6-0: its reward is nan"):
         await group.step(4, groups_of(4))
@@ -204,6 +206,36 @@ async def test_a_killed_learner_is_an_error_within_seconds_not_a_hang(start: Sta
     with pytest.raises(LearnerError, match="learner-1: its process died"):
         await stepping
     assert time.monotonic() - killed < 20
+
+
+@pytest.mark.ray
+async def test_an_error_on_one_rank_is_raised_while_the_other_waits_for_it(start: Start) -> None:
+    """Rank 1 raises before it meets rank 0 in a sum over ranks, where that one then waits without end."""
+    from learner.rank_group import StepData, split
+
+    group = await start(2)
+    shares = split(groups_of(1), 2)
+    started = time.monotonic()
+    with pytest.raises(LearnerError, match=r"learner-1: .* has no attribute 'step'"):
+        await group._call("update", [{"training_data": StepData(step=1, shares=shares[:1])}, {"training_data": None}])
+    assert time.monotonic() - started < 15
+    with pytest.raises(LearnerError, match="it has ended: learner-1"):
+        await group.publish_initial()
+
+
+def test_of_several_errors_the_one_that_explains_the_others_is_chosen() -> None:
+    from ray.exceptions import ActorDiedError
+
+    from learner.rank_group import first_cause
+    from learner.ranks import StoppedWithPeer
+
+    stopped, reason = StoppedWithPeer("learner rank 0", "stopped"), LearnerError("trajectory 1", "bad")
+    died = ActorDiedError()
+    assert first_cause([(0, stopped), (1, reason)]) is reason
+    assert first_cause([(0, ConnectionError("closed")), (1, reason)]) is reason
+    assert str(first_cause([(0, reason), (1, died)])) == "learner-1: its process died"
+    assert isinstance(first_cause([(0, stopped), (1, died)]), LearnerDied)
+    assert str(first_cause([(0, ConnectionError("lost\nclosed by peer")), (1, stopped)])) == "learner-0: closed by peer"
 
 
 @pytest.mark.ray
@@ -226,14 +258,14 @@ async def test_steps_out_of_turn_and_too_few_groups_are_refused(start: Start) ->
     group = await start(0)
     with pytest.raises(LearnerError, match="step 2 was asked for, but the next one is 1"):
         await group.step(2, groups_of(2))
-    from learner.learner_group import split
+    from learner.rank_group import split
 
     with pytest.raises(LearnerError, match="1 groups are too few for 2 learners"):
         split([[make_trajectory(0), make_trajectory(1)]], 2)
 
 
 def test_ranks_get_whole_groups_of_about_the_same_cost() -> None:
-    from learner.learner_group import split
+    from learner.rank_group import split
 
     groups = [[replace(make_trajectory(0), group=g) for _ in range(size)] for g, size in enumerate([2, 1, 3, 2, 1])]
     shares = split(groups, 2)
@@ -245,8 +277,16 @@ def test_ranks_get_whole_groups_of_about_the_same_cost() -> None:
 def test_the_private_names_of_rllib_that_are_used_exist() -> None:
     from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
     from ray.rllib.core.learner.learner_group import LearnerGroup
+    from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
 
     for name in ("_get_results", "update", "shutdown", "is_local"):
         assert hasattr(LearnerGroup, name)
+    for name in ("_workers", "_worker_manager", "_learner", "_is_shut_down"):
+        assert name in LearnerGroup.__init__.__code__.co_names
+    calls = inspect.signature(FaultTolerantActorManager.foreach_actor_async).parameters
+    assert list(calls)[1] == "func"
+    assert "kwargs" in calls
+    assert "timeout_seconds" in inspect.signature(FaultTolerantActorManager.fetch_ready_async_reqs).parameters
+    assert {"actor_id", "ok", "get"} <= {*dir(CallResult), *CallResult.__dataclass_fields__}
     for name in ("_make_modules_ddp_if_necessary", "configure_optimizers_for_module", "register_optimizer"):
         assert hasattr(PPOTorchLearner, name)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.config import TrajectoryQueueConfig
-from cluster.errors import EngineError, InputError, RewardError
+from cluster.errors import EngineError, InputError, RewardError, WeightsLost
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import Ticket, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue
@@ -367,3 +367,43 @@ async def test_a_real_engine_samples_for_a_run(tied_folder: Path) -> None:
         expected = tiny.logprobs(model, trajectory.token_ids)
         assert trajectory.behavior_logprobs[3:] == pytest.approx(expected[2:], abs=1e-5)
     assert all(isinstance(request, ScoreRequest) for request in rig.rewards.requests)
+
+
+async def test_weights_that_went_with_their_learner_are_waited_for_until_they_are_published_again(
+    tied_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_actor, "LOST_WAIT_S", 0.01)
+    rig, lost = Rig(tied_folder, num_steps=1), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def fetch(manifest: Manifest) -> dict[str, Any]:
+        if manifest.incarnation == "first":
+            loop.call_soon_threadsafe(lost.set)
+            raise WeightsLost("version 0", "gone")
+        return {}
+
+    async with rig.actor() as actor:
+        actor._fetch_tensors = fetch
+        running = rig.run(actor)
+        await rig.publish(0)
+        await lost.wait()
+        assert not running.done()
+        await rig.weights.publish(fake_manifest(0, "second"))
+        assert len(await rig.queue.take(1)) == 2
+        await actor.leave()
+        await running
+
+
+async def test_weights_that_stay_lost_end_the_actor_by_name(tied_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_actor, "FLOOR_TIMEOUT_S", 0.0)
+    rig = Rig(tied_folder)
+
+    def fetch(manifest: Manifest) -> dict[str, Any]:
+        raise WeightsLost("version 0", "gone")
+
+    async with rig.actor() as actor:
+        actor._fetch_tensors = fetch
+        running = rig.run(actor)
+        await rig.publish(0)
+        with pytest.raises(WeightsLost, match="version 0: gone"):
+            await running

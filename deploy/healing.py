@@ -1,0 +1,158 @@
+"""Heals the learner group: where a learner dies or hangs, a new group takes up what the run has recorded.
+
+The new group starts from the newest checkpoint, trains the steps since then again from their recorded trajectories
+without publishing them, and does what the old one was asked to do. Engines go on sampling meanwhile. An error that a
+learner reports is not healed: a new group would meet it again. Knows neither queue nor engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+from cluster.errors import AntiphonError, DeadlineExceeded, LearnerDied, LearnerError
+from cluster.trajectory import Trajectory, read_trajectories
+from cluster.weights import Manifest
+from deploy.failed_batch import keep_batch
+from deploy.run_directory import RunDirectory, checkpoint_step
+from learner.config import LearnerConfig
+from learner.learner_group import PPOLearnerGroup
+from learner.training_loop import Groups, PublishesWeights, StepResult
+
+HEALED = (LearnerDied, DeadlineExceeded)
+NUM_RESTARTS = "num_learner_restarts"
+Result = TypeVar("Result")
+
+
+class HealedLearners:
+    """The learner group of a run, with its face; rebuilt where it dies or hangs, `learner.max_restarts` times.
+
+    `start(checkpoint, first_step)` starts another group; `recorded()` waits until the trajectories of every step that
+    is done are on disk. A learner inside this process cannot be ended, so it is not healed.
+    """
+
+    def __init__(
+        self,
+        group: PPOLearnerGroup,
+        start: Callable[[Path | None, int], Awaitable[PPOLearnerGroup]],
+        *,
+        config: LearnerConfig,
+        run: RunDirectory,
+        version: int,
+        weights: PublishesWeights,
+        recorded: Callable[[], Awaitable[None]],
+        note: Callable[[str], None],
+    ) -> None:
+        self._group = group
+        self._start = start
+        self._restarts_left = config.max_restarts if config.num_learners else 0
+        self._run = run
+        self._version = version
+        self._weights = weights
+        self._recorded = recorded
+        self._note = note
+        self._published: Manifest | None = None
+        self._incarnation: str | None = None
+        self.num_restarts = int(run.summary().get(NUM_RESTARTS, 0))
+        run.update_summary({NUM_RESTARTS: self.num_restarts})
+
+    async def step(self, step: int, groups: Groups) -> StepResult:
+        """All epochs and mini-batches on one batch. Where an error names trajectories, RUN/failed has the batch."""
+        result = await self._healed(lambda: self._train(step, groups))
+        self._version = step
+        return replace(result, manifest=self._to_publish(result.manifest))
+
+    async def publish_initial(self) -> Manifest:
+        """The manifest of the weights that the group started with."""
+        return self._to_publish(await self._healed(lambda: self._group.publish_initial()))
+
+    async def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        """k1 to the reference policy summed over each response, in nats."""
+        return await self._healed(lambda: self._group.reference_kl(trajectories))
+
+    async def save_checkpoint(self, path: Path, *, extra: Mapping[str, str] | None = None) -> None:
+        """Write all that is needed to go on exactly, whole or not at all."""
+        await self._healed(lambda: self._group.save_checkpoint(path, extra=extra))
+
+    async def save_policy(self, path: Path) -> None:
+        """Write the policy as a Hugging Face folder with its tokenizer, whole or not at all."""
+        await self._healed(lambda: self._group.save_policy(path))
+
+    async def shutdown(self) -> None:
+        """End the ranks' processes."""
+        await self._group.shutdown()
+
+    async def _train(self, step: int, groups: Groups) -> StepResult:
+        try:
+            return await self._group.step(step, groups)
+        except LearnerError as error:
+            if not error.uids:
+                raise
+            raise await asyncio.to_thread(keep_batch, self._run.path, step, groups, error) from error
+
+    def _to_publish(self, manifest: Manifest) -> Manifest:
+        """The manifest under the incarnation that the actors know, which outlives a group rebuilt bit for bit."""
+        self._incarnation = self._incarnation or manifest.incarnation
+        self._published = replace(manifest, incarnation=self._incarnation)
+        return self._published
+
+    async def _healed(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """The result of `call` on the group, or on the one that takes its place."""
+        error: AntiphonError | None = None
+        while True:
+            try:
+                if error is not None:
+                    await self._rebuild(error)
+                return await call()
+            except HEALED as failure:
+                if not self._restarts_left:
+                    raise
+                self._restarts_left -= 1
+                self.num_restarts += 1
+                self._run.update_summary({NUM_RESTARTS: self.num_restarts})
+                error = failure
+
+    async def _rebuild(self, error: AntiphonError) -> None:
+        """Another group at the present version, told in a note; its weights are published where they must be."""
+        started = time.monotonic()
+        await self._group.shutdown()
+        await self._recorded()
+        checkpoint = self._run.newest_checkpoint("ppo")
+        kept = checkpoint_step(checkpoint) if checkpoint else 0
+        self._group = await self._start(checkpoint, kept + 1)
+        manifest = await self._group.publish_initial()
+        for step in range(kept + 1, self._version + 1):
+            groups = await asyncio.to_thread(recorded_groups, self._run.path, step)
+            manifest = (await self._train(step, groups)).manifest
+        origin = f"checkpoint step {kept}" if checkpoint else "the start"
+        num = self._version - kept
+        again = f"{num} step{'' if num == 1 else 's'} trained again in {time.monotonic() - started:.0f} s"
+        self._note(f"{error}; rebuilt from {origin}, {again}")
+        if self._published is not None:
+            await self._publish_again(self._published, manifest)
+
+    async def _publish_again(self, before: Manifest, manifest: Manifest) -> None:
+        """Publish the present version as the new group holds it: the tensors of the old one went with its process.
+
+        The same bits are the same version, which an actor that has it does not load again.
+        """
+        checksums = before.checksums()
+        differing = [name for name, checksum in manifest.checksums().items() if checksums.get(name) != checksum]
+        if differing:
+            self._incarnation = manifest.incarnation
+            self._note(
+                f"learner group: version {manifest.version} trained again differs in {len(differing)} of "
+                f"{len(manifest.tensors)} tensors; it is published again and the actors reload"
+            )
+        await self._weights.publish(self._to_publish(manifest))
+
+
+def recorded_groups(run_path: Path, step: int) -> list[list[Trajectory]]:
+    """The groups of a step as they were trained, in admission order."""
+    trajectories = read_trajectories(run_path / "trajectories" / f"step-{step:06d}.arrow")
+    return [list(group) for _, group in groupby(trajectories, key=lambda trajectory: trajectory.group)]
