@@ -67,7 +67,7 @@ class Outputs(NamedTuple):
     values: Tensor
 
 
-def load_causal_model(path: Path, dtype: str, *, packing: bool = True) -> Any:
+def load_causal_model(path: Path, dtype: str, *, packing: bool = False) -> Any:
     """The causal model of a folder, in evaluation mode. Raises InputError where there is none or it is not plain.
 
     Plain means: its logits are its output embedding of its trunk's hidden states, without scaling or capping; and,

@@ -1,0 +1,143 @@
+"""What a step makes of its batch before it trains: importance weights, advantages, and the figures that it logs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cluster.errors import InputError
+from cluster.trajectory import Trajectory
+from learner import advantages as adv
+from learner.batching import Batch, make_batch
+from learner.config import LearnerConfig
+from learner.experience import Experience, Judge
+from learner.ranks import Ranks
+from learner.tally import Tally
+from tests.learner.conftest import make_trajectory
+
+ALONE = Ranks(torch.device("cpu"), distributed=False)
+
+
+def trajectories(num: int = 8, *, lag: int = 0) -> list[Trajectory]:
+    """Pairs of responses to a prompt, at step 5; every second one `lag` versions old."""
+    return [replace(make_trajectory(i, version=4 - lag * (i % 2)), group=i // 2) for i in range(num)]
+
+
+def experience(batch: Batch, *, shift: float = 0.0) -> Experience:
+    """Proximal log-probabilities `shift` beside the behaviour ones on even rows, as far below on odd ones."""
+    shape, generator = batch.mask.shape, torch.Generator().manual_seed(0)
+    sign = 1 - 2 * (torch.arange(len(batch.uids)) % 2)[:, None]
+    proximal = torch.where(batch.mask, batch.behavior_logprobs + shift * sign, 0.0)
+    reference = torch.where(batch.mask, proximal + 0.1 * torch.randn(shape, generator=generator), 0.0)
+    values = torch.where(batch.mask, torch.randn(shape, generator=generator), 0.0)
+    empty = torch.zeros(shape)
+    return Experience(batch, proximal, reference, values, empty, empty, empty, empty, empty, None)
+
+
+def judged(batch: Batch, *, shift: float = 0.0, **settings: Any) -> tuple[Experience, dict[str, float]]:
+    made, tally = experience(batch, shift=shift), Tally(ALONE)
+    Judge(LearnerConfig(**settings), ALONE).judge(5, made, tally)
+    return made, tally.metrics()
+
+
+def rewards_of(batch: Batch, made: Experience, coefficient: float) -> list[list[float]]:
+    """Token rewards in plain Python: the KL penalty on every token, the score on the last."""
+    rows = []
+    for row in range(len(batch.uids)):
+        tokens = batch.mask[row].nonzero()[:, 0].tolist()
+        kl = [float(made.proximal[row, t] - made.reference[row, t]) for t in tokens]
+        rows.append([-coefficient * value for value in kl])
+        rows[-1][-1] += float(batch.scores[row])
+    return rows
+
+
+def on_tokens(values: Tensor, batch: Batch) -> list[list[float]]:
+    return [values[row][batch.mask[row]].tolist() for row in range(len(batch.uids))]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("baseline", [True, False])
+def test_reinforce_pp_gives_each_token_the_rewards_to_come(gamma: float, baseline: bool) -> None:
+    batch = make_batch(trajectories())
+    name = "reinforce_pp_baseline" if baseline else "reinforce_pp"
+    made, _ = judged(batch, advantages=name, gamma=gamma, kl_coefficient=0.3, whiten_advantages=False)
+    for row, rewards in enumerate(rewards_of(batch, made, 0.3)):
+        if baseline:
+            rewards[-1] -= float(batch.scores[row // 2 * 2] + batch.scores[row // 2 * 2 + 1]) / 2
+        expected = [sum(gamma**k * r for k, r in enumerate(rewards[t:])) for t in range(len(rewards))]
+        assert on_tokens(made.advantages, batch)[row] == pytest.approx(expected, abs=1e-5)
+
+
+def test_reinforce_pp_is_whitened_over_the_whole_batch_and_grpo_is_not() -> None:
+    batch = make_batch(trajectories())
+    whitened, _ = judged(batch, advantages="reinforce_pp")
+    chosen = whitened.advantages[batch.mask]
+    assert float(chosen.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(chosen.std()) == pytest.approx(1, abs=1e-4)
+    plain, _ = judged(batch, advantages="grpo", kl_coefficient=0.0)
+    expected = adv.group_advantages(batch.scores, batch.groups, "grpo")
+    assert [row[0] for row in on_tokens(plain.advantages, batch)] == pytest.approx(expected.tolist())
+
+
+def test_lambda_grows_with_the_length_of_a_response() -> None:
+    batch = make_batch(trajectories())
+    lam = adv.length_adaptive_lambda(batch.mask, 0.5)
+    lengths = batch.mask.sum(1)
+    assert lam.tolist() == pytest.approx([max(0.0, 1 - 1 / (0.5 * float(n))) for n in lengths])
+    made, _ = judged(batch, gae_lambda_alpha=0.5, whiten_advantages=False, kl_coefficient=0.0)
+    rewards = adv.token_rewards(batch.scores, torch.zeros(batch.mask.shape), batch.mask, kl_coefficient=0.0)
+    for row in range(len(lengths)):
+        alone = [tensor[row : row + 1] for tensor in (rewards, made.values, batch.mask)]
+        expected, _ = adv.gae(*alone, gamma=1.0, lam=float(lam[row]))
+        torch.testing.assert_close(made.advantages[row : row + 1], expected)
+
+
+def test_the_trust_region_is_around_the_proximal_policy_or_not_decoupled_around_the_one_that_sampled() -> None:
+    batch = make_batch(trajectories(lag=2))
+    decoupled, metrics = judged(batch, shift=0.4)
+    coupled, plain = judged(batch, shift=0.4, decoupled=False)
+    assert torch.equal(decoupled.anchor, decoupled.proximal)
+    assert torch.equal(coupled.anchor, batch.behavior_logprobs)
+    assert set(coupled.importance[batch.mask].tolist()) == {1.0}
+    weights = decoupled.importance[batch.mask]
+    for row, expected in ((0, 0.4), (1, -0.4)):
+        assert decoupled.importance[row][batch.mask[row]].log().tolist() == pytest.approx(
+            [expected] * int(batch.mask[row].sum()), abs=1e-5
+        )
+    size = float(weights.sum() ** 2 / weights.square().sum()) / len(weights)
+    assert metrics["learner/effective_sample_size"] == pytest.approx(size, rel=1e-5)
+    assert plain["learner/effective_sample_size"] == 1.0
+
+
+def test_the_shares_of_lags_and_the_engines_mismatch_are_logged() -> None:
+    batch = make_batch(trajectories(lag=2))
+    _, metrics = judged(batch, shift=0.4)
+    fresh = batch.mask & (batch.versions == 4)
+    share = float(fresh.sum() / batch.mask.sum())
+    found = [metrics[f"cluster/policy_lag_share_{lag}"] for lag in range(3)]
+    assert found == pytest.approx([share, 0.0, 1 - share])
+    assert metrics["learner/engine_kl_nats_per_token"] == pytest.approx(2.718281828**0.4 - 1 - 0.4, rel=1e-4)
+
+
+def test_at_lag_zero_the_engines_log_probabilities_decide_nothing() -> None:
+    batch = make_batch(trajectories())
+    made, metrics = judged(batch, shift=0.4)
+    assert set(made.importance[batch.mask].tolist()) == {1.0}
+    assert metrics["cluster/policy_lag_share_0"] == 1.0
+    expected = float(((made.proximal - made.reference) * batch.mask).sum(1).mean())
+    assert metrics["learner/kl_nats"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_carried_on_comes_back_and_what_lacks_is_named() -> None:
+    judge, other = (Judge(LearnerConfig(kl_target=1.0, normalize_rewards=True), ALONE) for _ in range(2))
+    judge.judge(5, experience(make_batch(trajectories())), Tally(ALONE))
+    judge.steer_kl(9.0, 100)
+    other.load(judge.state())
+    assert {name: t.tolist() for name, t in other.state().items()} == {n: t.tolist() for n, t in judge.state().items()}
+    assert other.kl_coefficient != LearnerConfig().kl_coefficient
+    with pytest.raises(InputError, match="lacks 'reward_moments'"):
+        other.load({"kl_coefficient": torch.tensor(0.1)})

@@ -1,0 +1,85 @@
+"""What becomes of scores, against plain Python on the values in their order."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learner.config import LearnerConfig
+from learner.rewards import RunningMoments, overlong_penalty, shaped_scores
+
+NUMBERS = st.floats(-1e3, 1e3, allow_subnormal=False)
+
+
+def shaped(scores: list[float], moments: RunningMoments | None = None, **settings: Any) -> list[float]:
+    values = torch.tensor(scores, dtype=torch.float64)
+    lengths, ends = torch.arange(1, len(scores) + 1), torch.arange(len(scores)) % 2 == 0
+    config, moments = LearnerConfig(**settings), moments or RunningMoments()
+    return shaped_scores(
+        values, lengths=lengths, ends=ends, config=config, moments=moments, all_sum=lambda tensor: tensor
+    ).tolist()
+
+
+@given(st.lists(st.lists(NUMBERS, min_size=1, max_size=6), min_size=1, max_size=5))
+def test_running_moments_are_those_of_everything_so_far(batches: list[list[float]]) -> None:
+    moments, so_far = RunningMoments(), []
+    for batch in batches:
+        moments.update(torch.tensor(batch), lambda tensor: tensor)
+        so_far += torch.tensor(batch).tolist()
+    assert moments.count == len(so_far)
+    assert moments.mean == pytest.approx(statistics.fmean(so_far), rel=1e-6, abs=1e-6)
+    deviation = statistics.stdev(so_far) if len(so_far) > 1 else 0.0
+    assert moments.deviation == pytest.approx(deviation, rel=1e-6, abs=1e-6)
+
+
+def test_two_ranks_keep_the_moments_of_one_and_a_resumed_run_goes_on_with_them() -> None:
+    values = torch.tensor([1.0, 4.0, -2.0, 0.5])
+    one, resumed = RunningMoments(), RunningMoments()
+    one.update(values, lambda tensor: tensor)
+
+    def other_rank(tensor: Tensor) -> Tensor:
+        """The sum over ranks where the other one holds the last two values."""
+        rest = values[2:].double()
+        mine = torch.stack([rest.new_tensor(2), rest.sum()])
+        return tensor + (mine if tensor.ndim else (rest - values.double().mean()).square().sum())
+
+    half = RunningMoments()
+    half.update(values[:2], other_rank)
+    assert half.state().tolist() == pytest.approx(one.state().tolist())
+    resumed.load(one.state())
+    for moments in (one, resumed):
+        moments.update(values * 3, lambda tensor: tensor)
+    assert torch.equal(one.state(), resumed.state())
+
+
+def test_scores_are_normalised_by_all_steps_so_far_then_clipped() -> None:
+    moments = RunningMoments()
+    shaped([0.0, 2.0], moments, normalize_rewards=True)
+    so_far = [0.0, 2.0, 4.0, 30.0]
+    found = shaped([4.0, 30.0], moments, normalize_rewards=True, reward_clip=1.0)
+    expected = [(x - statistics.fmean(so_far)) / statistics.stdev(so_far) for x in (4.0, 30.0)]
+    assert found == pytest.approx([max(-1.0, expected[0]), 1.0])
+    assert expected[1] > 1
+    assert shaped([3.0, -3.0], reward_clip=2.0) == [2.0, -2.0]
+
+
+def test_equal_scores_normalise_to_zero_and_not_to_infinity() -> None:
+    assert shaped([5.0, 5.0, 5.0], normalize_rewards=True) == [0.0, 0.0, 0.0]
+
+
+def test_responses_that_were_cut_off_or_too_long_pay_for_it_after_the_clip() -> None:
+    assert shaped([9.0, 9.0], reward_clip=1.0, missing_eos_penalty=0.5) == [1.0, 0.5]
+    overlong = {"overlong_tokens": 2, "overlong_buffer_tokens": 2, "overlong_penalty": 0.8}
+    assert shaped([1.0] * 5, **overlong) == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2])
+
+
+def test_the_overlong_penalty_is_that_of_dapo() -> None:
+    lengths = torch.tensor([0, 10, 15, 20, 99])
+    found = overlong_penalty(lengths, start=10, buffer=10, penalty=1.0)
+    assert found.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
