@@ -16,7 +16,8 @@ from examples.reviews.grammar import all_prompts, sample_review, topic_of
 from examples.reviews.model import build_model
 from examples.reviews.oracle import praise
 from learner.config import RewardModelConfig
-from learner.reward_model_training import bradley_terry_loss, reward_model_accuracy, split, train_reward_model
+from learner.reward_model_training import bradley_terry_loss, reward_model_accuracy, train_reward_model
+from learner.supervised import split
 
 CONFIG = RewardModelConfig(num_epochs=2, batch_size=32, learning_rate=5e-3)
 
@@ -43,7 +44,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
 
 
 def test_the_last_metrics_are_the_accuracy_on_pairs_held_out(trained: tuple[Path, list[dict[str, float]]]) -> None:
-    *steps, last = trained[1]
+    counts, *steps, last = trained[1]
+    assert counts == {"num_examples": 800, "num_cut": 0, "num_dropped": 0}
     assert [m["step"] for m in steps] == list(range(1, 2 * 23 + 1))
     assert steps[0]["loss"] > 0.6 > 0.3 > steps[-1]["loss"]
     assert last["accuracy"] >= 0.9
@@ -105,7 +107,7 @@ def test_few_pairs_leave_at_least_one_to_train_on_and_one_held_out() -> None:
         assert sorted([*training, *held_out]) == pairs
         assert training
         assert held_out
-    with pytest.raises(InputError, match="pairs: a single pair"):
+    with pytest.raises(InputError, match="pairs: a single row"):
         split(pairs[:1], 0.5, generator, Path("pairs"))
 
 

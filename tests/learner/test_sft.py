@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.errors import InputError
 from examples.reviews.model import build_model
 from learner.config import SftConfig
-from learner.sft import completion_loss, tokenize, train_sft
+from learner.datasets import tokenize
+from learner.sft import completion_loss, train_sft
 from learner.supervised import warmup_then_cosine
 
 PROMPTS = ["we tried the new film on friday night:", "i tried the old book on sunday morning:"]
@@ -46,7 +47,8 @@ def greedy(model_path: Path, prompt: str) -> str:
 
 def test_a_trained_folder_completes_its_prompts_and_stops(model_path: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "sft.parquet", ROWS)
-    metrics = list(train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0))
+    counts, *metrics = train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0)
+    assert counts == {"num_examples": 2, "num_cut": 0, "num_dropped": 0, "num_held_out": 0}
     assert [m["step"] for m in metrics] == list(range(1, 41))
     assert metrics[0]["loss"] > 3 > 0.1 > metrics[-1]["loss"]
     assert all(m["tokens_per_s"] > 0 for m in metrics)
@@ -106,7 +108,7 @@ def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_a_tenth() -> None:
     ("columns", "what"),
     [
         ({"prompt": PROMPTS, "answer": COMPLETIONS}, "no column 'completion'; it has prompt, answer"),
-        ({"prompt": [], "completion": []}, "the dataset is empty"),
+        ({"prompt": [], "completion": []}, "the data set is empty"),
         ({"prompt": PROMPTS, "completion": ["fine", None]}, "column 'completion', row 1: not text but None"),
         (
             {"prompt": PROMPTS, "completion": ["fine", "good " * 200]},
@@ -145,5 +147,5 @@ def test_a_missing_model_or_data_set_is_an_input_error(model_path: Path, tmp_pat
     data = written(tmp_path / "sft.parquet", ROWS)
     with pytest.raises(InputError, match="nowhere: no model folder"):
         list(train_sft(tmp_path / "nowhere", data, tmp_path / "out", CONFIG, seed=0))
-    with pytest.raises(InputError, match=r"none\.parquet: no such file"):
+    with pytest.raises(InputError, match=r"none\.parquet: no such data set"):
         list(train_sft(model_path, tmp_path / "none.parquet", tmp_path / "out", CONFIG, seed=0))
