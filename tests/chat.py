@@ -56,6 +56,9 @@ def write_chat_model(path: Path, *, template: str | None = TEMPLATE, dropout: fl
                 num_attention_heads=2,
                 max_position_embeddings=128,
                 tie_word_embeddings=True,
+                pad_token_id=0,
+                eos_token_id=1,
+                bos_token_id=2,
                 attention_dropout=dropout,
             )
         )

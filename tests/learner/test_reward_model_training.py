@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -97,6 +98,50 @@ def test_the_loss_prefers_a_wider_margin_and_rewards_around_zero() -> None:
     assert loss == pytest.approx(0.6931, abs=1e-4)
     assert bradley_terry_loss(torch.tensor([1.0]), torch.tensor([-1.0])).item() == pytest.approx(0.1269, abs=1e-4)
     assert bradley_terry_loss(torch.tensor([5.0]), torch.tensor([3.0])).item() > 0.1269 + 0.1
+
+
+def test_a_margin_asks_for_a_wider_distance_and_none_changes_nothing() -> None:
+    chosen, rejected = torch.tensor([1.0, 0.5], requires_grad=True), torch.tensor([-1.0, 0.0])
+    plain, zero = bradley_terry_loss(chosen, rejected), bradley_terry_loss(chosen, rejected, torch.zeros(2))
+    assert plain.item() == zero.item()
+    wanted = -sum(math.log(1 / (1 + math.exp(-(d - m)))) for d, m in ((2.0, 3.0), (0.5, 0.0))) / 2
+    centering = 0.01 * (0.5 / 2) ** 2
+    assert bradley_terry_loss(chosen, rejected, torch.tensor([3.0, 0.0])).item() == pytest.approx(wanted + centering)
+
+
+def test_margins_in_the_data_are_trained_on_and_measured(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    preferences = write_pairs(tmp_path / "plain.parquet", 40, seed=0)
+    table = pq.read_table(preferences)
+    losses = {}
+    for name, margin in (("plain", None), ("zero", 0.0), ("wide", 5.0)):
+        data = table if margin is None else table.append_column("margin", pa.array([margin] * len(table)))
+        pq.write_table(data, tmp_path / f"{name}.parquet")
+        config = RewardModelConfig(num_epochs=1, batch_size=16)
+        *_, last = train_reward_model(
+            trained[0] / "model", tmp_path / f"{name}.parquet", tmp_path / name, config, seed=0
+        )
+        losses[name] = last["held_out_loss"]
+    plain, zero, wide = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "zero", "wide"))
+    assert plain == zero != wide
+    assert losses["plain"] == losses["zero"] < 1 < 4 < losses["wide"]
+
+
+def test_long_pairs_are_cut_or_dropped_in_training_and_in_measuring(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    preferences = write_pairs(tmp_path / "preferences.parquet", 40, seed=0)
+    rows = pq.read_table(preferences).to_pylist()
+    rows[3] |= {"chosen": "good " * 200, "rejected": "bad " * 200}
+    pq.write_table(pa.Table.from_pylist(rows), preferences)
+    for rule, cut, dropped in (("cut", 1, 0), ("drop", 0, 1)):
+        config = RewardModelConfig(num_epochs=1, batch_size=16, long_examples=rule)
+        counts, *_ = train_reward_model(trained[0] / "model", preferences, tmp_path / rule, config, seed=0)
+        assert counts == {"num_examples": 40 - dropped, "num_cut": cut, "num_dropped": dropped}
+        assert 0 <= reward_model_accuracy(tmp_path / rule, preferences, config) <= 1
+    with pytest.raises(InputError, match=r"row 3: .* tokens, but the model's context is 128"):
+        reward_model_accuracy(trained[0] / "model", preferences)
 
 
 def test_few_pairs_leave_at_least_one_to_train_on_and_one_held_out() -> None:
