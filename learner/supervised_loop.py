@@ -70,7 +70,8 @@ def descend(
     optimizer = Optimizer(model, learning_rate=plan.learning_rate, num_steps=plan.num_steps)
     progress, best = checkpoints.load(model, optimizer.adamw) if checkpoints else (Progress(), {})
     optimizer.num_done = progress.step
-    yield from progress.rows
+    # Ray sends into the generators that it streams, which a list's iterator could not take.
+    yield from (row for row in progress.rows)
     progress.rows = []
     for batch in itertools.islice(batches, progress.step, plan.num_steps):
         if plan.patience is not None and progress.num_worse >= plan.patience:
