@@ -16,15 +16,12 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
+from cluster.datasets import Kind, find_form, read_schema, require_rows
 from cluster.errors import InputError
 from deploy.run_config import RunConfig, check_context_length, dotted_paths
 
-COLUMNS = {
-    "sft": ("prompt", "completion"),
-    "prompts": ("prompt",),
-    "preferences": ("prompt", "chosen", "rejected"),
-    "evaluation": ("prompt",),
-}
+KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "preferences", "evaluation": "prompts"}
+"""What is in each data set that the run file names."""
 
 
 def check_inputs(config: RunConfig) -> list[str]:
@@ -32,10 +29,10 @@ def check_inputs(config: RunConfig) -> list[str]:
     lines = []
     if config.model.path is not None:
         lines.append(f"model        {config.model.path} ({_check_model(config, config.model.path)})")
-    for name, columns in COLUMNS.items():
+    for name, kind in KINDS.items():
         path = getattr(config.data, name)
         if path is not None:
-            lines.append(f"{name:<12} {path} ({count_rows(path, columns):,} rows)")
+            lines.append(f"{name:<12} {path} ({_check_data(path, kind, config.model.path)})")
     for key, dotted_path in dotted_paths(config).items():
         lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({find_function(dotted_path, key)})")
     return lines
@@ -86,61 +83,22 @@ def _check_tokenizer(folder: Path) -> int:
         raise InputError(str(path), f"not a tokenizer ({error})") from error
 
 
-def count_rows(path: Path, columns: Sequence[str]) -> int:
-    """Rows of a Parquet or JSON Lines file. Raises InputError when it is missing, empty or lacks a column of text."""
-    if not path.is_file():
-        raise InputError(str(path), "no such data set")
-    if path.suffix == ".parquet":
-        num_rows, found = _parquet_schema(path)
-    elif path.suffix == ".jsonl":
-        num_rows, found = _json_lines_schema(path)
-    else:
-        raise InputError(str(path), "neither .parquet nor .jsonl")
-    if num_rows == 0:
-        raise InputError(str(path), "the data set is empty")
-    for column in columns:
-        if column not in found:
-            raise InputError(str(path), f"no column {column!r}; it has {', '.join(found) or 'none'}")
-        if not found[column]:
-            raise InputError(str(path), f"column {column!r} is not text")
-    return num_rows
+def _check_data(path: Path, kind: Kind, model: Path | None) -> str:
+    """Check a data set; returns how much of what it holds. Raises InputError naming the file or column."""
+    num_rows, schema = read_schema(path)
+    require_rows(path, num_rows)
+    if not find_form(path, schema, kind).conversational:
+        return f"{num_rows:,} rows"
+    if model is not None and not _has_chat_template(model):
+        raise InputError(str(path), f"holds messages, but the tokenizer of {model} has no chat template")
+    return f"{num_rows:,} rows of messages"
 
 
-def _parquet_schema(path: Path) -> tuple[int, dict[str, bool]]:
-    """Number of rows, and of each column whether it holds text."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(str(path), f"not Parquet ({str(error).splitlines()[0]})") from error
-    with file:
-        schema = file.schema_arrow
-        text = {field.name: _holds_text(field.type) for field in schema}
-        return int(file.metadata.num_rows), text
-
-
-def _holds_text(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind))
-
-
-def _json_lines_schema(path: Path) -> tuple[int, dict[str, bool]]:
-    """The same of JSON Lines; the columns are those of the first row."""
-    with path.open(encoding="utf-8") as lines:
-        first = next((line for line in lines if line.strip()), None)
-        if first is None:
-            return 0, {}
-        num_rows = 1 + sum(1 for line in lines if line.strip())
-    try:
-        row = json.loads(first)
-    except ValueError as error:
-        raise InputError(str(path), f"first line is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise InputError(str(path), "first line is not a JSON object")
-    return num_rows, {name: isinstance(value, str) for name, value in row.items()}
+def _has_chat_template(folder: Path) -> bool:
+    settings = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").exists() or (
+        settings.exists() and bool(_read_json(settings).get("chat_template"))
+    )
 
 
 def find_function(dotted_path: str, key: str) -> str:

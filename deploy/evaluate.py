@@ -16,8 +16,8 @@ from cluster.scoring import ScoreRequest
 from cluster.trajectory import Segment, Trajectory, Turn
 from deploy import dotted
 from deploy.session import Session
-from deploy.stages import data_path, policy_path
-from rollout_actors.prompts import read_rows, scorer_columns
+from deploy.stages import data_path, policy_path, prompt_rows
+from rollout_actors.prompts import scorer_columns
 from rollout_actors.rollout_actor import Response
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ class Evaluated:
     metrics: dict[str, float]
 
 
-def held_out_rows(session: Session, num: int) -> list[dict[str, Any]]:
+async def held_out_rows(session: Session, num: int) -> list[dict[str, Any]]:
     """The first `num` rows of the evaluation data (of the training prompts, where a run brings no others)."""
     config, run = session.config, session.run
     path = data_path(config, run.path, "evaluation")
-    rows = read_rows(path if path.exists() else data_path(config, run.path, "prompts"))
+    rows = await prompt_rows(session, "evaluation" if path.exists() else "prompts")
     return [rows[i % len(rows)] for i in range(num)]
 
 
@@ -48,12 +48,13 @@ class HeldOut:
     def __init__(self, session: Session, learners: HealedLearners) -> None:
         self._session = session
         self._learners = learners
+        self._rows: list[dict[str, Any]] = []
 
     async def evaluate(self, step: int) -> bool:
         """Measure version `step`; whether its reward - kl_coefficient x KL is the highest so far."""
         session = self._session
         settings = session.config.evaluation
-        rows = held_out_rows(session, settings.num_prompts_during)
+        rows = self._rows = self._rows or await held_out_rows(session, settings.num_prompts_during)
         sampled = await session.pool.ask(
             "sample",
             [row["prompt"] for row in rows],
@@ -119,7 +120,7 @@ def mean_kl_nats(policy: Sequence[Sequence[float]], reference: Sequence[Sequence
 async def evaluate(session: Session) -> None:
     """The policy before and after PPO on the held-out prompts, into `summary.json` and onto the screen."""
     config, run = session.config, session.run
-    rows = held_out_rows(session, config.evaluation.num_prompts)
+    rows = await held_out_rows(session, config.evaluation.num_prompts)
     session.view.stage("evaluation", 2)
     reference = policy_path(config, run.path)
     policies = {"before": reference, "after": run.path / "policy"}

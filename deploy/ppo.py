@@ -22,10 +22,9 @@ from cluster.weights import Manifest, WeightStore
 from deploy.evaluate import HeldOut
 from deploy.healing import NUM_RESTARTS, HealedLearners
 from deploy.session import Session, dtype_of
-from deploy.stages import data_path, policy_path
+from deploy.stages import policy_path, prompt_rows
 from learner.learner_group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, train
-from rollout_actors.prompts import read_rows
 
 
 class PublishedWeights:
@@ -71,9 +70,9 @@ async def run_ppo(session: Session) -> None:
 
 
 async def _close_ring(session: Session, resume: Path | None, started: float) -> Ring:
-    config, run = session.config, session.run
+    config = session.config
     position = QueuePosition(**json.loads((resume / "position.json").read_text())) if resume else QueuePosition()
-    rows = read_rows(data_path(config, run.path, "prompts"))
+    rows = await prompt_rows(session, "prompts")
     control = start_actor(
         RunControl,
         config.rollout_actors.num_actors,

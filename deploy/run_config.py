@@ -60,16 +60,19 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Data sets, Parquet or JSON Lines; one named here goes before the builder's of the same name."""
+    """Data sets: Parquet, JSON Lines, what `Dataset.save_to_disk` wrote, or a folder of shards. Prompts and responses
+    are texts or lists of messages (role, content), which the tokenizer's chat template renders. One named here goes
+    before the builder's of the same name."""
 
     builder: str | None = None
     """Dotted path of `f(directory: Path, *, seed: int)` that writes sft, prompts and evaluation `.parquet`."""
     sft: Path | None = None
-    """Columns prompt, completion."""
+    """Columns prompt and completion; or messages, the last of the assistant's being the completion."""
     prompts: Path | None = None
     """Column prompt; other columns go to the scorer."""
     preferences: Path | None = None
-    """Columns prompt, chosen, rejected: labelled pairs, instead of sampled ones."""
+    """Labelled pairs instead of sampled ones: columns prompt, chosen, rejected, or chosen and rejected with their
+    prompt as common first messages; where there is a margin, chosen should be rewarded higher by that much."""
     evaluation: Path | None = None
     """Column prompt, held out from training; without it the training prompts are used."""
 

@@ -25,6 +25,7 @@ from reward_service.config import REWARD_MODEL
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
 CONFIG, LOCK = "config.toml", ".lock"
 COMMANDS = {"reward_model": "reward-model", "evaluation": "evaluate"}
+SUPERVISED = ("sft", "reward_model")
 _WHEREABOUTS = {"run.name", "run.runs_dir"}
 _CHECKPOINT = re.compile(r"step-(\d+)")
 
@@ -219,6 +220,7 @@ def open_run(config: RunConfig, path: Path, *, fresh: bool = False) -> Iterator[
             run.clear()
         _write(path / CONFIG, to_toml(config))
         _rewind(run, config)
+        _drop_checkpoints(run, config)
         yield run
     finally:
         run.close()
@@ -260,6 +262,13 @@ def _rewind(run: RunDirectory, config: RunConfig) -> None:
         if not run.is_done(stage, config):
             newest = run.newest_checkpoint(stage)
             run.rewind_metrics(stage, checkpoint_step(newest) if newest else 0)
+
+
+def _drop_checkpoints(run: RunDirectory, config: RunConfig) -> None:
+    """Delete what a supervised stage that was killed in its last moment has left beside its artefact."""
+    for stage in SUPERVISED:
+        if run.is_done(stage, config):
+            shutil.rmtree(run.path / "checkpoints" / stage, ignore_errors=True)
 
 
 def require_stages(config: RunConfig, run: RunDirectory | None, stages: Sequence[str]) -> None:

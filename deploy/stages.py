@@ -18,9 +18,10 @@ from cluster.remote import stream_task
 from cluster.trajectory_queue import PromptOrder
 from deploy import dotted
 from deploy.run_config import RunConfig
+from deploy.run_directory import checkpoint_step
 from deploy.session import Session
 from learner import tasks
-from rollout_actors.prompts import read_rows
+from rollout_actors.prompts import holds_messages, read_rows, ready_rows
 
 HELD_OUT = "preferences_held_out.parquet"
 
@@ -62,7 +63,7 @@ def policy_path(config: RunConfig, run_path: Path) -> Path:
 
 
 def data_path(config: RunConfig, run_path: Path, name: str) -> Path:
-    """The data file `name` (sft, prompts, evaluation): set in the run file, or made by the builder."""
+    """The data set `name` (sft, prompts, evaluation): set in the run file, or made by the builder."""
     explicit = getattr(config.data, name)
     return Path(explicit) if explicit else run_path / "data" / f"{name}.parquet"
 
@@ -72,11 +73,40 @@ def preferences_path(config: RunConfig, run_path: Path) -> Path:
     return Path(config.data.preferences) if config.data.preferences else run_path / "preferences.parquet"
 
 
+async def prompt_rows(session: Session, name: str) -> list[dict[str, Any]]:
+    """The rows of the data set `name` (prompts, evaluation) as they are sampled; counts those left out as too long.
+
+    Where that takes a tokenizer it is done in a process of its own: this one is spared the import.
+    """
+    config, run = session.config, session.run
+    path, settings = data_path(config, run.path, name), config.rollout_actors
+    rows = read_rows(path)
+    if not holds_messages(rows) and settings.long_prompts == "error":
+        return rows
+    num_rows = len(rows)
+    ready = stream_task(
+        ready_rows,
+        path,
+        policy_path(config, run.path),
+        max_prompt_tokens=settings.max_prompt_tokens,
+        long_prompts=settings.long_prompts,
+        name=f"data.{name}",
+        log_path=session.log_path("prompts"),
+    )
+    rows = [row async for part in ready for row in part]
+    num_dropped = num_rows - len(rows)
+    run.update_summary({f"data.{name}.num_prompts": len(rows), f"data.{name}.num_dropped": num_dropped})
+    if num_dropped:
+        limit = f"rollout_actors.max_prompt_tokens ({settings.max_prompt_tokens})"
+        session.view.note(f"{name}: {num_dropped:,} of {num_rows:,} prompts are longer than {limit}: left out")
+    return rows
+
+
 async def run_sft(session: Session) -> None:
     """Supervised fine-tuning into `sft/`."""
     config, run = session.config, session.run
     session.view.stage("sft", config.sft.num_steps)
-    await _train(
+    result = await _train(
         session,
         "sft",
         tasks.sft,
@@ -84,13 +114,24 @@ async def run_sft(session: Session) -> None:
         data_path(config, run.path, "sft"),
         run.path / "sft",
         config.sft,
+        run.path / "checkpoints" / "sft",
     )
+    run.update_summary({f"sft.{name}": value for name, value in result.items()})
+    if "best_step" in result:
+        session.view.note(f"sft: held-out loss {result['held_out_loss']:.4f} at step {result['best_step']:,.0f}, kept")
 
 
 async def _train(session: Session, stage: str, function: Callable[..., Any], *args: Any) -> dict[str, float]:
-    """Run a supervised stage in a process of its own; returns what it yielded last, its result."""
-    metrics: dict[str, float] = {}
+    """Run a supervised stage in a process of its own; returns what it yielded beside its steps.
+
+    A stage that goes on from a checkpoint yields some steps again; what is recorded already is not recorded twice.
+    """
+    result: dict[str, float] = {}
     learner = session.config.learner
+    newest = session.run.newest_checkpoint(stage)
+    recorded = {row["step"] for row in session.run.metrics() if row["stage"] == stage} if newest else set()
+    if newest:
+        session.view.note(f"{stage}: goes on after step {checkpoint_step(newest):,}")
     async for metrics in stream_task(
         function,
         *args,
@@ -100,9 +141,19 @@ async def _train(session: Session, stage: str, function: Callable[..., Any], *ar
         num_cpus=learner.num_cpus,
         num_gpus=learner.num_gpus,
     ):
-        if "step" in metrics:
+        if "step" not in metrics:
+            result |= metrics
+            _say_what_was_cut(session, stage, metrics)
+        elif metrics["step"] not in recorded:
             session.log_step(stage, metrics)
-    return metrics
+    return result
+
+
+def _say_what_was_cut(session: Session, stage: str, counts: dict[str, float]) -> None:
+    """A note where examples were too long."""
+    if counts.get("num_cut") or counts.get("num_dropped"):
+        kept = f"{counts['num_examples']:,} examples kept"
+        session.view.note(f"{stage}: {kept}, {counts['num_cut']:,} of them cut, {counts['num_dropped']:,} dropped")
 
 
 async def collect_preferences(session: Session) -> None:
@@ -114,7 +165,7 @@ async def collect_preferences(session: Session) -> None:
     if settings.annotator is None:
         raise AntiphonError("preferences.annotator", "nobody labels the pairs (set it, or data.preferences)")
     annotate = dotted.load(settings.annotator, "preferences.annotator")
-    order = PromptOrder(read_rows(data_path(config, run.path, "prompts")), config.run.seed)
+    order = PromptOrder(await prompt_rows(session, "prompts"), config.run.seed)
     prompts = [order.row(i)["prompt"] for i in range(num)]
     pairs = await session.sample(
         prompts,
@@ -162,7 +213,7 @@ async def run_reward_model(session: Session) -> None:
     """Train `reward_model/` on the preferences and report its accuracy on pairs it has not seen."""
     config, run = session.config, session.run
     session.view.stage("reward_model", 0)
-    metrics = await _train(
+    result = await _train(
         session,
         "reward_model",
         tasks.reward_model,
@@ -170,16 +221,17 @@ async def run_reward_model(session: Session) -> None:
         preferences_path(config, run.path),
         run.path / "reward_model",
         config.reward_model,
+        run.path / "checkpoints" / "reward_model",
     )
-    accuracy = metrics["accuracy"]
     held_out = run.path / HELD_OUT
     if held_out.exists() and pq.read_metadata(held_out).num_rows:
-        accuracy = await _accuracy(session, held_out)
-    run.update_summary({"reward_model.accuracy": accuracy})
-    session.view.note(f"reward model: {accuracy:.1%} of fresh labels predicted")
+        result |= await _accuracy(session, held_out)
+    told = ("accuracy", "held_out_loss", "best_step", "num_examples", "num_cut", "num_dropped")
+    run.update_summary({f"reward_model.{name}": result[name] for name in told})
+    session.view.note(f"reward model: {result['accuracy']:.1%} of fresh labels predicted")
 
 
-async def _accuracy(session: Session, pairs: Path) -> float:
+async def _accuracy(session: Session, pairs: Path) -> dict[str, float]:
     """Share of the pairs in which the trained reward model prefers what the annotators preferred."""
-    model = session.run.path / "reward_model"
-    return (await _train(session, "reward_model", tasks.reward_model_accuracy, model, pairs))["accuracy"]
+    model, settings = session.run.path / "reward_model", session.config.reward_model
+    return await _train(session, "reward_model", tasks.reward_model_accuracy, model, pairs, settings)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config import Section
 
@@ -173,6 +173,25 @@ class SftConfig(Section):
     """Examples an optimiser step."""
     learning_rate: float = Field(default=3e-3, gt=0)
     """AdamW's peak learning rate; linear warm-up over a tenth, then cosine to a tenth."""
+    max_tokens: int | None = Field(default=None, ge=2)
+    """Longest example, prompt and completion together; unset: the model's context."""
+    long_examples: Literal["error", "drop", "cut"] = "error"
+    """What becomes of a longer one: an error, left out, or cut at its end; left out too where no token of the
+    completion fits. The summary counts them."""
+    held_out_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the examples kept from training for `held_out_loss`; with any, the weights of the lowest are kept."""
+    evaluate_every_steps: int = Field(default=25, ge=1)
+    """Optimiser steps between two measurements of `held_out_loss`; the last step is always measured."""
+    patience: int | None = Field(default=None, ge=1)
+    """Measurements without a lower `held_out_loss` after which training stops; unset: it goes on to its last step."""
+    checkpoint_every_steps: int = Field(default=100, ge=1)
+    """Optimiser steps between checkpoints, from the last of which an interrupted stage goes on."""
+
+    @model_validator(mode="after")
+    def _patience_needs_held_out_examples(self) -> Self:
+        if self.patience is not None and not self.held_out_share:
+            raise ValueError("patience needs a held_out_share to watch")
+        return self
 
 
 class PreferencesConfig(Section):
@@ -200,3 +219,13 @@ class RewardModelConfig(Section):
     """AdamW's peak learning rate; linear warm-up over a tenth, then cosine to a tenth."""
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs kept for the reported accuracy."""
+    max_tokens: int | None = Field(default=None, ge=2)
+    """Longest prompt with its response; unset: the model's context."""
+    long_examples: Literal["error", "drop", "cut"] = "error"
+    """What becomes of a pair with a longer one: an error, left out, or its responses cut at their end; left out too
+    where no token of them fits, or nothing is left to tell them apart. The summary counts them."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a lower `held_out_loss` after which training stops, and the weights of the lowest are kept;
+    unset: it goes on to its last epoch, whose weights are kept."""
+    checkpoint_every_steps: int = Field(default=100, ge=1)
+    """Optimiser steps between checkpoints, from the last of which an interrupted stage goes on."""

@@ -5,8 +5,8 @@ Knows nothing of rewards, Ray or stages. B rows, T tokens a row, padded on the r
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +15,66 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from learner.config import SftConfig
-from learner.supervised import (
-    Optimizer,
-    check_fits,
-    load_model,
-    load_tokenizer,
-    pad,
-    read_text_columns,
-    save_model_folder,
-    shuffled_batches,
-)
+from learner.datasets import Completion, Limit, read_completions
+from learner.supervised import load_model, load_tokenizer, pad, save_model_folder, shuffled_batches, split
+from learner.supervised_loop import BatchLoss, Plan, checkpoints_of, descend
 
 _NO_LOSS = -100
 
 
 def train_sft(
-    model_path: Path, data_path: Path, output_path: Path, config: SftConfig, *, seed: int
+    model_path: Path,
+    data_path: Path,
+    output_path: Path,
+    config: SftConfig,
+    checkpoints_path: Path | None = None,
+    *,
+    seed: int,
 ) -> Iterator[dict[str, float]]:
-    """Train on `data_path` (Parquet or JSON Lines, columns prompt and completion); yield metrics each optimiser step.
+    """Train on the prompts and completions of `data_path`; yield metrics each optimiser step.
 
-    After the last step the trained model replaces `output_path`, whole or not at all. The same seed gives the same
-    weights on a CPU. Raises InputError naming the file and what is wrong with it.
+    First of all the examples are counted (`num_examples`, `num_cut`, `num_dropped`), and the last yield, made once the
+    trained model has replaced `output_path`, whole or not at all, says what was measured of it on held-out examples.
+    The same seed gives the same weights on a CPU, interrupted or not where `checkpoints_path` is given. Raises
+    InputError naming the file and what is wrong with it.
     """
     torch.manual_seed(seed)
-    rows = read_text_columns(data_path, ("prompt", "completion"))
     tokenizer = load_tokenizer(model_path)
+    examples = read_completions(tokenizer, data_path)
     model = load_model(AutoModelForCausalLM, model_path).train()
-    examples = tokenize(tokenizer, rows["prompt"], rows["completion"])
-    check_fits(model, [ids for ids, _ in examples], data_path)
-    optimizer = Optimizer(model, learning_rate=config.learning_rate, num_steps=config.num_steps)
-    batches = shuffled_batches(len(examples), config.batch_size, torch.Generator().manual_seed(seed))
-    for step in range(1, config.num_steps + 1):
-        started = time.perf_counter()
-        batch = [examples[index] for index in next(batches)]
-        loss = completion_loss(model, batch, tokenizer.pad_token_id)
-        optimizer.step(loss)
-        num_tokens = sum(len(ids) for ids, _ in batch)
-        tokens_per_s = num_tokens / (time.perf_counter() - started)
-        yield {"loss": loss.item(), "step": float(step), "tokens_per_s": tokens_per_s}
+    examples, counts = Limit.of(model, config, "sft").applied(examples, data_path)
+    checkpoints = checkpoints_of(checkpoints_path, config, seed, examples)
+    generator = torch.Generator().manual_seed(seed)
+    training, held_out = examples, list[Completion]()
+    if config.held_out_share:
+        training, held_out = split(examples, config.held_out_share, generator, data_path)
+    yield counts | {"num_held_out": len(held_out)}
+    pad_token_id = tokenizer.pad_token_id
+
+    def loss_of(batch: list[int]) -> BatchLoss:
+        rows = [training[index] for index in batch]
+        return BatchLoss(completion_loss(model, rows, pad_token_id), {}, sum(len(ids) for ids, _ in rows))
+
+    batches = shuffled_batches(len(training), config.batch_size, generator)
+    evaluate = partial(_held_out, model, held_out, config.batch_size, pad_token_id) if held_out else None
+    kept = yield from descend(model, batches, loss_of, evaluate, _plan(config), checkpoints)
     save_model_folder(model, tokenizer, model_path, output_path)
+    if checkpoints:
+        checkpoints.remove()
+    if kept:
+        yield {"held_out_loss": kept["held_out_loss"], "best_step": kept["step"]}
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[list[int], int]]:
-    """Each row's token ids, prompt then completion then end of sequence, with the length of its prompt."""
-    prompt_ids = tokenizer(list(prompts)).input_ids
-    completion_ids = tokenizer(list(completions), add_special_tokens=False).input_ids
-    return [
-        ([*prompt, *completion, tokenizer.eos_token_id], len(prompt))
-        for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
-    ]
+def _plan(config: SftConfig) -> Plan:
+    return Plan(
+        num_steps=config.num_steps,
+        learning_rate=config.learning_rate,
+        evaluate_every_steps=config.evaluate_every_steps,
+        keeps_best=True,
+        patience=config.patience,
+        checkpoint_every_steps=config.checkpoint_every_steps,
+        unit="tokens",
+    )
 
 
 def completion_loss(model: Any, batch: Sequence[tuple[list[int], int]], pad_token_id: int) -> torch.Tensor:
@@ -75,3 +86,16 @@ def completion_loss(model: Any, batch: Sequence[tuple[list[int], int]], pad_toke
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(model.device), ignore_index=_NO_LOSS
     )
+
+
+def _held_out(
+    model: Any, examples: Sequence[tuple[list[int], int]], batch_size: int, pad_token_id: int
+) -> dict[str, float]:
+    """The loss over all completion tokens of the examples."""
+    total, num_tokens = 0.0, 0
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        num = sum(len(ids) - max(1, num_prompt) for ids, num_prompt in batch)
+        total += num * completion_loss(model, batch, pad_token_id).item()
+        num_tokens += num
+    return {"held_out_loss": total / num_tokens}

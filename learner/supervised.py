@@ -1,4 +1,4 @@
-"""What both supervised stages share: reading rows, loading and writing model folders, the order of the batches.
+"""What both supervised stages share: loading and writing model folders, the order of the batches, the optimiser.
 
 Knows no loss and nothing of stages; a model is an ordinary Hugging Face folder, before and after.
 """
@@ -9,11 +9,8 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.json
-import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -21,37 +18,7 @@ from cluster.errors import InputError
 
 MAX_GRAD_NORM = 1.0
 
-
-def read_text_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
-    """The named columns of a Parquet or JSON Lines file, as equally long lists of text.
-
-    Raises InputError naming the file, and the column or row, where something is missing, empty or no text.
-    """
-    table = _read_table(path)
-    for column in columns:
-        if column not in table.column_names:
-            raise InputError(str(path), f"no column {column!r}; it has {', '.join(table.column_names) or 'none'}")
-    if table.num_rows == 0:
-        raise InputError(str(path), "the dataset is empty")
-    rows = {column: table.column(column).to_pylist() for column in columns}
-    for column, values in rows.items():
-        for index, value in enumerate(values):
-            if not isinstance(value, str):
-                raise InputError(str(path), f"column {column!r}, row {index}: not text but {value!r}")
-    return rows
-
-
-def _read_table(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise InputError(str(path), "no such file")
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-        if path.stat().st_size == 0:
-            raise InputError(str(path), "the dataset is empty")
-        return pyarrow.json.read_json(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(str(path), f"neither Parquet nor JSON Lines: {error}") from error
+T = TypeVar("T")
 
 
 def load_model(auto_class: Any, path: Path, **options: Any) -> Any:
@@ -91,14 +58,6 @@ def check_model_folder(path: Path) -> None:
         raise InputError(str(path), "no model folder (it has no config.json)")
 
 
-def check_fits(model: Any, sequences: Sequence[Sequence[int]], path: Path) -> None:
-    """Raise InputError naming the first row of the file that is longer than the model's context."""
-    context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    for index, ids in enumerate(sequences):
-        if len(ids) > context:
-            raise InputError(str(path), f"row {index}: {len(ids)} tokens, but the model's context is {context}")
-
-
 def save_model_folder(model: Any, tokenizer: Any, source: Path, output_path: Path) -> None:
     """Write a Hugging Face folder beside `output_path` and put it there whole, in the dtype of `source`.
 
@@ -130,21 +89,38 @@ def shuffled_batches(num_rows: int, batch_size: int, generator: torch.Generator)
             yield order[start : start + batch_size]
 
 
+def split(rows: Sequence[T], share: float, generator: torch.Generator, path: Path) -> tuple[list[T], list[T]]:
+    """Rows to train on and rows held out, at least one of each. Raises InputError on a single row."""
+    if len(rows) < 2:
+        raise InputError(str(path), "a single row: one is needed for training and one to be held out")
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    num_held_out = min(max(1, round(share * len(rows))), len(rows) - 1)
+    shuffled = [rows[index] for index in order]
+    return shuffled[num_held_out:], shuffled[:num_held_out]
+
+
 class Optimizer:
-    """AdamW with gradients clipped to norm 1; linear warm-up over a tenth of the steps, then cosine to a tenth."""
+    """AdamW with gradients clipped to norm 1; linear warm-up over a tenth of the steps, then cosine to a tenth.
+
+    `num_done` is the optimiser steps done: where in that schedule the next one is.
+    """
 
     def __init__(self, model: torch.nn.Module, *, learning_rate: float, num_steps: int) -> None:
+        self.adamw = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+        self.num_done = 0
         self._model = model
-        self._adamw = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, warmup_then_cosine(num_steps))
+        self._learning_rate = learning_rate
+        self._factor = warmup_then_cosine(num_steps)
 
     def step(self, loss: torch.Tensor) -> None:
         """Descend the loss by one optimiser step."""
-        self._adamw.zero_grad(set_to_none=True)
+        for group in self.adamw.param_groups:
+            group["lr"] = self._learning_rate * self._factor(self.num_done)
+        self.adamw.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRAD_NORM)
-        self._adamw.step()
-        self._schedule.step()
+        self.adamw.step()
+        self.num_done += 1
 
 
 def warmup_then_cosine(num_steps: int) -> Callable[[int], float]:

@@ -6,7 +6,6 @@ Whoever starts them is spared the import of torch: it happens where they run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from learner.config import num_cores
@@ -28,12 +27,12 @@ def reward_model(*args: Any, seed: int) -> Iterator[dict[str, float]]:
     yield from train_reward_model(*args, seed=seed)
 
 
-def reward_model_accuracy(model: Path, pairs: Path, *, seed: int) -> Iterator[dict[str, float]]:
+def reward_model_accuracy(*args: Any, seed: int) -> Iterator[dict[str, float]]:
     """`learner.reward_model_training.reward_model_accuracy`; it draws nothing, so the seed changes nothing."""
     from learner.reward_model_training import reward_model_accuracy
 
     _use_all_cores()
-    yield {"accuracy": reward_model_accuracy(model, pairs)}
+    yield {"accuracy": reward_model_accuracy(*args)}
 
 
 def _use_all_cores() -> None:

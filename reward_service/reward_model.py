@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from cluster.chat_template import scored_token_ids
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.batching import Batcher
@@ -57,7 +58,7 @@ class RewardModelScorer:
     def score_batch(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         """One forward pass over all requests that fit the model's context, padded on the right."""
         texts = [request.prompt + request.response + self._tokenizer.eos_token for request in requests]
-        token_ids: list[list[int]] = self._tokenizer(texts)["input_ids"]
+        token_ids = scored_token_ids(self._tokenizer, texts)
         fitting = [i for i, ids in enumerate(token_ids) if len(ids) <= self._max_tokens]
         outcomes: list[Outcome] = [
             RewardError(self.name, f"{request.id} has {len(ids)} tokens; the model reads at most {self._max_tokens}")

@@ -17,7 +17,9 @@ class RolloutActorsConfig(Section):
     responses_per_prompt: int = Field(default=4, ge=1)
     """Responses sampled for each prompt: the size of a group."""
     max_prompt_tokens: int = Field(default=512, ge=1)
-    """Longest prompt; a longer one is an error."""
+    """Longest prompt."""
+    long_prompts: Literal["error", "drop"] = "error"
+    """What becomes of a longer one: an error, or it is left out. The summary counts those left out."""
     max_response_tokens: int = Field(default=512, ge=1)
     """Longest response; a longer one is cut and finishes with reason `length`."""
     temperature: float = Field(default=1.0, gt=0)

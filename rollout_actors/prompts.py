@@ -1,59 +1,60 @@
-"""Prompts: rows from a Parquet or JSON-lines file, and their text turned into tokens and back.
+"""Prompts: the rows of a data set, and their text turned into tokens and back.
 
-A row's `prompt` is its text; its other columns travel with it to the scorer. Reading imports no torch, so settings
-can be checked at once; the tokenizer is loaded when one is made. Knows neither admission nor engines.
+A row's `prompt` is its text or a conversation; its other columns travel with it to the scorer. Reading imports no
+torch, so settings can be checked at once; the tokenizer is loaded when one is made. Knows neither admission nor
+engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.json
-import pyarrow.parquet
-
+from cluster.chat_template import RenderedPrompt, render, require_template, token_ids
+from cluster.datasets import read_columns
 from cluster.errors import InputError
 
-_SUFFIXES = (".parquet", ".jsonl")
+Row = dict[str, Any]
 
 
-def read_rows(path: str | Path, required: Sequence[str] = ("prompt",)) -> list[dict[str, Any]]:
-    """Every row of a dataset, one dict each.
+def read_rows(path: str | Path) -> list[Row]:
+    """Every row of a data set, one dict each; its `prompt` is a text, or a list of messages.
 
-    Raises InputError naming the file when it is missing, unreadable or empty, and the column or row when a required
-    value is.
+    Raises InputError naming the file when it is missing, unreadable or empty, and the column or row when a prompt is.
     """
-    path = Path(path)
-    rows: list[dict[str, Any]] = _require_columns(path, _read_table(path), required).to_pylist()
-    if not rows:
-        raise InputError(str(path), "the dataset is empty")
-    for index, row in enumerate(rows):
-        for column in required:
-            if row[column] is None:
-                raise InputError(str(path), f"row {index} has no {column!r}")
-    return rows
+    _, columns = read_columns(Path(path), "prompts", others=None)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _read_table(path: Path) -> pa.Table:
-    if path.suffix not in _SUFFIXES:
-        raise InputError(str(path), f"a dataset is a file ending in {' or '.join(_SUFFIXES)}")
-    if not path.is_file():
-        raise InputError(str(path), "no such dataset file")
-    if not path.stat().st_size:
-        raise InputError(str(path), "the dataset is empty")
-    try:
-        return pyarrow.parquet.read_table(path) if path.suffix == ".parquet" else pyarrow.json.read_json(path)
-    except pa.ArrowException as error:
-        raise InputError(str(path), f"cannot be read as {path.suffix.removeprefix('.')}: {error}") from error
+def holds_messages(rows: Sequence[Row]) -> bool:
+    """Whether the prompts are conversations, which only a tokenizer makes texts of."""
+    return not isinstance(rows[0]["prompt"], str)
 
 
-def _require_columns(path: Path, table: pa.Table, required: Sequence[str]) -> pa.Table:
-    for column in required:
-        if column not in table.column_names:
-            raise InputError(str(path), f"has no column {column!r}; its columns are {', '.join(table.column_names)}")
-    return table
+def ready_rows(
+    path: Path, model_path: Path, *, max_prompt_tokens: int, long_prompts: Literal["error", "drop"]
+) -> Iterator[list[Row]]:
+    """The rows of a data set as they are sampled, all in one list: conversations as the chat template writes them,
+    and prompts of more than `max_prompt_tokens` left out or an error.
+
+    Raises InputError naming the row where a prompt is too long, and where none is left.
+    """
+    rows = read_rows(path)
+    tokenizer = PromptTokenizer(str(model_path), max_prompt_tokens=max_prompt_tokens)
+    if holds_messages(rows):
+        prompts = tokenizer.render(path, [row["prompt"] for row in rows])
+        rows = [row | {"prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
+    lengths = tokenizer.lengths([row["prompt"] for row in rows])
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= max_prompt_tokens]
+    if len(fitting) < len(rows) and long_prompts == "error":
+        first = next(i for i, length in enumerate(lengths) if length > max_prompt_tokens)
+        what = f"the prompt of row {first} of {path} has {lengths[first]} tokens, more than {max_prompt_tokens}"
+        raise InputError("rollout_actors.max_prompt_tokens", what)
+    if not fitting:
+        raise InputError(str(path), f"all {len(rows)} prompts have more than {max_prompt_tokens} tokens")
+    yield fitting
 
 
 class PromptTokenizer:
@@ -72,17 +73,39 @@ class PromptTokenizer:
             raise InputError(str(model_path), f"has no usable tokenizer: {error}") from error
         self._max_prompt_tokens = max_prompt_tokens
 
+    def render(self, path: Path, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[RenderedPrompt]:
+        """Each conversation of a data set as text, up to where the model's turn begins.
+
+        Raises InputError naming the row that the chat template refuses, and where there is no template.
+        """
+        require_template(self._tokenizer, str(path))
+        return [
+            render(self._tokenizer, messages, f"{path}, row {row}", is_prompt=True)
+            for row, messages in enumerate(conversations)
+        ]
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """The number of tokens of each prompt."""
+        return [len(ids) for ids in self._token_ids(prompts)]
+
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Each prompt's token ids [P]. Raises InputError naming a prompt that is empty or too long."""
-        encoded: list[list[int]] = self._tokenizer(list(prompts))["input_ids"] if prompts else []
-        for prompt, token_ids in zip(prompts, encoded, strict=True):
-            if not token_ids:
+        encoded = self._token_ids(prompts)
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if not ids:
                 raise InputError("data.prompts", f"prompt {prompt!r} has no tokens")
-            if len(token_ids) > self._max_prompt_tokens:
+            if len(ids) > self._max_prompt_tokens:
                 raise InputError(
                     "rollout_actors.max_prompt_tokens",
-                    f"prompt {_shortened(prompt)!r} has {len(token_ids)} tokens, more than {self._max_prompt_tokens}",
+                    f"prompt {_shortened(prompt)!r} has {len(ids)} tokens, more than {self._max_prompt_tokens}",
                 )
+        return encoded
+
+    def _token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        encoded: list[list[int]] = []
+        for rendered, alike in itertools.groupby(prompts, key=lambda prompt: isinstance(prompt, RenderedPrompt)):
+            batch: list[Any] = list(alike)
+            encoded += token_ids(self._tokenizer, batch) if rendered else self._tokenizer(batch)["input_ids"]
         return encoded
 
     def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from cluster.errors import InputError
-from deploy.check import check_inputs, count_rows, find_function
+from deploy.check import check_inputs, find_function
 from deploy.run_config import load_run_config
+from tests.chat import assistant, user
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -77,7 +78,7 @@ def test_a_task_that_is_right_is_described(task: Path) -> None:
 def test_check_answers_in_two_seconds_without_torch_or_ray(task: Path) -> None:
     code = (
         "import sys, atexit\n"
-        "heavy = ('torch', 'ray', 'transformers', 'vllm', 'tensorboard', 'package')\n"
+        "heavy = ('torch', 'ray', 'transformers', 'datasets', 'vllm', 'tensorboard', 'package')\n"
         "atexit.register(lambda: print('imported:', [name for name in heavy if name in sys.modules]))\n"
         "sys.argv[1:] = ['check', 'run.toml']\n"
         "from deploy.cli import app\n"
@@ -130,7 +131,7 @@ def test_a_missing_column_is_named(task: Path) -> None:
 
 def test_a_column_that_is_not_text_is_named(task: Path) -> None:
     (task / "prompts.jsonl").write_text('{"prompt": 3}\n')
-    assert refused(task) == "prompts.jsonl: column 'prompt' is not text"
+    assert refused(task) == "prompts.jsonl: column 'prompt' is not text, nor messages of role and content"
 
 
 @pytest.mark.parametrize("name", ["empty.parquet", "empty.jsonl"])
@@ -139,25 +140,47 @@ def test_an_empty_data_set_is_named(task: Path, name: str) -> None:
         pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), task / name)
     else:
         (task / name).touch()
-    with pytest.raises(InputError, match=f"{name}: the data set is empty"):
-        count_rows(Path(name), ("prompt",))
+    (task / "run.toml").write_text(RUN.replace("prompts.jsonl", name))
+    assert refused(task) == f"{name}: the data set is empty"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "what"),
-    [
-        ("none.parquet", None, "no such data set"),
-        ("bad.parquet", "x", "not Parquet"),
-        ("bad.jsonl", "x\n", "first line is not JSON"),
-        ("list.jsonl", "[]\n", "first line is not a JSON object"),
-        ("data.csv", "prompt\n", "neither .parquet nor .jsonl"),
-    ],
-)
-def test_a_file_that_is_no_data_set_is_named(task: Path, name: str, content: str | None, what: str) -> None:
-    if content is not None:
-        (task / name).write_text(content)
-    with pytest.raises(InputError, match=f"{name}: {what}"):
-        count_rows(Path(name), ("prompt",))
+def test_a_missing_data_set_is_named(task: Path) -> None:
+    (task / "prompts.jsonl").unlink()
+    assert refused(task) == "prompts.jsonl: no such data set"
+
+
+def with_conversations(task: Path) -> None:
+    """The task, its data sets now conversations: a saved data set, shards, JSON Lines, every form of each kind."""
+    from datasets import Dataset, DatasetDict
+
+    talk = [user("a"), assistant("b")]
+    DatasetDict(train=Dataset.from_list([{"messages": talk}] * 2)).save_to_disk(task / "sft")
+    (task / "prompts").mkdir()
+    for name in ("a", "b"):
+        pq.write_table(pa.Table.from_pylist([{"prompt": talk[:1], "n": 1}]), task / "prompts" / f"{name}.parquet")
+    row = {"chosen": talk, "rejected": [talk[0], assistant("a")], "margin": 1.5}
+    (task / "preferences.jsonl").write_text(json.dumps(row) + "\n")
+    data = 'sft = "sft"\nprompts = "prompts"\npreferences = "preferences.jsonl"\nevaluation = "prompts/b.parquet"\n'
+    (task / "run.toml").write_text(RUN.replace('sft = "sft.parquet"\nprompts = "prompts.jsonl"\n', data))
+
+
+@pytest.mark.parametrize("holder", ["chat_template.jinja", "tokenizer_config.json"])
+def test_conversations_in_every_form_are_described(task: Path, holder: str) -> None:
+    with_conversations(task)
+    text = "{{ messages }}" if holder.endswith(".jinja") else json.dumps({"chat_template": "{{ messages }}"})
+    (task / "model" / holder).write_text(text)
+    assert check_inputs(load_run_config(task / "run.toml"))[1:5] == [
+        "sft          sft (2 rows of messages)",
+        "prompts      prompts (2 rows of messages)",
+        "preferences  preferences.jsonl (1 rows of messages)",
+        "evaluation   prompts/b.parquet (1 rows of messages)",
+    ]
+
+
+def test_conversations_for_a_model_without_a_chat_template_are_refused(task: Path) -> None:
+    with_conversations(task)
+    (task / "model" / "tokenizer_config.json").write_text("{}")
+    assert refused(task) == "sft: holds messages, but the tokenizer of model has no chat template"
 
 
 @pytest.mark.parametrize(

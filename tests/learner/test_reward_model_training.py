@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from examples.reviews.grammar import all_prompts, sample_review, topic_of
 from examples.reviews.model import build_model
 from examples.reviews.oracle import praise
 from learner.config import RewardModelConfig
-from learner.reward_model_training import bradley_terry_loss, reward_model_accuracy, split, train_reward_model
+from learner.reward_model_training import bradley_terry_loss, reward_model_accuracy, train_reward_model
+from learner.supervised import split
 
 CONFIG = RewardModelConfig(num_epochs=2, batch_size=32, learning_rate=5e-3)
 
@@ -43,7 +45,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
 
 
 def test_the_last_metrics_are_the_accuracy_on_pairs_held_out(trained: tuple[Path, list[dict[str, float]]]) -> None:
-    *steps, last = trained[1]
+    counts, *steps, last = trained[1]
+    assert counts == {"num_examples": 800, "num_cut": 0, "num_dropped": 0}
     assert [m["step"] for m in steps] == list(range(1, 2 * 23 + 1))
     assert steps[0]["loss"] > 0.6 > 0.3 > steps[-1]["loss"]
     assert last["accuracy"] >= 0.9
@@ -97,6 +100,50 @@ def test_the_loss_prefers_a_wider_margin_and_rewards_around_zero() -> None:
     assert bradley_terry_loss(torch.tensor([5.0]), torch.tensor([3.0])).item() > 0.1269 + 0.1
 
 
+def test_a_margin_asks_for_a_wider_distance_and_none_changes_nothing() -> None:
+    chosen, rejected = torch.tensor([1.0, 0.5], requires_grad=True), torch.tensor([-1.0, 0.0])
+    plain, zero = bradley_terry_loss(chosen, rejected), bradley_terry_loss(chosen, rejected, torch.zeros(2))
+    assert plain.item() == zero.item()
+    wanted = -sum(math.log(1 / (1 + math.exp(-(d - m)))) for d, m in ((2.0, 3.0), (0.5, 0.0))) / 2
+    centering = 0.01 * (0.5 / 2) ** 2
+    assert bradley_terry_loss(chosen, rejected, torch.tensor([3.0, 0.0])).item() == pytest.approx(wanted + centering)
+
+
+def test_margins_in_the_data_are_trained_on_and_measured(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    preferences = write_pairs(tmp_path / "plain.parquet", 40, seed=0)
+    table = pq.read_table(preferences)
+    losses = {}
+    for name, margin in (("plain", None), ("zero", 0.0), ("wide", 5.0)):
+        data = table if margin is None else table.append_column("margin", pa.array([margin] * len(table)))
+        pq.write_table(data, tmp_path / f"{name}.parquet")
+        config = RewardModelConfig(num_epochs=1, batch_size=16)
+        *_, last = train_reward_model(
+            trained[0] / "model", tmp_path / f"{name}.parquet", tmp_path / name, config, seed=0
+        )
+        losses[name] = last["held_out_loss"]
+    plain, zero, wide = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "zero", "wide"))
+    assert plain == zero != wide
+    assert losses["plain"] == losses["zero"] < 1 < 4 < losses["wide"]
+
+
+def test_long_pairs_are_cut_or_dropped_in_training_and_in_measuring(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    preferences = write_pairs(tmp_path / "preferences.parquet", 40, seed=0)
+    rows = pq.read_table(preferences).to_pylist()
+    rows[3] |= {"chosen": "good " * 200, "rejected": "bad " * 200}
+    pq.write_table(pa.Table.from_pylist(rows), preferences)
+    for rule, cut, dropped in (("cut", 1, 0), ("drop", 0, 1)):
+        config = RewardModelConfig(num_epochs=1, batch_size=16, long_examples=rule)
+        counts, *_ = train_reward_model(trained[0] / "model", preferences, tmp_path / rule, config, seed=0)
+        assert counts == {"num_examples": 40 - dropped, "num_cut": cut, "num_dropped": dropped}
+        assert 0 <= reward_model_accuracy(tmp_path / rule, preferences, config) <= 1
+    with pytest.raises(InputError, match=r"row 3: .* tokens, but the model's context is 128"):
+        reward_model_accuracy(trained[0] / "model", preferences)
+
+
 def test_few_pairs_leave_at_least_one_to_train_on_and_one_held_out() -> None:
     generator = torch.Generator().manual_seed(0)
     pairs = [([i], [i]) for i in range(3)]
@@ -105,7 +152,7 @@ def test_few_pairs_leave_at_least_one_to_train_on_and_one_held_out() -> None:
         assert sorted([*training, *held_out]) == pairs
         assert training
         assert held_out
-    with pytest.raises(InputError, match="pairs: a single pair"):
+    with pytest.raises(InputError, match="pairs: a single row"):
         split(pairs[:1], 0.5, generator, Path("pairs"))
 
 

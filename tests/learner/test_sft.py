@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.errors import InputError
 from examples.reviews.model import build_model
 from learner.config import SftConfig
-from learner.sft import completion_loss, tokenize, train_sft
-from learner.supervised import warmup_then_cosine
+from learner.datasets import tokenize
+from learner.sft import completion_loss, train_sft
+from learner.supervised import load_tokenizer, warmup_then_cosine
+from tests.chat import assistant, user, write_chat_model
 
 PROMPTS = ["we tried the new film on friday night:", "i tried the old book on sunday morning:"]
 COMPLETIONS = ["the film was good and lovely.", "the book was dull, the plot was bad."]
@@ -46,7 +49,8 @@ def greedy(model_path: Path, prompt: str) -> str:
 
 def test_a_trained_folder_completes_its_prompts_and_stops(model_path: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "sft.parquet", ROWS)
-    metrics = list(train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0))
+    counts, *metrics = train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0)
+    assert counts == {"num_examples": 2, "num_cut": 0, "num_dropped": 0, "num_held_out": 0}
     assert [m["step"] for m in metrics] == list(range(1, 41))
     assert metrics[0]["loss"] > 3 > 0.1 > metrics[-1]["loss"]
     assert all(m["tokens_per_s"] > 0 for m in metrics)
@@ -106,7 +110,7 @@ def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_a_tenth() -> None:
     ("columns", "what"),
     [
         ({"prompt": PROMPTS, "answer": COMPLETIONS}, "no column 'completion'; it has prompt, answer"),
-        ({"prompt": [], "completion": []}, "the dataset is empty"),
+        ({"prompt": [], "completion": []}, "the data set is empty"),
         ({"prompt": PROMPTS, "completion": ["fine", None]}, "column 'completion', row 1: not text but None"),
         (
             {"prompt": PROMPTS, "completion": ["fine", "good " * 200]},
@@ -145,5 +149,47 @@ def test_a_missing_model_or_data_set_is_an_input_error(model_path: Path, tmp_pat
     data = written(tmp_path / "sft.parquet", ROWS)
     with pytest.raises(InputError, match="nowhere: no model folder"):
         list(train_sft(tmp_path / "nowhere", data, tmp_path / "out", CONFIG, seed=0))
-    with pytest.raises(InputError, match=r"none\.parquet: no such file"):
+    with pytest.raises(InputError, match=r"none\.parquet: no such data set"):
         list(train_sft(model_path, tmp_path / "none.parquet", tmp_path / "out", CONFIG, seed=0))
+
+
+def test_conversations_train_a_model_that_keeps_its_chat_template(tmp_path: Path) -> None:
+    folder = write_chat_model(tmp_path / "model")
+    rows = [{"messages": [user("ab"), assistant("cde")]}, {"messages": [user("ba"), assistant("edc")]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "sft.parquet")
+    config = SftConfig(num_steps=60, batch_size=2, learning_rate=2e-2)
+    list(train_sft(folder, tmp_path / "sft.parquet", tmp_path / "out", config, seed=0))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for row in rows:
+        prompt = tokenizer.apply_chat_template(
+            row["messages"][:1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        ids = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0]
+        answer = tokenizer.decode(ids[prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer == row["messages"][1]["content"]
+
+
+@pytest.mark.parametrize(("rule", "cut", "dropped"), [("cut", 1, 1), ("drop", 0, 2)])
+def test_long_examples_are_cut_or_dropped_and_counted_before_training(
+    model_path: Path, tmp_path: Path, rule: Literal["cut", "drop"], cut: int, dropped: int
+) -> None:
+    columns = {"prompt": [*PROMPTS, "good", "good " * 200], "completion": [*COMPLETIONS, "good " * 200, "bad"]}
+    data = written(tmp_path / "sft.parquet", columns)
+    config = SftConfig(num_steps=2, batch_size=4, long_examples=rule, max_tokens=64)
+    counts, *_ = train_sft(model_path, data, tmp_path / "out", config, seed=0)
+    assert counts == {"num_examples": 4 - dropped, "num_cut": cut, "num_dropped": dropped, "num_held_out": 0}
+
+
+def test_the_held_out_loss_is_that_of_examples_never_trained_on(model_path: Path, tmp_path: Path) -> None:
+    data = written(tmp_path / "sft.parquet", ROWS)
+    config = SftConfig(num_steps=20, batch_size=1, learning_rate=1e-2, held_out_share=0.5, evaluate_every_steps=5)
+    _, *steps, last = train_sft(model_path, data, tmp_path / "out", config, seed=0)
+    assert [step["step"] for step in steps if "held_out_loss" in step] == [5, 10, 15, 20]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), load_tokenizer(tmp_path / "out")
+    with torch.no_grad():
+        losses = [
+            completion_loss(model, [example], tokenizer.pad_token_id).item()
+            for example in tokenize(tokenizer, PROMPTS, COMPLETIONS)
+        ]
+    assert last["held_out_loss"] == pytest.approx(max(losses), abs=1e-5)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from cluster.errors import InputError
-from rollout_actors.prompts import PromptTokenizer, read_rows
+from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows, ready_rows
+from tests.chat import assistant, make_tokenizer, user
 
 ROWS = [{"prompt": "a", "reference": 1}, {"prompt": "b", "reference": 2}]
 
@@ -25,13 +28,10 @@ def test_parquet_and_json_lines_give_the_same_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("missing.jsonl", None, "no such dataset file"),
-        ("rows.jsonl", "", "the dataset is empty"),
-        ("rows.jsonl", '{"text": "a"}\n', "has no column 'prompt'; its columns are text"),
-        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', "row 1 has no 'prompt'"),
-        ("rows.jsonl", '{"prompt": ', "cannot be read as jsonl"),
-        ("rows.parquet", "not parquet", "cannot be read as parquet"),
-        ("rows.csv", "prompt\na\n", "a dataset is a file ending in .parquet or .jsonl"),
+        ("missing.jsonl", None, "no such data set"),
+        ("rows.jsonl", "", "the data set is empty"),
+        ("rows.jsonl", '{"text": "a"}\n', "no column 'prompt'; it has text"),
+        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', "column 'prompt', row 1: not text but None"),
     ],
 )
 def test_a_bad_dataset_is_named(tmp_path: Path, name: str, text: str | None, message: str) -> None:
@@ -40,12 +40,6 @@ def test_a_bad_dataset_is_named(tmp_path: Path, name: str, text: str | None, mes
     with pytest.raises(InputError, match=message) as caught:
         read_rows(tmp_path / name)
     assert caught.value.where == str(tmp_path / name)
-
-
-def test_a_parquet_file_without_rows_is_empty(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "rows.parquet")
-    with pytest.raises(InputError, match="empty"):
-        read_rows(tmp_path / "rows.parquet")
 
 
 def test_reading_prompts_imports_neither_torch_nor_ray() -> None:
@@ -71,3 +65,71 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no usable tokenizer") as caught:
         PromptTokenizer(str(tmp_path), max_prompt_tokens=3)
     assert caught.value.where == str(tmp_path)
+
+
+CHATS = [{"prompt": [user("ab")], "n": 1}, {"prompt": [user("abcd"), assistant("ef"), user("g")], "n": 2}]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture
+def chat_folder(tmp_path: Path) -> Path:
+    make_tokenizer().save_pretrained(tmp_path / "chat")
+    return tmp_path / "chat"
+
+
+def test_conversations_become_the_texts_of_the_chat_template(tmp_path: Path, chat_folder: Path) -> None:
+    path = write_rows(tmp_path / "rows.parquet", CHATS)
+    assert holds_messages(read_rows(path))
+    (rows,) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
+    text = "<bos>[user]abcd<eos>\n[assistant]ef<eos>\n[user]g<eos>\n[assistant]"
+    assert rows[1] == {"prompt": text, "n": 2}
+    assert not holds_messages(rows)
+
+
+def test_a_rendered_prompt_has_the_templates_own_tokens_even_after_a_journey(tmp_path: Path, chat_folder: Path) -> None:
+    path = write_rows(tmp_path / "rows.parquet", CHATS)
+    (rows,) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
+    prompts = [copy.copy(row["prompt"]) for row in rows]
+    tokenizer = PromptTokenizer(str(chat_folder), max_prompt_tokens=64)
+    expected = [
+        make_tokenizer().apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        for row in CHATS
+    ]
+    assert tokenizer.encode(prompts) == expected
+    text, rendered, bos = tokenizer.encode(["ab", prompts[0], "ab"])[0], expected[0], 2
+    assert tokenizer.encode(["ab", prompts[0], "ab"]) == [text, rendered, text]
+    assert text[0] == rendered[0] == bos != rendered[1]
+
+
+def test_prompts_that_are_too_long_are_an_error_or_left_out(tmp_path: Path, chat_folder: Path) -> None:
+    texts = [{"prompt": "abc"}, {"prompt": "abcdefgh"}, {"prompt": "abcdefg"}]
+    for rows, limit, kept in ((texts, 8, [0, 2]), (CHATS, 8, [0])):
+        path = write_rows(tmp_path / "rows.parquet", rows)
+        whole = next(ready_rows(path, chat_folder, max_prompt_tokens=99, long_prompts="drop"))
+        fitting = next(ready_rows(path, chat_folder, max_prompt_tokens=limit, long_prompts="drop"))
+        assert fitting == [whole[place] for place in kept]
+        with pytest.raises(InputError, match=r"the prompt of row 1 of .*rows\.parquet has \d+ tokens, more than 8"):
+            next(ready_rows(path, chat_folder, max_prompt_tokens=limit, long_prompts="error"))
+        with pytest.raises(InputError, match=rf"all {len(rows)} prompts have more than 1 tokens"):
+            next(ready_rows(path, chat_folder, max_prompt_tokens=1, long_prompts="drop"))
+
+
+def test_conversations_need_a_chat_template(tmp_path: Path) -> None:
+    make_tokenizer(template=None).save_pretrained(tmp_path / "plain")
+    path = write_rows(tmp_path / "rows.parquet", CHATS)
+    with pytest.raises(InputError, match=f"the tokenizer of {tmp_path / 'plain'} has no chat template") as error:
+        next(ready_rows(path, tmp_path / "plain", max_prompt_tokens=8, long_prompts="error"))
+    assert error.value.where == str(path)
+
+
+def test_a_conversation_that_the_template_refuses_is_named_by_its_row(tmp_path: Path) -> None:
+    refusing = "{% if messages | length > 1 %}{{ raise_exception('only one') }}{% endif %}a"
+    make_tokenizer(template=refusing).save_pretrained(tmp_path / "chat")
+    path = write_rows(tmp_path / "rows.parquet", CHATS)
+    with pytest.raises(InputError, match="the chat template refuses it: only one") as error:
+        next(ready_rows(path, tmp_path / "chat", max_prompt_tokens=8, long_prompts="error"))
+    assert error.value.where == f"{path}, row 1"

@@ -1,0 +1,94 @@
+"""Conversations as a model's chat template writes them: what of it is prompt, and what completes it.
+
+A tokenizer is one of transformers', handed in. Knows neither data sets nor models; imports no transformers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.errors import InputError
+
+Message = dict[str, Any]
+
+
+class RenderedPrompt(str):
+    """A prompt that the chat template wrote: its special tokens are in the text, the tokenizer adds none."""
+
+
+def require_template(tokenizer: Any, where: str) -> None:
+    """Raise InputError naming the data set and the model folder where its tokenizer has no chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(where, f"holds messages, but the tokenizer of {tokenizer.name_or_path} has no chat template")
+
+
+def render(tokenizer: Any, messages: Sequence[Message], where: str, *, is_prompt: bool) -> RenderedPrompt:
+    """The text of a conversation; a prompt ends where the model's turn begins. Raises InputError at `where`."""
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=is_prompt)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise InputError(where, f"the chat template refuses it: {error}") from error
+    return RenderedPrompt(text)
+
+
+def token_ids(tokenizer: Any, rendered: Sequence[RenderedPrompt]) -> list[list[int]]:
+    """The token ids of each rendered text, no special token added."""
+    ids: list[list[int]] = tokenizer(list(rendered), add_special_tokens=False)["input_ids"] if rendered else []
+    return ids
+
+
+def scored_token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of whole texts (prompt, response, end of sequence), as a reward model is trained and asked.
+
+    The tokenizer adds its special tokens, but to a text that begins with one as a chat template's does, no second.
+    """
+
+    def is_begun(text: str) -> bool:
+        return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+
+    ids: list[list[int]] = []
+    for begun, alike in itertools.groupby(texts, key=is_begun):
+        ids += tokenizer(list(alike), add_special_tokens=not begun)["input_ids"]
+    return ids
+
+
+def completion_after(prompt: Sequence[Any], whole: Sequence[Any], where: str) -> Sequence[Any]:
+    """What a whole rendering (its text or its token ids) has beyond its prompt's.
+
+    Raises InputError at `where` when it does not begin with that: a model would be trained on another prompt than it
+    is asked.
+    """
+    if whole[: len(prompt)] != prompt:
+        raise InputError(where, "the chat template renders the prompt alone otherwise than in the whole conversation")
+    return whole[len(prompt) :]
+
+
+def split_at_last_answer(messages: Sequence[Message], where: str) -> tuple[list[Message], list[Message]]:
+    """A conversation as prompt and completion: its last assistant message, and what precedes it.
+
+    Raises InputError at `where` when there is no assistant message, or nothing before it.
+    """
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise InputError(where, "no message of the assistant")
+    if not answers[-1]:
+        raise InputError(where, "nothing precedes the assistant's message")
+    return list(messages[: answers[-1]]), [messages[answers[-1]]]
+
+
+def split_common(
+    chosen: Sequence[Message], rejected: Sequence[Message], where: str
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """Two conversations as the prompt they share, their common first messages, and what each goes on with.
+
+    Each goes on with its last message at least. Raises InputError at `where` when they share none.
+    """
+    most = min(len(chosen), len(rejected)) - 1
+    num = next((place for place in range(most) if chosen[place] != rejected[place]), most)
+    if not num:
+        raise InputError(where, "chosen and rejected have no first message in common, so no prompt")
+    return list(chosen[:num]), list(chosen[num:]), list(rejected[num:])

@@ -1,0 +1,227 @@
+"""Data sets are read in every form people have them in, and what is wrong with one is said by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.datasets import Form, Kind, find_form, read_columns, read_schema, read_table
+from cluster.errors import InputError
+from tests.chat import assistant, user
+
+Rows = list[dict[str, Any]]
+TEXTS: Rows = [{"prompt": f"p{i}", "completion": f"c{i}", "n": i} for i in range(5)]
+MESSAGES: Rows = [{"messages": [user(f"u{i}"), assistant(f"a{i}")]} for i in range(5)]
+
+
+def write_lines(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_parquet(path: Path, rows: Rows) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def save_to_disk(path: Path, rows: Rows) -> Path:
+    from datasets import Dataset
+
+    Dataset.from_list(rows).save_to_disk(path, num_shards=2)
+    return path
+
+
+def save_splits(path: Path, rows: Rows) -> Path:
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(rows[:1])).save_to_disk(path)
+    return path
+
+
+def write_shards(path: Path, rows: Rows) -> Path:
+    path.mkdir()
+    write_parquet(path / "b.parquet", rows[3:])
+    write_parquet(path / "a.parquet", rows[:3])
+    (path / "README.md").touch()
+    return path
+
+
+def write_line_shards(path: Path, rows: Rows) -> Path:
+    path.mkdir()
+    for number in range(0, len(rows), 2):
+        write_lines(path / f"{number}.jsonl", rows[number : number + 2])
+    return path
+
+
+def write_shards_of_splits(path: Path, rows: Rows) -> Path:
+    path.mkdir()
+    write_parquet(path / "train-00000-of-00001.parquet", rows)
+    write_parquet(path / "test-00000-of-00001.parquet", rows)
+    return path
+
+
+WRITERS: dict[str, Callable[[Path, Rows], Path]] = {
+    "set.jsonl": write_lines,
+    "set.parquet": write_parquet,
+    "saved": save_to_disk,
+    "saved_splits": save_splits,
+    "shards": write_shards,
+    "line_shards": write_line_shards,
+    "hub": write_shards_of_splits,
+}
+
+
+@pytest.mark.parametrize("rows", [TEXTS, MESSAGES], ids=["texts", "messages"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_form_of_file_holds_the_same_rows_in_their_order(tmp_path: Path, name: str, rows: Rows) -> None:
+    path = WRITERS[name](tmp_path / name, rows)
+    assert read_table(path).to_pylist() == rows
+    num_rows, schema = read_schema(path)
+    assert (num_rows, schema.names) == (5, list(rows[0]))
+    assert find_form(path, schema, "sft").conversational == (rows is MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "form"),
+    [
+        ("sft", {"prompt": "p", "completion": "c"}, Form(("prompt", "completion"), False)),
+        ("sft", {"prompt": "p", "messages": [user("p"), assistant("c")]}, Form(("messages",), True)),
+        ("sft", {"prompt": [user("p")], "completion": [assistant("c")]}, Form(("prompt", "completion"), True)),
+        ("prompts", {"prompt": "p", "answer": 3}, Form(("prompt",), False)),
+        ("prompts", {"prompt": [user("p")]}, Form(("prompt",), True)),
+        ("preferences", {"prompt": "p", "chosen": "c", "rejected": "r"}, Form(("prompt", "chosen", "rejected"), False)),
+        (
+            "preferences",
+            {"chosen": [user("p"), assistant("c")], "rejected": [user("p"), assistant("r")], "margin": 1.0},
+            Form(("chosen", "rejected"), True),
+        ),
+    ],
+)
+def test_each_of_trls_forms_is_found(tmp_path: Path, kind: Kind, row: dict[str, Any], form: Form) -> None:
+    path = write_lines(tmp_path / "set.jsonl", [row])
+    found, columns = read_columns(path, kind)
+    assert found == form
+    assert columns == {name: [row[name]] for name in form.columns}
+
+
+def test_other_columns_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "set.parquet", [{"prompt": "p", "margin": 1, "x": None}])
+    assert set(read_columns(path, "prompts")[1]) == {"prompt"}
+    assert set(read_columns(path, "prompts", others=("margin", "other"))[1]) == {"prompt", "margin"}
+    assert read_columns(path, "prompts", others=None)[1] == {"prompt": ["p"], "margin": [1], "x": [None]}
+
+
+def test_text_that_looks_like_a_time_stays_text(tmp_path: Path) -> None:
+    rows = [{"prompt": "2020-01-01", "completion": "2020-01-02T03:04:05"}]
+    assert read_table(write_lines(tmp_path / "a.jsonl", rows)).to_pylist() == rows
+    talk = [{"messages": [user("2020-01-01"), assistant("2020-01-02")]}]
+    assert read_table(write_lines(tmp_path / "b.jsonl", talk)).to_pylist() == talk
+
+
+def test_a_row_may_be_longer_than_arrows_blocks(tmp_path: Path) -> None:
+    rows = [{"prompt": "long " * 500_000}, {"prompt": "short"}]
+    assert read_table(write_lines(tmp_path / "a.jsonl", rows)).to_pylist() == rows
+
+
+def test_a_key_that_only_some_messages_have_is_left_out_of_the_others(tmp_path: Path) -> None:
+    talk = [{**user("a"), "name": "Ann"}, user("b")]
+    path = write_parquet(tmp_path / "set.parquet", [{"prompt": talk}])
+    assert read_columns(path, "prompts")[1]["prompt"] == [talk]
+
+
+def refused(path: Path, kind: Kind = "sft") -> str:
+    with pytest.raises(InputError) as error:
+        read_columns(path, kind)
+    assert error.value.where.startswith(str(path))
+    return error.value.what
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([{"prompt": "a", "answer": "b"}], "no column 'completion'; it has prompt, answer"),
+        ([{"prompt": "a", "completion": 3}], "column 'completion' is not text, nor messages of role and content"),
+        ([{"messages": [{"text": "a"}]}], "no column 'prompt'; it has messages"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": None}], "column 'prompt', row 1: not text but None"),
+        ([{"messages": [user("a")]}, {"messages": []}], "column 'messages', row 1: no messages"),
+        (
+            [{"messages": [user("a")]}, {"messages": [{"role": "user"}]}],
+            "column 'messages', row 1: a message without content as text",
+        ),
+        (
+            [{"prompt": "a", "completion": [assistant("b")]}],
+            "column 'prompt' holds text, but 'completion' messages: both the same, or no 'prompt' where the messages "
+            "begin with it",
+        ),
+    ],
+)
+def test_a_wrong_column_or_row_is_named(tmp_path: Path, rows: Rows, what: str) -> None:
+    assert refused(write_lines(tmp_path / "set.jsonl", rows)) == what
+
+
+def test_preferences_without_a_prompt_are_messages(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "set.jsonl", [{"chosen": "a", "rejected": "b"}])
+    assert refused(path, "preferences") == "no column 'prompt'; it has chosen, rejected"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("none.parquet", None, "no such data set"),
+        ("none", None, "no such data set"),
+        ("set.csv", "prompt\n", "a data set is a folder or ends in .parquet or .jsonl"),
+        ("bad.parquet", "x", "not Parquet ("),
+        ("bad.jsonl", "x\n", "first line is not JSON ("),
+        ("bad.jsonl", '{"prompt": "a"}\n{"prompt": \n', "not JSON Lines ("),
+        ("list.jsonl", "[]\n", "first line is not a JSON object"),
+        ("empty.jsonl", "", "the data set is empty"),
+    ],
+)
+def test_a_file_that_is_no_data_set_is_named(tmp_path: Path, name: str, content: str | None, what: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert refused(tmp_path / name).startswith(what)
+
+
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        ({"README.md": ""}, "holds neither a saved data set nor *.parquet or *.jsonl"),
+        ({"a.jsonl": '{"prompt": "a"}\n', "b.parquet": ""}, "holds both *.parquet and *.jsonl"),
+        ({"a.jsonl": '{"prompt": "a"}\n', "b.jsonl": '{"prompt": [1]}\n'}, "its files hold different columns ("),
+        ({"dataset_dict.json": '{"splits": ["test"]}'}, "has no split 'train', but test: name the folder of one"),
+        ({"dataset_dict.json": "[]"}, "not what datasets writes ("),
+        ({"state.json": '{"_data_files": []}'}, "names no data_files"),
+        ({"state.json": '{"_data_files": [{"filename": "a.arrow"}]}'}, "not an Arrow stream ("),
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_named(tmp_path: Path, files: dict[str, str], what: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert refused(tmp_path, "prompts").startswith(what)
+
+
+def test_the_schema_is_read_without_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"prompt": "a"}\n\nnot read\n')
+    num_rows, schema = read_schema(path)
+    assert (num_rows, schema.names) == (2, ["prompt"])
+
+
+def imported(modules: Sequence[str], code: str) -> str:
+    check = f"import sys\n{code}\nprint([name for name in {list(modules)} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_reading_imports_nothing_heavy(tmp_path: Path) -> None:
+    path = save_splits(tmp_path / "saved", TEXTS)
+    code = f"import pathlib, cluster.datasets as d; d.read_columns(pathlib.Path({str(path)!r}), 'sft')"
+    assert imported(("torch", "ray", "vllm", "transformers", "datasets", "pandas"), code) == "[]"

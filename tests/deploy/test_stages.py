@@ -1,0 +1,146 @@
+"""What the stages before PPO record and say of their data, with the processes they start replaced by generators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.errors import InputError
+from deploy import stages
+from deploy.run_config import RunConfig, load_run_config
+from deploy.run_directory import RunDirectory, open_run
+from tests.chat import make_tokenizer, user
+
+RUN = """
+[run]
+stages = ["sft", "ppo"]
+[model]
+path = "model"
+[data]
+sft = "sft.jsonl"
+prompts = "prompts.jsonl"
+[rollout_actors]
+max_prompt_tokens = 6
+"""
+
+
+class Session:
+    """As much of a session as these stages use."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
+        self.config, self.run = config, run
+        self.notes: list[str] = []
+        self.view = SimpleNamespace(note=self.notes.append, stage=lambda *_: None)
+
+    def log_path(self, name: str) -> Path:
+        return self.run.path / "logs" / f"{name}.log"
+
+    def log_step(self, stage: str, metrics: dict[str, float]) -> None:
+        with (self.run.path / "metrics.jsonl").open("a") as rows:
+            rows.write(json.dumps({"stage": stage, **metrics}) + "\n")
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
+    """`start(*overrides)`: a session on a run directory; tasks run in this process."""
+
+    async def in_process(
+        function: Callable[..., Iterator[Any]], *args: Any, name: str, log_path: Path, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        for resource in ("num_cpus", "num_gpus"):
+            kwargs.pop(resource, None)
+        for item in function(*args, **kwargs):
+            yield item
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "stream_task", in_process)
+    (tmp_path / "run.toml").write_text(RUN)
+
+    def make(*overrides: str) -> Session:
+        config = load_run_config(tmp_path / "run.toml", overrides)
+        with open_run(config, tmp_path / "run") as run:
+            return Session(config, run)
+
+    return make
+
+
+def write_prompts(prompts: list[Any]) -> None:
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+
+
+async def test_texts_are_read_without_a_tokenizer(start: Callable[..., Session]) -> None:
+    write_prompts(["ab", "abcdefgh"])
+    session = start()
+    assert [row["prompt"] for row in await stages.prompt_rows(session, "prompts")] == ["ab", "abcdefgh"]
+    assert (session.notes, session.run.summary()) == ([], {})
+
+
+async def test_long_prompts_are_left_out_counted_and_told(start: Callable[..., Session]) -> None:
+    make_tokenizer().save_pretrained("model")
+    write_prompts(["ab", "abcdefgh", "abc"])
+    session = start("rollout_actors.long_prompts = 'drop'")
+    assert [row["prompt"] for row in await stages.prompt_rows(session, "prompts")] == ["ab", "abc"]
+    assert session.run.summary() == {"data": {"prompts": {"num_prompts": 2, "num_dropped": 1}}}
+    told = "prompts: 1 of 3 prompts are longer than rollout_actors.max_prompt_tokens (6): left out"
+    assert session.notes == [told]
+
+
+async def test_conversations_are_rendered_before_anything_is_sampled(start: Callable[..., Session]) -> None:
+    make_tokenizer().save_pretrained("model")
+    write_prompts([[user("ab")], [user("abcdef")]])
+    with pytest.raises(InputError, match=r"the prompt of row 0 of prompts.jsonl has 7 tokens, more than 6"):
+        await stages.prompt_rows(start(), "prompts")
+    write_prompts([[user("a")]])
+    assert await stages.prompt_rows(start(), "prompts") == [{"prompt": "<bos>[user]a<eos>\n[assistant]"}]
+
+
+def checkpoint(session: Session, stage: str, step: int) -> Path:
+    path = session.run.path / "checkpoints" / stage / f"step-{step:06d}"
+    path.mkdir(parents=True)
+    return path
+
+
+async def test_counts_go_to_the_summary_and_a_stage_that_goes_on_records_no_step_twice(
+    start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sft(*args: Any, seed: int) -> Iterator[dict[str, float]]:
+        yield {"num_examples": 7, "num_cut": 2, "num_dropped": 1, "num_held_out": 1}
+        yield from ({"step": float(step), "loss": 1.0} for step in (3, 4, 5))
+        yield {"held_out_loss": 0.5, "best_step": 4.0}
+
+    monkeypatch.setattr(stages.tasks, "sft", sft)
+    session = start()
+    for step in (1, 2, 3):
+        session.log_step("sft", {"step": step})
+    checkpoint(session, "sft", 4)
+    await stages.run_sft(session)
+    assert [row["step"] for row in session.run.metrics()] == [1, 2, 3, 4, 5]
+    assert session.run.summary()["sft"] == {
+        "num_examples": 7,
+        "num_cut": 2,
+        "num_dropped": 1,
+        "num_held_out": 1,
+        "held_out_loss": 0.5,
+        "best_step": 4.0,
+    }
+    assert session.notes == [
+        "sft: goes on after step 4",
+        "sft: 7 examples kept, 2 of them cut, 1 dropped",
+        "sft: held-out loss 0.5000 at step 4, kept",
+    ]
+
+
+def test_the_checkpoints_of_a_stage_go_once_its_artefact_is_there(start: Callable[..., Session]) -> None:
+    session = start()
+    sft, ppo = checkpoint(session, "sft", 4), checkpoint(session, "ppo", 4)
+    start()
+    assert sft.exists()
+    (session.run.path / "sft").mkdir()
+    (session.run.path / "sft" / "config.json").write_text("{}")
+    start()
+    assert (sft.exists(), ppo.exists()) == (False, True)

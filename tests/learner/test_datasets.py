@@ -1,0 +1,210 @@
+"""Rows become the tokens that are trained on: in each of TRL's forms, and the long ones by the stated rule."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+
+from cluster.errors import InputError
+from learner.config import RewardModelConfig, SftConfig
+from learner.datasets import Completion, Limit, Pair, read_completions, read_pairs
+from tests.chat import TEMPLATE, assistant, make_tokenizer, user
+
+SYSTEM = {"role": "system", "content": "be brief"}
+TOKENIZER = make_tokenizer()
+
+
+def written(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def texts(example: Completion) -> tuple[str, str]:
+    """Prompt and completion of an example, special tokens and all."""
+    ids, num_prompt = example
+    return TOKENIZER.decode(ids[:num_prompt]), TOKENIZER.decode(ids[num_prompt:])
+
+
+def test_texts_are_prompt_completion_and_end_of_sequence(tmp_path: Path) -> None:
+    (example,) = read_completions(TOKENIZER, written(tmp_path / "a.jsonl", {"prompt": "ab", "completion": "cd"}))
+    assert texts(example) == ("<bos>ab", "cd<eos>")
+
+
+def test_a_conversation_is_its_last_answer_and_what_precedes_it(tmp_path: Path) -> None:
+    talk = [SYSTEM, user("ab"), assistant("no"), user("cd"), assistant("ef"), user("left out")]
+    (example,) = read_completions(TOKENIZER, written(tmp_path / "a.jsonl", {"messages": talk}))
+    prompt = "<bos>[system]be brief<eos>\n[user]ab<eos>\n[assistant]no<eos>\n[user]cd<eos>\n[assistant]"
+    assert texts(example) == (prompt, "ef<eos>\n")
+    assert example.token_ids == TOKENIZER.apply_chat_template(talk[:5], return_dict=False)
+
+
+def test_a_prompt_and_a_completion_of_messages_are_one_conversation(tmp_path: Path) -> None:
+    row = {"prompt": [user("ab")], "completion": [assistant("cd"), user("ef"), assistant("gh")]}
+    (example,) = read_completions(TOKENIZER, written(tmp_path / "a.jsonl", row))
+    assert texts(example) == ("<bos>[user]ab<eos>\n[assistant]", "cd<eos>\n[user]ef<eos>\n[assistant]gh<eos>\n")
+
+
+def test_a_template_that_writes_no_end_of_sequence_gets_one(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(TEMPLATE.replace("{{ eos_token }}", ""))
+    path = written(tmp_path / "a.jsonl", {"messages": [user("ab"), assistant("cd")]})
+    assert texts(read_completions(tokenizer, path)[0]) == ("<bos>[user]ab\n[assistant]", "cd\n<eos>")
+
+
+@pytest.mark.parametrize(
+    ("talk", "what"),
+    [
+        ([user("ab")], "no message of the assistant"),
+        ([assistant("ab")], "nothing precedes the assistant's message"),
+    ],
+)
+def test_a_conversation_without_prompt_or_answer_is_named_by_its_row(
+    tmp_path: Path, talk: list[dict[str, str]], what: str
+) -> None:
+    path = written(tmp_path / "a.jsonl", {"messages": [user("a"), assistant("b")]}, {"messages": talk})
+    with pytest.raises(InputError) as error:
+        read_completions(TOKENIZER, path)
+    assert (error.value.where, error.value.what) == (f"{path}, row 1", what)
+
+
+def test_a_template_that_renders_the_prompt_otherwise_in_the_whole_is_refused_by_row(tmp_path: Path) -> None:
+    changing = make_tokenizer(
+        "{{ messages | length if messages[0]['content'] == 'x' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    fine, other = [user("ab"), assistant("cd")], [user("x"), assistant("cd")]
+    sft = written(tmp_path / "sft.jsonl", {"messages": fine}, {"messages": other})
+    pairs = written(
+        tmp_path / "pairs.jsonl",
+        *({"prompt": talk[:1], "chosen": talk[1:], "rejected": talk[1:]} for talk in (fine, other)),
+    )
+    for read, path in ((read_completions, sft), (read_pairs, pairs)):
+        with pytest.raises(InputError, match="renders the prompt alone otherwise") as error:
+            read(changing, path)
+        assert error.value.where == f"{path}, row 1"
+
+
+def test_messages_without_a_chat_template_name_data_and_model(tmp_path: Path) -> None:
+    plain = make_tokenizer(template=None)
+    plain.name_or_path = "the/model"
+    sft = written(tmp_path / "sft.jsonl", {"messages": [user("a"), assistant("b")]})
+    pairs = written(tmp_path / "pairs.jsonl", {"chosen": [user("a"), assistant("b")], "rejected": [user("a")]})
+    for read, path in ((read_completions, sft), (read_pairs, pairs)):
+        with pytest.raises(InputError, match="the tokenizer of the/model has no chat template") as error:
+            read(plain, path)
+        assert error.value.where == str(path)
+
+
+def decoded(pair: Pair) -> tuple[str, str]:
+    return TOKENIZER.decode(pair.chosen), TOKENIZER.decode(pair.rejected)
+
+
+def test_preferences_are_read_alike_in_every_form(tmp_path: Path) -> None:
+    prompt, chosen, rejected = [SYSTEM, user("ab")], [assistant("cd ")], [assistant("e")]
+    text = TOKENIZER.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    rows: list[dict[str, Any]] = [
+        {"prompt": text, "chosen": "cd", "rejected": "e"},
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected},
+        {"chosen": prompt + chosen, "rejected": prompt + rejected},
+    ]
+    read = [read_pairs(TOKENIZER, written(tmp_path / f"{n}.jsonl", row)) for n, row in enumerate(rows)]
+    assert read[0] == read[1] == read[2]
+    assert decoded(read[0][0]) == (text + "cd<eos>", text + "e<eos>")
+    assert TOKENIZER.decode(read[0][0].chosen[: read[0][0].num_prompt]) == text
+
+
+def test_texts_of_preferences_get_the_special_tokens_that_a_template_has_written_in_others(tmp_path: Path) -> None:
+    row = {"prompt": "ab", "chosen": "cd", "rejected": "e"}
+    (pair,) = read_pairs(TOKENIZER, written(tmp_path / "a.jsonl", row))
+    assert decoded(pair) == ("<bos>abcd<eos>", "<bos>abe<eos>")
+
+
+def test_a_response_is_read_with_what_the_template_puts_before_it_and_nothing_after(tmp_path: Path) -> None:
+    thinking = make_tokenizer(TEMPLATE.replace("]{{ m[", "]{{ '..' if m['role'] == 'assistant' }}{{ m["))
+    row = {"prompt": [user("ab")], "chosen": [assistant("eos")], "rejected": [assistant("")]}
+    (pair,) = read_pairs(thinking, written(tmp_path / "a.jsonl", row))
+    prompt = "<bos>[user]ab<eos>\n[assistant]"
+    assert decoded(pair) == (prompt + "..eos<eos>", prompt + "..<eos>")
+
+
+def test_preferences_without_a_common_first_message_are_named_by_row(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "a.jsonl", {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]}
+    )
+    with pytest.raises(InputError, match=r"row 0: chosen and rejected have no first message in common"):
+        read_pairs(TOKENIZER, path)
+
+
+def test_a_template_that_cuts_the_answer_is_refused_for_preferences(tmp_path: Path) -> None:
+    cutting = make_tokenizer(TEMPLATE.replace("m['content'] | trim", "m['content'][:1]"))
+    path = written(tmp_path / "a.jsonl", {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [user("c")]})
+    with pytest.raises(InputError, match="row 0: the chat template does not write the end of the last message"):
+        read_pairs(cutting, path)
+
+
+def test_margins_are_read_where_there_are_some(tmp_path: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert read_pairs(TOKENIZER, written(tmp_path / "a.jsonl", row))[0].margin == 0.0
+    assert read_pairs(TOKENIZER, written(tmp_path / "b.jsonl", {**row, "margin": 2}))[0].margin == 2.0
+    path = written(tmp_path / "c.jsonl", {**row, "margin": 2}, row)
+    with pytest.raises(InputError, match="column 'margin', row 1: not a number but None"):
+        read_pairs(TOKENIZER, path)
+
+
+Rule = Literal["error", "drop", "cut"]
+
+
+def limit(rule: Rule, max_tokens: int | None = 4, context: int | None = 8) -> Limit:
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=context))
+    return Limit.of(model, SftConfig(max_tokens=max_tokens, long_examples=rule), "sft")
+
+
+FITS, LONG, ALL_PROMPT = Completion([1, 2, 3, 4], 2), Completion([1, 2, 3, 4, 5, 6], 3), Completion([1, 2, 3, 4, 5], 4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept", "num_cut"),
+    [("drop", [FITS], 0), ("cut", [FITS, Completion([1, 2, 3, 4], 3)], 1)],
+)
+def test_long_examples_are_dropped_or_cut_and_counted(rule: Rule, kept: list[Completion], num_cut: int) -> None:
+    examples, counts = limit(rule).applied([FITS, LONG, ALL_PROMPT], Path("data"))
+    assert examples == kept
+    assert counts == {"num_examples": len(kept), "num_cut": num_cut, "num_dropped": 3 - len(kept)}
+
+
+def test_a_long_example_is_an_error_by_default_naming_row_and_limit() -> None:
+    with pytest.raises(InputError, match=r"^data: row 1: 6 tokens, but sft.max_tokens is 4$"):
+        limit("error").applied([FITS, LONG], Path("data"))
+    with pytest.raises(InputError, match=r"^data: row 1: 6 tokens, but the model's context is 5$"):
+        limit("error", max_tokens=None, context=5).applied([FITS, LONG], Path("data"))
+
+
+def test_a_model_without_a_stated_context_takes_any_length() -> None:
+    examples = [Completion([1] * 10_000, 1)]
+    assert limit("error", max_tokens=None, context=None).applied(examples, Path("data"))[0] == examples
+
+
+def test_more_tokens_than_the_context_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^sft.max_tokens: 9, but the model's context is 8$"):
+        limit("cut", max_tokens=9)
+
+
+def test_nothing_left_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"^data: all 2 examples were dropped as too long: sft.max_tokens is 4$"):
+        limit("cut").applied([ALL_PROMPT, ALL_PROMPT], Path("data"))
+
+
+def test_pairs_are_cut_at_their_responses_and_dropped_where_nothing_tells_them_apart() -> None:
+    long = Pair([1, 2, 3, 4, 5], [1, 2, 6], 2, 0.5)
+    alike = Pair([1, 2, 3, 4, 5], [1, 2, 3, 4, 6], 2)
+    pairs, counts = limit("cut").applied([long, alike, Pair([1, 2, 3, 4, 5], [1, 2, 3, 4], 4)], Path("data"))
+    assert pairs == [Pair([1, 2, 3, 4], [1, 2, 6], 2, 0.5)]
+    assert counts == {"num_examples": 1, "num_cut": 1, "num_dropped": 2}
+    assert limit("drop").applied([FITS, LONG], Path("data"))[0] == [FITS]
+
+
+def test_both_sections_of_the_run_file_have_the_rule() -> None:
+    for config in (SftConfig(), RewardModelConfig()):
+        assert (config.max_tokens, config.long_examples) == (None, "error")
