@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import ray
@@ -14,7 +15,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import learner_step, overlap, rollout_actor, start_up, task_runs, trl, whole_run
+from benchmarks import (
+    estimators,
+    lag_study,
+    learner_step,
+    overlap,
+    rollout_actor,
+    start_up,
+    task_runs,
+    trl,
+    whole_run,
+)
 from benchmarks.letters import make_task
 from benchmarks.results import Row, write
 
@@ -42,11 +53,16 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "whole_run": ("The whole letters run over its bare parts", tuple(range(whole_run.REPEATS)), whole_run.measure),
     "start_up": ("From the command to the first PPO step", (0,), start_up.measure),
     "trl": ("Letters against TRL 1.12.0", tuple(range(trl.REPEATS)), trl.measure),
+    "estimators": ("Letters without a critic", task_runs.SEEDS, estimators.measure),
+    "lag_study": ("What lag costs", task_runs.SEEDS, lag_study.measure),
 }
 
 
 @app.command()
-def main(names: list[str] = typer.Argument(None, help=f"Of {', '.join(BENCHMARKS)}; all by default.")) -> None:
+def main(
+    names: list[str] = typer.Argument(None, help=f"Of {', '.join(BENCHMARKS)}; all by default."),
+    keep: Path | None = typer.Option(None, help="Where runs are kept; by default they are deleted."),
+) -> None:
     """Measure and write what the README shows."""
     sys.path.insert(0, os.getcwd())
     for name in names or list(BENCHMARKS):
@@ -54,7 +70,7 @@ def main(names: list[str] = typer.Argument(None, help=f"Of {', '.join(BENCHMARKS
             raise typer.BadParameter(f"no benchmark {name}; there are {', '.join(BENCHMARKS)}")
     for name in names or list(BENCHMARKS):
         title, seeds, measure = BENCHMARKS[name]
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() if keep is None else nullcontext(str(keep)) as folder:
             rows = measure(Path(folder))
         path = write(name, title, rows, command=f"python -m benchmarks {name}", seeds=seeds)
         _show(title, rows)

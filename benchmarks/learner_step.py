@@ -51,7 +51,9 @@ async def measure(model: Path) -> list[Row]:
     try:
         for step in range(1, NUM_WARM + NUM_STEPS + 1):
             trajectories = batch(step, settings.trajectory_queue.groups_per_step)
-            ours.append((await group.step(step, [trajectories])).metrics["learner/step_s"])
+            ours.append(
+                (await group.step(step, [[trajectory] for trajectory in trajectories])).metrics["learner/step_s"]
+            )
             theirs.append(await bare.step_s(trajectories))
     finally:
         await group.shutdown()

@@ -28,9 +28,9 @@ class Finished:
     wall_s: float
 
 
-def train(task: str, folder: Path, name: str, *lines: str) -> Finished:
-    """`antiphon train` on a task's run file with these `--set` lines, from nothing."""
-    command = [sys.executable, "-m", "deploy.cli", "train", f"examples/{task}/run.toml", "--fresh"]
+def train(task: str, folder: Path, name: str, *lines: str, file: str = "run.toml", fresh: bool = True) -> Finished:
+    """`antiphon train` on a task's run file with these `--set` lines; a finished run is done again if `fresh`."""
+    command = [sys.executable, "-m", "deploy.cli", "train", f"examples/{task}/{file}", *(["--fresh"] if fresh else [])]
     command += ["--runs-dir", str(folder), "--name", name]
     for line in lines:
         command += ["--set", line]
@@ -105,7 +105,7 @@ def letters(folder: Path) -> list[Row]:
         lines = (f"trajectory_queue.max_policy_lag = {lag}", "evaluation.every_steps = 1000")
         runs = [train("letters", folder, f"letters-{lag}-{s}", f"run.seed = {s}", *lines) for s in SEEDS]
         for goal, aim in goals.items():
-            rows.append(Row(f"lag {lag}: mean reward by episode {goal:,}", _rewards_by(runs, goal), "", aim))
+            rows.append(Row(f"lag {lag}: mean reward by episode {goal:,}", rewards_by(runs, goal), "", aim))
         lags = tuple(max(step["cluster/policy_lag_max"] for step in run.steps) for run in runs)
         rows.append(Row(f"lag {lag}: largest lag of a token", lags, "versions", f"<= {lag}"))
         if lag:
@@ -114,7 +114,7 @@ def letters(folder: Path) -> list[Row]:
     return rows
 
 
-def _rewards_by(runs: list[Finished], num_episodes: int) -> tuple[float, ...]:
+def rewards_by(runs: list[Finished], num_episodes: int) -> tuple[float, ...]:
     """The mean reward of the step that ends at that episode (the last one that ends no later)."""
     return tuple(
         [step["learner/reward_mean"] for step in run.steps if step["num_episodes"] <= num_episodes][-1] for run in runs

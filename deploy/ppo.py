@@ -120,6 +120,7 @@ async def _start_learners(session: Session, checkpoint: Path | None, first_step:
         first_step=first_step,
         checkpoint_path=checkpoint,
         log_dir=session.run.path / "logs",
+        critic_path=session.run.path / "reward_model",
     )
 
 

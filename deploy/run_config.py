@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from cluster.config import Section, TrajectoryQueueConfig
 from cluster.errors import InputError
-from learner.config import LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
+from learner.config import GROUP_ADVANTAGES, LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
 from reward_service.address import is_loopback
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from rollout_actors.config import RolloutActorsConfig
@@ -209,7 +209,8 @@ def check_fit(config: RunConfig) -> None:
     """Raise InputError naming the key for settings that are right one by one and don't fit together."""
     _check_model_and_data(config)
     _check_batch(config)
-    _check_kl(config)
+    _check_learner(config.learner)
+    _check_critic(config)
     _check_context(config)
     _check_stages(config)
     for key, path in dotted_paths(config).items():
@@ -255,7 +256,7 @@ def _check_batch(config: RunConfig) -> None:
     groups, size = config.trajectory_queue.groups_per_step, config.rollout_actors.responses_per_prompt
     parts, ranks = config.learner.num_minibatches, max(1, config.learner.num_learners)
     batch = f"the {groups * size} responses of a step ({groups} groups_per_step x {size} responses_per_prompt)"
-    if size == 1 and config.learner.advantages != "gae":
+    if size == 1 and config.learner.advantages in GROUP_ADVANTAGES:
         what = (
             f"{config.learner.advantages} compares the responses to a prompt; rollout_actors.responses_per_prompt is 1"
         )
@@ -268,10 +269,60 @@ def _check_batch(config: RunConfig) -> None:
         raise InputError("learner.num_learners", f"{ranks} x {parts} num_minibatches does not divide {batch}")
 
 
-def _check_kl(config: RunConfig) -> None:
-    if (config.learner.kl_in, config.learner.kl_estimator) == ("loss", "k1"):
-        what = 'k1 in the loss pulls nowhere (its gradient has mean 0): take k2 or k3, or kl_in = "reward"'
-        raise InputError("learner.kl_estimator", what)
+def _check_learner(learner: LearnerConfig) -> None:
+    """Settings of the learner that make no sense together."""
+    refused = {
+        "kl_estimator": (
+            (learner.kl_in, learner.kl_estimator) == ("loss", "k1"),
+            'k1 in the loss pulls nowhere (its gradient has mean 0): take k2 or k3, or kl_in = "reward"',
+        ),
+        "dual_clip": (
+            learner.dual_clip is not None and learner.policy_objective == "cispo",
+            "cispo clips no loss, only its weight: leave it out",
+        ),
+        "importance_floor": (
+            learner.importance_floor > 0 and learner.importance_outside != "mask",
+            'is the lower end of a band: it needs importance_outside = "mask"',
+        ),
+        "importance_cap": (learner.importance_cap <= learner.importance_floor, "is not above importance_floor"),
+        "importance_level": (
+            not learner.decoupled and learner.importance_level == "sequence",
+            "without decoupled PPO there are no importance weights",
+        ),
+        "importance_outside": (
+            not learner.decoupled and learner.importance_outside == "mask",
+            "without decoupled PPO there are no importance weights",
+        ),
+        "data_parallel": (
+            learner.data_parallel == "fsdp2" and learner.num_learners == 0,
+            "fsdp2 needs learners of their own: num_learners of 1 or more",
+        ),
+        "lora.target_modules": (
+            any(name in ("lm_head", "embed_tokens") for name in learner.lora.target_modules),
+            "an adapter on the head or the embedding can't be merged where they are one matrix: leave it out",
+        ),
+    }
+    for key, (is_wrong, what) in refused.items():
+        if is_wrong:
+            raise InputError(f"learner.{key}", what)
+
+
+def _check_critic(config: RunConfig) -> None:
+    learner = config.learner
+    if learner.advantages != "gae":
+        for key, is_set in (
+            ("critic_warmup_steps", learner.critic_warmup_steps > 0),
+            ("gae_lambda_alpha", learner.gae_lambda_alpha is not None),
+            ("gae_value_lambda", learner.gae_value_lambda is not None),
+            ("critic_from", learner.critic_from != "policy"),
+        ):
+            if is_set:
+                raise InputError(f"learner.{key}", f"{learner.advantages} has no critic")
+    if learner.critic_from == "reward_model":
+        if learner.critic != "separate":
+            raise InputError("learner.critic_from", 'only a separate critic can start as a model: critic = "separate"')
+        if "ppo" in config.run.stages and "reward_model" not in config.run.stages:
+            raise InputError("learner.critic_from", "the run trains no reward model (run.stages)")
 
 
 def _check_context(config: RunConfig) -> None:

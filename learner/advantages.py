@@ -83,11 +83,17 @@ def last_unmasked(mask: Tensor) -> Tensor:
     return mask & (behind == 1)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns [B, T] by generalised advantage estimation (arXiv:1506.02438, eq. 16).
+def length_adaptive_lambda(mask: Tensor, alpha: float) -> Tensor:
+    """Lambda [B] of each row: 1 - 1 / (alpha n) for n sampled tokens, not below 0 (VAPO, arXiv:2504.05118, eq. 9)."""
+    return (1 - 1 / (alpha * mask.sum(1).clamp(min=1))).clamp(min=0)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Advantages and returns [B, T] by generalised advantage estimation (arXiv:1506.02438, eq. 16); `lam` may be [B].
 
     A_t = delta_t + gamma * lam * A_next with delta_t = r_t + gamma * V_next - V_t, where "next" is the next *sampled*
-    token: both accumulators are carried unchanged across masked gaps (another speaker's turn).
+    token: both accumulators are carried unchanged across masked gaps (another speaker's turn). With values of 0 and
+    lam = 1 the advantages are the discounted rewards to come.
     """
     advantages = torch.zeros_like(values)
     next_value = torch.zeros_like(values[:, 0])

@@ -1,9 +1,10 @@
 """Writes and reads what a learner needs to go on exactly: safetensors and JSON, whole or not at all.
 
-A checkpoint is a folder: `policy/` is an ordinary Hugging Face model folder, `state-*.safetensors` hold the critic and
-the optimiser, and `checkpoint.json` says which version this is and which tensor lies in which file. There is no random
-state to keep: a step draws nothing but the order of its mini-batches, which is a function of (seed, step, epoch).
-Knows neither ranks nor RLlib.
+A checkpoint is a folder: `state-*.safetensors` hold everything that is trained and the optimiser, each rank's rows in
+files of its own, `checkpoint.json` says which version this is and where each tensor's rows lie, so that any number of
+ranks can read it, and `policy/` is an ordinary Hugging Face model folder of the policy for whoever wants to use it.
+There is no random state to keep: a step draws nothing but the order of its mini-batches, which is a function of (seed,
+step, epoch). Knows no RLlib.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +22,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from cluster.errors import InputError
+from learner.ranks import Ranks
+from learner.sharding import first_row, local
 
-FORMAT = 2
+FORMAT = 3
 INDEX = "checkpoint.json"
 POLICY = "policy"
+OPTIMIZER = "optimizer."
 MAX_SHARD_BYTES = 4 * 2**30
 CARRIED_FILES = (
     "generation_config.json",
@@ -73,89 +79,150 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def save_policy(path: Path, model: Any, source: Path) -> None:
-    """Write the policy as a Hugging Face folder, with tokenizer and generation config as they are in `source`."""
-    with whole_folder(path) as folder:
-        _write_policy(folder, model, source)
-
-
-def _write_policy(folder: Path, model: Any, source: Path) -> None:
-    model.save_pretrained(folder)
+def write_policy(folder: Path, config: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Write a Hugging Face model folder of these tensors, with tokenizer and generation config as in `source`."""
+    dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.save_pretrained(folder, state_dict=dict(tensors))
     for pattern in CARRIED_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
 
 
-def save_checkpoint(
-    path: Path,
-    *,
-    version: int,
-    model: Any,
-    source: Path,
-    tensors: Mapping[str, Tensor],
-    extra: Mapping[str, str],
-) -> None:
-    """Write a checkpoint of `version`; `tensors` are all but the policy's, `extra` text files by their names."""
-    with whole_folder(path) as folder:
-        (folder / POLICY).mkdir()
-        _write_policy(folder / POLICY, model, source)
-        files = _write_shards(folder, tensors)
-        index = {"format": FORMAT, "version": version, "files": files}
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-        for name, text in extra.items():
-            (folder / name).write_text(text)
+@contextmanager
+def shared_folder(path: Path, ranks: Ranks) -> Iterator[Path]:
+    """`whole_folder` for all ranks together: each may write into it, and it is there when all have ended well."""
+    partial = path.with_name(f".{path.name}.shared")
+    with ranks.agreed():
+        if ranks.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+    try:
+        yield partial
+        with ranks.agreed():
+            if ranks.rank == 0:
+                with whole_folder(path) as folder:
+                    folder.rmdir()
+                    partial.rename(folder)
+    finally:
+        if ranks.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Write the tensors into files of bounded size; returns each tensor's file."""
+def write_state(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Write this rank's rows of the tensors into files of bounded size; whole tensors are the first rank's.
+
+    What a file holds stands in its header: each tensor's first row.
+    """
     shards: list[dict[str, Tensor]] = [{}]
     size_bytes = 0
     for name, tensor in tensors.items():
-        if size_bytes and size_bytes + tensor.nbytes > MAX_SHARD_BYTES:
+        rows = local(tensor)
+        if ranks.rank > 0 and (rows is tensor or rows.numel() == 0):
+            continue
+        if size_bytes and size_bytes + rows.nbytes > MAX_SHARD_BYTES:
             shards.append({})
             size_bytes = 0
-        size_bytes += tensor.nbytes
-        shards[-1][name] = tensor.detach().cpu().contiguous()
-    files = {}
+        size_bytes += rows.nbytes
+        shards[-1][name] = rows.detach().cpu().contiguous()
     for number, shard in enumerate(shards):
-        file = f"state-{number:05d}.safetensors"
-        save_file(shard, folder / file)
-        files.update(dict.fromkeys(shard, file))
-    return files
+        starts = {name: first_row(tensors[name]) for name in shard}
+        file = folder / f"state-{ranks.rank:05d}-{number:05d}.safetensors"
+        save_file(shard, file, metadata={"first_rows": json.dumps(starts, sort_keys=True)})
 
 
-def load_checkpoint(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """The version of a checkpoint and all its tensors but the policy's. Raises InputError where it is not one."""
-    try:
-        index = json.loads((path / INDEX).read_text())
-        version, files = int(index["version"]), dict(index["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(str(path), f"no checkpoint: {error}") from error
-    if index.get("format") != FORMAT:
-        raise InputError(str(path), f"checkpoint format {index.get('format')}, but this version reads {FORMAT}")
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(set(files.values())):
-        with safe_open(path / file, framework="pt") as shard:
-            tensors |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
-    if tensors.keys() != files.keys():
-        raise InputError(str(path), "its files hold other tensors than its index says")
-    return version, tensors
+def write_index(folder: Path, version: int) -> None:
+    """Write which version the folder's state is and where each tensor's rows lie."""
+    parts: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for file in sorted(folder.glob("state-*.safetensors")):
+        with safe_open(file, framework="pt") as shard:
+            for name, start in json.loads(shard.metadata()["first_rows"]).items():
+                parts[name].append((start, file.name))
+    index = {"format": FORMAT, "version": version, "tensors": {name: sorted(rows) for name, rows in parts.items()}}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+class State:
+    """The state in a checkpoint's folder. Raises InputError where it is not one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            index = json.loads((path / INDEX).read_text())
+            self.version = int(index["version"])
+            if index["format"] != FORMAT:
+                raise InputError(str(path), f"checkpoint format {index['format']}, but this version reads {FORMAT}")
+            self._parts = {name: [(int(row), str(file)) for row, file in p] for name, p in index["tensors"].items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(str(path), f"no checkpoint: {error}") from error
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors that are there."""
+        return set(self._parts)
+
+    def read(self, name: str) -> Tensor:
+        """A whole tensor."""
+        rows = []
+        for _, file in self._of(name):
+            with safe_open(self.path / file, framework="pt") as shard:
+                rows.append(shard.get_tensor(name))
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def fill(self, name: str, target: Tensor) -> None:
+        """Put into `target` the rows that lie on this rank. Raises InputError where the shapes differ."""
+        here = local(target)
+        if here.ndim == 0:
+            here.copy_(self.read(name))
+            return
+        start, stop, num = first_row(target), first_row(target) + len(here), 0
+        for first, file in self._of(name):
+            with safe_open(self.path / file, framework="pt") as shard:
+                stored = shard.get_slice(name)
+                shape = stored.get_shape()
+                if list(shape[1:]) != list(target.shape[1:]):
+                    raise InputError(str(self.path), f"{name} is {shape}, but the model's is {list(target.shape)}")
+                a, b = max(start, first), min(stop, first + shape[0])
+                if a < b:
+                    here[a - start : b - start].copy_(stored[a - first : b - first])
+                    num += b - a
+        if num != len(here):
+            raise InputError(str(self.path), f"{name} has {num} of the {len(here)} rows that the model has here")
+
+    def _of(self, name: str) -> list[tuple[int, str]]:
+        if name not in self._parts:
+            raise InputError(str(self.path), f"has no {name}: it was made with other settings")
+        return self._parts[name]
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that training moves, by their names."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimiser's state by `optimizer.PARAMETER.STATE`, in the names of `model`."""
     return {
-        f"optimizer.{name}.{key}": value
+        f"{OPTIMIZER}{name}.{key}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Take back what `optimizer_tensors` gave, each tensor to its parameter's device."""
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        parameter, _, key = name.removeprefix("optimizer.").rpartition(".")
-        if parameter not in parameters:
-            raise InputError("learner", f"the checkpoint's optimiser has a parameter {parameter} that the model lacks")
-        optimizer.state[parameters[parameter]][key] = tensor.to(parameters[parameter].device)
+def restore(state: State, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Give model and optimiser what `trained_tensors` and `optimizer_tensors` gave, whatever the number of ranks."""
+    with torch.no_grad():
+        for name, parameter in trained_tensors(model).items():
+            state.fill(name, parameter)
+            prefix = f"{OPTIMIZER}{name}."
+            for key in sorted(stored for stored in state.names if stored.startswith(prefix)):
+                value = torch.zeros(()) if key == f"{prefix}step" else torch.zeros_like(parameter)
+                state.fill(key, value)
+                optimizer.state[parameter][key.removeprefix(prefix)] = value
+    trained = trained_tensors(model)
+    unknown = [
+        name for name in state.names if name.startswith(("policy.", "critic.", "value_head.")) and name not in trained
+    ]
+    if unknown:
+        raise InputError(str(state.path), f"has {min(unknown)}, which is not trained here: another model made it")

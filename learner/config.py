@@ -10,6 +10,17 @@ from pydantic import Field
 from cluster.config import Section
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv:2106.09685), in the place of training every weight."""
+
+    rank: int = Field(default=0, ge=0)
+    """Rank of the adapters; 0: none, every weight is trained."""
+    alpha: float = Field(default=16.0, gt=0)
+    """They are scaled by alpha / rank."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that get one, such as q_proj; empty: all but the output layer."""
+
+
 class LearnerConfig(Section):
     """PPO (Schulman et al. 2017, arXiv:1707.06347) with a KL penalty to the reference policy in the reward."""
 
@@ -43,6 +54,9 @@ class LearnerConfig(Section):
     """Half-width of the policy ratio's clip."""
     clip_high: float | None = Field(default=None, gt=0)
     """Its upper half where it differs ("clip-higher", arXiv:2503.14476): lets unlikely tokens rise further."""
+    policy_objective: Literal["ppo", "gspo", "cispo"] = "ppo"
+    """What is clipped: each token's ratio, the whole response's (arXiv:2507.18071), or only its weight
+    (arXiv:2506.13585), which leaves every token a gradient."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Bound of a token's loss in multiples of its advantage where that is negative (arXiv:1912.09729, eq. 5)."""
     loss_aggregation: Literal["token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean"] = "token_mean"
@@ -53,21 +67,66 @@ class LearnerConfig(Section):
     """Weight of the value loss."""
     entropy_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the entropy bonus."""
+    entropy_schedule: Literal["constant", "linear"] = "constant"
+    """What becomes of that weight: nothing, or a straight line that would reach zero one step after the last."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Lambda of generalised advantage estimation (arXiv:1506.02438)."""
     gae_value_lambda: float | None = Field(default=None, ge=0, le=1)
     """Lambda of the critic's returns where it differs (decoupled GAE, arXiv:2503.01491); 1 gives unbiased returns."""
-    advantages: Literal["gae", "grpo", "dr_grpo", "rloo"] = "gae"
-    """How rewards become advantages: `gae` by a critic; the others without one, each response against those to the
-    same prompt: `grpo` (arXiv:2402.03300), `dr_grpo` (arXiv:2503.20783), `rloo` (arXiv:2402.14740)."""
+    gae_lambda_alpha: float | None = Field(default=None, gt=0)
+    """Makes lambda 1 - 1 / (alpha n) for a response of n tokens (arXiv:2504.05118), in the place of `gae_lambda`."""
+    advantages: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline"] = "gae"
+    """How rewards become advantages: `gae` by a critic; the others without one. Each response against those to the
+    same prompt: `grpo` (arXiv:2402.03300), `dr_grpo` (arXiv:2503.20783), `rloo` (arXiv:2402.14740). Rewards to come
+    against the batch's, REINFORCE++ (arXiv:2501.03262): `reinforce_pp`, or less the mean of those to the same prompt
+    first, `reinforce_pp_baseline`."""
     whiten_advantages: bool | None = None
-    """Scale advantages of the batch to mean 0 and variance 1; unset: where a critic gives them."""
+    """Scale advantages of the batch to mean 0 and variance 1; unset: with `gae` and REINFORCE++."""
+    decoupled: bool = True
+    """Stale tokens: the trust region is around the weights at the step's start and a weight proximal / behaviour
+    policy corrects for the older ones (decoupled PPO); otherwise it is around the policy that sampled them."""
     importance_cap: float = Field(default=2.0, gt=0)
-    """Upper bound of the weight proximal / behaviour policy of a stale token (decoupled PPO)."""
+    """Upper bound of that weight."""
+    importance_level: Literal["token", "sequence"] = "token"
+    """Whether each token has its own weight or a response's tokens their product."""
+    importance_outside: Literal["truncate", "mask"] = "truncate"
+    """A weight above the bound becomes the bound, or (IcePop, arXiv:2510.18855) nothing is learnt from its token."""
+    importance_floor: float = Field(default=0.0, ge=0)
+    """With `mask`: nor from a token whose weight is below this."""
     critic: Literal["shared", "separate"] = "shared"
     """A value head on the policy's trunk, or a second model with a head of its own; with `advantages = "gae"`."""
+    critic_from: Literal["policy", "reward_model"] = "policy"
+    """What a separate critic starts as: the policy's trunk and a head of zeros, or the run's reward model."""
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """First steps, in which the critic alone is trained."""
+    normalize_rewards: bool = False
+    """Scores less their running mean, over their running deviation, of all steps so far."""
+    reward_clip: float | None = Field(default=None, gt=0)
+    """Scores (normalised ones, where they are) are held within +- this."""
+    missing_eos_penalty: float = Field(default=0.0, ge=0)
+    """Subtracted from the score of a response that was cut off at its length limit."""
+    overlong_tokens: int | None = Field(default=None, ge=0)
+    """Response length from which on it costs: up to `overlong_penalty` (DAPO's soft punishment, arXiv:2503.14476)."""
+    overlong_buffer_tokens: int = Field(default=1, ge=1)
+    """Tokens beyond `overlong_tokens` at which the whole penalty is reached."""
+    overlong_penalty: float = Field(default=1.0, ge=0)
+    """What is then subtracted from the score."""
+    max_step_kl_nats: float | None = Field(default=None, gt=0)
+    """KL per token from the step's start at which the step ends before its last optimiser step, and says so."""
+    data_parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """Every learner holds the whole model (and gradients are summed), or a shard of each tensor."""
+    packing: bool = True
+    """Compute sequences end to end without padding; false: padded on the right."""
+    micro_batch_tokens: int = Field(default=16_384, ge=1)
+    """Tokens that a learner computes at once; a mini-batch is as many such pieces as it takes."""
+    logprob_chunk_tokens: int | None = Field(default=None, ge=1)
+    """Tokens whose distributions over the vocabulary are held at once; unset: as many as take 256 MiB."""
+    activation_checkpointing: bool = False
+    """Compute each layer again in the backward pass instead of keeping what is inside it."""
+    lora: LoraConfig = LoraConfig()
+    """Train adapters alone; the reference is the model without them, and they are published merged."""
     num_cpus: float = Field(default=0.5, ge=0)
     """CPUs that Ray reserves for each learner."""
     num_gpus: float = Field(default=0.0, ge=0)
@@ -89,6 +148,10 @@ class LearnerConfig(Section):
 def num_cores() -> int:
     """CPU cores of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+GROUP_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
+"""Those that compare the responses to one prompt."""
 
 
 def critic_of(config: LearnerConfig) -> Literal["shared", "separate", "none"]:

@@ -17,10 +17,8 @@ from cluster.errors import LearnerError
 from cluster.remote import within
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
-from learner.actor_critic import ModelSettings
-from learner.config import LearnerConfig, critic_of
-from learner.ppo_learner import LearnerSettings, RankResult
-from learner.ppo_step import MAX_MICRO_BATCH_TOKENS
+from learner.config import LearnerConfig
+from learner.ppo_learner import LearnerSettings, RankResult, model_settings
 from learner.rank_group import RankGroup, StepData, build, split
 from learner.training_loop import Groups, StepResult
 
@@ -58,7 +56,7 @@ class PPOLearnerGroup:
         probe_token_ids: Sequence[Sequence[int]] | None = None,
         incarnation: str | None = None,
         log_dir: Path | None = None,
-        max_micro_batch_tokens: int = MAX_MICRO_BATCH_TOKENS,
+        critic_path: Path | None = None,
     ) -> PPOLearnerGroup:
         """Start the ranks with the weights of version `first_step` - 1: the checkpoint's, or else the model folder's.
 
@@ -67,14 +65,13 @@ class PPOLearnerGroup:
         """
         settings = LearnerSettings(
             config=config,
-            model=ModelSettings(Path(model_path), dtype, critic_of(config), temperature),
+            model=model_settings(config, Path(model_path), dtype, temperature, seed=seed, critic_path=critic_path),
             reference_path=Path(reference_path),
             seed=seed,
             version=first_step - 1,
             checkpoint_path=checkpoint_path,
             probe_token_ids=tuple(map(tuple, probe_token_ids)) if probe_token_ids else None,
             log_dir=log_dir,
-            max_micro_batch_tokens=max_micro_batch_tokens,
         )
         group = await build(settings)
         return cls(group, settings, first_step=first_step, incarnation=incarnation or uuid.uuid4().hex)
@@ -89,8 +86,8 @@ class PPOLearnerGroup:
         results: list[RankResult] = await self._run(f"step {step}", lambda: self._group.update(training_data=data))
         self._next_step += 1
         metrics = {**results[0].metrics, "learner/step_s": time.monotonic() - started}
-        num_optimizer_steps = self._config.num_epochs * self._config.num_minibatches
-        return StepResult(results[0].publication.manifest(self._incarnation), metrics, num_optimizer_steps)
+        num_done = int(metrics["learner/num_optimizer_steps"])
+        return StepResult(results[0].publication.manifest(self._incarnation), metrics, num_done)
 
     async def publish_initial(self) -> Manifest:
         """The manifest of the weights that the group started with."""
@@ -100,10 +97,13 @@ class PPOLearnerGroup:
 
     async def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """k1 to the reference policy summed over each response, in nats, from the behaviour log-probabilities."""
+        if not trajectories:
+            return []
         total, ranks = len(trajectories), self._num_ranks
-        bounds = [total * rank // ranks for rank in range(ranks + 1)]
-        parts = [{"trajectories": trajectories[a:b]} for a, b in pairwise(bounds)]
-        return [kl for part in await self._call("reference_kl", parts) for kl in part]
+        bounds = list(pairwise(total * rank // ranks for rank in range(ranks + 1)))
+        parts = [{"trajectories": trajectories[a:b] or trajectories[:1]} for a, b in bounds]
+        answers = await self._call("reference_kl", parts)
+        return [kl for answer, (a, b) in zip(answers, bounds, strict=True) for kl in answer[: b - a]]
 
     async def save_checkpoint(self, path: Path, *, extra: Mapping[str, str] | None = None) -> None:
         """Write all that is needed to go on exactly, whole or not at all; `extra` are text files beside it by name."""

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from learner.advantages import MAX_LOG_RATIO
 
+Objective = Literal["ppo", "gspo", "cispo"]
+
 
 class PolicyLoss(NamedTuple):
     """The loss of each token and what is worth counting about it."""
@@ -21,7 +23,13 @@ class PolicyLoss(NamedTuple):
     loss: Tensor
     ratio: Tensor
     is_clipped: Tensor
-    importance_weight: Tensor
+
+
+class ValueLoss(NamedTuple):
+    """The loss of each token, and where the clip decides it."""
+
+    loss: Tensor
+    is_clipped: Tensor
 
 
 def _bounded_exp(log_ratio: Tensor) -> Tensor:
@@ -29,41 +37,80 @@ def _bounded_exp(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
+def importance_weights(
+    proximal_logprobs: Tensor,
+    behavior_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    level: Literal["token", "sequence"] = "token",
+    cap: float,
+    floor: float = 0.0,
+    outside: Literal["truncate", "mask"] = "truncate",
+) -> Tensor:
+    """Weights [B, T], without gradient, that correct for tokens sampled by another policy than the proximal one.
+
+    proximal / behaviour of each token, or (`sequence`) the product of a row's, on each of its tokens. A weight above
+    `cap` becomes `cap` ("truncated importance sampling", arXiv:1802.01561, eq. 1), or with `outside="mask"` one above
+    `cap` or below `floor` becomes 0 (IcePop's band, arXiv:2510.18855, eq. 3). Where behaviour and proximal agree it is
+    exactly 1.
+    """
+    log_ratio = torch.where(mask, proximal_logprobs - behavior_logprobs, 0.0).detach()
+    if level == "sequence":
+        log_ratio = log_ratio.sum(1, keepdim=True).expand_as(log_ratio)
+    weight = _bounded_exp(log_ratio)
+    if outside == "mask":
+        return torch.where((weight <= cap) & (weight >= floor), weight, 0.0)
+    return weight.clamp(max=cap)
+
+
 def policy_loss(
     logprobs: Tensor,
     *,
     proximal_logprobs: Tensor,
-    behavior_logprobs: Tensor,
     advantages: Tensor,
+    mask: Tensor,
     clip: float,
-    importance_cap: float,
     clip_high: float | None = None,
     dual_clip: float | None = None,
+    objective: Objective = "ppo",
 ) -> PolicyLoss:
-    """Clipped surrogate (arXiv:1707.06347, eq. 7), decoupled for stale tokens (arXiv:2505.24298, eq. 5).
+    """The policy's loss of each token before importance weights; u = current / proximal probability, A the advantage.
 
-    w * max(-A u, -A clip(u, 1 - clip, 1 + clip)) with u = current / proximal, the trust region around the weights at
-    the start of the step, and w = min(proximal / behaviour, importance_cap), without gradient, which corrects for
-    tokens that older weights sampled. Where behaviour and proximal agree, w is exactly 1 and this is plain PPO.
+    `ppo`: max(-A u, -A clip(u, 1 - clip, 1 + clip)) (arXiv:1707.06347, eq. 7); with weights proximal / behaviour it is
+    the decoupled objective (arXiv:2110.00641, eq. 8; arXiv:2505.24298, eq. 5).
+    `gspo`: the same with the geometric mean of u over the row in place of u (arXiv:2507.18071, eq. 13).
+    `cispo`: -clip(u) A log p, the clipped ratio without gradient (arXiv:2506.13585, eq. 4).
     `clip_high` replaces the upper clip (arXiv:2503.14476, eq. 10); where A < 0 the maximum is held below
     -A dual_clip (arXiv:1912.09729, eq. 5).
     """
-    ratio = _bounded_exp(logprobs - proximal_logprobs)
-    free = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
-    weight = _bounded_exp(proximal_logprobs - behavior_logprobs).clamp(max=importance_cap).detach()
+    log_ratio = logprobs - proximal_logprobs
+    if objective == "gspo":
+        log_ratio = _sequence_mean(log_ratio, mask)
+    ratio = _bounded_exp(log_ratio)
+    clipped_ratio = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    if objective == "cispo":
+        return PolicyLoss(-advantages * clipped_ratio.detach() * logprobs, ratio, clipped_ratio != ratio)
+    free, clipped = -advantages * ratio, -advantages * clipped_ratio
     worse, is_clipped = torch.maximum(free, clipped), clipped > free
     if dual_clip is not None:
         bound = -advantages * dual_clip
         is_bounded = (advantages < 0) & (worse > bound)
         worse, is_clipped = torch.where(is_bounded, bound, worse), is_clipped | is_bounded
-    return PolicyLoss(worse * weight, ratio, is_clipped, weight)
+    return PolicyLoss(worse, ratio, is_clipped)
 
 
-def value_loss(values: Tensor, *, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+def _sequence_mean(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """The row's mean log-ratio in value, on each token with the gradient of that token alone (GSPO-token, eq. 14)."""
+    counts = mask.sum(1, keepdim=True).clamp(min=1)
+    mean = torch.where(mask, log_ratio, 0.0).detach().sum(1, keepdim=True) / counts
+    return mean + (log_ratio - log_ratio.detach())
+
+
+def value_loss(values: Tensor, *, old_values: Tensor, returns: Tensor, clip: float) -> ValueLoss:
     """max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2 per token (PPO's released code; TRL, verl)."""
-    clipped = old_values + (values - old_values).clamp(-clip, clip)
-    return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
+    clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
+    free = (values - returns).square()
+    return ValueLoss(torch.maximum(free, clipped) / 2, clipped > free)
 
 
 def entropy(logprobs: Tensor) -> Tensor:

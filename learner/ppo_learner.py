@@ -22,15 +22,13 @@ from cluster.errors import InputError
 from cluster.remote import redirect_output
 from cluster.trajectory import Trajectory
 from learner import checkpoint
-from learner.actor_critic import ActorCritic, ModelSettings, load_causal_model, sampled_token_logprobs
-from learner.batching import make_batch, micro_batches
-from learner.config import LearnerConfig, learner_threads
-from learner.ppo_step import MAX_MICRO_BATCH_TOKENS, PPOStep
+from learner.actor_critic import ActorCritic, ModelSettings, Reference
+from learner.batching import make_batch
+from learner.config import LearnerConfig, critic_of, learner_threads
+from learner.ppo_step import PPOStep
 from learner.ranks import Ranks
-from learner.weight_publisher import Publication, WeightPublisher, default_probe
-
-OPTIMIZER_PREFIX = "optimizer."
-KL_COEFFICIENT = "kl_coefficient"
+from learner.sharding import shard
+from learner.weight_publisher import Publication, WeightPublisher, default_probe, policy_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +43,27 @@ class LearnerSettings:
     checkpoint_path: Path | None = None
     probe_token_ids: tuple[tuple[int, ...], ...] | None = None
     log_dir: Path | None = None
-    max_micro_batch_tokens: int = MAX_MICRO_BATCH_TOKENS
 
-    def loaded_model(self) -> ModelSettings:
-        """The model to load: the checkpoint's policy takes the place of the first one."""
-        if self.checkpoint_path is None:
-            return self.model
-        return replace(self.model, path=self.checkpoint_path / checkpoint.POLICY)
+
+def model_settings(
+    config: LearnerConfig, path: Path, dtype: str, temperature: float, *, seed: int, critic_path: Path | None = None
+) -> ModelSettings:
+    """The networks that these settings ask for. Raises InputError where they want a reward model and there is none."""
+    if config.critic_from == "reward_model" and critic_path is None:
+        raise InputError("learner.critic_from", "there is no reward model to start the critic from")
+    return ModelSettings(
+        path,
+        dtype,
+        critic_of(config),
+        temperature,
+        packing=config.packing,
+        logprob_chunk_tokens=config.logprob_chunk_tokens,
+        activation_checkpointing=config.activation_checkpointing,
+        with_entropy_gradient=config.entropy_coefficient > 0,
+        critic_path=critic_path if config.critic_from == "reward_model" else None,
+        lora=config.lora,
+        seed=seed,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +79,16 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
 
     def setup(self) -> None:
         """Load the model; called by RLlib while it builds the learner."""
-        self.actor_critic = ActorCritic(self.model_config["settings"].loaded_model())
+        self.actor_critic = ActorCritic(self.model_config["settings"].model)
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:
-        """Values [B, T] of `token_ids` and `mask`, which RLlib asks of every PPO module."""
-        values: torch.Tensor = self.actor_critic(batch["token_ids"], batch["mask"]).values
+        """Values [B, T] of `token_ids`, `mask` and `lengths`, which RLlib asks of every PPO module."""
+        values: torch.Tensor = self.actor_critic(batch["token_ids"], batch["mask"], batch["lengths"]).values
         return values
 
 
 class TrajectoryLearner(PPOTorchLearner):
-    """One rank. All methods but `reference_kl` and `publish` must be called on every rank alike."""
+    """One rank. All methods must be called on every rank alike."""
 
     def build(self) -> None:
         """Load the models and, where the settings say so, the state of a checkpoint."""
@@ -88,31 +100,50 @@ class TrajectoryLearner(PPOTorchLearner):
         settings, device = self._settings, torch.device(self._device)
         self._version = settings.version
         self._ranks = Ranks(device, distributed=self.distributed)
-        self._reference = load_causal_model(settings.reference_path, settings.model.dtype).to(device)
-        self._reference.requires_grad_(False)
-        (optimizer,) = self._named_optimizers.values()
-        self._optimizer = optimizer
+        (self._optimizer,) = self._named_optimizers.values()
         self._step = PPOStep(
             settings.config,
             self._actor_critic,
-            self._reference,
-            optimizer,
+            self._load_reference(device),
+            self._optimizer,
             self._ranks,
             device=device,
             seed=settings.seed,
-            max_micro_batch_tokens=settings.max_micro_batch_tokens,
         )
         if settings.checkpoint_path is not None:
-            self._restore(settings.checkpoint_path, optimizer)
-        policy = self._actor_critic.policy
-        probe = settings.probe_token_ids or default_probe(policy.config, settings.seed)
-        self._publisher = WeightPublisher(policy, probe, device)
+            self._restore(settings.checkpoint_path)
+        probe = settings.probe_token_ids or default_probe(self._actor_critic.policy.config, settings.seed)
+        self._publisher = WeightPublisher(self._actor_critic, probe, device, settings.model.dtype)
 
     @property
     def _actor_critic(self) -> ActorCritic:
         (module,) = (self.module[module_id] for module_id in self.module.keys())  # noqa: SIM118
         actor_critic: ActorCritic = module.actor_critic
         return actor_critic
+
+    def _make_module(self) -> Any:
+        """RLlib's module, cut up among the ranks where the settings say so; called by RLlib before the optimiser."""
+        module = super()._make_module()
+        for module_id in module.keys() if self._settings.config.data_parallel == "fsdp2" else ():
+            self._shard(module[module_id].actor_critic)
+        return module
+
+    def _shard(self, actor_critic: ActorCritic) -> None:
+        device = torch.device(self._device)
+        heads = ("value_head",) if actor_critic.value_head is not None else ()
+        half = self._settings.model.dtype == "bfloat16"
+        shard(actor_critic, torch.distributed.get_world_size(), device, half=half, heads=heads)
+
+    def _load_reference(self, device: torch.device) -> Reference:
+        """The frozen policy that the KL is to: the model without its adapters, or one of its own."""
+        settings = self._settings
+        if settings.config.lora.rank:
+            return Reference(self._actor_critic)
+        plain = replace(settings.model, path=settings.reference_path, critic="none", is_trained=False)
+        model = ActorCritic(plain).to(device).requires_grad_(False)
+        if settings.config.data_parallel == "fsdp2":
+            self._shard(model)
+        return Reference(model)
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """One AdamW for policy and critic, its learning rate constant; called by RLlib."""
@@ -150,47 +181,44 @@ class TrajectoryLearner(PPOTorchLearner):
 
     def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """k1 from the behaviour policy to the reference, summed over each response, in nats."""
-        if not trajectories:
-            return []
-        batch = make_batch(trajectories, device=self._device)
-        sums = [0.0] * len(trajectories)
-        for rows in micro_batches(batch.lengths, self._settings.max_micro_batch_tokens):
-            token_ids, mask = batch.token_ids[rows], batch.mask[rows]
-            reference = sampled_token_logprobs(self._reference, token_ids, mask, self._settings.model.temperature)
-            for row, kl in zip(rows, (batch.behavior_logprobs[rows] - reference).sum(1).tolist(), strict=True):
-                sums[row] = kl
-        return sums
+        with self._ranks.agreed():
+            batch = make_batch(trajectories, device=self._device)
+        return self._step.reference_kl(batch)
 
     def save_checkpoint(self, path: Path, extra: Mapping[str, str]) -> None:
-        """Write all state, on the first rank: the others hold the same."""
-        if self._ranks.rank == 0:
-            actor_critic = self._actor_critic
+        """Write all state, each rank what it alone holds; `extra` are text files by their names."""
+        actor_critic, first = self._actor_critic, self._ranks.rank == 0
+        with checkpoint.shared_folder(path, self._ranks) as folder:
+            trained = checkpoint.trained_tensors(actor_critic)
             optimizer = checkpoint.optimizer_tensors(self._optimizer, actor_critic)
-            checkpoint.save_checkpoint(
-                path,
-                version=self._version,
-                model=actor_critic.policy,
-                source=self._settings.model.path,
-                tensors={
-                    **actor_critic.critic_tensors(),
-                    **optimizer,
-                    KL_COEFFICIENT: torch.tensor(self._step.kl_coefficient, dtype=torch.float64),
-                },
-                extra=extra,
-            )
+            with self._ranks.agreed():
+                checkpoint.write_state(folder, {**trained, **optimizer, **self._step.judge.state()}, self._ranks)
+            self._write_policy(folder / checkpoint.POLICY)
+            with self._ranks.agreed():
+                for name, text in extra.items() if first else ():
+                    (folder / name).write_text(text)
+                if first:
+                    checkpoint.write_index(folder, self._version)
 
     def save_policy(self, path: Path) -> None:
-        """Write the policy as a Hugging Face folder, on the first rank."""
-        if self._ranks.rank == 0:
-            checkpoint.save_policy(path, self._actor_critic.policy, self._settings.model.path)
+        """Write the policy as a Hugging Face folder."""
+        with checkpoint.shared_folder(path, self._ranks) as folder:
+            self._write_policy(folder)
 
-    def _restore(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
-        version, tensors = checkpoint.load_checkpoint(path)
-        if version != self._version:
+    def _write_policy(self, folder: Path) -> None:
+        """Gather the policy, which takes every rank, and write it on the first."""
+        policy, first = self._actor_critic.policy, self._ranks.rank == 0
+        dtype = getattr(torch, self._settings.model.dtype)
+        gathered = {n: t.cpu() for n, t in policy_tensors(policy, dtype) if first}
+        with self._ranks.agreed():
+            if first:
+                checkpoint.write_policy(folder, policy.config, gathered, self._settings.model.path)
+
+    def _restore(self, path: Path) -> None:
+        state = checkpoint.State(path)
+        if state.version != self._version:
             raise InputError(
-                str(path), f"holds version {version}, but step {self._version + 1} starts from {self._version}"
+                str(path), f"holds version {state.version}, but step {self._version + 1} starts from {self._version}"
             )
-        self._step.kl_coefficient = float(tensors.pop(KL_COEFFICIENT))
-        of_optimizer = {name: tensor for name, tensor in tensors.items() if name.startswith(OPTIMIZER_PREFIX)}
-        self._actor_critic.load_critic_tensors({n: t for n, t in tensors.items() if n not in of_optimizer})
-        checkpoint.load_optimizer_tensors(optimizer, self._actor_critic, of_optimizer)
+        checkpoint.restore(state, self._optimizer, self._actor_critic)
+        self._step.judge.load({name: state.read(name) for name in self._step.judge.state()})

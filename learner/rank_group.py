@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import gymnasium as gym
@@ -28,6 +28,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from cluster.errors import AntiphonError, LearnerDied, LearnerError
 from cluster.remote import RemoteActor, kill_actor, within
+from learner.batching import balanced, cost
 from learner.config import LearnerConfig
 from learner.ppo_learner import ActorCriticModule, LearnerSettings, TrajectoryLearner
 from learner.ppo_step import Share
@@ -44,13 +45,16 @@ LEAST_CPUS = 0.001
 
 
 def split(groups: Groups, num_ranks: int) -> list[Share]:
-    """Neighbouring whole groups for each rank, their numbers equal but for one, in admission order."""
+    """Whole groups for each rank, in admission order, that cost about the same to compute."""
     if len(groups) < num_ranks:
         raise LearnerError("learner.num_learners", f"{len(groups)} groups are too few for {num_ranks} learners")
     ends = [0, *accumulate(map(len, groups))]
-    trajectories = [trajectory for group in groups for trajectory in group]
-    bounds = [ends[len(groups) * rank // num_ranks] for rank in range(num_ranks + 1)]
-    return [Share(trajectories[a:b], a, len(trajectories)) for a, b in pairwise(bounds)]
+    costs = [sum(cost(len(trajectory.token_ids)) for trajectory in group) for group in groups]
+    shares = []
+    for numbers in balanced(costs, num_ranks):
+        places = [place for number in numbers for place in range(ends[number], ends[number + 1])]
+        shares.append(Share([t for number in numbers for t in groups[number]], places, ends[-1]))
+    return shares
 
 
 @dataclass

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from cluster.errors import LearnerError
 
@@ -61,11 +62,16 @@ class Ranks:
             raise StoppedWithPeer(f"learner rank {self.rank}", f"stopped with {num_failed:g} other ranks")
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks, bucket by bucket; a missing one counts as zeros."""
+        """Replace every gradient by its sum over ranks, bucket by bucket; a missing one counts as zeros.
+
+        Gradients in shards are summed by the backward pass already.
+        """
         if self.size == 1:
             return
         bucket: list[Tensor] = []
         for parameter in parameters:
+            if isinstance(parameter, DTensor):
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter.grad)
@@ -80,3 +86,8 @@ class Ranks:
         dist.all_reduce(flat)
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that lies in shards: then every rank must call, and waits for the others."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from cluster.weights import Manifest, Probe, TensorEntry
 from cluster.weights_object_store import put_tensors
-from learner.actor_critic import sampled_token_logprobs
+from learner.actor_critic import ActorCritic
+from learner.lora import merged
+from learner.ranks import whole
 
 NUM_PROBES = 4
 MAX_PROBE_TOKENS = 24
@@ -50,39 +52,69 @@ def default_probe(config: Any, seed: int) -> tuple[tuple[int, ...], ...]:
 class WeightPublisher:
     """Makes a publication of the policy each time it is asked, with the probe of the version before."""
 
-    def __init__(self, model: Any, probe_token_ids: ProbeTokens, device: torch.device) -> None:
+    def __init__(self, model: ActorCritic, probe_token_ids: ProbeTokens, device: torch.device, dtype: str) -> None:
         self._model = model
         self._probe_token_ids = tuple(tuple(ids) for ids in probe_token_ids)
         self._device = device
+        self._dtype = getattr(torch, dtype)
         self._previous: Probe | None = None
 
     def publish(self, version: int, *, with_tensors: bool) -> Publication:
-        """Compute the probe, and put the tensors into the object store where `with_tensors` says so (one rank)."""
+        """Compute the probe, and put the tensors into the object store where `with_tensors` says so (one rank).
+
+        Every rank calls where the model lies in shards: tensors are gathered one by one.
+        """
         probe = probe_logprobs(self._model, self._probe_token_ids, self._device)
         previous, self._previous = self._previous, probe
-        tensors = put_tensors(checkpoint_tensors(self._model)) if with_tensors else ()
-        return Publication(version, tensors, self._probe_token_ids, probe, previous)
+        tensors = published_tensors(self._model.policy, self._dtype)
+        entries = put_tensors(tensors) if with_tensors else _gathered(tensors)
+        return Publication(version, entries, self._probe_token_ids, probe, previous)
 
 
-def checkpoint_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The model's tensors by their names in a model folder, and `lm_head.weight` even where it is tied.
+def _gathered(tensors: Iterator[tuple[str, Tensor]]) -> tuple[()]:
+    """Take part in gathering, and keep nothing."""
+    for _ in tensors:
+        pass
+    return ()
+
+
+def policy_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The policy's tensors whole, by their names in a model folder, adapters merged; a tied head is left out."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor is None or id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        item = merged(name, whole(tensor.detach()), model)
+        if item is not None:
+            plain, full = item
+            yield plain, full.to(dtype) if full.is_floating_point() else full
+
+
+def published_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """`policy_tensors`, and `lm_head.weight` even where it is tied.
 
     An engine that was not sent a tied head explicitly may silently keep its old one.
     """
-    tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if tensor is not None}
-    tensors.setdefault("lm_head.weight", model.get_output_embeddings().weight)
-    yield from tensors.items()
+    names = set()
+    for name, tensor in policy_tensors(model, dtype):
+        names.add(name)
+        yield name, tensor
+    if "lm_head.weight" not in names:
+        yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach()).to(dtype)
 
 
-def probe_logprobs(model: Any, sequences: ProbeTokens, device: torch.device) -> list[list[float]]:
+def probe_logprobs(model: ActorCritic, sequences: ProbeTokens, device: torch.device) -> list[list[float]]:
     """Log-probabilities, at temperature 1, of each sequence's tokens given their prefix, the first left out."""
-    width = max(map(len, sequences), default=0)
+    lengths = [max(2, len(ids)) for ids in sequences]
+    width = max(lengths, default=0)
     token_ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros(len(sequences), width, dtype=torch.bool)
     for row, ids in enumerate(sequences):
         token_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, 1 : len(ids)] = True
-    if not mask.any():
-        return [[] for _ in sequences]
-    logprobs = sampled_token_logprobs(model, token_ids.to(device), mask.to(device), temperature=1.0).cpu()
-    return [row[1 : len(ids)].tolist() for row, ids in zip(logprobs, sequences, strict=True)]
+    if not sequences:
+        return []
+    with torch.no_grad():
+        outputs = model(token_ids.to(device), mask.to(device), lengths, logprobs_only=True, temperature=1.0)
+    return [row[1 : len(ids)].tolist() for row, ids in zip(outputs.logprobs.cpu(), sequences, strict=True)]

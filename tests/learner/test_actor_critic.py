@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from cluster.errors import InputError
 from learner.actor_critic import ActorCritic, ModelSettings, load_causal_model
 from learner.batching import make_batch
-from learner.weight_publisher import checkpoint_tensors, default_probe, probe_logprobs
+from learner.weight_publisher import default_probe, probe_logprobs, published_tensors
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 
 TEMPERATURE = 0.7
@@ -27,7 +28,7 @@ def test_logprobs_and_entropy_are_those_of_transformers_at_the_sampling_temperat
 ) -> None:
     trajectory = make_two_turn_trajectory(0)
     batch = make_batch([make_trajectory(1), trajectory])
-    outputs = ActorCritic(settings(policy_path, critic))(batch.token_ids, batch.mask)
+    outputs = ActorCritic(settings(policy_path, critic))(batch.token_ids, batch.mask, batch.lengths)
     plain = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float32).eval()
     logits = plain(input_ids=torch.tensor([trajectory.token_ids])).logits[0] / TEMPERATURE
     distributions = torch.log_softmax(logits, -1)
@@ -39,8 +40,11 @@ def test_logprobs_and_entropy_are_those_of_transformers_at_the_sampling_temperat
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_outputs_do_not_depend_on_padding_and_values_see_only_what_came_before(policy_path: Path, critic: str) -> None:
-    model = ActorCritic(settings(policy_path, critic))
+@pytest.mark.parametrize("packing", [True, False])
+def test_outputs_do_not_depend_on_padding_and_values_see_only_what_came_before(
+    policy_path: Path, critic: str, packing: bool
+) -> None:
+    model = ActorCritic(replace(settings(policy_path, critic), packing=packing))
     with torch.no_grad():
         model.value_head.weight.normal_(generator=torch.Generator().manual_seed(0))
     alone = make_batch([make_trajectory(0)])
@@ -48,12 +52,14 @@ def test_outputs_do_not_depend_on_padding_and_values_see_only_what_came_before(p
     padded = torch.nn.functional.pad(alone.token_ids, (0, 9), value=7)
     mask = torch.nn.functional.pad(alone.mask, (0, 9))
     with torch.no_grad():
-        for short, long in zip(model(alone.token_ids, alone.mask), model(padded, mask), strict=True):
+        for short, long in zip(
+            model(alone.token_ids, alone.mask, alone.lengths), model(padded, mask, alone.lengths), strict=True
+        ):
             torch.testing.assert_close(long[:, :width], short, atol=1e-5, rtol=0)
             assert torch.equal(long[:, width:], torch.zeros(1, 9))
         changed = alone.token_ids.clone()
         changed[0, -1] = (changed[0, -1] + 1) % 48
-        values, others = model(alone.token_ids, alone.mask).values, model(changed, alone.mask).values
+        values, others = (model(ids, alone.mask, alone.lengths).values for ids in (alone.token_ids, changed))
     assert torch.equal(values, others)
     assert values[alone.mask].std() > 0
 
@@ -61,7 +67,7 @@ def test_outputs_do_not_depend_on_padding_and_values_see_only_what_came_before(p
 def test_values_start_at_zero(policy_path: Path) -> None:
     batch = make_batch([make_trajectory(0)])
     for critic in ("shared", "separate"):
-        outputs = ActorCritic(settings(policy_path, critic))(batch.token_ids, batch.mask)
+        outputs = ActorCritic(settings(policy_path, critic))(batch.token_ids, batch.mask, batch.lengths)
         assert torch.equal(outputs.values, torch.zeros_like(outputs.values))
 
 
@@ -69,15 +75,16 @@ def test_values_start_at_zero(policy_path: Path) -> None:
 def test_what_is_published_names_the_head_even_where_it_is_tied(tmp_path: Path, tied: bool) -> None:
     path = write_policy(tmp_path / "policy", tie_word_embeddings=tied)
     model = load_causal_model(path, "float32")
-    tensors = dict(checkpoint_tensors(model))
+    tensors = dict(published_tensors(model, torch.float32))
     assert tensors["lm_head.weight"].shape == tensors["model.embed_tokens.weight"].shape
     assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]) == tied
 
 
 def test_probe_logprobs_are_those_of_the_whole_sequence_at_temperature_one(policy_path: Path) -> None:
-    model = load_causal_model(policy_path, "float32")
+    actor_critic = ActorCritic(settings(policy_path))
+    model = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float32).eval()
     sequences = (*default_probe(model.config, seed=0), (3, 1, 4), (5,))
-    for ids, logprobs in zip(sequences, probe_logprobs(model, sequences, torch.device("cpu")), strict=True):
+    for ids, logprobs in zip(sequences, probe_logprobs(actor_critic, sequences, torch.device("cpu")), strict=True):
         distributions = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], -1)
         expected = [float(distributions[t - 1, ids[t]].detach()) for t in range(1, len(ids))]
         assert logprobs == pytest.approx(expected, abs=1e-5)

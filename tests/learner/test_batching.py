@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from cluster.errors import LearnerError, TrajectoryRefused
 from cluster.trajectory import from_table, to_table
 from learner import advantages as adv
 from learner import losses
-from learner.batching import make_batch, micro_batches, minibatch_order
+from learner.batching import balanced, cost, make_batch, micro_batches, minibatch_order
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
 
 
@@ -48,10 +49,9 @@ def test_a_two_turn_trajectory_goes_through_arrow_batching_advantages_and_loss()
     terms = losses.policy_loss(
         current,
         proximal_logprobs=batch.behavior_logprobs,
-        behavior_logprobs=batch.behavior_logprobs,
         advantages=advantages,
+        mask=batch.mask,
         clip=0.2,
-        importance_cap=2.0,
     )
     losses.token_mean(terms.loss, batch.mask, float(batch.mask.sum())).backward()
     assert current.grad is not None
@@ -87,15 +87,39 @@ def test_lengths_that_disagree_are_refused_by_name() -> None:
         make_batch([replace(make_trajectory(7), behavior_logprobs=[0.0])])
 
 
-def test_pieces_hold_every_sequence_once_within_the_budget_and_keep_their_order_where_one_is_enough() -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_pieces_hold_every_sequence_once_within_the_budget_and_keep_their_order_where_one_is_enough(
+    packed: bool,
+) -> None:
     lengths = [5, 30, 7, 7, 12, 64, 3]
-    assert micro_batches(lengths, 7 * 64) == [[0, 1, 2, 3, 4, 5, 6]]
-    pieces = micro_batches(lengths, 40)
-    assert sorted(index for piece in pieces for index in piece) == list(range(7))
-    for piece in pieces:
-        assert len(piece) == 1 or len(piece) * max(lengths[index] for index in piece) <= 40
+
+    def size(piece: list[int]) -> int:
+        chosen = [lengths[index] for index in piece]
+        return sum(chosen) if packed else len(chosen) * max(chosen)
+
+    whole = list(range(7))
+    assert micro_batches(lengths, size(whole), packed=packed) == [whole]
+    pieces = micro_batches(lengths, 40, packed=packed)
+    assert sorted(index for piece in pieces for index in piece) == whole
+    assert all(len(piece) == 1 or size(piece) <= 40 for piece in pieces)
     assert [5] in pieces
-    assert micro_batches([], 40) == []
+    assert micro_batches([], 40, packed=packed) == []
+
+
+def test_packed_pieces_cost_about_the_same() -> None:
+    draw = random.Random(0)
+    lengths = [max(1, round(draw.lognormvariate(4, 1))) for _ in range(200)]
+    pieces = micro_batches(lengths, 2000, packed=True)
+    sizes = [sum(lengths[index] for index in piece) for piece in pieces]
+    assert len(pieces) <= -(-sum(lengths) // 2000) + 1
+    assert max(sizes) <= 1.05 * sum(sizes) / len(sizes)
+
+
+def test_costs_are_balanced_and_as_many_lists_as_there_are_costs_at_most() -> None:
+    assert balanced([8, 7, 6, 5, 4], 2) == [[0, 3, 4], [1, 2]]
+    assert balanced([1, 1], 3) == [[0], [1]]
+    assert cost(10) == pytest.approx(10, rel=1e-3)
+    assert cost(24_576) == 2 * 24_576
 
 
 def test_the_order_of_minibatches_is_a_function_of_seed_step_and_epoch() -> None:

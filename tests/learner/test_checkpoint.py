@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from cluster.errors import InputError
 from learner import checkpoint
 from learner.actor_critic import load_causal_model
+from learner.ranks import Ranks
+from learner.weight_publisher import policy_tensors
+
+ONE = Ranks(torch.device("cpu"), distributed=False)
 
 
 def save(path: Path, source: Path, tensors: dict[str, torch.Tensor]) -> None:
     model = load_causal_model(source, "float32")
-    checkpoint.save_checkpoint(
-        path, version=3, model=model, source=source, tensors=tensors, extra={"position.json": "{}"}
-    )
+    with checkpoint.shared_folder(path, ONE) as folder:
+        checkpoint.write_state(folder, tensors, ONE)
+        write_policy(folder / checkpoint.POLICY, model, source)
+        checkpoint.write_index(folder, 3)
+
+
+def write_policy(folder: Path, model: Any, source: Path) -> None:
+    checkpoint.write_policy(folder, model.config, dict(policy_tensors(model, torch.float32)), source)
 
 
 def test_tensors_come_back_bit_for_bit_from_several_files(
@@ -27,12 +37,25 @@ def test_tensors_come_back_bit_for_bit_from_several_files(
     monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 100)
     tensors = {f"t{i}": torch.randn(5, i + 1) for i in range(8)} | {"half": torch.randn(3).bfloat16()}
     save(tmp_path / "step-3", policy_path, tensors)
-    version, loaded = checkpoint.load_checkpoint(tmp_path / "step-3")
-    assert version == 3
-    assert loaded.keys() == tensors.keys()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    state = checkpoint.State(tmp_path / "step-3")
+    assert state.version == 3
+    assert state.names == tensors.keys()
+    for name, tensor in tensors.items():
+        filled = torch.zeros_like(tensor)
+        state.fill(name, filled)
+        assert torch.equal(state.read(name), tensor)
+        assert torch.equal(filled, tensor)
     assert len(list((tmp_path / "step-3").glob("state-*.safetensors"))) > 1
-    assert (tmp_path / "step-3" / "position.json").read_text() == "{}"
+
+
+def test_a_tensor_of_another_shape_or_that_is_not_there_is_refused_by_name(tmp_path: Path, policy_path: Path) -> None:
+    save(tmp_path / "step-3", policy_path, {"t": torch.zeros(4, 2)})
+    state = checkpoint.State(tmp_path / "step-3")
+    for wrong, what in ((torch.zeros(4, 3), r"t is \[4, 2\]"), (torch.zeros(5, 2), "t has 4 of the 5 rows")):
+        with pytest.raises(InputError, match=what):
+            state.fill("t", wrong)
+    with pytest.raises(InputError, match="has no u: it was made with other settings"):
+        state.read("u")
 
 
 def test_a_checkpoint_holds_safetensors_and_text_alone(tmp_path: Path, policy_path: Path) -> None:
@@ -48,7 +71,7 @@ def test_the_policy_is_a_folder_that_transformers_loads_with_tokenizer_and_gener
     tmp_path: Path, policy_path: Path
 ) -> None:
     model = load_causal_model(policy_path, "float32")
-    checkpoint.save_policy(tmp_path / "policy", model, policy_path)
+    write_policy(tmp_path / "policy", model, policy_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float32)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
@@ -71,9 +94,9 @@ def test_a_folder_is_replaced_whole_or_kept(tmp_path: Path) -> None:
 
 def test_what_is_no_checkpoint_is_refused_with_its_path(tmp_path: Path, policy_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint"):
-        checkpoint.load_checkpoint(tmp_path)
+        checkpoint.State(tmp_path)
     save(tmp_path / "step-3", policy_path, {"t": torch.zeros(2)})
     index = tmp_path / "step-3" / checkpoint.INDEX
-    index.write_text(index.read_text().replace('"format": 2', '"format": 3'))
-    with pytest.raises(InputError, match="checkpoint format 3"):
-        checkpoint.load_checkpoint(tmp_path / "step-3")
+    index.write_text(index.read_text().replace('"format": 3', '"format": 4'))
+    with pytest.raises(InputError, match="checkpoint format 4"):
+        checkpoint.State(tmp_path / "step-3")

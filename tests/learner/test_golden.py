@@ -45,10 +45,9 @@ def policy_loss(**clips: float) -> losses.PolicyLoss:
     return losses.policy_loss(
         INPUTS["policy_logprobs"],
         proximal_logprobs=INPUTS["behavior_logprobs"],
-        behavior_logprobs=INPUTS["behavior_logprobs"],
         advantages=whitened(),
+        mask=MASK,
         clip=INPUTS["clip"],
-        importance_cap=2.0,
         **clips,
     )
 
@@ -84,8 +83,9 @@ def test_the_clipped_policy_loss_is_a_mean_over_tokens() -> None:
 def test_the_value_loss_is_clipped_and_halved() -> None:
     _, returns = advantages_and_returns()
     old_values, clip = INPUTS["values"], INPUTS["value_clip"]
-    loss = losses.value_loss(INPUTS["new_values"], old_values=old_values, returns=returns, clip=clip)
-    assert_golden(losses.token_mean(loss, MASK, COUNT), "value_loss")
+    terms = losses.value_loss(INPUTS["new_values"], old_values=old_values, returns=returns, clip=clip)
+    assert_golden(losses.token_mean(terms.loss, MASK, COUNT), "value_loss")
+    assert_golden(losses.token_mean(terms.is_clipped.double(), MASK, COUNT), "value_clip_fraction")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,55 +13,117 @@ from torch import Tensor
 from learner import losses
 
 CLIP = 0.2
-CAP = 2.0
+CAP, FLOOR = 2.0, 0.5
 
 
 def inputs(num: int = 400) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    draw = torch.randn(4, num, dtype=torch.float64, generator=generator) * 0.5
-    return {
-        "logprobs": draw[0] - 3,
-        "proximal_logprobs": draw[1] - 3,
-        "behavior_logprobs": draw[2] - 3,
-        "advantages": draw[3],
-    }
+    draw = torch.randn(3, num // 4, 4, dtype=torch.float64, generator=generator) * 0.5
+    mask = torch.rand(num // 4, 4, generator=generator) < 0.8
+    mask[:, 0] = True
+    return {"logprobs": draw[0] - 3, "proximal_logprobs": draw[1] - 3, "advantages": draw[2], "mask": mask}
 
 
-def slow_policy_loss(current: float, proximal: float, behavior: float, advantage: float) -> float:
-    """Minus eq. 5 of arXiv:2505.24298, with a truncated weight."""
-    weight = min(math.exp(proximal) / math.exp(behavior), CAP)
+def behavior() -> Tensor:
+    return torch.randn(100, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 0.5 - 3
+
+
+def rows(*tensors: Tensor) -> Iterator[tuple[list[float], ...]]:
+    return zip(*(tensor.tolist() for tensor in tensors), strict=True)
+
+
+def assert_close(found: Tensor, expected: list[list[float]], mask: Tensor) -> None:
+    torch.testing.assert_close(found[mask], torch.tensor(expected, dtype=torch.float64)[mask], atol=1e-12, rtol=0)
+
+
+def slow_policy_loss(current: float, proximal: float, advantage: float, high: float = CLIP) -> float:
+    """Minus eq. 7 of arXiv:1707.06347."""
     ratio = math.exp(current) / math.exp(proximal)
-    bounded = min(max(ratio, 1 - CLIP), 1 + CLIP)
-    return -weight * min(ratio * advantage, bounded * advantage)
+    bounded = min(max(ratio, 1 - CLIP), 1 + high)
+    return -min(ratio * advantage, bounded * advantage)
 
 
-def test_the_policy_loss_is_decoupled_ppo_on_both_sides_of_every_clip() -> None:
+def test_the_policy_loss_is_ppo_on_both_sides_of_every_clip() -> None:
     given = inputs()
-    terms = losses.policy_loss(**given, clip=CLIP, importance_cap=CAP)
-    names = ("logprobs", "proximal_logprobs", "behavior_logprobs", "advantages")
-    expected = [slow_policy_loss(*row) for row in zip(*(given[name].tolist() for name in names), strict=True)]
-    torch.testing.assert_close(terms.loss, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+    terms = losses.policy_loss(**given, clip=CLIP)
+    names = ("logprobs", "proximal_logprobs", "advantages")
+    expected = [[slow_policy_loss(*token) for token in zip(*row, strict=True)] for row in rows(*map(given.get, names))]
+    assert_close(terms.loss, expected, given["mask"])
     for positive in (True, False):
         side = (given["advantages"] > 0) == positive
         for region in (terms.ratio < 1 - CLIP, (terms.ratio - 1).abs() < CLIP, terms.ratio > 1 + CLIP):
-            assert (side & region & (terms.importance_weight == CAP)).any()
-            assert (side & region & (terms.importance_weight < CAP)).any()
+            assert (side & region).any()
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("outside", ["truncate", "mask"])
+def test_importance_weights_are_truncated_or_masked_outside_their_band(level: Any, outside: Any) -> None:
+    proximal, mask = inputs()["proximal_logprobs"], inputs()["mask"]
+    found = losses.importance_weights(proximal, behavior(), mask, level=level, cap=CAP, floor=FLOOR, outside=outside)
+    expected = []
+    for row in rows(proximal, behavior(), mask):
+        ratios = [math.exp(p) / math.exp(b) if m else 1.0 for p, b, m in zip(*row, strict=True)]
+        weights = ratios if level == "token" else [math.prod(ratios)] * 4
+        if outside == "truncate":
+            expected.append([min(weight, CAP) for weight in weights])
+        else:
+            expected.append([weight if FLOOR <= weight <= CAP else 0.0 for weight in weights])
+    assert_close(found, expected, mask)
+    assert ((found == (CAP if outside == "truncate" else 0)) & mask).any()
+    assert ((found > FLOOR) & (found < CAP)).any()
+
+
+def test_gspo_clips_the_geometric_mean_of_a_responses_ratios() -> None:
+    given = inputs()
+    terms = losses.policy_loss(**given, clip=CLIP, objective="gspo")
+    expected = []
+    for current, proximal, advantages, mask in rows(*given.values()):
+        gaps = [c - p for c, p, m in zip(current, proximal, mask, strict=True) if m]
+        ratio = math.exp(sum(gaps) / len(gaps))
+        expected.append([-min(ratio * a, min(max(ratio, 1 - CLIP), 1 + CLIP) * a) for a in advantages])
+    assert_close(terms.loss, expected, given["mask"])
+    assert 0 < int(terms.is_clipped[given["mask"]].sum()) < int(given["mask"].sum())
+
+
+def test_gspo_has_the_gradient_of_the_sequence_ratio_where_a_response_has_one_advantage() -> None:
+    given = inputs()
+    advantages, mask = given["advantages"][:, :1].expand(-1, 4), given["mask"]
+    found = given["logprobs"].clone().requires_grad_()
+    given |= {"logprobs": found, "advantages": advantages}
+    losses.policy_loss(**given, clip=9.0, objective="gspo").loss[mask].sum().backward()
+    direct = found.detach().clone().requires_grad_()
+    count = mask.sum(1)
+    ratio = (((direct - given["proximal_logprobs"]) * mask).sum(1) / count).exp()
+    (-ratio * advantages[:, 0] * count).sum().backward()
+    torch.testing.assert_close(found.grad, direct.grad, atol=1e-12, rtol=0)
+
+
+def test_cispo_clips_the_weight_and_leaves_every_token_its_gradient() -> None:
+    given = inputs()
+    current = given.pop("logprobs").requires_grad_()
+    terms = losses.policy_loss(current, **given, clip=CLIP, objective="cispo")
+    terms.loss.sum().backward()
+    ratio = (current - given["proximal_logprobs"]).exp().detach()
+    expected = -ratio.clamp(1 - CLIP, 1 + CLIP) * given["advantages"]
+    torch.testing.assert_close(current.grad, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(terms.loss, expected * current.detach(), atol=1e-12, rtol=0)
+    assert torch.equal(terms.is_clipped, (ratio - 1).abs() > CLIP)
+    assert terms.is_clipped.any()
 
 
 def test_dual_clip_bounds_the_loss_of_bad_tokens_and_clip_higher_frees_good_ones() -> None:
     given = inputs()
-    terms = losses.policy_loss(**given, clip=CLIP, importance_cap=CAP, clip_high=0.4, dual_clip=1.5)
-    rows = zip(*(given[name].tolist() for name in given), terms.is_clipped.tolist(), strict=True)
+    terms = losses.policy_loss(**given, clip=CLIP, clip_high=0.4, dual_clip=1.5)
     expected, is_bounded = [], []
-    for current, proximal, behavior, advantage, is_clipped in rows:
-        ratio = math.exp(current - proximal)
-        gain = min(ratio * advantage, min(max(ratio, 1 - CLIP), 1.4) * advantage)
-        bounded = advantage < 0 and gain < 1.5 * advantage
-        is_bounded.append(bounded)
-        assert not bounded or is_clipped
-        weight = min(math.exp(proximal - behavior), CAP)
-        expected.append(-weight * (1.5 * advantage if bounded else gain))
-    torch.testing.assert_close(terms.loss, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
+    for row in rows(given["logprobs"], given["proximal_logprobs"], given["advantages"], terms.is_clipped):
+        expected.append([])
+        for current, proximal, advantage, is_clipped in zip(*row, strict=True):
+            loss = slow_policy_loss(current, proximal, advantage, high=0.4)
+            bounded = advantage < 0 and loss > -1.5 * advantage
+            is_bounded.append(bounded)
+            assert not bounded or is_clipped
+            expected[-1].append(-1.5 * advantage if bounded else loss)
+    assert_close(terms.loss, expected, given["mask"])
     assert 0 < sum(is_bounded) < len(is_bounded)
     good = given["advantages"] > 0
     assert not terms.is_clipped[good & (terms.ratio > 1 + CLIP) & (terms.ratio < 1.4)].any()
@@ -68,34 +132,32 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_and_clip_higher_frees_good_ones
 
 def test_no_gradient_comes_from_clipped_tokens_or_through_the_importance_weight() -> None:
     given = inputs()
-    for name in ("logprobs", "proximal_logprobs", "behavior_logprobs"):
-        given[name].requires_grad_()
-    terms = losses.policy_loss(**given, clip=CLIP, importance_cap=CAP)
+    given["logprobs"].requires_grad_()
+    terms = losses.policy_loss(**given, clip=CLIP)
     terms.loss.sum().backward()
     gradient = given["logprobs"].grad
     assert gradient is not None
     assert torch.equal(gradient == 0, terms.is_clipped)
     assert terms.is_clipped.any()
-    assert given["behavior_logprobs"].grad is None
+    proximal = given["proximal_logprobs"].requires_grad_()
+    assert not losses.importance_weights(proximal, behavior(), given["mask"], cap=CAP).requires_grad
 
 
-def test_where_behavior_and_proximal_agree_the_weight_is_exactly_one() -> None:
-    given = inputs() | {"behavior_logprobs": inputs()["proximal_logprobs"]}
-    terms = losses.policy_loss(**given, clip=CLIP, importance_cap=CAP)
-    assert torch.equal(terms.importance_weight, torch.ones(400, dtype=torch.float64))
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_where_behavior_and_proximal_agree_the_weight_is_exactly_one(level: Any) -> None:
+    weights = losses.importance_weights(behavior(), behavior(), inputs()["mask"], level=level, cap=CAP)
+    assert torch.equal(weights, torch.ones(100, 4, dtype=torch.float64))
 
 
-def test_an_absurd_log_ratio_gives_a_finite_loss() -> None:
-    far = torch.tensor([-1e4, 0.0])
+@pytest.mark.parametrize("objective", ["ppo", "gspo", "cispo"])
+def test_an_absurd_log_ratio_gives_a_finite_loss(objective: Any) -> None:
+    far, mask = torch.tensor([[-1e4, 0.0]]), torch.tensor([[True, True]])
+    advantages = torch.tensor([[1.0, -1.0]])
     terms = losses.policy_loss(
-        far,
-        proximal_logprobs=far.flip(0),
-        behavior_logprobs=far,
-        advantages=torch.tensor([1.0, -1.0]),
-        clip=CLIP,
-        importance_cap=CAP,
+        far, proximal_logprobs=far.flip(1), advantages=advantages, mask=mask, clip=CLIP, objective=objective
     )
     assert torch.isfinite(terms.loss).all()
+    assert torch.isfinite(losses.importance_weights(far.flip(1), far, mask, cap=1e30)).all()
 
 
 def test_the_value_loss_takes_the_worse_of_clipped_and_free() -> None:
@@ -105,7 +167,8 @@ def test_the_value_loss_takes_the_worse_of_clipped_and_free() -> None:
     for v, old, r in zip(values.tolist(), old_values.tolist(), returns.tolist(), strict=True):
         bounded = min(max(v, old - CLIP), old + CLIP)
         expected.append(0.5 * max((v - r) ** 2, (bounded - r) ** 2))
-    loss = losses.value_loss(values, old_values=old_values, returns=returns, clip=CLIP)
+    loss, is_clipped = losses.value_loss(values, old_values=old_values, returns=returns, clip=CLIP)
+    assert 0 < int(is_clipped.sum()) < 300
     torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
     moved = values - old_values
     assert all(region.any() for region in (moved < -CLIP, moved.abs() < CLIP, moved > CLIP))

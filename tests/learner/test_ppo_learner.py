@@ -12,10 +12,11 @@ from torch import Tensor
 
 from cluster.errors import LearnerError
 from cluster.trajectory import Trajectory
-from learner.actor_critic import ActorCritic, ModelSettings, load_causal_model, sampled_token_logprobs
+from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
-from learner.config import LearnerConfig, critic_of
-from learner.ppo_step import PPOStep, Share, learning_rate
+from learner.config import LearnerConfig
+from learner.ppo_learner import model_settings
+from learner.ppo_step import PPOStep, Share, scheduled
 from learner.ranks import Ranks
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 
@@ -36,17 +37,20 @@ class OneRank:
         max_tokens: int = 16_384,
         sgd: bool = False,
         reference: Path | None = None,
+        dtype: str = "float32",
     ) -> None:
-        self.model = ActorCritic(ModelSettings(path, "float32", critic_of(config), 0.7))
-        self.reference: Any = load_causal_model(reference or path, "float32")
+        config = config.model_copy(update={"micro_batch_tokens": max_tokens})
+        self.model = ActorCritic(model_settings(config, path, dtype, 0.7, seed=0))
+        own = ActorCritic(ModelSettings(reference or path, dtype, "none", 0.7)).requires_grad_(False)
+        self.reference = Reference(self.model if config.lora.rank else own)
         adam = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=config.learning_rate) if sgd else adam
         ranks = Ranks(CPU, distributed=False)
         parts = (config, self.model, self.reference, optimizer, ranks)
-        self._step = PPOStep(*parts, device=CPU, seed=0, max_micro_batch_tokens=max_tokens)
+        self._step = PPOStep(*parts, device=CPU, seed=0)
 
     def step(self, step: int, trajectories: list[Trajectory]) -> dict[str, float]:
-        return self._step.run(step, Share(trajectories, 0, len(trajectories)))
+        return self._step.run(step, Share(trajectories, range(len(trajectories)), len(trajectories)))
 
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -69,9 +73,8 @@ def test_a_step_moves_policy_and_critic_and_leaves_the_reference(policy_path: Pa
     after = learner.weights()
     unmoved = [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
     assert unmoved == []
-    assert dict(learner.reference.named_parameters()).keys()
-    for name, parameter in learner.reference.named_parameters():
-        assert torch.equal(parameter, before[f"policy.{name}"])
+    for name, parameter in learner.reference._model.named_parameters():
+        assert torch.equal(parameter, before[name])
     assert metrics["cluster/policy_lag_max"] == 1
     assert metrics["learner/entropy_nats"] > 0
 
@@ -81,10 +84,10 @@ def test_the_loss_is_lower_after_a_step_on_the_same_batch_and_good_tokens_become
     learner = OneRank(policy_path, config)
     trajectories = [replace(make_trajectory(i), reward=float(i % 2)) for i in range(16)]
     padded = make_batch(trajectories)
-    before = learner.model(padded.token_ids, padded.mask).logprobs.sum(1)
+    before = learner.model(padded.token_ids, padded.mask, padded.lengths).logprobs.sum(1)
     for _ in range(3):
         learner.step(1, trajectories)
-    gain = (learner.model(padded.token_ids, padded.mask).logprobs.sum(1) - before).detach()
+    gain = (learner.model(padded.token_ids, padded.mask, padded.lengths).logprobs.sum(1) - before).detach()
     assert gain[1::2].mean() > 0 > gain[::2].mean()
 
 
@@ -97,10 +100,10 @@ def test_without_a_critic_the_better_of_two_responses_to_a_prompt_becomes_likeli
     assert not [name for name in learner.weights() if not name.startswith("policy.")]
     trajectories = [replace(make_trajectory(i), group=i // 2, reward=float(i // 2 + i % 2)) for i in range(16)]
     padded = make_batch(trajectories)
-    before = learner.model(padded.token_ids, padded.mask).logprobs.sum(1)
+    before = learner.model(padded.token_ids, padded.mask, padded.lengths).logprobs.sum(1)
     for _ in range(3):
         metrics = learner.step(1, trajectories)
-    gain = (learner.model(padded.token_ids, padded.mask).logprobs.sum(1) - before).detach()
+    gain = (learner.model(padded.token_ids, padded.mask, padded.lengths).logprobs.sum(1) - before).detach()
     assert gain[1::2].mean() > 0 > gain[::2].mean()
     assert metrics["learner/value_loss"] == 0
 
@@ -142,7 +145,7 @@ def test_at_lag_zero_the_engines_logprobs_change_no_bit_and_are_only_compared(po
     exact, noisy = OneRank(policy_path), OneRank(policy_path)
     trajectories = batch()
     padded = make_batch(trajectories)
-    own = sampled_token_logprobs(exact.reference, padded.token_ids, padded.mask, 0.7).tolist()
+    own = exact.reference.logprobs(padded.token_ids, padded.mask, padded.lengths).tolist()
     trajectories = [replace(t, behavior_logprobs=own[i][: len(t.token_ids)]) for i, t in enumerate(trajectories)]
     shifted = [
         replace(t, behavior_logprobs=[p + 0.25 if m else 0.0 for p, m in zip(t.behavior_logprobs, t.mask, strict=True)])
@@ -178,7 +181,7 @@ def test_kl_is_the_sum_per_response_and_reward_the_score_before_its_penalty(poli
     learner = OneRank(policy_path)
     trajectories = batch(version=0)
     padded = make_batch(trajectories)
-    reference = sampled_token_logprobs(learner.reference, padded.token_ids, padded.mask, 0.7)
+    reference = learner.reference.logprobs(padded.token_ids, padded.mask, padded.lengths)
     kl = [
         sum(p - float(q) for p, q, m in zip(t.behavior_logprobs, row, t.mask, strict=False) if m)
         for t, row in zip(trajectories, reference, strict=True)
@@ -197,10 +200,10 @@ def test_kl_in_the_loss_pulls_a_policy_back_to_its_reference(policy_path: Path, 
     learner = OneRank(away, config, reference=policy_path)
     trajectories = [replace(t, reward=0.0) for t in batch(16)]
     padded = make_batch(trajectories)
-    reference = sampled_token_logprobs(learner.reference, padded.token_ids, padded.mask, 0.7)
+    reference = learner.reference.logprobs(padded.token_ids, padded.mask, padded.lengths)
 
     def distance() -> float:
-        own = sampled_token_logprobs(learner.model.policy, padded.token_ids, padded.mask, 0.7)
+        own = learner.model(padded.token_ids, padded.mask, padded.lengths).logprobs.detach()
         return float((own - reference).abs().sum())
 
     before = distance()
@@ -239,7 +242,5 @@ def test_a_loss_that_is_not_finite_names_its_trajectory(policy_path: Path) -> No
 
 
 def test_a_linear_schedule_falls_from_the_first_step_and_reaches_zero_after_the_last() -> None:
-    config = LearnerConfig(num_steps=4, learning_rate=0.4, learning_rate_schedule="linear")
-    assert [learning_rate(config, step) for step in (1, 2, 4, 5)] == pytest.approx([0.4, 0.3, 0.1, 0.0])
-    constant = LearnerConfig(num_steps=4, learning_rate=0.4)
-    assert {learning_rate(constant, step) for step in (1, 2, 4, 5)} == {0.4}
+    assert [scheduled(0.4, "linear", step, 4) for step in (1, 2, 4, 5)] == pytest.approx([0.4, 0.3, 0.1, 0.0])
+    assert {scheduled(0.4, "constant", step, 4) for step in (1, 2, 4, 5)} == {0.4}

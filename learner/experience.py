@@ -1,0 +1,177 @@
+"""What the weights before a step make of its batch: rewards, advantages, returns and importance weights.
+
+Computed once, constant over the epochs. Keeps what is steered from step to step (KL coefficient, running statistics).
+Knows neither optimiser nor networks; of other ranks only sums and maxima.
+
+Shapes: B trajectories of this rank, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cluster.errors import InputError
+from learner import advantages as adv
+from learner import losses
+from learner.actor_critic import Outputs
+from learner.batching import Batch
+from learner.config import LearnerConfig
+from learner.ranks import Ranks
+from learner.rewards import RunningMoments, shaped_scores
+from learner.tally import Tally
+
+MAX_LAG_SHOWN = 16
+WHITENED = ("gae", "reinforce_pp", "reinforce_pp_baseline")
+
+
+@dataclass(slots=True)
+class Experience:
+    """[B, T] each. `proximal`, `reference`, `values` and `entropy` are those of the weights before the step.
+
+    `anchor` are the log-probabilities that the trust region is around, `importance` the tokens' weights. `graph` is
+    the forward pass of the whole batch with its gradient graph, where the first optimiser step can use it.
+    """
+
+    batch: Batch
+    proximal: Tensor
+    reference: Tensor
+    values: Tensor
+    entropy: Tensor
+    anchor: Tensor
+    importance: Tensor
+    advantages: Tensor
+    returns: Tensor
+    graph: Outputs | None
+
+
+class Judge:
+    """Fills in what an experience lacks. Every rank calls it for every step."""
+
+    def __init__(self, config: LearnerConfig, ranks: Ranks) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._rewards = RunningMoments()
+        self.kl_coefficient = config.kl_coefficient
+
+    def state(self) -> dict[str, Tensor]:
+        """What a run that goes on must be given back, the same on all ranks."""
+        coefficient = torch.tensor(self.kl_coefficient, dtype=torch.float64)
+        return {"kl_coefficient": coefficient, "reward_moments": self._rewards.state()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave. Raises InputError where something lacks."""
+        try:
+            self.kl_coefficient = float(state["kl_coefficient"])
+            self._rewards.load(state["reward_moments"])
+        except KeyError as error:
+            raise InputError("learner", f"the checkpoint lacks {error}") from error
+
+    def steer_kl(self, kl_nats: float, num_episodes: int) -> None:
+        """The next step's coefficient, the same on all ranks, because the mean KL is that of all."""
+        target, horizon = self._config.kl_target, self._config.kl_horizon
+        if target is not None:
+            self.kl_coefficient = adv.adapted_kl_coefficient(
+                self.kl_coefficient, kl_nats, target=target, horizon=horizon, num_episodes=num_episodes
+            )
+
+    def judge(self, step: int, experience: Experience, tally: Tally) -> None:
+        """Importance weights, rewards, advantages and returns, by the statistics of all ranks; waits for them."""
+        config, batch, mask = self._config, experience.batch, experience.batch.mask
+        behavior = self._weigh(step, experience, tally)
+        scores = shaped_scores(
+            batch.scores,
+            lengths=mask.sum(1),
+            ends=batch.ends,
+            config=config,
+            moments=self._rewards,
+            all_sum=self._ranks.all_sum,
+        )
+        penalty = adv.KL_ESTIMATORS[config.kl_estimator](behavior, experience.reference)
+        coefficient = self.kl_coefficient if config.kl_in == "reward" else 0.0
+        if config.advantages == "reinforce_pp_baseline":
+            totals = scores + torch.where(mask, batch.turn_rewards, 0.0).sum(1)
+            scores = scores - (totals - adv.group_advantages(totals, batch.groups, "dr_grpo"))
+        rewards = adv.token_rewards(scores, penalty, mask, kl_coefficient=coefficient, turn_rewards=batch.turn_rewards)
+        self._estimate_advantages(experience, rewards)
+        explained = adv.explained_variance(experience.values, experience.returns, mask, self._ranks.all_sum)
+        tally.constant("learner/explained_variance", explained)
+        tally.constant("learner/kl_coefficient", self.kl_coefficient)
+        tally.mean("learner/reward_mean", batch.scores)
+        tally.mean("learner/shaped_reward_mean", scores)
+        kl = adv.kl_k1(behavior, experience.reference)
+        tally.mean("learner/kl_nats", (kl * mask).sum(1))
+        tally.mean("learner/kl_nats_per_token", kl[mask])
+        tally.mean("learner/entropy_nats", experience.entropy[mask])
+
+    def _weigh(self, step: int, experience: Experience, tally: Tally) -> Tensor:
+        """Anchor and importance weights; returns the log-probabilities that the tokens count as sampled with.
+
+        Where every token of the step was sampled by the weights it starts from, the proximal log-probabilities stand
+        for the behaviour ones, so that synchronous PPO does not hang on the engine's last bits.
+        """
+        config, batch, mask = self._config, experience.batch, experience.batch.mask
+        lag = (step - 1 - batch.versions)[mask]
+        max_lag = int(self._ranks.all_max(lag.max().double()))
+        behavior = experience.proximal if max_lag == 0 else batch.behavior_logprobs
+        experience.anchor = experience.proximal if config.decoupled else behavior
+        experience.importance = losses.importance_weights(
+            experience.anchor,
+            behavior,
+            mask,
+            level=config.importance_level,
+            cap=config.importance_cap,
+            floor=config.importance_floor,
+            outside=config.importance_outside,
+        )
+        self._tally_engine(step, experience, tally)
+        self._tally_weights(experience.importance[mask], tally)
+        tally.mean("cluster/policy_lag_mean", lag)
+        tally.max("cluster/policy_lag_max", lag)
+        for value in range(min(max_lag, MAX_LAG_SHOWN) + 1):
+            tally.mean(f"cluster/policy_lag_share_{value}", (lag == value).double())
+        return behavior
+
+    def _tally_engine(self, step: int, experience: Experience, tally: Tally) -> None:
+        """How far the engine's log-probabilities are from the learner's, of tokens that the same weights sampled."""
+        batch = experience.batch
+        fresh = batch.mask & (batch.versions == step - 1)
+        engine, own = batch.behavior_logprobs[fresh], experience.proximal[fresh]
+        tally.mean("learner/engine_logprob_difference_mean", (engine - own).abs())
+        tally.max("learner/engine_logprob_difference_max", (engine - own).abs())
+        tally.mean("learner/engine_kl_nats_per_token", adv.kl_k3(engine, own))
+
+    def _tally_weights(self, weights: Tensor, tally: Tally) -> None:
+        """Their mean, and the effective sample size (sum w)^2 / sum w^2 as a share of all tokens (Kong 1992)."""
+        weights = weights.double()
+        sums = torch.stack([weights.new_tensor(len(weights)), weights.sum(), weights.square().sum()])
+        count, total, squares = self._ranks.all_sum(sums).tolist()
+        tally.constant("learner/importance_weight_mean", total / count)
+        tally.constant("learner/effective_sample_size", total**2 / (squares * count) if squares else 0.0)
+
+    def _estimate_advantages(self, experience: Experience, rewards: Tensor) -> None:
+        """By the critic, by rewards to come, or each response against its group, which no two ranks share."""
+        config, mask = self._config, experience.batch.mask
+        if config.advantages == "gae":
+            self._estimate_by_critic(experience, rewards)
+        elif config.advantages == "reinforce_pp" or config.advantages == "reinforce_pp_baseline":
+            experience.advantages, _ = adv.gae(rewards, torch.zeros_like(rewards), mask, gamma=config.gamma, lam=1.0)
+        else:
+            whole = adv.group_advantages(rewards.sum(1), experience.batch.groups, config.advantages)
+            experience.advantages = torch.where(mask, whole[:, None], 0.0)
+        whiten = config.advantages in WHITENED if config.whiten_advantages is None else config.whiten_advantages
+        if whiten:
+            moments = adv.masked_moments(experience.advantages, mask, self._ranks.all_sum)
+            experience.advantages = adv.whiten(experience.advantages, mask, moments)
+
+    def _estimate_by_critic(self, experience: Experience, rewards: Tensor) -> None:
+        config, mask = self._config, experience.batch.mask
+        lam: float | Tensor = config.gae_lambda
+        if config.gae_lambda_alpha is not None:
+            lam = adv.length_adaptive_lambda(mask, config.gae_lambda_alpha)
+        given = (rewards, experience.values, mask)
+        experience.advantages, experience.returns = adv.gae(*given, gamma=config.gamma, lam=lam)
+        if config.gae_value_lambda is not None:
+            _, experience.returns = adv.gae(*given, gamma=config.gamma, lam=config.gae_value_lambda)

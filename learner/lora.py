@@ -1,0 +1,75 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685) through peft: only they are trained, and the model without them is the
+reference.
+
+Adapters are put into the model in place, so that it stays the transformers model it was. Knows neither PPO nor files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from cluster.errors import InputError
+from learner.config import LoraConfig as LoraSettings
+from learner.ranks import whole
+
+ADAPTER = "default"
+_BASE = ".base_layer"
+
+
+def add_adapters(model: Any, settings: LoraSettings, *, seed: int) -> None:
+    """Put an adapter beside every linear layer of that name, or beside all but the head's; freeze everything else.
+
+    An adapter's second matrix is 0, so that nothing changes yet. Raises InputError where no module has such a name.
+    """
+    targets: Any = list(settings.target_modules) or "all-linear"
+    alpha: Any = settings.alpha
+    config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+        except ValueError as error:
+            raise InputError("learner.lora.target_modules", str(error).splitlines()[0]) from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    model.eval()
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """In this block the model computes what it did before the adapters."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def merged(name: str, tensor: Tensor, model: nn.Module) -> tuple[str, Tensor] | None:
+    """A tensor of a model with adapters as a model without them has it: W + (alpha / r) B A; None for an adapter's own.
+
+    `name` and `tensor` are an item of the model's state; `tensor` is whole.
+    """
+    if ".lora_" in name:
+        return None
+    if not name.endswith(f"{_BASE}.weight"):
+        return name.replace(f"{_BASE}.", "."), tensor
+    layer: Any = model.get_submodule(name.removesuffix(f"{_BASE}.weight"))
+    plain = name.replace(f"{_BASE}.", ".")
+    return plain, tensor + delta(layer).to(tensor.dtype)
+
+
+def delta(layer: Any) -> Tensor:
+    """What a layer's adapter adds to its weight; every rank calls where it lies in shards."""
+    down, up = (whole(getattr(layer, part)[ADAPTER].weight.detach()) for part in ("lora_A", "lora_B"))
+    return layer.scaling[ADAPTER] * (up @ down)
