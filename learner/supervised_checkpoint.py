@@ -19,7 +19,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from cluster.errors import InputError
-from learner.checkpoint import load_optimizer_tensors, optimizer_tensors, whole_folder
+from learner.checkpoint import OPTIMIZER, optimizer_tensors, whole_folder
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -71,7 +71,7 @@ class Checkpoints:
         load_model(model, str(newest / "model.safetensors"))
         state = load_file(newest / "state.safetensors")
         _set_random_state({name: state.pop(name) for name in list(state) if name.startswith("random.")})
-        load_optimizer_tensors(optimizer, model, state)
+        _load_optimizer(optimizer, model, state)
         best = newest / "best.safetensors"
         return Progress(**record["progress"]), load_file(best) if best.exists() else {}
 
@@ -107,3 +107,11 @@ def _set_random_state(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["random.cpu"])
     if "random.cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["random.cuda"])
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Take back what `optimizer_tensors` gave, each tensor to its parameter's device."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameter, _, key = name.removeprefix(OPTIMIZER).rpartition(".")
+        optimizer.state[parameters[parameter]][key] = tensor.to(parameters[parameter].device)

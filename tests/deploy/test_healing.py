@@ -359,15 +359,16 @@ async def test_a_rank_killed_in_the_middle_of_a_step_changes_no_bit(
 async def test_a_rank_that_hangs_is_ended_and_changes_no_bit(
     undisturbed: Sequence[Any], policy: Path, tmp_path: Path
 ) -> None:
-    rig = real_rig(tmp_path, policy, step_timeout_s=10.0)
+    rig = real_rig(tmp_path, policy)
     learners = await rig.open()
     await rig.step(1)
     rank = await second_rank(rig.groups[0])
+    rig.groups[0]._config = CONFIG.model_copy(update={"step_timeout_s": 5.0})
     rank.send_signal(signal.SIGSTOP)
     await rig.step(2)
     await rig.step(3)
     await learners.shutdown()
     assert [checksums(manifest) for manifest in rig.published] == [*undisturbed[:2], *undisturbed[1:4]]
-    waited = "learner group: waited 10 s for 2 learners to finish step 2; rebuilt from the start, 1 step trained again"
+    waited = "learner group: waited 5 s for 2 learners to finish step 2; rebuilt from the start, 1 step trained again"
     assert rig.notes[0].startswith(waited)
     assert not psutil.pid_exists(rank.pid) or psutil.Process(rank.pid).status() == psutil.STATUS_ZOMBIE
