@@ -18,6 +18,8 @@ from rich.table import Table
 from benchmarks import (
     estimators,
     lag_study,
+    learner,
+    learner_gpu,
     learner_step,
     overlap,
     rollout_actor,
@@ -53,6 +55,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "whole_run": ("The whole letters run over its bare parts", tuple(range(whole_run.REPEATS)), whole_run.measure),
     "start_up": ("From the command to the first PPO step", (0,), start_up.measure),
     "trl": ("Letters against TRL 1.12.0", tuple(range(trl.REPEATS)), trl.measure),
+    "learner": ("The learner's machinery", (0,), learner.measure),
+    "learner_gpu": ("The learner on a GPU", (0,), learner_gpu.measure),
     "estimators": ("Letters without a critic", task_runs.SEEDS, estimators.measure),
     "lag_study": ("What lag costs", task_runs.SEEDS, lag_study.measure),
 }
@@ -72,6 +76,8 @@ def main(
         title, seeds, measure = BENCHMARKS[name]
         with tempfile.TemporaryDirectory() if keep is None else nullcontext(str(keep)) as folder:
             rows = measure(Path(folder))
+        if not rows:
+            continue
         path = write(name, title, rows, command=f"python -m benchmarks {name}", seeds=seeds)
         _show(title, rows)
         print(path)

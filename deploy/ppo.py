@@ -218,8 +218,16 @@ class Ring:
         await asyncio.to_thread(write_trajectories, path, trajectories)
         self._num_episodes += len(trajectories)
         self._num_optimizer_steps += result.num_optimizer_steps
+        self._say_if_short(step, result.num_optimizer_steps)
         self._session.log_step("ppo", await self._metrics(step, result, trajectories, counts) | {"time_s": now_s})
         self._session.run.update_status(step=step)
+
+    def _say_if_short(self, step: int, num_done: int) -> None:
+        learner = self._session.config.learner
+        num = learner.num_epochs * learner.num_minibatches
+        if num_done < num:
+            what = f"beyond learner.max_step_kl_nats = {learner.max_step_kl_nats:g}"
+            self._session.view.note(f"step {step} ended after {num_done} of {num} optimiser steps, {what}")
 
     def _first_step_done(self, step_s: float) -> None:
         now = time.monotonic()

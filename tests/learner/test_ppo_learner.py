@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.errors import LearnerError
+from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, LoraConfig
 from learner.ppo_rank import model_settings
 from learner.ppo_step import PPOStep, Share, scheduled
 from learner.ranks import Ranks
+from learner.weight_publisher import published_tensors
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 
 CPU = torch.device("cpu")
@@ -244,3 +245,98 @@ def test_a_loss_that_is_not_finite_names_its_trajectory(policy_path: Path) -> No
 def test_a_linear_schedule_falls_from_the_first_step_and_reaches_zero_after_the_last() -> None:
     assert [scheduled(0.4, "linear", step, 4) for step in (1, 2, 4, 5)] == pytest.approx([0.4, 0.3, 0.1, 0.0])
     assert {scheduled(0.4, "constant", step, 4) for step in (1, 2, 4, 5)} == {0.4}
+
+
+def test_an_update_that_moves_too_far_ends_before_its_last_optimiser_step(policy_path: Path) -> None:
+    wild = {"num_epochs": 6, "num_minibatches": 2, "learning_rate": 3e-2}
+    free, held = (OneRank(policy_path, LearnerConfig(**wild, max_step_kl_nats=limit)) for limit in (None, 0.05))
+    metrics = [learner.step(1, batch()) for learner in (free, held)]
+    assert metrics[0]["learner/num_optimizer_steps"] == 12
+    assert 1 <= metrics[1]["learner/num_optimizer_steps"] < 12
+    assert metrics[0]["learner/step_kl_nats_per_token"] > metrics[1]["learner/step_kl_nats_per_token"]
+    assert largest_difference(free.weights(), held.weights()) > 0
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_in_the_critics_warm_up_no_weight_of_the_policy_moves(policy_path: Path, critic: Any) -> None:
+    learner = OneRank(policy_path, CONFIG.model_copy(update={"critic": critic, "critic_warmup_steps": 1}))
+    start = learner.weights()
+    learner.step(1, batch())
+    warm = learner.weights()
+    moved = {name for name, tensor in start.items() if not torch.equal(tensor, warm[name])}
+    assert moved == {name for name in start if not name.startswith("policy.")}
+    learner.step(2, batch())
+    after = learner.weights()
+    assert all(not torch.equal(tensor, after[name]) for name, tensor in warm.items())
+
+
+def test_a_critic_can_start_as_the_reward_model(policy_path: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    reward_model = AutoModelForSequenceClassification.from_pretrained(policy_path, num_labels=1, dtype=torch.float32)
+    reward_model.config.pad_token_id = 0
+    with torch.no_grad():
+        reward_model.score.weight.normal_(generator=torch.Generator().manual_seed(0))
+    reward_model.save_pretrained(tmp_path / "reward_model")
+    config = LearnerConfig(critic="separate", critic_from="reward_model")
+    model = ActorCritic(
+        model_settings(config, policy_path, "float32", 0.7, seed=0, critic_path=tmp_path / "reward_model")
+    )
+    padded = make_batch(batch())
+    values = model(padded.token_ids, padded.mask, padded.lengths).values
+    for row, length in enumerate(padded.lengths):
+        before_last = padded.token_ids[row : row + 1, : length - 1]
+        expected = reward_model(input_ids=before_last).logits[0, 0]
+        torch.testing.assert_close(values[row, length - 1], expected, atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="critic_from: there is no reward model"):
+        model_settings(config, policy_path, "float32", 0.7, seed=0)
+
+
+def test_with_adapters_only_they_move_and_without_them_the_model_is_the_reference(policy_path: Path) -> None:
+    config = CONFIG.model_copy(update={"lora": LoraConfig(rank=4)})
+    learner, plain = OneRank(policy_path, config), OneRank(policy_path)
+    padded = make_batch(batch())
+    given = (padded.token_ids, padded.mask, padded.lengths)
+    start = learner.weights()
+    assert torch.equal(learner.reference.logprobs(*given), plain.reference.logprobs(*given))
+    learner.step(1, batch())
+    moved = {name for name, tensor in learner.weights().items() if not torch.equal(tensor, start[name])}
+    assert moved == {name for name in start if "lora_" in name or name.startswith("value_head")}
+    assert torch.equal(learner.reference.logprobs(*given), plain.reference.logprobs(*given))
+    merged = ActorCritic(ModelSettings(policy_path, "float32", "none", 0.7))
+    merged.policy.load_state_dict(dict(published_tensors(learner.model.policy, torch.float32)))
+    own = learner.model(*given).logprobs.detach()
+    torch.testing.assert_close(merged(*given).logprobs, own, atol=1e-5, rtol=0)
+    assert float((own - learner.reference.logprobs(*given)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("objective", ["gspo", "cispo"])
+def test_other_objectives_also_make_good_responses_likelier(policy_path: Path, objective: Any) -> None:
+    config = LearnerConfig(
+        num_epochs=4, learning_rate=1e-3, kl_coefficient=0.0, advantages="rloo", policy_objective=objective
+    )
+    learner = OneRank(policy_path, config)
+    trajectories = [replace(make_trajectory(i), group=i // 2, reward=float(i % 2)) for i in range(16)]
+    padded = make_batch(trajectories)
+    before = learner.model(padded.token_ids, padded.mask, padded.lengths).logprobs.sum(1)
+    learner.step(1, trajectories)
+    gain = (learner.model(padded.token_ids, padded.mask, padded.lengths).logprobs.sum(1) - before).detach()
+    assert gain[1::2].mean() > 0 > gain[::2].mean()
+
+
+def test_a_loss_that_is_not_finite_stops_the_step_before_the_optimiser_and_names_its_trajectories(
+    policy_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = OneRank(policy_path, CONFIG.model_copy(update={"num_minibatches": 1}))
+    start = learner.weights()
+    judge = learner._step.judge.judge
+
+    def spoiled(step: int, experience: Any, tally: Any) -> None:
+        judge(step, experience, tally)
+        experience.advantages[2] = float("nan")
+
+    monkeypatch.setattr(learner._step.judge, "judge", spoiled)
+    with pytest.raises(LearnerError, match="trajectories 0-2-0: the loss is not finite") as caught:
+        learner.step(1, batch())
+    assert caught.value.uids == ("0-2-0",)
+    assert largest_difference(start, learner.weights()) == 0

@@ -1,0 +1,31 @@
+"""`python -m benchmarks.peak_memory MODEL TOKENS CHUNK`: the memory that log-probabilities and their gradient take."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from learner.actor_critic import ActorCritic, ModelSettings
+
+
+def main(path: Path, num_tokens: int, chunk: int) -> None:
+    """Print the peak beyond what there was before, in bytes."""
+    torch.set_num_threads(1)
+    model = ActorCritic(ModelSettings(path, "float32", "none", 1.0, logprob_chunk_tokens=chunk))
+    width = num_tokens // 8 + 1
+    token_ids = torch.randint(model.policy.config.vocab_size, (8, width))
+    mask = torch.ones(8, width, dtype=torch.bool)
+    mask[:, 0] = False
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outputs = model(token_ids, mask, [width] * 8)
+    (outputs.logprobs.sum() + outputs.entropy.sum()).backward()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"peak_bytes": (after - before) * 1024}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
