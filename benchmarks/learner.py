@@ -32,7 +32,7 @@ from learner.ppo_step import PPOStep, Share
 from learner.ranks import Ranks
 
 CPU = torch.device("cpu")
-NUM_SEQUENCES, MEDIAN_TOKENS, SIGMA, MAX_TOKENS = 64, 48, 1.0, 512
+NUM_SEQUENCES, MEDIAN_TOKENS, SIGMA, MAX_TOKENS = 32, 48, 1.0, 512
 REPEATS = 5
 VOCABULARY, CHUNKED_TOKENS = 150_000, 1_024
 
