@@ -6,13 +6,15 @@ Adapters are put into the model in place, so that it stays the transformers mode
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cluster.errors import InputError
@@ -29,8 +31,7 @@ def add_adapters(model: Any, settings: LoraSettings, *, seed: int) -> None:
     An adapter's second matrix is 0, so that nothing changes yet. Raises InputError where no module has such a name.
     """
     targets: Any = list(settings.target_modules) or "all-linear"
-    alpha: Any = settings.alpha
-    config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none")
+    config = _peft_config(settings, targets)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -40,6 +41,29 @@ def add_adapters(model: Any, settings: LoraSettings, *, seed: int) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     model.eval()
+
+
+def _peft_config(settings: LoraSettings, targets: Any) -> LoraConfig:
+    alpha: Any = settings.alpha
+    return LoraConfig(
+        r=settings.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+    )
+
+
+def adapter_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The adapters' own tensors whole, by the names that peft and vLLM read; every rank calls where they are shards."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            yield f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}", whole(parameter.detach())
+
+
+def write_adapter(folder: Path, tensors: Mapping[str, Tensor], settings: LoraSettings, base: Path) -> None:
+    """Write the adapters as a folder that peft, and vLLM beside the base model, can load."""
+    targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors})
+    config = _peft_config(settings, targets)
+    config.base_model_name_or_path, config.inference_mode = str(base), True
+    config.save_pretrained(str(folder))
+    save_file(dict(tensors), folder / "adapter_model.safetensors")
 
 
 @contextmanager

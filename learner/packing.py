@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from cluster.errors import InputError
+
 PACKED = "antiphon_packed"
 LIKE = 1.25
 """Sequences up to so many times longer than the shortest are computed together."""
@@ -95,12 +97,19 @@ def packed_attention(
     *,
     pack: Pack,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence: query [1, A, N, D], key and value [1, K, N, D] to [1, N, A, D].
 
-    Has the form of transformers' attention functions. Dropout is left out: learners stay in evaluation mode.
+    Has the form of transformers' attention functions. Dropout is left out: learners stay in evaluation mode. Raises
+    InputError where a sequence is longer than a window that the model's attention would slide over it.
     """
+    if sliding_window is not None and max(pack.lengths) > sliding_window:
+        what = (
+            f"the model's attention slides a window of {sliding_window} tokens over {max(pack.lengths)}: set it false"
+        )
+        raise InputError("learner.packing", what)
     by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _flash(by_token, pack, scaling), None

@@ -19,10 +19,14 @@ from learner import checkpoint
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
 from learner.config import LearnerConfig, critic_of
+from learner.lora import adapter_tensors, write_adapter
 from learner.ppo_step import PPOStep, Share
 from learner.ranks import Ranks
 from learner.sharding import shard
 from learner.weight_publisher import Publication, WeightPublisher, default_probe, policy_tensors
+
+ADAPTER_FOLDER = "adapter"
+"""Where a policy's folder holds its adapters, if it has some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,8 @@ class PPORank:
         """The frozen policy that the KL is to: the model without its adapters, or one of its own."""
         settings = self._settings
         if settings.config.lora.rank:
+            if settings.reference_path != settings.model.path:
+                raise InputError("learner.lora", "the reference is the model without its adapters, not another one")
             return Reference(self._model)
         plain = replace(settings.model, path=settings.reference_path, critic="none", is_trained=False)
         model = ActorCritic(plain).to(self._device).requires_grad_(False)
@@ -154,13 +160,16 @@ class PPORank:
             self._write_policy(folder)
 
     def _write_policy(self, folder: Path) -> None:
-        """Gather the policy, which takes every rank, and write it on the first."""
+        """Gather the policy, which takes every rank, and write it on the first; adapters merged, and on their own."""
         policy, first = self._model.policy, self._ranks.rank == 0
         dtype = getattr(torch, self._settings.model.dtype)
         gathered = {name: tensor.cpu() for name, tensor in policy_tensors(policy, dtype) if first}
+        adapter = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in adapter_tensors(policy) if first}
         with self._ranks.agreed():
             if first:
                 checkpoint.write_policy(folder, policy.config, gathered, self._settings.model.path)
+            if adapter:
+                write_adapter(folder / ADAPTER_FOLDER, adapter, self._settings.config.lora, self._settings.model.path)
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.State(path)

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 
+from cluster.errors import InputError
 from cluster.trajectory import Trajectory
 from learner import checkpoint, weight_publisher
 from learner.actor_critic import ActorCritic, ModelSettings, load_causal_model
@@ -94,6 +96,14 @@ def test_packed_attention_is_plain_attention_of_each_sequence_alone(lengths: lis
     gradients = torch.autograd.grad((found * direction).sum(), given)
     for gradient, other in zip(gradients, torch.autograd.grad((expected * direction).sum(), given), strict=True):
         torch.testing.assert_close(gradient, other, atol=1e-12, rtol=0)
+
+
+def test_a_window_that_would_slide_over_a_packed_sequence_is_refused() -> None:
+    query = torch.zeros(1, 1, 6, 8)
+    pack = make_pack([2, 4], torch.device("cpu"))
+    packed_attention(torch.nn.Module(), query, query, query, None, pack=pack, sliding_window=4)
+    with pytest.raises(InputError, match="slides a window of 3 tokens over 4"):
+        packed_attention(torch.nn.Module(), query, query, query, None, pack=pack, sliding_window=3)
 
 
 def test_chunks_hold_no_more_of_the_distributions_than_they_say(policy_path: Path) -> None:
@@ -196,6 +206,17 @@ def test_the_policy_of_a_checkpoint_is_a_plain_model_of_the_same_weights(two_ran
     assert largest_difference(models[0].state_dict(), models[1].state_dict()) < (0.05 if network == "half" else 1e-5)
     start = load_causal_model(two_ranks / "policy", dtype)
     assert largest_difference(start.state_dict(), models[0].state_dict()) > 1e-4
+
+
+@pytest.mark.parametrize("data_parallel", ["ddp", "fsdp2"])
+def test_the_adapter_beside_a_merged_policy_is_one_that_peft_loads(two_ranks: Path, data_parallel: str) -> None:
+    folder = two_ranks / f"lora {data_parallel}" / "whole" / "step-3" / "policy"
+    base = load_causal_model(two_ranks / "policy", "float32")
+    token_ids = torch.arange(12)[None]
+    with torch.no_grad():
+        merged = load_causal_model(folder, "float32")(input_ids=token_ids).logits
+        adapted = PeftModel.from_pretrained(base, str(folder / "adapter"))(input_ids=token_ids).logits
+    torch.testing.assert_close(adapted, merged, atol=1e-5, rtol=0)
 
 
 def test_no_checkpoint_holds_a_pickle(two_ranks: Path) -> None:
