@@ -78,7 +78,12 @@ class Judge:
             )
 
     def judge(self, step: int, experience: Experience, tally: Tally) -> None:
-        """Importance weights, rewards, advantages and returns, by the statistics of all ranks; waits for them."""
+        """Importance weights, rewards, advantages and returns, by the statistics of all ranks; waits for them.
+
+        What a stale token is charged for is the KL of the policy that is trained, not of the one that sampled it: with
+        the importance weights that is the gradient of the KL there is. The logged KL is that of the sampling policy,
+        of which the tokens are samples.
+        """
         config, batch, mask = self._config, experience.batch, experience.batch.mask
         behavior = self._weigh(step, experience, tally)
         scores = shaped_scores(
@@ -89,7 +94,7 @@ class Judge:
             moments=self._rewards,
             all_sum=self._ranks.all_sum,
         )
-        penalty = adv.KL_ESTIMATORS[config.kl_estimator](behavior, experience.reference)
+        penalty = adv.KL_ESTIMATORS[config.kl_estimator](experience.anchor, experience.reference)
         coefficient = self.kl_coefficient if config.kl_in == "reward" else 0.0
         if config.advantages == "reinforce_pp_baseline":
             totals = scores + torch.where(mask, batch.turn_rewards, 0.0).sum(1)
