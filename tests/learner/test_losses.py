@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from learner import losses
@@ -202,3 +204,27 @@ def test_token_means_of_pieces_add_up_to_that_of_the_whole_and_garbage_under_the
     whole.backward()
     assert values.grad is not None
     torch.testing.assert_close(values.grad, mask.double() / 3)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**32 - 1), st.booleans())
+def test_no_mask_and_no_tie_makes_a_loss_or_its_gradient_anything_but_finite(
+    num_rows: int, width: int, seed: int, with_garbage: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(num_rows, width, generator=generator) < 0.5
+    drawn = torch.randn(3, num_rows, width, generator=generator) * 50
+    garbage = torch.full_like(drawn, 1e30 if with_garbage else 0.0)
+    current, proximal, advantages = torch.where(mask, drawn.round(), garbage)
+    current = current.requires_grad_()
+    weights = losses.importance_weights(proximal, advantages, mask, cap=CAP, level="sequence")
+    for objective in ("ppo", "gspo", "cispo"):
+        terms = losses.policy_loss(
+            current, proximal_logprobs=proximal, advantages=advantages, mask=mask, clip=CLIP, objective=objective
+        )
+        for aggregation in ("token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean"):
+            loss = losses.aggregate(terms.loss * weights, mask, aggregation, num_tokens=9, num_sequences=3)
+            (gradient,) = torch.autograd.grad(loss, current, retain_graph=True)
+            assert torch.isfinite(loss)
+            assert torch.isfinite(gradient[mask]).all()
+            if not mask.any():
+                assert loss == 0
