@@ -6,6 +6,7 @@ Knows the order of things; what a stage does is in `stages`, `ppo` and `evaluate
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +15,7 @@ from cluster.errors import AntiphonError
 from deploy.evaluate import evaluate
 from deploy.memory import PeakMemory
 from deploy.run_config import RunConfig
-from deploy.run_directory import RunDirectory
+from deploy.run_directory import SUPERVISED, RunDirectory
 from deploy.session import Session
 from deploy.stages import collect_preferences, prepare, run_reward_model, run_sft
 from deploy.view import View
@@ -36,6 +37,12 @@ STAGES: dict[str, Callable[[Session], Awaitable[None]]] = {
     "ppo": _ppo,
     "evaluation": evaluate,
 }
+
+
+def _import_learners(session: Session) -> None:
+    """Bring in what a supervised stage needs while a builder works in its process: both take seconds."""
+    with session.start_up.phase("imports"):
+        importlib.import_module("learner.supervised_group")
 
 
 def run(config: RunConfig, run: RunDirectory, stages: Sequence[str], view: View) -> None:
@@ -65,7 +72,12 @@ async def _run(session: Session, stages: Sequence[str]) -> None:
 
 async def _in_order(session: Session, stages: Sequence[str]) -> None:
     session.run.update_status(stage="prepare")
-    await prepare(session)
+    first = next((stage for stage in stages if not session.run.is_done(stage, session.config)), None)
+    async with asyncio.TaskGroup() as preparing:
+        preparing.create_task(prepare(session))
+        await asyncio.sleep(0)
+        if first in SUPERVISED:
+            _import_learners(session)
     for stage in stages:
         if session.run.is_done(stage, session.config):
             session.view.note(f"{stage}: done before")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,9 +19,11 @@ from cluster.trajectory_queue import PromptOrder
 from deploy import dotted
 from deploy.run_config import RunConfig
 from deploy.run_directory import checkpoint_step
-from deploy.session import Session
-from learner import tasks
+from deploy.session import Session, dtype_of
 from rollout_actors.prompts import holds_messages, read_rows, ready_rows
+
+if TYPE_CHECKING:
+    from learner.supervised_group import SupervisedLearnerGroup
 
 HELD_OUT = "preferences_held_out.parquet"
 
@@ -106,47 +108,59 @@ async def run_sft(session: Session) -> None:
     """Supervised fine-tuning into `sft/`."""
     config, run = session.config, session.run
     session.view.stage("sft", config.sft.num_steps)
-    result = await _train(
-        session,
-        "sft",
-        tasks.sft,
-        model_path(config, run.path),
-        data_path(config, run.path, "sft"),
-        run.path / "sft",
-        config.sft,
-        run.path / "checkpoints" / "sft",
-    )
+    result = await _train(session, "sft", model_path(config, run.path), data_path(config, run.path, "sft"))
     run.update_summary({f"sft.{name}": value for name, value in result.items()})
     if "best_step" in result:
         session.view.note(f"sft: held-out loss {result['held_out_loss']:.4f} at step {result['best_step']:,.0f}, kept")
 
 
-async def _train(session: Session, stage: str, function: Callable[..., Any], *args: Any) -> dict[str, float]:
-    """Run a supervised stage in a process of its own; returns what it yielded beside its steps.
+async def _train(
+    session: Session, stage: Literal["sft", "reward_model"], model: Path, data: Path, fresh: Path | None = None
+) -> dict[str, float]:
+    """Run a supervised stage on learners of its own; returns what they yielded beside its steps.
 
     A stage that goes on from a checkpoint yields some steps again; what is recorded already is not recorded twice.
     """
     result: dict[str, float] = {}
-    learner = session.config.learner
     newest = session.run.newest_checkpoint(stage)
     recorded = {row["step"] for row in session.run.metrics() if row["stage"] == stage} if newest else set()
     if newest:
         session.view.note(f"{stage}: goes on after step {checkpoint_step(newest):,}")
-    async for metrics in stream_task(
-        function,
-        *args,
-        seed=session.config.run.seed,
-        name=stage,
-        log_path=session.log_path(stage),
-        num_cpus=learner.num_cpus,
-        num_gpus=learner.num_gpus,
-    ):
-        if "step" not in metrics:
-            result |= metrics
-            _say_what_was_cut(session, stage, metrics)
-        elif metrics["step"] not in recorded:
-            session.log_step(stage, metrics)
+    learners = await _start_learners(session, stage, model, data, fresh)
+    try:
+        async for metrics in learners.train():
+            if "step" not in metrics:
+                result |= metrics
+                _say_what_was_cut(session, stage, metrics)
+            elif metrics["step"] not in recorded:
+                session.log_step(stage, metrics)
+    finally:
+        await learners.shutdown()
     return result
+
+
+async def _start_learners(
+    session: Session, stage: Literal["sft", "reward_model"], model: Path, data: Path, fresh: Path | None
+) -> SupervisedLearnerGroup:
+    """The learners of a stage. Brings RLlib and torch into this process; commands without a stage are spared that."""
+    with session.start_up.phase("imports"):
+        from learner.supervised_group import SupervisedLearnerGroup
+        from learner.supervised_rank import SupervisedSettings
+
+    config, path = session.config, session.run.path
+    settings = SupervisedSettings(
+        config=config.learner,
+        stage=getattr(config, stage),
+        model_path=model,
+        data_path=data,
+        output_path=path / stage,
+        seed=config.run.seed,
+        dtype=dtype_of(config, model),
+        checkpoints_path=path / "checkpoints" / stage,
+        fresh_path=fresh,
+        log_dir=path / "logs",
+    )
+    return await SupervisedLearnerGroup.start(settings)
 
 
 def _say_what_was_cut(session: Session, stage: str, counts: dict[str, float]) -> None:
@@ -213,25 +227,10 @@ async def run_reward_model(session: Session) -> None:
     """Train `reward_model/` on the preferences and report its accuracy on pairs it has not seen."""
     config, run = session.config, session.run
     session.view.stage("reward_model", 0)
-    result = await _train(
-        session,
-        "reward_model",
-        tasks.reward_model,
-        policy_path(config, run.path),
-        preferences_path(config, run.path),
-        run.path / "reward_model",
-        config.reward_model,
-        run.path / "checkpoints" / "reward_model",
-    )
     held_out = run.path / HELD_OUT
-    if held_out.exists() and pq.read_metadata(held_out).num_rows:
-        result |= await _accuracy(session, held_out)
+    fresh = held_out if held_out.exists() and pq.read_metadata(held_out).num_rows else None
+    policy, preferences = policy_path(config, run.path), preferences_path(config, run.path)
+    result = await _train(session, "reward_model", policy, preferences, fresh)
     told = ("accuracy", "held_out_loss", "best_step", "num_examples", "num_cut", "num_dropped")
     run.update_summary({f"reward_model.{name}": result[name] for name in told})
     session.view.note(f"reward model: {result['accuracy']:.1%} of fresh labels predicted")
-
-
-async def _accuracy(session: Session, pairs: Path) -> dict[str, float]:
-    """Share of the pairs in which the trained reward model prefers what the annotators preferred."""
-    model, settings = session.run.path / "reward_model", session.config.reward_model
-    return await _train(session, "reward_model", tasks.reward_model_accuracy, model, pairs, settings)

@@ -73,7 +73,7 @@ def load_causal_model(path: Path, dtype: str, *, packing: bool = False) -> Any:
     Plain means: its logits are its output embedding of its trunk's hidden states, without scaling or capping; and,
     where sequences are to be packed, that its attention keeps them apart.
     """
-    model = _load(AutoModelForCausalLM, path, dtype)
+    model = load_model(AutoModelForCausalLM, path, dtype)
     probe = torch.arange(min(8, model.config.get_text_config().vocab_size))[None]
     with torch.no_grad():
         hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state
@@ -81,29 +81,33 @@ def load_causal_model(path: Path, dtype: str, *, packing: bool = False) -> Any:
         if not torch.allclose(model(input_ids=probe, use_cache=False).logits, plain):
             raise InputError(str(path), f"{model.config.model_type} scales or caps its logits, which is not supported")
         if packing:
-            _pack_attention(model, path, probe, hidden)
+            pack_attention(model, path, probe, hidden)
     return model
 
 
-def _load(auto_class: Any, path: Path, dtype: str, **options: Any) -> Any:
+def load_model(auto_class: Any, path: Path, dtype: str, **options: Any) -> Any:
+    """The model of a folder, in evaluation mode. Raises InputError where the folder is missing or holds no model."""
     if not (path / "config.json").is_file():
         raise InputError(str(path), "no model folder (it has no config.json)")
     given = {"attn_implementation": "sdpa", "trust_remote_code": False, "local_files_only": True, **options}
-    return auto_class.from_pretrained(path, dtype=getattr(torch, dtype), **given).eval()
+    try:
+        return auto_class.from_pretrained(path, dtype=getattr(torch, dtype), **given).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"no model can be loaded: {error}") from error
 
 
-def _pack_attention(model: Any, path: Path, probe: Tensor, alone: Tensor) -> None:
+def pack_attention(model: Any, path: Path, probe: Tensor, alone: Tensor) -> None:
     """Let the model's attention take packs, and see that a sequence behind another comes out as it did alone."""
     model.set_attn_implementation(PACKED)
     length = probe.shape[1]
-    packed = _trunk_of_pack(model.base_model, torch.cat([probe, probe], 1), [length, length])[length:]
+    packed = trunk_of_pack(model.base_model, torch.cat([probe, probe], 1), [length, length])[length:]
     if not torch.allclose(packed, alone[0], rtol=1e-3, atol=1e-4 if alone.dtype == torch.float32 else 0.1):
         raise InputError(
             str(path), f"{model.config.model_type} does not keep packed sequences apart: set learner.packing = false"
         )
 
 
-def _trunk_of_pack(trunk: Any, token_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+def trunk_of_pack(trunk: Any, token_ids: Tensor, lengths: Sequence[int]) -> Tensor:
     """Hidden states [N, H] of sequences that lie end to end in token_ids [1, N]."""
     pack = make_pack(lengths, token_ids.device)
     output = trunk(input_ids=token_ids, position_ids=pack.positions, use_cache=False, pack=pack)
@@ -128,7 +132,7 @@ class ActorCritic(nn.Module):
                 add_adapters(trunk, settings.lora, seed=settings.seed)
         if settings.activation_checkpointing:
             for trunk in filter(None, (self.policy, self.critic)):
-                _checkpoint_activations(trunk)
+                checkpoint_activations(trunk)
 
     def _make_critic(self, dtype: str) -> None:
         """A head of zeros on the policy's trunk or on a copy of it; or trunk and head of a reward model."""
@@ -141,7 +145,7 @@ class ActorCritic(nn.Module):
         if settings.critic_path is None:
             self.critic = load_causal_model(settings.path, dtype, packing=settings.packing).base_model
             return
-        model = _load(AutoModelForSequenceClassification, settings.critic_path, dtype)
+        model = load_model(AutoModelForSequenceClassification, settings.critic_path, dtype)
         if settings.packing:
             model.set_attn_implementation(PACKED)
         self.critic = model.base_model
@@ -204,8 +208,8 @@ class ActorCritic(nn.Module):
         if min(given) < inputs.shape[1]:
             is_token = torch.arange(inputs.shape[1]) < torch.tensor(given)[:, None]
             is_token = is_token.to(inputs.device)
-            return _trunk_of_pack(trunk, inputs[is_token][None], given)[before[is_token]]
-        return _trunk_of_pack(trunk, inputs.reshape(1, -1), given)[before.reshape(-1)]
+            return trunk_of_pack(trunk, inputs[is_token][None], given)[before[is_token]]
+        return trunk_of_pack(trunk, inputs.reshape(1, -1), given)[before.reshape(-1)]
 
 
 class Reference:
@@ -220,7 +224,7 @@ class Reference:
             return self._model(token_ids, mask, lengths, logprobs_only=True).logprobs
 
 
-def _checkpoint_activations(model: Any) -> None:
+def checkpoint_activations(model: Any) -> None:
     """Have the layers compute again what is inside them; nothing else is in training mode, so nothing drops out."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in model.modules():

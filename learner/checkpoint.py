@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -81,13 +81,18 @@ def _sync_one(path: Path) -> None:
 
 def write_policy(folder: Path, config: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Write a Hugging Face model folder of these tensors, with tokenizer and generation config as in `source`."""
-    dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.save_pretrained(folder, state_dict=dict(tensors))
+    write_model(folder, AutoModelForCausalLM, config, tensors)
     for pattern in CARRIED_FILES:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
+
+
+def write_model(folder: Path, auto_class: Any, config: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Write weights and configuration of a Hugging Face model that has these tensors."""
+    dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    with torch.device("meta"):
+        model = auto_class.from_config(config, dtype=dtype)
+    model.save_pretrained(folder, state_dict=dict(tensors))
 
 
 @contextmanager
@@ -110,16 +115,30 @@ def shared_folder(path: Path, ranks: Ranks) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_state(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+class Rows(NamedTuple):
+    """What of a tensor lies on this rank: its rows from `first` on, or all of it on every rank."""
+
+    tensor: Tensor
+    first: int
+    is_whole: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Rows:
+        """The rows of an ordinary tensor or of one in shards."""
+        here = local(tensor)
+        return cls(here, first_row(tensor), here is tensor)
+
+
+def write_state(folder: Path, tensors: Mapping[str, Tensor | Rows], ranks: Ranks) -> None:
     """Write this rank's rows of the tensors into files of bounded size; whole tensors are the first rank's.
 
     What a file holds stands in its header: each tensor's first row.
     """
+    given = {name: tensor if isinstance(tensor, Rows) else Rows.of(tensor) for name, tensor in tensors.items()}
     shards: list[dict[str, Tensor]] = [{}]
     size_bytes = 0
-    for name, tensor in tensors.items():
-        rows = local(tensor)
-        if ranks.rank > 0 and (rows is tensor or rows.numel() == 0):
+    for name, (rows, _, is_whole) in given.items():
+        if ranks.rank > 0 and (is_whole or rows.numel() == 0):
             continue
         if size_bytes and size_bytes + rows.nbytes > MAX_SHARD_BYTES:
             shards.append({})
@@ -127,7 +146,7 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> No
         size_bytes += rows.nbytes
         shards[-1][name] = rows.detach().cpu().contiguous()
     for number, shard in enumerate(filter(None, shards)):
-        starts = {name: first_row(tensors[name]) for name in shard}
+        starts = {name: given[name].first for name in shard}
         file = folder / f"state-{ranks.rank:05d}-{number:05d}.safetensors"
         save_file(shard, file, metadata={"first_rows": json.dumps(starts, sort_keys=True)})
 

@@ -22,7 +22,10 @@ class LoraConfig(Section):
 
 
 class LearnerConfig(Section):
-    """PPO (Schulman et al. 2017, arXiv:1707.06347) with a KL penalty to the reference policy in the reward."""
+    """PPO (Schulman et al. 2017, arXiv:1707.06347) with a KL penalty to the reference policy in the reward.
+
+    How learners share out work and memory holds for supervised fine-tuning and the reward model as well.
+    """
 
     num_learners: int = Field(default=1, ge=0)
     """Learner processes (ranks); 0 runs the learner inside the driver."""
@@ -132,8 +135,8 @@ class LearnerConfig(Section):
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each learner."""
     num_threads: int = Field(default=0, ge=0)
-    """Threads of torch on the CPU in each learner; 0: the machine's cores but one, which is left to the engines,
-    shared out among the learners. Another number may round sums differently."""
+    """Threads of torch on the CPU in each learner; 0: the machine's cores shared out among the learners, but for one
+    in PPO, which is left to the engines. Another number may round sums differently."""
     step_timeout_s: float = Field(default=1800.0, gt=0)
     """Deadline of one learner step."""
     checkpoint_every_steps: int = Field(default=20, ge=1)
@@ -162,6 +165,11 @@ def critic_of(config: LearnerConfig) -> Literal["shared", "separate", "none"]:
 def learner_threads(config: LearnerConfig) -> int:
     """Threads of torch for a learner that runs on this machine."""
     return config.num_threads or max(1, (num_cores() - 1) // max(1, config.num_learners))
+
+
+def stage_threads(config: LearnerConfig) -> int:
+    """The same for the stages before PPO: no engine works beside them."""
+    return config.num_threads or max(1, num_cores() // max(1, config.num_learners))
 
 
 class SftConfig(Section):

@@ -1,45 +1,31 @@
-"""The learner as the driver sees it: a few async calls, each with a deadline, that end in a result or a named error.
-
-One call at a time, off the event loop. Knows no mathematics, and of the ranks only that they answer together.
-"""
+"""PPO's learner as the driver sees it: a few async calls. Knows no mathematics."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import LearnerError
-from cluster.remote import within
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from learner.config import LearnerConfig
+from learner.group_calls import GroupCalls
+from learner.ppo_learner import TrajectoryLearner
 from learner.ppo_rank import LearnerSettings, RankResult, model_settings
 from learner.rank_group import RankGroup, StepData, build, split
 from learner.training_loop import Groups, StepResult
 
-THREAD_END_S = 2.0
-"""How long the thread of a call is waited for once its ranks are gone; it must not outlive Ray."""
 
-
-class PPOLearnerGroup:
-    """The learners of a run. After any error the group is ended and every later call says so.
-
-    Calls run one after the other. Each waits for all ranks, off the event loop, and raises LearnerError where one of
-    them failed or died and DeadlineExceeded where they took longer than `step_timeout_s`.
-    """
+class PPOLearnerGroup(GroupCalls):
+    """The learners of a run."""
 
     def __init__(self, group: RankGroup, settings: LearnerSettings, *, first_step: int, incarnation: str) -> None:
-        self._group = group
-        self._config = settings.config
+        super().__init__(group, settings.config)
         self._next_step = first_step
         self._incarnation = incarnation
-        self._turn = asyncio.Lock()
-        self._ended_by: BaseException | None = None
 
     @classmethod
     async def start(
@@ -73,7 +59,7 @@ class PPOLearnerGroup:
             probe_token_ids=tuple(map(tuple, probe_token_ids)) if probe_token_ids else None,
             log_dir=log_dir,
         )
-        group = await build(settings)
+        group = await build(settings, TrajectoryLearner)
         return cls(group, settings, first_step=first_step, incarnation=incarnation or uuid.uuid4().hex)
 
     async def step(self, step: int, groups: Groups) -> StepResult:
@@ -112,33 +98,3 @@ class PPOLearnerGroup:
     async def save_policy(self, path: Path) -> None:
         """Write the policy as a Hugging Face folder with its tokenizer, whole or not at all."""
         await self._call("save_policy", [{"path": path}] * self._num_ranks)
-
-    async def shutdown(self) -> None:
-        """End the ranks' processes. Write what must last before."""
-        self._ended_by = self._ended_by or LearnerError("learner group", "it was shut down")
-        await asyncio.to_thread(self._group.shutdown)
-
-    @property
-    def _num_ranks(self) -> int:
-        return max(1, self._config.num_learners)
-
-    async def _call(self, method: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
-        return await self._run(method, lambda: self._group.call(method, arguments))
-
-    async def _run(self, what: str, function: Callable[[], list[Any]]) -> list[Any]:
-        """Run a blocking call in a thread until it ends or its time is over; any error ends the group."""
-        timeout_s = self._config.step_timeout_s
-        waited_for = f"{self._num_ranks} learners to finish {what}"
-        async with self._turn:
-            if self._ended_by is not None:
-                raise LearnerError("learner group", f"it has ended: {self._ended_by}")
-            work = asyncio.ensure_future(asyncio.to_thread(function))
-            shielded = asyncio.shield(work)
-            try:
-                results: list[Any] = await within(shielded, timeout_s, where="learner group", waited_for=waited_for)
-                return results
-            except BaseException as error:
-                self._ended_by = error
-                self._group.shutdown()
-                await asyncio.wait({asyncio.gather(work, return_exceptions=True)}, timeout=THREAD_END_S)
-                raise

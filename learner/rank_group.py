@@ -7,6 +7,7 @@ silently train nothing, ranks that wait for one that gave up, errors of the seco
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,8 @@ from cluster.errors import AntiphonError, LearnerDied, LearnerError
 from cluster.remote import RemoteActor, kill_actor, within
 from learner.batching import balanced, cost
 from learner.config import LearnerConfig
-from learner.ppo_learner import ActorCriticModule, TrajectoryLearner
-from learner.ppo_rank import LearnerSettings
 from learner.ppo_step import Share
+from learner.rank_learner import RankLearner, RankSettings
 from learner.ranks import StoppedWithPeer
 from learner.training_loop import Groups
 
@@ -88,14 +88,15 @@ class RankGroup(LearnerGroup):
     _place: PlacementGroup | None
 
     @classmethod
-    def start(cls, settings: LearnerSettings, place: PlacementGroup | None) -> RankGroup:
+    def start(cls, settings: RankSettings, learner_class: type[RankLearner], place: PlacementGroup | None) -> RankGroup:
         """Start the ranks at `place` and load their models; blocks. Raises the error of one that could not."""
+        # What RLlib would log of ranks that raised, died or were ended is raised here.
+        logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
         group = cls.__new__(cls)
         group._place = place
+        config, spec = _algorithm_config(settings, learner_class), _module_spec(settings, learner_class)
         try:
-            group.__init__(  # type: ignore[misc]
-                config=_algorithm_config(settings), module_spec=_module_spec(settings), placement_group=place
-            )
+            group.__init__(config=config, module_spec=spec, placement_group=place)  # type: ignore[misc]
         except RayError as error:
             group.shutdown()
             raise first_cause([(0, error)]) from error
@@ -191,7 +192,7 @@ def first_cause(errors: Sequence[tuple[int, BaseException]]) -> AntiphonError:
     return LearnerError(f"learner-{rank}", lines[-1] if lines else type(error).__name__)
 
 
-def _algorithm_config(settings: LearnerSettings) -> PPOConfig:
+def _algorithm_config(settings: RankSettings, learner_class: type[RankLearner]) -> PPOConfig:
     config = settings.config
     return (
         PPOConfig()
@@ -200,7 +201,7 @@ def _algorithm_config(settings: LearnerSettings) -> PPOConfig:
             num_learners=config.num_learners,
             num_cpus_per_learner=config.num_cpus,
             num_gpus_per_learner=config.num_gpus,
-            learner_class=TrajectoryLearner,
+            learner_class=learner_class,
             learner_config_dict={"settings": settings},
             add_default_connectors_to_learner_pipeline=False,
         )
@@ -208,10 +209,10 @@ def _algorithm_config(settings: LearnerSettings) -> PPOConfig:
     )
 
 
-def _module_spec(settings: LearnerSettings) -> MultiRLModuleSpec:
-    """The actor-critic among RLlib's modules; the spaces are asked for and not used."""
+def _module_spec(settings: RankSettings, learner_class: type[RankLearner]) -> MultiRLModuleSpec:
+    """The learner's networks among RLlib's modules; the spaces are asked for and not used."""
     spec = RLModuleSpec(
-        module_class=ActorCriticModule,
+        module_class=learner_class.module_class,
         observation_space=gym.spaces.Box(-1.0, 1.0, (1,), np.float32),
         action_space=gym.spaces.Discrete(2),
         model_config={"settings": settings},
@@ -219,7 +220,7 @@ def _module_spec(settings: LearnerSettings) -> MultiRLModuleSpec:
     return MultiRLModuleSpec(rl_module_specs={DEFAULT_MODULE_ID: spec})
 
 
-async def build(settings: LearnerSettings) -> RankGroup:
+async def build(settings: RankSettings, learner_class: type[RankLearner]) -> RankGroup:
     """Build in a thread. Cancelled or late, end the ranks and wait for the thread: Ray's end would leave it hanging.
 
     Ranks are ended by taking their place away, once they have had the time to be created there: one that is created
@@ -227,7 +228,7 @@ async def build(settings: LearnerSettings) -> RankGroup:
     """
     num_learners = settings.config.num_learners
     place = _reserve(settings.config)
-    building = asyncio.ensure_future(asyncio.to_thread(RankGroup.start, settings, place))
+    building = asyncio.ensure_future(asyncio.to_thread(RankGroup.start, settings, learner_class, place))
     waited_for = f"{max(1, num_learners)} learners to load their models"
     try:
         await within(asyncio.shield(building), START_TIMEOUT_S, where="learner group", waited_for=waited_for)

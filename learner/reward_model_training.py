@@ -1,79 +1,103 @@
-"""Reward model training: preferences in, a sequence classifier with one label out as a Hugging Face folder.
+"""Reward model training: what is learnt from preferences, by the model of Bradley and Terry.
 
-What serves the folder reads a response as it is read here: prompt + response + end of sequence, tokenized together.
-Knows nothing of who prefers, of Ray or of stages. B pairs, T tokens a row, padded on the right.
+Knows nothing of who prefers, of files and of stages. B pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForSequenceClassification
+from torch import Tensor
 
 from learner.config import RewardModelConfig
-from learner.datasets import Limit, Pair, read_pairs
-from learner.supervised import load_model, load_tokenizer, pad, save_model_folder, shuffled_batches, split
-from learner.supervised_loop import BatchLoss, Plan, checkpoints_of, descend
+from learner.datasets import Pair
+from learner.ranks import Ranks
+from learner.reward_net import RewardNet
+from learner.supervised_loop import Plan, Row
 
 CENTERING = 0.01
 """Weight of the squared mean reward of a batch: preferences leave the level of rewards open, this keeps it near 0."""
 
 
-def train_reward_model(
-    model_path: Path,
-    preferences_path: Path,
-    output_path: Path,
-    config: RewardModelConfig,
-    checkpoints_path: Path | None = None,
-    *,
-    seed: int,
-) -> Iterator[dict[str, float]]:
-    """Train a new head and the trunk of `model_path` on preferences; yield metrics each optimiser step.
+class PreferenceLoss:
+    """Mean negative log-likelihood of preferences (Bradley and Terry 1952), centred in training.
 
-    First of all the pairs are counted (`num_examples`, `num_cut`, `num_dropped`). The last yield, made once the model
-    has replaced `output_path`, is its accuracy and loss on pairs held out of training and `num_pairs`, their number.
-    The same seed gives the same weights on a CPU, interrupted or not where `checkpoints_path` is given. Raises
-    InputError naming the file and what is wrong with it.
+    A pair's margin is by how much the chosen reward should be higher (Llama 2, arXiv:2307.09288, eq. 2). All methods
+    wait for the other ranks; `pieces` are this rank's part of `rows`, in micro-batches.
     """
-    torch.manual_seed(seed)
-    tokenizer = load_tokenizer(model_path)
-    pairs = read_pairs(tokenizer, preferences_path)
-    model = load_model(AutoModelForSequenceClassification, model_path, num_labels=1).train()
-    model.config.pad_token_id = tokenizer.pad_token_id
-    pairs, counts = Limit.of(model, config, "reward_model").applied(pairs, preferences_path)
-    checkpoints = checkpoints_of(checkpoints_path, config, seed, pairs)
-    generator = torch.Generator().manual_seed(seed)
-    training, held_out = split(pairs, config.held_out_share, generator, preferences_path)
-    yield counts
 
-    def loss_of(batch: list[int]) -> BatchLoss:
-        rows = [training[index] for index in batch]
-        chosen, rejected = _rewards(model, rows)
-        loss = bradley_terry_loss(chosen, rejected, _margins(rows, chosen))
-        return BatchLoss(loss, {"accuracy": _agreement(chosen, rejected).mean().item()}, len(rows))
+    unit = "pairs"
 
-    batches = shuffled_batches(len(training), config.batch_size, generator)
-    evaluate = partial(_held_out, model, held_out)
-    kept = yield from descend(model, batches, loss_of, evaluate, _plan(config, len(training)), checkpoints)
-    save_model_folder(model, tokenizer, model_path, output_path)
-    if checkpoints:
-        checkpoints.remove()
-    yield {
-        "accuracy": kept["held_out_accuracy"],
-        "held_out_loss": kept["held_out_loss"],
-        "best_step": kept["step"],
-        "num_pairs": float(len(held_out)),
-        "num_training_pairs": float(len(training)),
-    }
+    def __init__(self, net: RewardNet, ranks: Ranks, device: torch.device) -> None:
+        self._net = net
+        self._ranks = ranks
+        self._device = device
+
+    def accumulate(self, pieces: Sequence[Sequence[Pair]], rows: Sequence[Pair]) -> Row:
+        """Leave the gradient of this rank's part of the loss of `rows`; returns what is told of them.
+
+        The gradient of the squared mean m of all ranks' rewards is 2 m times that of m, whose parts add up. So m has
+        to be known first: a single piece's graph is kept for that, several are computed twice.
+        """
+        num, sums = len(rows), self._zeros(2)
+        graphs = [pair_rewards(self._net, piece) for piece in pieces] if len(pieces) == 1 else []
+        level = self._level(graphs, pieces) / num
+        for piece in pieces:
+            chosen, rejected = graphs.pop() if graphs else pair_rewards(self._net, piece)
+            nll = preference_nll(chosen, rejected, piece)
+            ((nll.sum() + 2 * CENTERING * level * (chosen + rejected).sum()) / num).backward()
+            sums += torch.stack([nll.detach().sum(), agreement(chosen, rejected).sum()])
+        nll_mean, accuracy = (self._ranks.all_sum(sums) / num).tolist()
+        return {"loss": nll_mean + CENTERING * level**2, "accuracy": accuracy, "num_pairs": float(num)}
+
+    @torch.no_grad()
+    def _level(self, graphs: Sequence[tuple[Tensor, Tensor]], pieces: Sequence[Sequence[Pair]]) -> float:
+        """The sum of all ranks' rewards."""
+        total = self._zeros(1)
+        for chosen, rejected in graphs or (pair_rewards(self._net, piece) for piece in pieces):
+            total += (chosen + rejected).sum(dtype=torch.float64)
+        return float(self._ranks.all_sum(total))
+
+    @torch.no_grad()
+    def measure(self, pieces: Sequence[Sequence[Pair]], rows: Sequence[Pair]) -> Row:
+        """Accuracy and loss, not centred, of `rows`."""
+        sums = self._zeros(2)
+        for piece in pieces:
+            chosen, rejected = pair_rewards(self._net, piece)
+            sums += torch.stack([agreement(chosen, rejected).sum(), preference_nll(chosen, rejected, piece).sum()])
+        accuracy, loss = (self._ranks.all_sum(sums) / len(rows)).tolist()
+        return {"held_out_accuracy": accuracy, "held_out_loss": loss}
+
+    def _zeros(self, num: int) -> Tensor:
+        return torch.zeros(num, dtype=torch.float64, device=self._device)
 
 
-def _plan(config: RewardModelConfig, num_training: int) -> Plan:
-    """Measured after every epoch."""
+def pair_rewards(net: RewardNet, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Rewards [B] of the chosen and of the rejected responses, from one forward pass over all of them.
+
+    No pairs at all give none, but for the pass.
+    """
+    given = pairs or [Pair([0], [0])]
+    rewards = net([pair.chosen for pair in given] + [pair.rejected for pair in given])
+    chosen, rejected = rewards[: len(given)], rewards[len(given) :]
+    return chosen[: len(pairs)], rejected[: len(pairs)]
+
+
+def preference_nll(chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """[B]: each preference's negative log-likelihood, given the rewards [B]."""
+    margins = torch.tensor([pair.margin for pair in pairs], dtype=chosen.dtype, device=chosen.device)
+    return -F.logsigmoid(chosen - rejected - margins)
+
+
+def agreement(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """[B]: 1 where the chosen response got the higher reward, 0 where the lower, 0.5 on a tie."""
+    return ((chosen > rejected).double() + (chosen >= rejected).double()) / 2
+
+
+def reward_model_plan(config: RewardModelConfig, num_training: int) -> Plan:
+    """The loop of these settings: measured after every epoch."""
     steps_per_epoch = -(-num_training // config.batch_size)
     return Plan(
         num_steps=config.num_epochs * steps_per_epoch,
@@ -82,66 +106,5 @@ def _plan(config: RewardModelConfig, num_training: int) -> Plan:
         keeps_best=config.patience is not None,
         patience=config.patience,
         checkpoint_every_steps=config.checkpoint_every_steps,
-        unit="pairs",
+        unit=PreferenceLoss.unit,
     )
-
-
-def reward_model_accuracy(
-    model_path: Path, preferences_path: Path, config: RewardModelConfig = RewardModelConfig()
-) -> float:
-    """Share of the pairs whose chosen response gets the higher reward, a tie counted as a half.
-
-    Pairs that are too long are cut or left out as `config` says.
-    """
-    pairs = read_pairs(load_tokenizer(model_path), preferences_path)
-    model = load_model(AutoModelForSequenceClassification, model_path).eval()
-    pairs, _ = Limit.of(model, config, "reward_model").applied(pairs, preferences_path)
-    with torch.no_grad():
-        return _held_out(model, pairs)["held_out_accuracy"]
-
-
-def bradley_terry_loss(
-    chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor | float = 0.0
-) -> torch.Tensor:
-    """Mean negative log-likelihood [] of the preferences, given the rewards [B] (Bradley and Terry 1952), centred.
-
-    `margins` [B] is by how much the chosen reward should be higher (Llama 2, arXiv:2307.09288, eq. 2).
-    """
-    return _nll(chosen, rejected, margins).mean() + CENTERING * (chosen + rejected).mean().square()
-
-
-def _nll(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor | float) -> torch.Tensor:
-    """[B]: each preference's negative log-likelihood."""
-    return -F.logsigmoid(chosen - rejected - margins)
-
-
-def _margins(pairs: Sequence[Pair], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor([pair.margin for pair in pairs], dtype=like.dtype, device=like.device)
-
-
-def _rewards(model: Any, batch: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rewards [B] of the chosen and of the rejected responses, from one forward pass over all of them."""
-    rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
-    ids = pad(rows, model.config.pad_token_id).to(model.device)
-    mask = pad([[1] * len(row) for row in rows], 0).to(model.device)
-    rewards = model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
-    return rewards[: len(batch)], rewards[len(batch) :]
-
-
-def _held_out(model: Any, pairs: Sequence[Pair], batch_size: int = 256) -> dict[str, float]:
-    """Accuracy and loss, not centred, over all the pairs."""
-    losses, agreements = [], []
-    for start in range(0, len(pairs), batch_size):
-        batch = pairs[start : start + batch_size]
-        chosen, rejected = _rewards(model, batch)
-        agreements.append(_agreement(chosen, rejected))
-        losses.append(_nll(chosen, rejected, _margins(batch, chosen)))
-    return {
-        "held_out_accuracy": float(torch.cat(agreements).mean()),
-        "held_out_loss": float(torch.cat(losses).mean()),
-    }
-
-
-def _agreement(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """[B]: 1 where the chosen response got the higher reward, 0 where the lower, 0.5 on a tie."""
-    return ((chosen > rejected).float() + (chosen >= rejected).float()) / 2

@@ -1,71 +1,75 @@
-"""Supervised fine-tuning: prompt-completion pairs in, the starting policy out as a Hugging Face folder.
+"""Supervised fine-tuning: what is learnt from prompts and completions, the loss over the completions alone.
 
-Knows nothing of rewards, Ray or stages. B rows, T tokens a row, padded on the right.
+Knows nothing of rewards, of files and of stages. B rows, T tokens of the longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
+from torch import Tensor
 
+from learner.actor_critic import ActorCritic
 from learner.config import SftConfig
-from learner.datasets import Completion, Limit, read_completions
-from learner.supervised import load_model, load_tokenizer, pad, save_model_folder, shuffled_batches, split
-from learner.supervised_loop import BatchLoss, Plan, checkpoints_of, descend
+from learner.datasets import Completion
+from learner.ranks import Ranks
+from learner.supervised import pad
+from learner.supervised_loop import Plan, Row
 
-_NO_LOSS = -100
 
+class CompletionLoss:
+    """Mean negative log-likelihood over the completion tokens of rows: every token weighs the same.
 
-def train_sft(
-    model_path: Path,
-    data_path: Path,
-    output_path: Path,
-    config: SftConfig,
-    checkpoints_path: Path | None = None,
-    *,
-    seed: int,
-) -> Iterator[dict[str, float]]:
-    """Train on the prompts and completions of `data_path`; yield metrics each optimiser step.
-
-    First of all the examples are counted (`num_examples`, `num_cut`, `num_dropped`), and the last yield, made once the
-    trained model has replaced `output_path`, whole or not at all, says what was measured of it on held-out examples.
-    The same seed gives the same weights on a CPU, interrupted or not where `checkpoints_path` is given. Raises
-    InputError naming the file and what is wrong with it.
+    All methods wait for the other ranks; `pieces` are this rank's part of `rows`, in micro-batches.
     """
-    torch.manual_seed(seed)
-    tokenizer = load_tokenizer(model_path)
-    examples = read_completions(tokenizer, data_path)
-    model = load_model(AutoModelForCausalLM, model_path).train()
-    examples, counts = Limit.of(model, config, "sft").applied(examples, data_path)
-    checkpoints = checkpoints_of(checkpoints_path, config, seed, examples)
-    generator = torch.Generator().manual_seed(seed)
-    training, held_out = examples, list[Completion]()
-    if config.held_out_share:
-        training, held_out = split(examples, config.held_out_share, generator, data_path)
-    yield counts | {"num_held_out": len(held_out)}
-    pad_token_id = tokenizer.pad_token_id
 
-    def loss_of(batch: list[int]) -> BatchLoss:
-        rows = [training[index] for index in batch]
-        return BatchLoss(completion_loss(model, rows, pad_token_id), {}, sum(len(ids) for ids, _ in rows))
+    unit = "tokens"
 
-    batches = shuffled_batches(len(training), config.batch_size, generator)
-    evaluate = partial(_held_out, model, held_out, config.batch_size, pad_token_id) if held_out else None
-    kept = yield from descend(model, batches, loss_of, evaluate, _plan(config), checkpoints)
-    save_model_folder(model, tokenizer, model_path, output_path)
-    if checkpoints:
-        checkpoints.remove()
-    if kept:
-        yield {"held_out_loss": kept["held_out_loss"], "best_step": kept["step"]}
+    def __init__(self, net: ActorCritic, ranks: Ranks, device: torch.device) -> None:
+        self._net = net
+        self._ranks = ranks
+        self._device = device
+
+    def accumulate(self, pieces: Sequence[Sequence[Completion]], rows: Sequence[Completion]) -> Row:
+        """Leave the gradient of this rank's part of the loss of `rows`; returns what is told of them."""
+        return {"loss": self._mean(pieces, rows), "num_tokens": float(sum(len(row.token_ids) for row in rows))}
+
+    def measure(self, pieces: Sequence[Sequence[Completion]], rows: Sequence[Completion]) -> Row:
+        """The loss of `rows`."""
+        with torch.no_grad():
+            return {"held_out_loss": self._mean(pieces, rows)}
+
+    def _mean(self, pieces: Sequence[Sequence[Completion]], rows: Sequence[Completion]) -> float:
+        """The loss, and where gradients are wanted they are added up piece by piece."""
+        num = max(1, sum(map(_num_learnt, rows)))
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for piece in pieces:
+            nll = completion_nll(self._net, piece, self._device)
+            if torch.is_grad_enabled():
+                (nll / num).backward()
+            total += nll.detach()
+        return float(self._ranks.all_sum(total)) / num
 
 
-def _plan(config: SftConfig) -> Plan:
+def _num_learnt(row: Completion) -> int:
+    """Tokens of the completion that have one before them."""
+    return len(row.token_ids) - max(1, row.num_prompt)
+
+
+def completion_nll(net: ActorCritic, rows: Sequence[Completion], device: torch.device) -> Tensor:
+    """Negative log-likelihood [], summed over the completion tokens; no rows at all are computed as zeros."""
+    given = list(rows) or [Completion([0, 0], 2)]
+    lengths = [max(2, len(row.token_ids)) for row in given]
+    token_ids = pad([[*row.token_ids, 0][: max(2, len(row.token_ids))] for row in given], 0)
+    places, ends = torch.arange(token_ids.shape[1]), torch.tensor([len(row.token_ids) for row in given])
+    starts = torch.tensor([max(1, row.num_prompt) for row in given])
+    mask = (places >= starts[:, None]) & (places < ends[:, None])
+    return -net(token_ids.to(device), mask.to(device), lengths, logprobs_only=True).logprobs.sum()
+
+
+def sft_plan(config: SftConfig) -> Plan:
+    """The loop of these settings."""
     return Plan(
         num_steps=config.num_steps,
         learning_rate=config.learning_rate,
@@ -73,29 +77,5 @@ def _plan(config: SftConfig) -> Plan:
         keeps_best=True,
         patience=config.patience,
         checkpoint_every_steps=config.checkpoint_every_steps,
-        unit="tokens",
+        unit=CompletionLoss.unit,
     )
-
-
-def completion_loss(model: Any, batch: Sequence[tuple[list[int], int]], pad_token_id: int) -> torch.Tensor:
-    """Mean negative log-likelihood over the batch's completion tokens: every token weighs the same."""
-    ids = pad([row for row, _ in batch], pad_token_id)
-    labels = pad([[_NO_LOSS] * start + row[start:] for row, start in batch], _NO_LOSS)
-    mask = pad([[1] * len(row) for row, _ in batch], 0)
-    logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(model.device), ignore_index=_NO_LOSS
-    )
-
-
-def _held_out(
-    model: Any, examples: Sequence[tuple[list[int], int]], batch_size: int, pad_token_id: int
-) -> dict[str, float]:
-    """The loss over all completion tokens of the examples."""
-    total, num_tokens = 0.0, 0
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
-        num = sum(len(ids) - max(1, num_prompt) for ids, num_prompt in batch)
-        total += num * completion_loss(model, batch, pad_token_id).item()
-        num_tokens += num
-    return {"held_out_loss": total / num_tokens}

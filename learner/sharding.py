@@ -48,3 +48,8 @@ def first_row(tensor: Tensor) -> int:
         return 0
     size = -(-tensor.shape[0] // tensor.device_mesh.size())
     return int(min(size * tensor.device_mesh.get_local_rank(), tensor.shape[0]))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ranks hold shards of the model, so that they must call it in step."""
+    return isinstance(model, FSDPModule)

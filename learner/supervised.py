@@ -1,37 +1,25 @@
-"""What both supervised stages share: loading and writing model folders, the order of the batches, the optimiser.
+"""What both supervised stages share: the tokenizer, the order of the batches, the optimiser.
 
-Knows no loss and nothing of stages; a model is an ordinary Hugging Face folder, before and after.
+Knows no loss and nothing of stages.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from torch import nn
+from transformers import AutoTokenizer
 
-from cluster.errors import InputError
+from cluster.errors import InputError, LearnerError
+from learner.ranks import Ranks, whole
 
 MAX_GRAD_NORM = 1.0
 
 T = TypeVar("T")
-
-
-def load_model(auto_class: Any, path: Path, **options: Any) -> Any:
-    """The model of a folder in fp32, in which it is trained, on the GPU if this process has one.
-
-    Raises InputError where the folder is missing or holds no model.
-    """
-    check_model_folder(path)
-    try:
-        model = auto_class.from_pretrained(path, dtype=torch.float32, local_files_only=True, **options)
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), f"no model can be loaded: {error}") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -56,23 +44,6 @@ def check_model_folder(path: Path) -> None:
     """Raise InputError unless the folder looks like a Hugging Face model."""
     if not (path / "config.json").is_file():
         raise InputError(str(path), "no model folder (it has no config.json)")
-
-
-def save_model_folder(model: Any, tokenizer: Any, source: Path, output_path: Path) -> None:
-    """Write a Hugging Face folder beside `output_path` and put it there whole, in the dtype of `source`.
-
-    What was there before is replaced. A generation_config in `source` is carried over.
-    """
-    partial = output_path.with_name(f".{output_path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.to(AutoConfig.from_pretrained(source, local_files_only=True).dtype or torch.float32)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    if (source / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(source, local_files_only=True).save_pretrained(partial)
-    if output_path.exists():
-        shutil.rmtree(output_path)
-    partial.rename(output_path)
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
@@ -105,22 +76,41 @@ class Optimizer:
     `num_done` is the optimiser steps done: where in that schedule the next one is.
     """
 
-    def __init__(self, model: torch.nn.Module, *, learning_rate: float, num_steps: int) -> None:
-        self.adamw = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    def __init__(
+        self, model: nn.Module, adamw: torch.optim.Optimizer, ranks: Ranks, *, learning_rate: float, num_steps: int
+    ) -> None:
+        self.adamw = adamw
         self.num_done = 0
-        self._model = model
+        self._parameters = list(model.parameters())
+        self._ranks = ranks
         self._learning_rate = learning_rate
         self._factor = warmup_then_cosine(num_steps)
 
-    def step(self, loss: torch.Tensor) -> None:
-        """Descend the loss by one optimiser step."""
+    def clear(self) -> None:
+        """Forget all gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Sum the gradients over ranks and descend by one optimiser step; waits for the other ranks.
+
+        Raises LearnerError, on all of them, before the weights are touched by a gradient that is not finite.
+        """
         for group in self.adamw.param_groups:
             group["lr"] = self._learning_rate * self._factor(self.num_done)
-        self.adamw.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRAD_NORM)
+        self._ranks.sum_gradients(self._parameters)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = whole(nn.utils.get_total_norm(gradients))
+        if not torch.isfinite(norm):
+            raise LearnerError(f"step {self.num_done + 1}", f"the gradient is not finite (norm {float(norm)})")
+        for gradient in gradients:
+            gradient.mul_((MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0))
         self.adamw.step()
         self.num_done += 1
+
+
+def make_adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW for all that is trained; a step sets its learning rate."""
+    return torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
 
 
 def warmup_then_cosine(num_steps: int) -> Callable[[int], float]:

@@ -1,6 +1,7 @@
 """The loop of both supervised stages: optimiser steps, measurements on held-out rows, the best weights, checkpoints.
 
-Knows neither losses nor data: a stage hands in what a batch's loss is and how held-out rows are measured.
+Knows neither losses nor data: a stage hands in how a batch's loss is descended and how held-out rows are measured.
+Every rank runs the same loop, in step.
 """
 
 from __future__ import annotations
@@ -12,21 +13,16 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from learner.ranks import Ranks
 from learner.supervised import Optimizer
-from learner.supervised_checkpoint import Checkpoints, Progress
+from learner.supervised_checkpoint import Checkpoints, Progress, copied_weights, put_weights
 
-
-class BatchLoss(NamedTuple):
-    """The loss [] of a batch, what else is told of it, and how many of the stage's units it has."""
-
-    loss: Tensor
-    metrics: dict[str, float]
-    num_units: int
+Row = dict[str, float]
+"""Metrics of a step, the same on all ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,74 +37,67 @@ class Plan:
     patience: int | None
     checkpoint_every_steps: int
     unit: str
-    """What `num_units` counts; the rate is reported as `UNIT_per_s`."""
+    """What a batch is told to have as `num_UNIT`; the rate is reported as `UNIT_per_s`."""
 
 
-def checkpoints_of(folder: Path | None, config: Any, seed: int, rows: Sequence[Any]) -> Checkpoints | None:
+def checkpoints_of(
+    folder: Path | None, config: Any, seed: int, rows: Sequence[Any], ranks: Ranks
+) -> Checkpoints | None:
     """The checkpoints of a stage with these settings and rows in that folder, if there is one."""
     if folder is None:
         return None
     digest = hashlib.sha256(f"{seed} {config.model_dump_json()}".encode())
     for row in rows:
         digest.update(repr(row).encode())
-    return Checkpoints(folder, digest.hexdigest())
+    return Checkpoints(folder, digest.hexdigest(), ranks)
 
 
 def descend(
     model: nn.Module,
+    optimizer: Optimizer,
     batches: Iterator[list[int]],
-    loss_of: Callable[[list[int]], BatchLoss],
-    evaluate: Callable[[], dict[str, float]] | None,
+    accumulate: Callable[[list[int]], Row],
+    evaluate: Callable[[], Row] | None,
     plan: Plan,
     checkpoints: Checkpoints | None,
-) -> Generator[dict[str, float], None, dict[str, float]]:
+) -> Generator[Row, None, Row]:
     """Train to the plan's last step or until its patience ends; yields each step's metrics.
 
-    Goes on from the newest checkpoint, and first yields again the rows since the one before it. Returns what was
-    measured of the weights that the model has in the end: empty where nothing was. `evaluate` gives `held_out_loss`.
+    `accumulate` leaves the gradient of a batch's loss, as far as it is this rank's, and returns what is told of the
+    batch; `evaluate` gives `held_out_loss`. Goes on from the newest checkpoint, and first yields again the rows since
+    the one before it. Returns what was measured of the weights that the model has in the end: empty where nothing was.
     """
-    optimizer = Optimizer(model, learning_rate=plan.learning_rate, num_steps=plan.num_steps)
     progress, best = checkpoints.load(model, optimizer.adamw) if checkpoints else (Progress(), {})
     optimizer.num_done = progress.step
-    # Ray sends into the generators that it streams, which a list's iterator could not take.
-    yield from (row for row in progress.rows)
+    yield from progress.rows
     progress.rows = []
     for batch in itertools.islice(batches, progress.step, plan.num_steps):
         if plan.patience is not None and progress.num_worse >= plan.patience:
             break
-        row = _step(optimizer, loss_of, batch, plan.unit)
+        row = _step(optimizer, accumulate, batch, plan.unit)
         progress.step += 1
         last = progress.step == plan.num_steps
         if evaluate and (last or progress.step % plan.evaluate_every_steps == 0):
-            row |= _measured(model, evaluate)
+            row |= evaluate()
             if _is_kept(progress, row, plan) and plan.keeps_best:
-                best = {name: weights.detach().cpu().clone() for name, weights in model.named_parameters()}
+                best = copied_weights(model)
         progress.rows.append(row)
         yield row
         if checkpoints and not last and progress.step % plan.checkpoint_every_steps == 0:
             checkpoints.save(model, optimizer.adamw, progress, best)
             progress.rows = []
-    model.load_state_dict(best, strict=False)
+    put_weights(model, best)
     return progress.kept
 
 
-def _step(
-    optimizer: Optimizer, loss_of: Callable[[list[int]], BatchLoss], batch: list[int], unit: str
-) -> dict[str, float]:
+def _step(optimizer: Optimizer, accumulate: Callable[[list[int]], Row], batch: list[int], unit: str) -> Row:
     """One optimiser step; returns its row of metrics."""
     started = time.perf_counter()
-    loss, metrics, num_units = loss_of(batch)
-    optimizer.step(loss)
-    per_s = num_units / (time.perf_counter() - started)
-    return {"loss": loss.item(), "step": float(optimizer.num_done), **metrics, f"{unit}_per_s": per_s}
-
-
-def _measured(model: nn.Module, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    model.eval()
-    with torch.no_grad():
-        metrics = evaluate()
-    model.train()
-    return metrics
+    optimizer.clear()
+    metrics = accumulate(batch)
+    optimizer.step()
+    per_s = metrics.pop(f"num_{unit}") / (time.perf_counter() - started)
+    return {**metrics, "step": float(optimizer.num_done), f"{unit}_per_s": per_s}
 
 
 def _is_kept(progress: Progress, row: dict[str, float], plan: Plan) -> bool:

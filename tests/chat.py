@@ -39,7 +39,7 @@ def make_tokenizer(template: str | None = TEMPLATE) -> Any:
     return fast
 
 
-def write_chat_model(path: Path, *, template: str | None = TEMPLATE, dropout: float = 0.0) -> Path:
+def write_chat_model(path: Path, *, template: str | None = TEMPLATE) -> Path:
     """A random two-layer Llama of 128 tokens' context, with that tokenizer, as a Hugging Face folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -59,7 +59,6 @@ def write_chat_model(path: Path, *, template: str | None = TEMPLATE, dropout: fl
                 pad_token_id=0,
                 eos_token_id=1,
                 bos_token_id=2,
-                attention_dropout=dropout,
             )
         )
     model.save_pretrained(path)

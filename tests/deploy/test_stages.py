@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import InputError
+from cluster.errors import InputError, LearnerError
 from deploy import stages
 from deploy.run_config import RunConfig, load_run_config
 from deploy.run_directory import RunDirectory, open_run
@@ -43,6 +43,28 @@ class Session:
     def log_step(self, stage: str, metrics: dict[str, float]) -> None:
         with (self.run.path / "metrics.jsonl").open("a") as rows:
             rows.write(json.dumps({"stage": stage, **metrics}) + "\n")
+
+
+class Learners:
+    """As much of a learner group as these stages use: gives these rows, an error among them is raised."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self._rows = rows
+        self.given: tuple[Any, ...] = ()
+        self.is_shut_down = False
+
+    async def start(self, session: Session, *args: Any) -> Learners:
+        self.given = args
+        return self
+
+    async def train(self) -> AsyncIterator[dict[str, float]]:
+        for row in self._rows:
+            if isinstance(row, Exception):
+                raise row
+            yield row
+
+    async def shutdown(self) -> None:
+        self.is_shut_down = True
 
 
 @pytest.fixture
@@ -108,17 +130,20 @@ def checkpoint(session: Session, stage: str, step: int) -> Path:
 async def test_counts_go_to_the_summary_and_a_stage_that_goes_on_records_no_step_twice(
     start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sft(*args: Any, seed: int) -> Iterator[dict[str, float]]:
-        yield {"num_examples": 7, "num_cut": 2, "num_dropped": 1, "num_held_out": 1}
-        yield from ({"step": float(step), "loss": 1.0} for step in (3, 4, 5))
-        yield {"held_out_loss": 0.5, "best_step": 4.0}
-
-    monkeypatch.setattr(stages.tasks, "sft", sft)
+    learners = Learners(
+        [
+            {"num_examples": 7, "num_cut": 2, "num_dropped": 1, "num_held_out": 1},
+            *({"step": float(step), "loss": 1.0} for step in (3, 4, 5)),
+            {"held_out_loss": 0.5, "best_step": 4.0},
+        ]
+    )
+    monkeypatch.setattr(stages, "_start_learners", learners.start)
     session = start()
     for step in (1, 2, 3):
         session.log_step("sft", {"step": step})
     checkpoint(session, "sft", 4)
     await stages.run_sft(session)
+    assert (learners.given, learners.is_shut_down) == (("sft", Path("model"), Path("sft.jsonl"), None), True)
     assert [row["step"] for row in session.run.metrics()] == [1, 2, 3, 4, 5]
     assert session.run.summary()["sft"] == {
         "num_examples": 7,
@@ -133,6 +158,18 @@ async def test_counts_go_to_the_summary_and_a_stage_that_goes_on_records_no_step
         "sft: 7 examples kept, 2 of them cut, 1 dropped",
         "sft: held-out loss 0.5000 at step 4, kept",
     ]
+
+
+async def test_learners_are_ended_when_a_stage_fails(
+    start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learners = Learners([{"step": 1.0, "loss": 1.0}, LearnerError("learner-1", "gone")])
+    monkeypatch.setattr(stages, "_start_learners", learners.start)
+    session = start()
+    with pytest.raises(LearnerError, match="learner-1: gone"):
+        await stages.run_sft(session)
+    assert learners.is_shut_down
+    assert [row["step"] for row in session.run.metrics()] == [1]
 
 
 def test_the_checkpoints_of_a_stage_go_once_its_artefact_is_there(start: Callable[..., Session]) -> None:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.errors import InputError
 from examples.reviews.grammar import all_prompts, sample_review, topic_of
 from examples.reviews.model import build_model
 from examples.reviews.oracle import praise
-from learner.config import RewardModelConfig
-from learner.reward_model_training import bradley_terry_loss, reward_model_accuracy, train_reward_model
+from learner.config import LearnerConfig, RewardModelConfig
+from learner.datasets import Pair
+from learner.reward_model_training import agreement, preference_nll
 from learner.supervised import split
+from learner.supervised_loop import Row
+from learner.supervised_rank import SupervisedSettings
+from tests.learner.supervised_alone import stream
 
 CONFIG = RewardModelConfig(num_epochs=2, batch_size=32, learning_rate=5e-3)
+
+
+def train_reward_model(
+    model: Path, data: Path, output: Path, config: RewardModelConfig, *, seed: int, fresh: Path | None = None
+) -> Iterator[Row]:
+    return stream(SupervisedSettings(LearnerConfig(), config, model, data, output, seed, fresh_path=fresh))
 
 
 def write_pairs(path: Path, num: int, seed: int) -> Path:
@@ -46,17 +57,31 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
 
 def test_the_last_metrics_are_the_accuracy_on_pairs_held_out(trained: tuple[Path, list[dict[str, float]]]) -> None:
     counts, *steps, last = trained[1]
-    assert counts == {"num_examples": 800, "num_cut": 0, "num_dropped": 0}
+    assert counts == {"num_examples": 800, "num_cut": 0, "num_dropped": 0, "num_held_out": 80}
     assert [m["step"] for m in steps] == list(range(1, 2 * 23 + 1))
     assert steps[0]["loss"] > 0.6 > 0.3 > steps[-1]["loss"]
-    assert last["accuracy"] >= 0.9
-    assert (last["num_pairs"], last["num_training_pairs"]) == (80, 720)
+    assert last["accuracy"] == steps[-1]["held_out_accuracy"] >= 0.9
+    assert (last["best_step"], last["held_out_loss"]) == (46, steps[-1]["held_out_loss"])
 
 
-def test_fresh_pairs_are_ordered_as_the_preferences_would(trained: tuple[Path, list[dict[str, float]]]) -> None:
-    path = trained[0]
-    fresh = write_pairs(path / "fresh.parquet", 600, seed=1)
-    assert reward_model_accuracy(path / "trained", fresh) >= 0.9
+def test_the_accuracy_is_that_on_fresh_pairs_where_there_are_any_by_the_model_as_it_is_written(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    source = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(trained[0] / "model", dtype=torch.bfloat16).save_pretrained(source)
+    AutoTokenizer.from_pretrained(trained[0] / "model").save_pretrained(source)
+    fresh, preferences = write_pairs(tmp_path / "fresh.parquet", 300, seed=1), trained[0] / "preferences.parquet"
+    *_, last = train_reward_model(source, preferences, tmp_path / "out", CONFIG, seed=0, fresh=fresh)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    tokenizer, rewards = AutoTokenizer.from_pretrained(tmp_path / "out"), []
+    for column in ("chosen", "rejected"):
+        rows = pq.read_table(fresh).to_pylist()
+        texts = [row["prompt"] + row[column] + tokenizer.eos_token for row in rows]
+        batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            rewards.append(model.float()(**batch).logits[:, 0])
+    assert last["accuracy"] == agreement(*rewards).mean().item() >= 0.9
 
 
 def test_the_folder_reads_prompt_response_and_end_of_sequence_with_its_own_padding(
@@ -93,20 +118,15 @@ def test_the_same_seed_gives_the_same_weights(trained: tuple[Path, list[dict[str
     assert first == second != other
 
 
-def test_the_loss_prefers_a_wider_margin_and_rewards_around_zero() -> None:
-    loss = bradley_terry_loss(torch.tensor([0.0]), torch.tensor([0.0])).item()
-    assert loss == pytest.approx(0.6931, abs=1e-4)
-    assert bradley_terry_loss(torch.tensor([1.0]), torch.tensor([-1.0])).item() == pytest.approx(0.1269, abs=1e-4)
-    assert bradley_terry_loss(torch.tensor([5.0]), torch.tensor([3.0])).item() > 0.1269 + 0.1
+def test_the_loss_asks_for_a_distance_that_a_margin_widens() -> None:
+    chosen, rejected = torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.0, -1.0, -1.0])
+    pairs = [Pair([1], [2]), Pair([1], [2]), Pair([1], [2], margin=3.0)]
+    wanted = [-math.log(1 / (1 + math.exp(-distance))) for distance in (0.0, 2.0, -1.0)]
+    assert preference_nll(chosen, rejected, pairs).tolist() == pytest.approx(wanted, abs=1e-6)
 
 
-def test_a_margin_asks_for_a_wider_distance_and_none_changes_nothing() -> None:
-    chosen, rejected = torch.tensor([1.0, 0.5], requires_grad=True), torch.tensor([-1.0, 0.0])
-    plain, zero = bradley_terry_loss(chosen, rejected), bradley_terry_loss(chosen, rejected, torch.zeros(2))
-    assert plain.item() == zero.item()
-    wanted = -sum(math.log(1 / (1 + math.exp(-(d - m)))) for d, m in ((2.0, 3.0), (0.5, 0.0))) / 2
-    centering = 0.01 * (0.5 / 2) ** 2
-    assert bradley_terry_loss(chosen, rejected, torch.tensor([3.0, 0.0])).item() == pytest.approx(wanted + centering)
+def test_a_tie_agrees_by_half() -> None:
+    assert agreement(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
 
 
 def test_margins_in_the_data_are_trained_on_and_measured(
@@ -137,11 +157,12 @@ def test_long_pairs_are_cut_or_dropped_in_training_and_in_measuring(
     pq.write_table(pa.Table.from_pylist(rows), preferences)
     for rule, cut, dropped in (("cut", 1, 0), ("drop", 0, 1)):
         config = RewardModelConfig(num_epochs=1, batch_size=16, long_examples=rule)
-        counts, *_ = train_reward_model(trained[0] / "model", preferences, tmp_path / rule, config, seed=0)
-        assert counts == {"num_examples": 40 - dropped, "num_cut": cut, "num_dropped": dropped}
-        assert 0 <= reward_model_accuracy(tmp_path / rule, preferences, config) <= 1
+        given = (trained[0] / "model", preferences, tmp_path / rule, config)
+        counts, *_, last = train_reward_model(*given, seed=0, fresh=preferences)
+        assert counts == {"num_examples": 40 - dropped, "num_cut": cut, "num_dropped": dropped, "num_held_out": 4}
+        assert 0 <= last["accuracy"] <= 1
     with pytest.raises(InputError, match=r"row 3: .* tokens, but the model's context is 128"):
-        reward_model_accuracy(trained[0] / "model", preferences)
+        list(train_reward_model(trained[0] / "model", preferences, tmp_path / "error", CONFIG, seed=0))
 
 
 def test_few_pairs_leave_at_least_one_to_train_on_and_one_held_out() -> None:
@@ -164,5 +185,5 @@ def test_missing_columns_and_missing_folders_are_input_errors(
     with pytest.raises(InputError, match=r"preferences\.parquet: no column 'rejected'"):
         list(train_reward_model(trained[0] / "model", preferences, tmp_path / "out", CONFIG, seed=0))
     with pytest.raises(InputError, match="nowhere: no model folder"):
-        reward_model_accuracy(tmp_path / "nowhere", preferences)
+        list(train_reward_model(tmp_path / "nowhere", preferences, tmp_path / "out", CONFIG, seed=0))
     assert not (tmp_path / "out").exists()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import InputError
 from examples.reviews.model import build_model
-from learner.config import SftConfig
-from learner.datasets import tokenize
-from learner.sft import completion_loss, train_sft
+from learner.config import LearnerConfig, SftConfig
+from learner.datasets import Completion, tokenize
+from learner.sft import completion_nll
 from learner.supervised import load_tokenizer, warmup_then_cosine
+from learner.supervised_loop import Row
+from learner.supervised_rank import SupervisedSettings, load_net
 from tests.chat import assistant, user, write_chat_model
+from tests.learner.supervised_alone import CPU, stream
 
 PROMPTS = ["we tried the new film on friday night:", "i tried the old book on sunday morning:"]
 COMPLETIONS = ["the film was good and lovely.", "the book was dull, the plot was bad."]
@@ -33,6 +37,10 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sft") / "model"
     build_model(path, seed=0)
     return path
+
+
+def train_sft(model: Path, data: Path, output: Path, config: SftConfig, *, seed: int) -> Iterator[Row]:
+    return stream(SupervisedSettings(LearnerConfig(), config, model, data, output, seed))
 
 
 def written(path: Path, columns: dict[str, list[str]]) -> Path:
@@ -49,8 +57,8 @@ def greedy(model_path: Path, prompt: str) -> str:
 
 def test_a_trained_folder_completes_its_prompts_and_stops(model_path: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "sft.parquet", ROWS)
-    counts, *metrics = train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0)
-    assert counts == {"num_examples": 2, "num_cut": 0, "num_dropped": 0, "num_held_out": 0}
+    counts, *metrics, last = train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0)
+    assert (counts, last) == ({"num_examples": 2, "num_cut": 0, "num_dropped": 0, "num_held_out": 0}, {})
     assert [m["step"] for m in metrics] == list(range(1, 41))
     assert metrics[0]["loss"] > 3 > 0.1 > metrics[-1]["loss"]
     assert all(m["tokens_per_s"] > 0 for m in metrics)
@@ -74,16 +82,21 @@ def test_the_same_seed_gives_the_same_weights_from_parquet_and_from_json_lines(
     assert first == second != other
 
 
-def test_the_loss_is_the_mean_over_completion_tokens_of_all_rows_and_ignores_padding(model_path: Path) -> None:
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_loss_is_over_completion_tokens_of_all_rows_alone(model_path: Path, packing: bool) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
-    batch = tokenize(tokenizer, PROMPTS, COMPLETIONS)
-    total, num_tokens = 0.0, 0
+    batch = [*tokenize(tokenizer, PROMPTS, COMPLETIONS), Completion([5, 6, 7], 0), Completion([5], 0)]
+    total = 0.0
     for ids, start in batch:
         logits = model(input_ids=torch.tensor([ids])).logits[0]
-        total += F.cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:]), reduction="sum").item()
-        num_tokens += len(ids) - start
-    assert len(batch[0][0]) != len(batch[1][0])
-    assert completion_loss(model, batch, tokenizer.pad_token_id).item() == pytest.approx(total / num_tokens, abs=1e-6)
+        start = max(1, start)
+        total += F.cross_entropy(
+            logits[start - 1 : -1], torch.tensor(ids[start:], dtype=torch.long), reduction="sum"
+        ).item()
+    config = LearnerConfig(packing=packing)
+    net: Any = load_net(SupervisedSettings(config, CONFIG, model_path, Path("data"), Path("out"), 0))
+    assert completion_nll(net, batch, CPU).item() == pytest.approx(total, rel=1e-6)
+    assert completion_nll(net, [], CPU).item() == 0
 
 
 def test_what_stood_at_the_output_stays_until_training_is_over(model_path: Path, tmp_path: Path) -> None:
@@ -186,10 +199,10 @@ def test_the_held_out_loss_is_that_of_examples_never_trained_on(model_path: Path
     config = SftConfig(num_steps=20, batch_size=1, learning_rate=1e-2, held_out_share=0.5, evaluate_every_steps=5)
     _, *steps, last = train_sft(model_path, data, tmp_path / "out", config, seed=0)
     assert [step["step"] for step in steps if "held_out_loss" in step] == [5, 10, 15, 20]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), load_tokenizer(tmp_path / "out")
+    net: Any = load_net(SupervisedSettings(LearnerConfig(), config, tmp_path / "out", data, tmp_path / "out", 0))
     with torch.no_grad():
         losses = [
-            completion_loss(model, [example], tokenizer.pad_token_id).item()
-            for example in tokenize(tokenizer, PROMPTS, COMPLETIONS)
+            completion_nll(net, [example], CPU).item() / (len(example.token_ids) - example.num_prompt)
+            for example in tokenize(load_tokenizer(tmp_path / "out"), PROMPTS, COMPLETIONS)
         ]
     assert last["held_out_loss"] == pytest.approx(max(losses), abs=1e-5)

@@ -1,0 +1,71 @@
+"""A reward model in training: a Hugging Face sequence classifier with one label, read at a sequence's last token.
+
+Gives what transformers' own model gives for each sequence alone. Knows neither losses nor ranks. Sequences are packed,
+or padded on the right, where causal attention cannot see it; nothing is dropped out.
+
+Shapes: B sequences, N tokens of all, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from cluster.errors import InputError
+from learner.actor_critic import checkpoint_activations, load_model, pack_attention, trunk_of_pack
+from learner.supervised import load_tokenizer, pad
+
+
+class RewardNet(nn.Module):
+    """The trunk of a folder with a new head, which `seed` draws, or with its own where it has one."""
+
+    def __init__(self, path: Path, dtype: str, *, packing: bool, activation_checkpointing: bool, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        kept = "float64" if dtype == "float64" else "float32"
+        self.model: Any = load_model(AutoModelForSequenceClassification, path, kept, num_labels=1)
+        self.model.config.pad_token_id = load_tokenizer(path).pad_token_id
+        if not isinstance(getattr(self.model, "score", None), nn.Linear):
+            raise InputError(str(path), f"no reward model can be made of a {self.model.config.model_type} model")
+        self._half = dtype == "bfloat16"
+        self._packing = packing
+        if packing:
+            self._pack(path)
+        if activation_checkpointing:
+            checkpoint_activations(self.model)
+
+    @torch.no_grad()
+    def _pack(self, path: Path) -> None:
+        probe = torch.arange(min(8, self.model.config.get_text_config().vocab_size))[None]
+        pack_attention(self.model, path, probe, self.model.base_model(input_ids=probe, use_cache=False)[0])
+
+    def forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Rewards [B] of sequences of token ids."""
+        device = self.model.score.weight.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
+            hidden = self._hidden(sequences, device)
+        rewards: Tensor = self.model.score(hidden.to(self.model.score.weight.dtype))
+        return rewards[:, 0]
+
+    def _hidden(self, sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+        """The hidden states [B, H] that rewards are read from."""
+        lengths = [len(ids) for ids in sequences]
+        lasts = torch.tensor([last_place(ids, self.model.config.pad_token_id) for ids in sequences])
+        if self._packing:
+            token_ids = torch.tensor([token_id for ids in sequences for token_id in ids])[None]
+            starts = torch.tensor([0, *accumulate(lengths[:-1])])
+            return trunk_of_pack(self.model.base_model, token_ids.to(device), lengths)[(starts + lasts).to(device)]
+        token_ids = pad(sequences, 0).to(device)
+        hidden: Tensor = self.model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+        return hidden[torch.arange(len(lengths)), lasts.to(device)]
+
+
+def last_place(token_ids: Sequence[int], pad_token_id: int) -> int:
+    """Where transformers reads a sequence's reward: at its last token that is not the padding token."""
+    return next((place for place in reversed(range(len(token_ids))) if token_ids[place] != pad_token_id), 0)

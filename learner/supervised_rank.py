@@ -1,0 +1,214 @@
+"""One rank of a supervised stage: its networks, data and loop, and all it can be told to do.
+
+Every rank reads the same data and draws the same batches, of which it computes its own part. Knows the other ranks by
+`Ranks` alone, whoever started them; nothing of RLlib and of the driver.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from learner import checkpoint
+from learner.actor_critic import ActorCritic, ModelSettings
+from learner.batching import balanced, cost, micro_batches
+from learner.config import LearnerConfig, RewardModelConfig, SftConfig
+from learner.datasets import Completion, Limit, Pair, read_completions, read_pairs
+from learner.ranks import Ranks
+from learner.reward_model_training import PreferenceLoss, reward_model_plan
+from learner.reward_net import RewardNet
+from learner.sft import CompletionLoss, sft_plan
+from learner.sharding import is_sharded, local, shard
+from learner.supervised import Optimizer, load_tokenizer, shuffled_batches, split
+from learner.supervised_loop import Row, checkpoints_of, descend
+from learner.weight_publisher import policy_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedSettings:
+    """All that a rank is built from: `stage` is what is learnt, `config` how learners share it out.
+
+    `dtype` is what is computed in; weights are kept in float32 (or float64). The trained model replaces `output_path`.
+    `fresh_path` has pairs that the reward model's accuracy is measured on in the end.
+    """
+
+    config: LearnerConfig
+    stage: SftConfig | RewardModelConfig
+    model_path: Path
+    data_path: Path
+    output_path: Path
+    seed: int
+    dtype: str = "float32"
+    checkpoints_path: Path | None = None
+    fresh_path: Path | None = None
+    log_dir: Path | None = None
+
+    @property
+    def name(self) -> Literal["sft", "reward_model"]:
+        """The stage's name, which its section of the run file has too."""
+        return "sft" if isinstance(self.stage, SftConfig) else "reward_model"
+
+
+def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
+    """The networks that the stage trains."""
+    config = settings.config
+    if settings.name == "reward_model":
+        return RewardNet(
+            settings.model_path,
+            settings.dtype,
+            packing=config.packing,
+            activation_checkpointing=config.activation_checkpointing,
+            seed=settings.seed,
+        )
+    dtype = settings.dtype if settings.dtype in ("bfloat16", "float64") else "float32"
+    model = ModelSettings(
+        settings.model_path,
+        dtype,
+        "none",
+        temperature=1.0,
+        packing=config.packing,
+        logprob_chunk_tokens=config.logprob_chunk_tokens,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+    return ActorCritic(model)
+
+
+def shard_net(net: nn.Module, settings: SupervisedSettings, num_ranks: int, device: torch.device) -> None:
+    """Cut the networks up among the ranks, which all call; a reward model's head stays in full precision."""
+    heads = ("model.score",) if isinstance(net, RewardNet) else ()
+    shard(net, num_ranks, device, half=settings.dtype == "bfloat16", heads=heads)
+
+
+class SupervisedRank:
+    """Every method must be called on every rank alike. `net` and `adamw` are this rank's, ready to train.
+
+    Raises InputError naming the file and what is wrong with it.
+    """
+
+    def __init__(
+        self,
+        settings: SupervisedSettings,
+        net: ActorCritic | RewardNet,
+        adamw: torch.optim.Optimizer,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        self._settings = settings
+        self._net = net
+        self._adamw = adamw
+        self._ranks = ranks
+        self._tokenizer = load_tokenizer(settings.model_path)
+        self._model: Any = net.policy if isinstance(net, ActorCritic) else net.model
+        self._loss: Any = (CompletionLoss if isinstance(net, ActorCritic) else PreferenceLoss)(net, ranks, device)
+        examples, counts = self._read(settings.data_path)
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._training, self._held_out = examples, examples[:0]
+        if share := settings.stage.held_out_share:
+            self._training, self._held_out = split(examples, share, self._generator, settings.data_path)
+        self._counts = counts | {"num_held_out": len(self._held_out)}
+        self._kept: Row = {}
+        self._checkpoints = checkpoints_of(
+            settings.checkpoints_path, settings.stage, settings.seed, examples, self._ranks
+        )
+        self._rows = self._train()
+
+    def _read(self, path: Path) -> tuple[list[Any], Row]:
+        """The examples of a file that are kept, and the numbers of those cut and dropped."""
+        name, stage = self._settings.name, self._settings.stage
+        examples: list[Any] = (read_completions if name == "sft" else read_pairs)(self._tokenizer, path)
+        return Limit.of(self._model, stage, name).applied(examples, path)
+
+    def counts(self) -> Row:
+        """`num_examples`, `num_cut`, `num_dropped` and `num_held_out`."""
+        return self._counts
+
+    def advance(self, num: int) -> list[Row]:
+        """The metrics of the next `num` steps, or of fewer where training ends."""
+        return list(itertools.islice(self._rows, num))
+
+    def _train(self) -> Generator[Row, None, None]:
+        stage = self._settings.stage
+        plan = sft_plan(stage) if isinstance(stage, SftConfig) else reward_model_plan(stage, len(self._training))
+        optimizer = Optimizer(
+            self._net, self._adamw, self._ranks, learning_rate=plan.learning_rate, num_steps=plan.num_steps
+        )
+        batches = shuffled_batches(len(self._training), stage.batch_size, self._generator)
+        evaluate = partial(self._measure, self._held_out) if self._held_out else None
+        parts = (self._net, optimizer, batches, self._accumulate, evaluate, plan, self._checkpoints)
+        self._kept = yield from descend(*parts)
+
+    def _accumulate(self, batch: Sequence[int]) -> Row:
+        rows = [self._training[number] for number in batch]
+        row: Row = self._loss.accumulate(self._pieces(rows), rows)
+        return row
+
+    def _measure(self, rows: Sequence[Any]) -> Row:
+        measured: Row = self._loss.measure(self._pieces(rows), rows)
+        return measured
+
+    def _pieces(self, rows: Sequence[Any]) -> list[list[Any]]:
+        """This rank's part of the rows, in micro-batches; as many on every rank that calls in step."""
+        config = self._settings.config
+        sizes = [_size(row, packed=config.packing) for row in rows]
+        parts = balanced([cost(size) for size in sizes], self._ranks.size)
+        own = parts[self._ranks.rank] if self._ranks.rank < len(parts) else []
+        pieces = micro_batches([sizes[number] for number in own], config.micro_batch_tokens, packed=config.packing)
+        if is_sharded(self._net):
+            num = int(self._ranks.all_max(torch.tensor(float(len(pieces)))))
+            pieces += [[] for _ in range(num - len(pieces))]
+        return [[rows[own[index]] for index in piece] for piece in pieces]
+
+    def finish(self) -> Row:
+        """Write the trained model, whole or not at all; says what was measured of it. The checkpoints go."""
+        result = self._result()
+        dtype = AutoConfig.from_pretrained(self._settings.model_path, local_files_only=True).dtype or torch.float32
+        if self._settings.fresh_path is not None:
+            self._round(dtype)
+            pairs, _ = self._read(self._settings.fresh_path)
+            result["accuracy"] = self._measure(pairs)["held_out_accuracy"]
+        with checkpoint.shared_folder(self._settings.output_path, self._ranks) as folder:
+            self._write(folder, dtype)
+        if self._checkpoints:
+            self._checkpoints.remove()
+        return result
+
+    def _result(self) -> Row:
+        kept = self._kept
+        if not kept:
+            return {}
+        result = {"held_out_loss": kept["held_out_loss"], "best_step": kept["step"]}
+        return result | ({"accuracy": kept["held_out_accuracy"]} if "held_out_accuracy" in kept else {})
+
+    @torch.no_grad()
+    def _round(self, dtype: torch.dtype) -> None:
+        """Have the numbers that are written."""
+        for parameter in self._net.parameters():
+            rows = local(parameter)
+            rows.copy_(rows.to(dtype))
+
+    def _write(self, folder: Path, dtype: torch.dtype) -> None:
+        """Gather the model, which takes every rank, and write it on the first in `dtype`, as its source came."""
+        first, source = self._ranks.rank == 0, self._settings.model_path
+        tensors = {name: tensor.cpu() for name, tensor in policy_tensors(self._model, dtype) if first}
+        auto_class = AutoModelForCausalLM if self._settings.name == "sft" else AutoModelForSequenceClassification
+        with self._ranks.agreed():
+            if first:
+                checkpoint.write_model(folder, auto_class, self._model.config, tensors)
+                self._tokenizer.save_pretrained(folder)
+                for file in source.glob("generation_config.json"):
+                    (folder / file.name).write_bytes(file.read_bytes())
+
+
+def _size(row: Completion | Pair, *, packed: bool) -> int:
+    """Tokens that a row has in a micro-batch; both responses of a pair are computed together."""
+    if isinstance(row, Completion):
+        return len(row.token_ids)
+    return len(row.chosen) + len(row.rejected) if packed else 2 * row.num_tokens()

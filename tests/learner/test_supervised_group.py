@@ -1,0 +1,68 @@
+"""A supervised stage on a real Ray: two learners do what one rank alone does, and one that dies is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from cluster.errors import InputError, LearnerDied
+from learner.config import LearnerConfig, stage_threads
+from tests.learner.supervised_alone import settings, stream, untimed, write_inputs
+from tests.learner.test_ppo_learner import largest_difference
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("group"))
+
+
+async def test_two_learners_give_what_one_rank_alone_does_and_a_dead_one_ends_the_stage_by_name(
+    ray_session: None, folder: Path, tmp_path: Path
+) -> None:
+    from learner.supervised_group import SupervisedLearnerGroup
+
+    alone = settings(folder, "reward_model", tmp_path / "alone")
+    expected = untimed(list(stream(alone)))
+    given = settings(folder, "reward_model", tmp_path / "group", num_learners=2, num_cpus=0.1)
+    group = await SupervisedLearnerGroup.start(given)
+    try:
+        rows = untimed([row async for row in group.train()])
+        assert [row.get("step") for row in rows] == [row.get("step") for row in expected]
+        for row, wanted in zip(rows, expected, strict=True):
+            assert row == pytest.approx(wanted, rel=1e-4)
+        weights = [load_file(place.output_path / "model.safetensors") for place in (alone, given)]
+        assert largest_difference(*weights) < 1e-5
+        os.kill((await group._call("process_id", [{}, {}]))[1], signal.SIGKILL)
+        with pytest.raises(LearnerDied, match="learner-1: its process died"):
+            await group._call("advance", [{"num": 1}, {"num": 1}])
+    finally:
+        await group.shutdown()
+
+
+async def test_wrong_data_is_the_error_of_the_start(ray_session: None, folder: Path, tmp_path: Path) -> None:
+    from learner.supervised_group import SupervisedLearnerGroup
+
+    given = replace(settings(folder, "sft", tmp_path, num_cpus=0.1), data_path=folder / "none.parquet")
+    with pytest.raises(InputError, match=r"none\.parquet: no such data set"):
+        await SupervisedLearnerGroup.start(given)
+
+
+def test_a_call_has_as_many_steps_as_take_half_a_second_and_grows_twofold_at_most() -> None:
+    from learner.supervised_group import _next_num
+
+    assert _next_num(1, 0.001) == 2
+    assert _next_num(8, 0.4) == 10
+    assert _next_num(8, 40.0) == 1
+
+
+def test_threads_are_all_cores_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.config.num_cores", lambda: 8)
+    assert [stage_threads(LearnerConfig(num_learners=num)) for num in (0, 1, 2, 16)] == [8, 8, 4, 1]
+    assert stage_threads(LearnerConfig(num_threads=3)) == 3
