@@ -31,8 +31,10 @@ BASE: dict[str, Any] = {
 }
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "shared, float64": ("float64", {}),
-    "separate": ("float32", {"critic": "separate", "micro_batch_tokens": 40, "logprob_chunk_tokens": 5}),
-    "recomputed": ("float32", {"activation_checkpointing": True, "packing": False}),
+    "separate": (
+        "float32",
+        {"critic": "separate", "micro_batch_tokens": 40, "logprob_chunk_tokens": 5, "activation_checkpointing": True},
+    ),
     "lora": ("float32", {"lora": LoraConfig(rank=4), "critic": "separate"}),
     "half": ("bfloat16", {}),
 }
@@ -90,8 +92,7 @@ def main(rank: int, size: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-# The carrier is Ray's object store, and there is no Ray here.
-weight_publisher.put_tensors = tuple  # type: ignore[assignment]
-
 if __name__ == "__main__":
+    # The carrier is Ray's object store, and there is no Ray here.
+    weight_publisher.put_tensors = tuple  # type: ignore[assignment]
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

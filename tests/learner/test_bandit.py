@@ -15,7 +15,7 @@ from tests.learner.conftest import VOCABULARY, write_policy
 from tests.learner.test_ppo_learner import OneRank
 
 PROMPT = [3, 1, 4]
-BETA, NUM_STEPS, BATCH = 0.5, 80, 512
+BETA, NUM_STEPS, BATCH = 0.5, 50, 512
 REWARDS = torch.sin(torch.arange(VOCABULARY, dtype=torch.float64))
 
 

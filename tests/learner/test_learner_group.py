@@ -126,11 +126,11 @@ def test_none_and_one_remote_learner_agree_bit_for_bit(trained: Trained) -> None
 
 
 @pytest.mark.ray
-def test_two_ranks_agree_with_one_to_5e_7(trained: Trained) -> None:
+def test_two_ranks_agree_with_one_to_1e_5(trained: Trained) -> None:
     one, two = trained.results[1:]
     whole, sharded = tensors(one.manifest), tensors(two.manifest)
     for name, tensor in whole.items():
-        assert float((tensor - sharded[name]).norm() / tensor.norm()) < 5e-7, name
+        assert float((tensor - sharded[name]).norm() / tensor.norm()) < 1e-5, name
     assert timeless(two) == pytest.approx(timeless(one), rel=1e-4, abs=1e-5)
     assert trained.kl[2] == pytest.approx(trained.kl[1], abs=1e-5)
     assert len(trained.kl[1]) == 8
