@@ -55,6 +55,7 @@ def names_of(pids: set[int]) -> set[str]:
     return {process.name() for process in psutil.process_iter() if process.pid in pids}
 
 
+@pytest.mark.chaos
 def test_a_rollout_actor_killed_while_it_starts_ends_the_command_by_name_and_leaves_no_process(tmp_path: Path) -> None:
     before = of_this_user()
     line = command(tmp_path, "rollout_actors.max_restarts = 0")
@@ -90,6 +91,7 @@ def test_a_taken_port_is_refused_by_number_before_anything_starts(tmp_path: Path
     assert (code, last) == (2, f"error: reward_service.port: {port} is taken on 127.0.0.1")
 
 
+@pytest.mark.chaos
 def test_a_scorer_that_raises_ends_the_command_naming_it_and_no_reward_is_made_up(tmp_path: Path) -> None:
     code, last = failed(tmp_path, "reward_service.scorer = 'tests.scorers:raising'")
     assert code == 1

@@ -355,6 +355,7 @@ async def test_a_rank_killed_in_the_middle_of_a_step_changes_no_bit(
     assert note.startswith("learner-1: its process died; rebuilt from checkpoint step 2, 1 step trained again in ")
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
 async def test_a_rank_that_hangs_is_ended_and_changes_no_bit(
     undisturbed: Sequence[Any], policy: Path, tmp_path: Path
