@@ -19,7 +19,7 @@ from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.run_config import RunConfig
-from learner.actor_critic import load_causal_model
+from learner.actor_critic import ActorCritic, ModelSettings
 from learner.weight_publisher import WeightPublisher, default_probe
 from reward_service.client import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service
@@ -106,8 +106,8 @@ async def measure(model: Path, rows: list[dict[str, Any]]) -> list[Row]:
 
 def version_zero(model: Path, incarnation: str) -> Manifest:
     """The model's own weights as a published version."""
-    policy = load_causal_model(model, "float32")
-    publisher = WeightPublisher(policy, default_probe(policy.config, 0), torch.device("cpu"))
+    policy = ActorCritic(ModelSettings(model, "float32", "none", 1.0))
+    publisher = WeightPublisher(policy, default_probe(policy.policy.config, 0), torch.device("cpu"), "float32")
     return publisher.publish(0, with_tensors=True).manifest(incarnation)
 
 
