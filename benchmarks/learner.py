@@ -26,8 +26,8 @@ from benchmarks.results import Row
 from cluster.trajectory import Segment, Trajectory, Turn
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.config import LearnerConfig, critic_of
+from learner.gradients import make_adamw
 from learner.learner_group import PPOLearnerGroup
-from learner.ppo_rank import make_optimizer
 from learner.ppo_step import PPOStep, Share
 from learner.ranks import Ranks
 
@@ -89,7 +89,7 @@ def _stepper(path: Path, **changes: Any) -> Callable[[list[Trajectory]], float]:
     config = LearnerConfig(num_epochs=2, learning_rate=1e-4, **changes)
     settings = ModelSettings(path, "float32", critic_of(config), 1.0, packing=config.packing)
     model, reference = ActorCritic(settings), ActorCritic(replace(settings, critic="none"))
-    optimizer, ranks = make_optimizer(config, model.parameters()), Ranks(CPU, distributed=False)
+    optimizer, ranks = make_adamw(model.parameters()), Ranks(CPU, distributed=False)
     step = PPOStep(config, model, Reference(reference.requires_grad_(False)), optimizer, ranks, device=CPU, seed=0)
 
     def seconds(trajectories: list[Trajectory]) -> float:

@@ -18,7 +18,7 @@ from benchmarks.results import Row
 from cluster.trajectory import Segment, Trajectory, Turn
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.config import LearnerConfig
-from learner.ppo_rank import make_optimizer
+from learner.gradients import make_adamw
 from learner.ppo_step import PPOStep, Share
 from learner.ranks import Ranks
 
@@ -67,7 +67,7 @@ def _measure(path: Path, name: str, shape: dict[str, int]) -> list[Row]:
     settings = ModelSettings(path, "bfloat16", "none", 1.0, with_entropy_gradient=False)
     model = ActorCritic(settings).to(device)
     frozen = ActorCritic(replace(settings, is_trained=False)).to(device).requires_grad_(False)
-    optimizer, ranks = make_optimizer(learner, model.parameters()), Ranks(device, distributed=False)
+    optimizer, ranks = make_adamw(model.parameters()), Ranks(device, distributed=False)
     step = PPOStep(learner, model, Reference(frozen), optimizer, ranks, device=device, seed=0)
     phases = _Phases(step)
     torch.cuda.reset_peak_memory_stats()

@@ -85,10 +85,15 @@ def load_causal_model(path: Path, dtype: str, *, packing: bool = False) -> Any:
     return model
 
 
-def load_model(auto_class: Any, path: Path, dtype: str, **options: Any) -> Any:
-    """The model of a folder, in evaluation mode. Raises InputError where the folder is missing or holds no model."""
+def require_model_folder(path: Path) -> None:
+    """Raise InputError unless the folder looks like a Hugging Face model."""
     if not (path / "config.json").is_file():
         raise InputError(str(path), "no model folder (it has no config.json)")
+
+
+def load_model(auto_class: Any, path: Path, dtype: str, **options: Any) -> Any:
+    """The model of a folder, in evaluation mode. Raises InputError where the folder is missing or holds no model."""
+    require_model_folder(path)
     given = {"attn_implementation": "sdpa", "trust_remote_code": False, "local_files_only": True, **options}
     try:
         return auto_class.from_pretrained(path, dtype=getattr(torch, dtype), **given).eval()

@@ -12,7 +12,8 @@ from torch import nn
 from cluster.trajectory import Trajectory
 from learner.actor_critic import ActorCritic
 from learner.config import learner_threads
-from learner.ppo_rank import LearnerSettings, PPORank, RankResult, make_optimizer, shard_actor_critic
+from learner.gradients import make_adamw
+from learner.ppo_rank import LearnerSettings, PPORank, RankResult, shard_actor_critic
 from learner.rank_learner import RankLearner, RankModule
 from learner.ranks import Ranks
 from learner.weight_publisher import Publication
@@ -43,7 +44,7 @@ class TrajectoryLearner(RankLearner):
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of policy and critic."""
-        return make_optimizer(self._settings.config, parameters)
+        return make_adamw(parameters, weight_decay=self._settings.config.weight_decay)
 
     def make_rank(self, net: ActorCritic, optimizer: torch.optim.Optimizer, ranks: Ranks, device: torch.device) -> Any:
         """The rank with, where the settings say so, the state of a checkpoint."""

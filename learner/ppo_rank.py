@@ -6,12 +6,11 @@ Knows the other ranks by `Ranks` alone, whoever started them; nothing of RLlib a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from cluster.errors import InputError
 from cluster.trajectory import Trajectory
@@ -76,12 +75,6 @@ def shard_actor_critic(model: ActorCritic, settings: LearnerSettings, num_ranks:
     """Cut the networks up among the ranks, which all call; the value head stays in full precision."""
     heads = ("value_head",) if model.value_head is not None else ()
     shard(model, num_ranks, device, half=settings.model.dtype == "bfloat16", heads=heads)
-
-
-def make_optimizer(config: LearnerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """One AdamW for all that is trained of policy and critic; a step sets its learning rate."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 class PPORank:

@@ -23,7 +23,8 @@ from learner.actor_critic import ActorCritic, Outputs, Reference
 from learner.batching import Batch, make_batch, micro_batches, minibatch_order
 from learner.config import LearnerConfig
 from learner.experience import Experience, Judge
-from learner.ranks import Ranks, whole
+from learner.gradients import clip_gradients, gradient_norm
+from learner.ranks import Ranks
 from learner.tally import Tally
 
 MAX_NAMED = 8
@@ -182,10 +183,7 @@ class PPOStep:
             return False
         self._ranks.sum_gradients(parameters)
         norm = self._check_gradients(parameters, uids)
-        if (scale := float(self._config.max_grad_norm / (norm + 1e-6))) < 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(scale)
+        clip_gradients(parameters, norm, self._config.max_grad_norm)
         self._optimizer.step()
         tally.constant("learner/grad_norm", float(norm))
         return True
@@ -275,8 +273,7 @@ class PPOStep:
 
     def _check_gradients(self, parameters: Sequence[nn.Parameter], uids: Sequence[str]) -> Tensor:
         """The gradients' global norm. Raises LearnerError naming the trajectories where it is not finite."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = whole(nn.utils.get_total_norm(gradients))
+        norm = gradient_norm(parameters)
         if not torch.isfinite(norm):
             raise LearnerError(_named(uids), f"the gradient is not finite (norm {float(norm)})", uids=uids)
         return norm

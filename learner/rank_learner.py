@@ -107,6 +107,3 @@ class RankLearner(PPOTorchLearner):
     def process_id(self) -> int:
         """The rank's process, for whoever watches it."""
         return os.getpid()
-
-    def ping(self) -> None:
-        """Nothing: answers once all calls before it have ended."""

@@ -6,7 +6,7 @@ Knows no loss and nothing of stages.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,9 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from cluster.errors import InputError, LearnerError
-from learner.ranks import Ranks, whole
+from learner.actor_critic import require_model_folder
+from learner.gradients import clip_gradients, gradient_norm
+from learner.ranks import Ranks
 
 MAX_GRAD_NORM = 1.0
 
@@ -27,7 +29,7 @@ def load_tokenizer(path: Path) -> Any:
 
     Raises InputError where the folder is missing or its tokenizer names no end-of-sequence token.
     """
-    check_model_folder(path)
+    require_model_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -38,12 +40,6 @@ def load_tokenizer(path: Path) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
-
-
-def check_model_folder(path: Path) -> None:
-    """Raise InputError unless the folder looks like a Hugging Face model."""
-    if not (path / "config.json").is_file():
-        raise InputError(str(path), "no model folder (it has no config.json)")
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
@@ -98,19 +94,12 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self._learning_rate * self._factor(self.num_done)
         self._ranks.sum_gradients(self._parameters)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = whole(nn.utils.get_total_norm(gradients))
+        norm = gradient_norm(self._parameters)
         if not torch.isfinite(norm):
             raise LearnerError(f"step {self.num_done + 1}", f"the gradient is not finite (norm {float(norm)})")
-        for gradient in gradients:
-            gradient.mul_((MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0))
+        clip_gradients(self._parameters, norm, MAX_GRAD_NORM)
         self.adamw.step()
         self.num_done += 1
-
-
-def make_adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW for all that is trained; a step sets its learning rate."""
-    return torch.optim.AdamW(parameters, weight_decay=0.0, fused=True)
 
 
 def warmup_then_cosine(num_steps: int) -> Callable[[int], float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,17 @@ def make_two_turn_trajectory(index: int, *, version: int = 0, seed: int = 0) -> 
         finish_reason="stop",
         reward=1.0,
     )
+
+
+def run_two_ranks(module: str, folder: Path) -> None:
+    """Run `python -m MODULE RANK 2 FOLDER` as two processes, which find each other in the folder."""
+    command = [sys.executable, "-m", module]
+    started = [
+        subprocess.Popen([*command, str(rank), "2", str(folder)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(error[-3000:] for error in errors)
 
 
 @pytest.fixture(scope="session")

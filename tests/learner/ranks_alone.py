@@ -14,7 +14,8 @@ from cluster.trajectory import Trajectory
 from learner import weight_publisher
 from learner.actor_critic import ActorCritic
 from learner.config import LearnerConfig, LoraConfig
-from learner.ppo_rank import LearnerSettings, PPORank, make_optimizer, model_settings, shard_actor_critic
+from learner.gradients import make_adamw
+from learner.ppo_rank import LearnerSettings, PPORank, model_settings, shard_actor_critic
 from learner.ppo_step import Share
 from learner.ranks import Ranks
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
@@ -65,7 +66,7 @@ def make_rank(given: LearnerSettings, ranks: Ranks) -> PPORank:
     model = ActorCritic(given.model)
     if given.config.data_parallel == "fsdp2":
         shard_actor_critic(model, given, ranks.size, CPU)
-    return PPORank(given, model, make_optimizer(given.config, model.parameters()), ranks, CPU)
+    return PPORank(given, model, make_adamw(model.parameters()), ranks, CPU)
 
 
 def train(given: LearnerSettings, ranks: Ranks, folder: Path) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from learner.batching import make_batch
 from learner.config import LearnerConfig
 from learner.packing import make_pack, packed_attention
 from learner.ranks import Ranks
-from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
+from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, run_two_ranks, write_policy
 from tests.learner.ranks_alone import NETWORKS, settings, train
 from tests.learner.test_ppo_learner import OneRank, largest_difference
 
@@ -142,13 +140,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks leave of every network, with ddp and with fsdp2."""
     folder = tmp_path_factory.mktemp("ranks")
     write_policy(folder / "policy")
-    command = [sys.executable, "-m", "tests.learner.ranks_alone"]
-    started = [
-        subprocess.Popen([*command, str(rank), "2", str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=240)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(error[-3000:] for error in errors)
+    run_two_ranks("tests.learner.ranks_alone", folder)
     return folder
 
 

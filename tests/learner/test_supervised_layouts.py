@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from learner.reward_model_training import CENTERING, PreferenceLoss, pair_reward
 from learner.reward_net import RewardNet
 from learner.supervised_loop import Row
 from learner.supervised_rank import SupervisedRank, load_net
+from tests.learner.conftest import run_two_ranks
 from tests.learner.supervised_alone import CPU, LAYOUTS, STAGES, settings, stream, untimed, write_inputs
 from tests.learner.test_ppo_learner import largest_difference
 
@@ -106,13 +105,7 @@ def test_the_level_of_rewards_is_that_of_the_whole_batch_in_pieces_of_any_size(f
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks leave of every stage and layout, with ddp and with fsdp2; on each, those that go on are alike."""
     folder = write_inputs(tmp_path_factory.mktemp("ranks"))
-    command = [sys.executable, "-m", "tests.learner.supervised_alone"]
-    started = [
-        subprocess.Popen([*command, str(rank), "2", str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=240)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(error[-3000:] for error in errors)
+    run_two_ranks("tests.learner.supervised_alone", folder)
     return folder
 
 
