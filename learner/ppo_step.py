@@ -85,7 +85,8 @@ class PPOStep:
             plan = self._plan(step, share)
         experience = self._evaluate(batch, keep_graph=self._config.num_minibatches == 1)
         with self._ranks.agreed():
-            _check_finite(batch, experience.proximal + experience.values, "a log-probability or value")
+            made = experience.proximal + experience.reference + experience.values
+            _check_finite(batch, made, "a log-probability or value")
         tally = Tally(self._ranks)
         self.judge.judge(step, experience, tally)
         num_done = self._train(step, experience, self._counted(batch, plan, share), tally)

@@ -340,3 +340,19 @@ def test_a_loss_that_is_not_finite_stops_the_step_before_the_optimiser_and_names
         learner.step(1, batch())
     assert caught.value.uids == ("0-2-0",)
     assert largest_difference(start, learner.weights()) == 0
+
+
+def test_a_reference_that_is_not_finite_names_the_trajectory_it_is_of(
+    policy_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = OneRank(policy_path)
+    logprobs = learner.reference.logprobs
+
+    def spoiled(*given: Any) -> Tensor:
+        found = logprobs(*given)
+        found[2, -1] = float("nan")
+        return found
+
+    monkeypatch.setattr(learner.reference, "logprobs", spoiled)
+    with pytest.raises(LearnerError, match="trajectories 0-2-0: a log-probability or value is not finite"):
+        learner.step(1, batch())
