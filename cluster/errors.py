@@ -41,6 +41,18 @@ class RewardError(AntiphonError):
     """A reward could not be had; `where` is the scorer or the service."""
 
 
+class RewardUnavailable(RewardError):
+    """A reward could not be had now and may be had later: its service is down, busy, silent or answers nonsense.
+
+    `retry_after_s` is how long the service asked to be left alone, where it did.
+    """
+
+    def __init__(self, where: str, what: str, retry_after_s: float | None = None) -> None:
+        super().__init__(where, what)
+        self.args = (where, what, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
 class WeightsRefused(AntiphonError):
     """Weights that arrived are not the weights that were published; `where` is the tensor or the actor."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.errors import ActorDied, DeadlineExceeded, InputError
 
@@ -73,15 +74,20 @@ def start_actor(
     num_cpus: float = 0,
     num_gpus: float = 0,
     env: Mapping[str, str] | None = None,
+    here_and_again: bool = False,
     **kwargs: Any,
 ) -> RemoteActor:
     """Start `cls(*args, **kwargs)` in a process of its own; returns at once, the constructor may still run.
 
-    `registered_as` makes it findable by `find_actor`; `log_path` takes what its process prints.
+    `registered_as` makes it findable by `find_actor`; `log_path` takes what its process prints; `here_and_again`
+    keeps it on this node and has Ray start it again when its process dies.
     """
     options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0}
     if registered_as:
         options |= {"name": registered_as, "namespace": NAMESPACE}
+    if here_and_again:
+        node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options |= {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": node}
     if env:
         options["runtime_env"] = {"env_vars": dict(env)}
     handle = ray.remote(_logged(cls, log_path)).options(**options).remote(*args, **kwargs)

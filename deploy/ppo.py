@@ -21,6 +21,7 @@ from cluster.trajectory_queue import QueueCounts, QueuePosition, TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.evaluate import HeldOut
 from deploy.healing import NUM_RESTARTS, HealedLearners
+from deploy.reward_watch import watch_rewards
 from deploy.session import Session, dtype_of
 from deploy.stages import policy_path, prompt_rows
 from learner.learner_group import PPOLearnerGroup
@@ -170,13 +171,17 @@ class Ring:
         async def work(actor: RemoteActor) -> None:
             await actor.run(self._queue, self._store, rewards)
 
-        async with asyncio.TaskGroup() as parts:
-            parts.create_task(
-                self._session.pool.supervise(
-                    work, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
+        watching = asyncio.create_task(watch_rewards(lambda: self._session.pool.actors, self._session.view.note))
+        try:
+            async with asyncio.TaskGroup() as parts:
+                parts.create_task(
+                    self._session.pool.supervise(
+                        work, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
+                    )
                 )
-            )
-            parts.create_task(self._train(parts))
+                parts.create_task(self._train(parts))
+        finally:
+            watching.cancel()
 
     async def _train(self, parts: asyncio.TaskGroup) -> None:
         async def report(step: int, groups: Groups, result: StepResult) -> None:

@@ -216,6 +216,10 @@ def check_fit(config: RunConfig) -> None:
     _check_critic(config)
     _check_context(config)
     _check_stages(config)
+    patience_s, take_s = config.reward_service.patience_s, config.trajectory_queue.take_timeout_s
+    if patience_s >= take_s:
+        what = f"{patience_s:g} s is not less than trajectory_queue.take_timeout_s = {take_s:g} s, which ends the run first"
+        raise InputError("reward_service.patience_s", what)
     for key, path in dotted_paths(config).items():
         if not DOTTED_PATH.fullmatch(path):
             raise InputError(key, f"{path!r} is not a dotted path such as package.module:function")

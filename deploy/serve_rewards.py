@@ -39,7 +39,7 @@ def serve_rewards(
         for number in previous:
             signal.signal(number, _interrupt)
         start_reward_service(config, name=name, reward_model_path=reward_model_path, token=token)
-        print(f"listening on {service_url(host, port)}", flush=True)
+        print(f"listening on {service_url(config)}", flush=True)
         _wait_for_interrupt()
         stop_reward_service(name)
     except KeyboardInterrupt:

@@ -31,7 +31,7 @@ from deploy.run_directory import RunDirectory
 from deploy.scale import answers
 from deploy.start_up import StartUp
 from deploy.view import View
-from reward_service.client import HandleRewardClient
+from reward_service.client import Patient, run_client
 from reward_service.config import RewardServiceConfig
 from reward_service.service import start_reward_service, stop_reward_service
 from rollout_actors.rollout_actor import Response, RolloutActor
@@ -67,7 +67,7 @@ class Session:
         self._log = MetricsLog(run.path)
         self._rollout_metrics: dict[str, dict[str, float]] = {}
         self._sampled_before: tuple[float, float] = (0, time.monotonic())
-        self._reward_client: HandleRewardClient | None = None
+        self._reward_client: Patient | None = None
 
     def connect(self) -> str:
         """Start a Ray of our own, or join the one that RAY_ADDRESS names; returns its address."""
@@ -131,13 +131,16 @@ class Session:
     async def _stop_actor(self, actor: RemoteActor) -> None:
         kill_actor(actor)
 
-    async def rewards(self) -> HandleRewardClient:
-        """A client of the run's reward service, which starts with the first call."""
+    async def rewards(self) -> Patient:
+        """A client of the run's reward service, which starts with the first call, or of the one that it is pointed at."""
         if self._reward_client is None:
             config = self.config.reward_service
             with self.start_up.phase("reward_service"):
-                await self._start_reward_service(config)
-            self._reward_client = self._new_reward_client()
+                if config.url is None:
+                    await self._start_reward_service(config)
+                client = self._new_reward_client()
+                await client.score([])
+            self._reward_client = client
         return self._reward_client
 
     async def _start_reward_service(self, config: RewardServiceConfig) -> None:
@@ -160,8 +163,9 @@ class Session:
             await asyncio.gather(starting, return_exceptions=True)
             raise
 
-    def _new_reward_client(self) -> HandleRewardClient:
-        return HandleRewardClient(self.config.run.name, timeout_s=self.config.reward_service.timeout_s)
+    def _new_reward_client(self) -> Patient:
+        token = os.environ.get("ANTIPHON_TOKEN") or None
+        return run_client(self.config.reward_service, self.config.run.name, token)
 
     async def sample(
         self,
@@ -240,7 +244,7 @@ class Session:
         if not ray.is_initialized():
             return
         await self.pool.close()
-        if self._reward_client is not None:
+        if self._reward_client is not None and self.config.reward_service.url is None:
             await asyncio.to_thread(stop_reward_service, self.config.run.name)
         await asyncio.to_thread(ray.shutdown)
 

@@ -1,125 +1,142 @@
 """Clients of the reward service, by Serve handle inside the cluster and by HTTP outside, with one contract.
 
-`score` gives exactly one finite reward a request, in their order, within `timeout_s`, or raises RewardError saying
-who failed. Knows nothing of scorers. A client is plain data until its first call, so it travels between processes.
+`score` gives exactly one finite reward a request, in their order, or raises: RewardUnavailable where the service is
+down, busy, silent or answers nonsense, so that the same may be asked again; RewardError where it said that there is
+no reward. `Patient` asks again for as long as a run is willing to wait. Knows nothing of scorers. A client is plain
+data until its first call, so it travels between processes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
-from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
-from cluster.errors import ActorDied, DeadlineExceeded, RewardError
-from cluster.remote import call_handle, within
+from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
-from reward_service.config import app_name
+from reward_service.config import REWARD_MODEL, RewardServiceConfig, app_name
+from reward_service.handle import ServiceHandle
 
 WHERE = "reward_service"
-PATIENCE_S = 2.0
+TIMES = 3
+"""How often one call is tried by HTTP before the service counts as unavailable."""
+PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+
+
+class Client(Protocol):
+    """Scores, or raises as the module says."""
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """One score a request, in their order."""
+
+
+def run_client(config: RewardServiceConfig, run_name: str, token: str | None) -> Patient:
+    """The client that a run uses: of its own service, or of the one elsewhere that `url` names.
+
+    There the run's scorer is asked for by name, and the service's own default where the run names none.
+    """
+    if config.url is None:
+        return Patient(HandleRewardClient(run_name, config.timeout_s), config.patience_s)
+    scorer = None if config.scorer == REWARD_MODEL else config.scorer
+    return Patient(HttpRewardClient(config.url, token, config.timeout_s, scorer=scorer), config.patience_s)
+
+
+class Patient:
+    """Asks a client again while its service is unavailable, for at most `patience_s` since its last answer.
+
+    Nothing else is waited for meanwhile, so a run pauses; `waiting` says for what. Pauses between tries grow and are
+    jittered, and are as long as the service asks for.
+    """
+
+    def __init__(self, client: Client, patience_s: float) -> None:
+        self._client = client
+        self._patience_s = patience_s
+        self._missing: dict[int, str] = {}
+        self._calls = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Patient, (self._client, self._patience_s))
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """One score a request, in their order. Raises the last RewardUnavailable when patience is spent."""
+        self._calls += 1
+        call, give_up_at, pause_s = self._calls, time.monotonic() + self._patience_s, PAUSE_S
+        try:
+            while True:
+                try:
+                    return await self._client.score(requests)
+                except RewardUnavailable as error:
+                    wait_s = max(pause_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0)
+                    if time.monotonic() + wait_s > give_up_at:
+                        raise self._spent(requests, error) from error
+                    self._missing[call] = f"{len(requests)} rewards ({_named(requests)}): {error.what}"
+                await asyncio.sleep(wait_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        finally:
+            self._missing.pop(call, None)
+
+    def waiting(self) -> str | None:
+        """What is missing, where something has been missing since the last try; None when all is well."""
+        return next(iter(self._missing.values()), None)
+
+    def _spent(self, requests: Sequence[ScoreRequest], error: RewardUnavailable) -> RewardUnavailable:
+        what = f"no rewards for {_named(requests)} in {self._patience_s:g} s (reward_service.patience_s): {error.what}"
+        return RewardUnavailable(WHERE, what)
 
 
 class HandleRewardClient:
-    """Calls the reward service of a run, given by the run's name or the service's handle, on the Ray of this process.
+    """Calls the reward service of a run, given by the run's name, on the Ray of this process."""
 
-    Raises RewardError also when the application is deleted or its replica dies while a call waits.
-    """
-
-    def __init__(self, run: str | Any, timeout_s: float) -> None:
-        self.app_name: str = app_name(run) if isinstance(run, str) else run.app_name
+    def __init__(self, run_name: str, timeout_s: float) -> None:
+        self._run_name = run_name
         self._timeout_s = timeout_s
-        self._handle: Any = None
-        self._seen_at = -math.inf
+        self._service = ServiceHandle(app_name(run_name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_client_of, (self.app_name, self._timeout_s))
+        return (HandleRewardClient, (self._run_name, self._timeout_s))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises RewardError naming the scorer or the service."""
-        waited_for = f"application {self.app_name} to score {len(requests)} responses"
+        waited_for = f"to score {len(requests)} responses"
         try:
-            scores = await within(self._score(requests), self._timeout_s, where=WHERE, waited_for=waited_for)
+            scores = await self._service.call("score", list(requests), timeout_s=self._timeout_s, waited_for=waited_for)
         except DeadlineExceeded as error:
-            raise RewardError(WHERE, error.what) from error
+            raise RewardUnavailable(WHERE, error.what) from error
         return check_scores(requests, scores)
-
-    async def _score(self, requests: Sequence[ScoreRequest]) -> Any:
-        """Await the answer, looking now and then whether anyone is left to give it."""
-        answer = asyncio.ensure_future(self._call(list(requests)))
-        try:
-            while not (await asyncio.wait([answer], timeout=PATIENCE_S))[0]:
-                await self._look_up(max_age_s=PATIENCE_S)
-            return await answer
-        finally:
-            answer.cancel()
-
-    async def _call(self, requests: list[ScoreRequest]) -> Any:
-        if self._handle is None:
-            await self._look_up(max_age_s=0.0)
-        try:
-            return await call_handle(self._handle, "score", requests, name=self.app_name)
-        except ActorDied as error:
-            raise RewardError(WHERE, f"a replica of {self.app_name} died while it scored: {error.what}") from error
-        except DeploymentUnavailableError as error:
-            raise RewardError(WHERE, f"application {self.app_name} is gone: {error.message}") from error
-        except (RayServeException, RayError) as error:
-            raise RewardError(WHERE, f"application {self.app_name}: {type(error).__name__}: {error}") from error
-
-    async def _look_up(self, *, max_age_s: float) -> None:
-        """Ask Serve for the application unless it was there `max_age_s` ago. Raises RewardError when it is gone."""
-        if time.monotonic() - self._seen_at < max_age_s:
-            return
-        self._seen_at = time.monotonic()
-        try:
-            handle = await asyncio.to_thread(serve.get_app_handle, self.app_name)
-        except (RayServeException, RayError) as error:
-            self._seen_at = -math.inf
-            raise RewardError(WHERE, f"application {self.app_name} is gone: {error}") from error
-        if self._handle is None:
-            self._handle = handle
-
-
-def _client_of(app: str, timeout_s: float) -> HandleRewardClient:
-    client = HandleRewardClient("", timeout_s)
-    client.app_name = app
-    return client
 
 
 class HttpRewardClient:
-    """Calls `POST /v1/rewards` at `url` with one pooled connection set.
+    """Calls `POST /v1/rewards` at `url` with one pooled connection set; every item goes under its own id.
 
-    Only the column `references` travels: the HTTP contract has no other.
+    What is refused for a moment (429, 5xx) or not answered is tried again a few times, with jitter.
     """
 
-    def __init__(self, url: str, token: str | None, timeout_s: float) -> None:
-        self._url = url.rstrip("/") + "/v1/rewards"
+    def __init__(self, url: str, token: str | None, timeout_s: float, *, scorer: str | None = None) -> None:
+        self._url = url.rstrip("/")
         self._token = token
         self._timeout_s = timeout_s
+        self._scorer = scorer
         self._client: httpx.AsyncClient | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (HttpRewardClient, (self._url.removesuffix("/v1/rewards"), self._token, self._timeout_s))
+        return (_http_client, (self._url, self._token, self._timeout_s, self._scorer))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises RewardError naming the scorer or the service."""
-        try:
-            body = await asyncio.wait_for(self._post(requests), self._timeout_s)
-        except (TimeoutError, httpx.TimeoutException) as error:
-            raise RewardError(WHERE, f"waited {self._timeout_s:g} s for {self._url}") from error
-        except (httpx.HTTPError, ValueError) as error:
-            raise RewardError(WHERE, f"{self._url}: {type(error).__name__}: {error}") from error
-        try:
-            scores = [_to_score(item, body["model_version"]) for item in body["rewards"]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RewardError(WHERE, f"{self._url} answered what is no list of rewards: {error!r}") from error
-        return check_scores(requests, scores)
+        for left in reversed(range(TIMES)):
+            try:
+                response = await self._post(requests)
+                break
+            except RewardUnavailable as error:
+                if not left or (error.retry_after_s or 0.0) > LONGEST_PAUSE_S:
+                    raise
+                await asyncio.sleep(max(PAUSE_S * random.uniform(0.5, 1.0), error.retry_after_s or 0.0))
+        return check_scores(requests, self._scores(response))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -127,44 +144,82 @@ class HttpRewardClient:
             await self._client.aclose()
             self._client = None
 
-    async def _post(self, requests: Sequence[ScoreRequest]) -> Any:
+    async def _post(self, requests: Sequence[ScoreRequest]) -> httpx.Response:
+        """A 200. Raises RewardUnavailable for what may pass, RewardError for a request that is refused."""
         if self._client is None:
             headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
             self._client = httpx.AsyncClient(headers=headers, timeout=self._timeout_s, trust_env=False)
-        response = await self._client.post(self._url, json=_to_json(requests))
-        if response.status_code != 200:
-            raise RewardError(WHERE, f"{self._url} answered {response.status_code}: {response.text[:500]}")
-        return response.json()
+        url = f"{self._url}/v1/rewards"
+        try:
+            response = await asyncio.wait_for(self._client.post(url, json=self._body(requests)), self._timeout_s)
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise RewardUnavailable(WHERE, f"waited {self._timeout_s:g} s for {url}") from error
+        except httpx.TransportError as error:
+            raise RewardUnavailable(WHERE, f"{url}: {type(error).__name__}: {error}") from error
+        if response.status_code == 200:
+            return response
+        what = f"{url} answered {response.status_code}: {response.text[:500]}"
+        if response.status_code == 429 or response.status_code >= 500:
+            raise RewardUnavailable(WHERE, what, _retry_after_s(response))
+        raise RewardError(WHERE, what)
+
+    def _body(self, requests: Sequence[ScoreRequest]) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "ids": [request.id for request in requests],
+            "prompts": [request.prompt for request in requests],
+            "responses": [request.response for request in requests],
+        }
+        names = sorted({name for request in requests for name in request.columns})
+        if names:
+            body["columns"] = {name: [request.columns.get(name) for request in requests] for name in names}
+        return body | ({"scorer": self._scorer} if self._scorer else {})
+
+    def _scores(self, response: httpx.Response) -> list[Score]:
+        try:
+            body = response.json()
+            version, items = body["model_version"], list(body["rewards"])
+            failed = [item for item in items if item.get("error") is not None]
+            scores = [Score(i["id"], i["reward"], i.get("parts", {}), version) for i in items if i not in failed]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"{self._url} answered what is no list of rewards: {error!r}"
+            raise RewardUnavailable(WHERE, what) from error
+        if failed:
+            raise RewardError(WHERE, f"no reward for {failed[0].get('id')}: {failed[0]['error']}")
+        return scores
 
 
 def check_scores(requests: Sequence[ScoreRequest], scores: Any) -> list[Score]:
-    """The scores, or RewardError where they are not one finite score a request under its own id."""
+    """The scores, or RewardUnavailable where they are not one finite score a request under its own id."""
     if not isinstance(scores, list) or not all(isinstance(score, Score) for score in scores):
-        raise RewardError(WHERE, f"answered {type(scores).__name__}, not a list of scores")
+        raise RewardUnavailable(WHERE, f"answered {type(scores).__name__}, not a list of scores")
     if len(scores) != len(requests):
-        raise RewardError(WHERE, f"answered {len(scores)} scores for {len(requests)} responses")
+        raise RewardUnavailable(WHERE, f"answered {len(scores)} scores for {len(requests)} responses")
     for request, score in zip(requests, scores, strict=True):
         if score.id != request.id:
-            raise RewardError(WHERE, f"answered a score for {score.id} where {request.id} was asked")
+            raise RewardUnavailable(WHERE, f"answered a score for {score.id} where {request.id} was asked")
         if isinstance(score.reward, bool) or not isinstance(score.reward, int | float):
-            raise RewardError(WHERE, f"answered {score.reward!r} for {score.id}, not a number")
+            raise RewardUnavailable(WHERE, f"answered {score.reward!r} for {score.id}, not a number")
         if not math.isfinite(score.reward):
-            raise RewardError(WHERE, f"answered {score.reward} for {score.id}, not a finite number")
+            raise RewardUnavailable(WHERE, f"answered {score.reward} for {score.id}, not a finite number")
+        if not isinstance(score.parts, dict) or not all(map(_is_finite, score.parts.values())):
+            raise RewardUnavailable(WHERE, f"answered parts for {score.id} that are not finite numbers by name")
     return scores
 
 
-def _to_json(requests: Sequence[ScoreRequest]) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "ids": [request.id for request in requests],
-        "prompts": [request.prompt for request in requests],
-        "responses": [request.response for request in requests],
-    }
-    if any("references" in request.columns for request in requests):
-        body["references"] = [request.columns.get("references") for request in requests]
-    return body
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _to_score(item: Any, version: str) -> Score:
-    if item.get("error") is not None or item.get("reward") is None:
-        raise RewardError(WHERE, f"no reward for {item['id']}: {item.get('error')}")
-    return Score(item["id"], item["reward"], item.get("parts", {}), version)
+def _http_client(url: str, token: str | None, timeout_s: float, scorer: str | None) -> HttpRewardClient:
+    return HttpRewardClient(url, token, timeout_s, scorer=scorer)
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Seconds that the service asked for; None where it gave a date or nothing."""
+    given = response.headers.get("Retry-After", "")
+    return float(given) if given.isdigit() else None
+
+
+def _named(requests: Sequence[ScoreRequest]) -> str:
+    ids = [request.id for request in requests]
+    return ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from cluster.config import Section
 
@@ -14,23 +17,73 @@ def app_name(run_name: str) -> str:
     return f"antiphon-{run_name}-rewards"
 
 
+class HttpConfig(Section):
+    """Limits of the HTTP face: what it takes in, how long it waits, who may call."""
+
+    tokens: Path | None = None
+    """File of named bearer tokens, written by `antiphon token`; ANTIPHON_TOKEN is one more."""
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1)
+    """Longest body of a request; a longer one is refused while it is read."""
+    max_buffered_bytes: int = Field(default=64 * 2**20, ge=1)
+    """Most bytes of bodies held at once, over all requests."""
+    max_waiting_requests: int = Field(default=512, ge=1)
+    """Most requests under way at once; further ones are refused and told when to come again."""
+    max_connections: int = Field(default=2048, ge=1)
+    """Most connections open at once."""
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """How long a client may take to send the head of a request."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a client may take to send the body of a request."""
+    ssl_certfile: Path | None = None
+    """Certificate chain (PEM); with it the service speaks HTTPS."""
+    ssl_keyfile: Path | None = None
+    """Private key of the certificate, where it is in a file of its own."""
+
+    @model_validator(mode="after")
+    def _key_has_certificate(self) -> Self:
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise ValueError("ssl_keyfile without ssl_certfile")
+        return self
+
+
 class RewardServiceConfig(Section):
     """What scores responses, and where it can be reached."""
 
     scorer: str = REWARD_MODEL
     """`reward_model` (the run's trained reward model) or the dotted path of a function
     `f(prompts, responses, **columns) -> list[float]`."""
+    scorers: dict[str, Section] = {}
+    """"""
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    """A reward service elsewhere that answers POST /v1/rewards, instead of one of this run's own; its token is
+    ANTIPHON_TOKEN."""
     num_replicas: int = Field(default=1, ge=1)
-    """Copies of the service."""
+    """Copies of the service; the least of them where there is `max_replicas`."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """Copies that Ray Serve may add under load; none unless set."""
     host: str = "127.0.0.1"
     """Address to bind when a port is set; beyond loopback a token (ANTIPHON_TOKEN) is required."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """HTTP port; without one the service is reached by handle alone."""
+    http: HttpConfig = HttpConfig()
+    """Limits of the HTTP face."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Deadline of one scoring call."""
+    patience_s: float = Field(default=300.0, ge=0)
+    """How long a run waits for a reward service that is down, busy or answers nonsense before it ends."""
+    drain_timeout_s: float = Field(default=10.0, ge=0)
+    """How long a copy that is stopped may finish the calls it has."""
     max_batch_size: int = Field(default=256, ge=1)
     """Most responses scored in one forward pass of a reward model."""
     num_cpus: float = Field(default=0.25, ge=0)
     """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each replica."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(f"max_replicas = {self.max_replicas} is less than num_replicas = {self.num_replicas}")
+        if self.url is not None and self.port is not None:
+            raise ValueError("port opens a service of this run's own, and url names another one: set one of them")
+        return self

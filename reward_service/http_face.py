@@ -1,81 +1,224 @@
 """The HTTP face of the reward service: a FastAPI app around anything that scores. Knows no Ray and no scorer.
 
-Token and body limit act in front of the app, before a body is read.
+Tokens and limits act in front of it, in the guard.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
-from fastapi import FastAPI, HTTPException, Request, Response, Security
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from fastapi.security import HTTPBearer
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from cluster.errors import RewardError
-from cluster.scoring import ScoreRequest
-from reward_service.contracts import ErrorResponse, Health, ItemReward, Problem, RewardsRequest, RewardsResponse
+from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
+from cluster.scoring import Score, ScoreRequest
+from reward_service import foreign_contracts as foreign
+from reward_service.config import HttpConfig
+from reward_service.contracts import (
+    ErrorResponse,
+    Health,
+    ItemReward,
+    ModelCard,
+    ModelList,
+    RewardsRequest,
+    RewardsResponse,
+    parse_json,
+)
+from reward_service.guard import OPEN_PATH, RETRY_AFTER_S, Guard, error_answer
+from reward_service.http_metrics import CONTENT_TYPE, HttpMetrics
+from reward_service.judge import Judge, ScorerInfo, UnknownScorer
 from reward_service.scorer import Outcome
+from reward_service.tokens import TokenBook
 
-MAX_BODY_BYTES = 32 * 2**20
-CODES = {
-    400: "malformed",
-    401: "unauthorized",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "too_large",
-    422: "invalid",
-    500: "internal",
-    504: "deadline_exceeded",
+READY_TIMEOUT_S = 5.0
+T = TypeVar("T")
+
+DOCUMENTED = {
+    400: "The request is not HTTP, its body not JSON, or it ended early.",
+    401: "The token is missing, wrong or revoked.",
+    405: "The route has no such method.",
+    408: "The body was not sent in time.",
+    413: "The body is too long.",
+    415: "The body is compressed.",
+    422: "The body is not what the contract says.",
+    429: "Too many requests are under way; Retry-After says when to come again.",
+    503: "Nobody can score now; Retry-After says when to come again.",
+    504: "Scoring took longer than its deadline.",
 }
-OPEN_PATH = "/healthz"
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text} for status, text in DOCUMENTED.items()
+}
+SECURITY = [Security(HTTPBearer(auto_error=False)), Security(HTTPBasic(auto_error=False))]
 
 
-class Judge(Protocol):
-    """What the face needs of the service behind it."""
+class StrictRequest(Request):
+    """A request whose JSON is read by `parse_json`."""
 
-    scorer_name: str
-    scorer_version: str
-
-    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """One outcome a request, in their order."""
+    async def json(self) -> Any:
+        """The body's value; json.JSONDecodeError where it is none."""
+        return parse_json(await self.body())
 
 
-def build_app(judge: Judge, *, token: str | None, timeout_s: float, max_body_bytes: int = MAX_BODY_BYTES) -> ASGIApp:
-    """The app with its guard; with a token every route but /healthz wants it as a bearer."""
+class StrictRoute(APIRoute):
+    """A route that reads its body as `parse_json` does."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        """FastAPI's handler, with a strict request."""
+        handler = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handler(StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def build_app(
+    judge: Judge,
+    *,
+    tokens: TokenBook,
+    limits: HttpConfig,
+    timeout_s: float,
+    routers: Sequence[APIRouter] = (),
+) -> ASGIApp:
+    """The app behind its guard; `routers` bring further routes under the same tokens and limits."""
+    metrics = HttpMetrics()
     app = FastAPI(title="Antiphon reward service", version="1", docs_url=None, redoc_url=None)
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorResponse} for status in (400, 401, 404, 413, 422, 504)
-    }
-    bearer = Security(HTTPBearer(auto_error=False))
+    calls = Calls(judge, metrics, timeout_s)
+    for router in (_own_routes(calls, metrics), _foreign_routes(calls), *routers):
+        app.include_router(router, dependencies=SECURITY, responses=REFUSALS)
 
-    @app.post("/v1/rewards", responses=refusals, dependencies=[bearer])
-    async def rewards(body: RewardsRequest) -> RewardsResponse:
-        """Score responses. An item that could not be scored has a null reward and its error."""
-        if body.scorer not in (None, judge.scorer_name):
-            raise _refusal(422, f"no scorer {body.scorer!r}; this service has {judge.scorer_name!r}", "scorer")
-        items = body.items()
-        try:
-            outcomes = await asyncio.wait_for(judge.outcomes(items), timeout_s)
-        except TimeoutError:
-            raise _refusal(504, f"{judge.scorer_name} took longer than {timeout_s:g} s", None) from None
-        answers = [_item(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
-        return RewardsResponse(rewards=answers, model_version=judge.scorer_version)
-
-    @app.get(OPEN_PATH)
+    @app.get(OPEN_PATH, responses={400: REFUSALS[400], 405: REFUSALS[405], 429: REFUSALS[429]})
     async def healthz() -> Health:
-        """Whether the service answers; needs no token."""
+        """Whether the process answers; needs no token."""
         return Health()
 
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(StarletteHTTPException, _on_refusal)
     app.add_exception_handler(Exception, _on_failure)
-    return Guard(app, token=token, max_body_bytes=max_body_bytes)
+    return Guard(app, tokens=tokens, limits=limits, metrics=metrics)
+
+
+class Calls:
+    """The judge as the routes call it: what it raises becomes an answer with a status."""
+
+    def __init__(self, judge: Judge, metrics: HttpMetrics, timeout_s: float) -> None:
+        self._judge = judge
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+
+    async def outcomes(
+        self, items: Sequence[ScoreRequest], scorer: str | None = None, timeout_s: float | None = None
+    ) -> list[Outcome]:
+        """One outcome an item."""
+        deadline_s = min(timeout_s or self._timeout_s, self._timeout_s)
+        outcomes = await _answered(self._judge.score(items, scorer=scorer, timeout_s=deadline_s))
+        num_scored = sum(isinstance(outcome, Score) for outcome in outcomes)
+        self._metrics.scored(num_scored, len(outcomes) - num_scored)
+        return outcomes
+
+    async def scores(self, items: Sequence[ScoreRequest], scorer: str | None, field: str) -> list[Score]:
+        """One score an item, for contracts that know no error of one item: the first is the call's, naming it."""
+        scores = []
+        for position, outcome in enumerate(await self.outcomes(items, scorer)):
+            if isinstance(outcome, RewardError):
+                raise refusal(422, str(outcome), f"{field}.{position}")
+            scores.append(outcome)
+        return scores
+
+    async def models(self, timeout_s: float | None = None) -> list[ScorerInfo]:
+        """The scorers, the default first."""
+        return await _answered(self._judge.models(timeout_s=timeout_s or self._timeout_s))
+
+
+async def _answered(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except UnknownScorer as error:
+        raise refusal(422, error.what, "scorer") from None
+    except DeadlineExceeded as error:
+        raise refusal(504, error.what) from None
+    except RewardUnavailable as error:
+        wait = {"Retry-After": f"{max(1, round(error.retry_after_s or RETRY_AFTER_S))}"}
+        raise HTTPException(503, {"message": error.what, "field": None}, wait) from None
+
+
+def _own_routes(calls: Calls, metrics: HttpMetrics) -> APIRouter:
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.post("/v1/rewards")
+    async def rewards(body: RewardsRequest) -> RewardsResponse:
+        """Score responses. An item that could not be scored has a null reward and its error."""
+        items = body.items()
+        outcomes = await calls.outcomes(items, body.scorer, body.timeout_s)
+        versions = {outcome.scorer_version for outcome in outcomes if isinstance(outcome, Score)}
+        version = versions.pop() if len(versions) == 1 else await _version(calls, body.scorer)
+        answers = [_item(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
+        return RewardsResponse(rewards=answers, model_version=version)
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        """The scorers that can be asked for by name, the default first."""
+        return ModelList(data=[_card(info) for info in await calls.models()])
+
+    @router.get("/readyz")
+    async def readyz() -> Health:
+        """Whether somebody can score now."""
+        await calls.models(READY_TIMEOUT_S)
+        return Health()
+
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def prometheus() -> Response:
+        """Counts for Prometheus."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    return router
+
+
+async def _version(calls: Calls, scorer: str | None) -> str:
+    """The version meant where no item tells it."""
+    for info in await calls.models():
+        if scorer is None or scorer in (info.name, *info.versions):
+            return scorer if scorer in info.versions else info.version
+    raise refusal(422, f"no scorer {scorer!r}", "scorer")
+
+
+def _foreign_routes(calls: Calls) -> APIRouter:
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.post("/get_reward")
+    async def get_reward(body: foreign.GetRewardRequest) -> foreign.GetRewardResponse:
+        """OpenRLHF's remote reward model."""
+        scores = await calls.scores(body.items(), None, "query")
+        rewards = [score.reward for score in scores]
+        names = [name for name in (scores[0].parts if scores else {}) if all(name in s.parts for s in scores)]
+        parts = {name: [score.parts[name] for score in scores] for name in names}
+        return foreign.GetRewardResponse(rewards=rewards, scores=rewards, extra_logs=parts)
+
+    @router.post("/classify")
+    async def classify(body: foreign.ClassifyRequest) -> foreign.ClassifyResponse:
+        """vLLM's classification of one label, as verl's reward loop reads it."""
+        scores = await _pooled(calls, body)
+        data = [foreign.ClassifyItem(index=i, probs=[body.shown(s.reward)]) for i, s in enumerate(scores)]
+        return foreign.ClassifyResponse(id="classify", model=scores[0].scorer_version, data=data)
+
+    @router.post("/pooling")
+    async def pooling(body: foreign.ClassifyRequest) -> foreign.PoolingResponse:
+        """vLLM's pooling of one label."""
+        scores = await _pooled(calls, body)
+        data = [foreign.PoolingItem(index=i, data=[body.shown(s.reward)]) for i, s in enumerate(scores)]
+        return foreign.PoolingResponse(id="pooling", model=scores[0].scorer_version, data=data)
+
+    return router
+
+
+async def _pooled(calls: Calls, body: foreign.ClassifyRequest) -> list[Score]:
+    known = {name for info in await calls.models() for name in (info.name, *info.versions)} if body.model else set()
+    return await calls.scores(body.items(), body.model if body.model in known else None, "input")
 
 
 def _item(request: ScoreRequest, outcome: Outcome) -> ItemReward:
@@ -84,56 +227,13 @@ def _item(request: ScoreRequest, outcome: Outcome) -> ItemReward:
     return ItemReward(id=request.id, reward=outcome.reward, parts=dict(outcome.parts))
 
 
-class Guard:
-    """ASGI middleware that refuses a wrong token (401) and a body that is too long (413), reading no further."""
-
-    def __init__(self, app: ASGIApp, *, token: str | None, max_body_bytes: int) -> None:
-        self._app = app
-        self._token = token.encode() if token else None
-        self._max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        headers = dict(scope["headers"])
-        if scope["path"] != OPEN_PATH and not self._may_pass(headers.get(b"authorization", b"")):
-            refusal = _answer(401, "a bearer token is required", None, {"WWW-Authenticate": "Bearer"})
-            return await refusal(scope, receive, send)
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._max_body_bytes:
-            return await _answer(413, self._too_large(), None)(scope, receive, send)
-        return await self._app(scope, self._counted(receive), send)
-
-    def _may_pass(self, authorization: bytes) -> bool:
-        if self._token is None:
-            return True
-        scheme, _, given = authorization.partition(b" ")
-        return hmac.compare_digest(given.strip(), self._token) and scheme.lower() == b"bearer"
-
-    def _counted(self, receive: Receive) -> Receive:
-        num_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
-                raise HTTPException(413, self._too_large())
-            return message
-
-        return counted
-
-    def _too_large(self) -> str:
-        return f"a body may have at most {self._max_body_bytes} bytes"
+def _card(info: ScorerInfo) -> ModelCard:
+    return ModelCard(id=info.name, version=info.version, versions=list(info.versions), default=info.is_default)
 
 
-def _refusal(status: int, message: str, field: str | None) -> HTTPException:
+def refusal(status: int, message: str, field: str | None = None) -> HTTPException:
+    """An error answer, to be raised by a route."""
     return HTTPException(status, {"message": message, "field": field})
-
-
-def _answer(status: int, message: str, field: str | None, headers: dict[str, str] | None = None) -> JSONResponse:
-    problem = Problem(code=CODES.get(status, "refused"), message=message, field=field)
-    return JSONResponse(ErrorResponse(error=problem).model_dump(), status, headers)
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:
@@ -141,8 +241,8 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
     detail: Any = error.detail
     headers = dict(error.headers) if error.headers else None
     if isinstance(detail, dict):
-        return _answer(error.status_code, detail["message"], detail["field"], headers)
-    return _answer(error.status_code, str(detail), None, headers)
+        return error_answer(error.status_code, detail["message"], detail.get("field"), headers)
+    return error_answer(error.status_code, str(detail), None, headers)
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -150,10 +250,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return _answer(400, f"the body is not JSON: {first['ctx']['error']}", None)
+        return error_answer(400, f"the body is not JSON: {first['ctx']['error']}", None)
     field = ".".join(str(part) for part in first["loc"][1:]) or None
-    return _answer(422, first["msg"], field)
+    return error_answer(422, first["msg"], field)
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    return _answer(500, f"{type(error).__name__}; the service's log has the rest", None)
+    return error_answer(500, f"{type(error).__name__}; the service's log has the rest", None)

@@ -14,7 +14,7 @@ from reward_service.scorer import FunctionScorer, Scorer
 WHERE = "reward_service.scorer"
 
 
-def check_scorer(config: RewardServiceConfig, reward_model_path: Path | None) -> None:
+def check_scorers(config: RewardServiceConfig, reward_model_path: Path | None) -> None:
     """Raise InputError when the configured scorer can't exist: an untrained reward model, a function not found."""
     if config.scorer == REWARD_MODEL:
         _trained(reward_model_path)
@@ -23,13 +23,18 @@ def check_scorer(config: RewardServiceConfig, reward_model_path: Path | None) ->
 
 
 def build_scorer(config: RewardServiceConfig, reward_model_path: Path | None) -> Scorer:
-    """The configured scorer, loaded. Raises InputError as `check_scorer` does, and for a folder that is no model."""
+    """The configured scorer, loaded. Raises InputError as `check_scorers` does, and for a folder that is no model."""
     if config.scorer != REWARD_MODEL:
         return FunctionScorer(config.scorer, load_function(config.scorer))
     folder = _trained(reward_model_path)
     from reward_service.reward_model import RewardModelScorer
 
     return RewardModelScorer(folder, max_batch_size=config.max_batch_size)
+
+
+def build_scorers(config: RewardServiceConfig, reward_model_path: Path | None) -> dict[str, Scorer]:
+    """All scorers by name."""
+    return {config.scorer: build_scorer(config, reward_model_path)}
 
 
 def load_function(dotted_path: str) -> Callable[..., Any]:

@@ -1,91 +1,67 @@
 """The reward service as a Ray Serve application: one deployment, reached by handle and, where a port is set, HTTP.
 
-Both ways lead to the same scorer and the same count. Knows nothing of runs but a name.
+Both ways lead to the same scorers and the same count. Knows nothing of runs but a name.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import socket
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve.config import ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
-from starlette.types import ASGIApp
 
 from cluster.errors import InputError, RewardError
-from cluster.remote import redirect_output
-from cluster.scoring import Score, ScoreRequest
+from cluster.remote import RemoteActor, kill_actor, redirect_output, start_actor, within
 from reward_service.address import check_address
-from reward_service.config import RewardServiceConfig, app_name
-from reward_service.http_face import build_app
-from reward_service.registry import build_scorer, check_scorer
-from reward_service.scorer import Outcome, Scorer
+from reward_service.config import REWARD_MODEL, RewardServiceConfig, app_name
+from reward_service.face_actor import START_TIMEOUT_S as FACE_TIMEOUT_S
+from reward_service.face_actor import FaceActor, face_name
+from reward_service.registry import check_scorers
+from reward_service.replica import RewardService
 
 START_TIMEOUT_S = 300.0
-HTTP_TIMEOUT_S = 60.0
-COUNT_TIMEOUT_S = 30.0
+CALL_TIMEOUT_S = 30.0
+HEALTH_EVERY_S = 2.0
 MAX_ONGOING_REQUESTS = 256
 MAX_QUEUED_REQUESTS = 4096
+CODE_VERSION = "1"
+"""Serve restarts the replicas of a deployment whose version changes; new models are loaded by the running ones."""
 WHERE = "reward_service"
+_faces: dict[str, RemoteActor] = {}
+"""The faces that this process started: Ray ends an actor, named or not, whose first handle nobody holds."""
 
 
-class RewardService:
-    """Scores requests with one scorer and counts the items that got a reward."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer_name = scorer.name
-        self.scorer_version = scorer.version
-        self._scorer = scorer
-        self._num_scored = 0
-
-    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """One outcome a request, in their order: its score, or the RewardError in its place."""
-        outcomes = await self._scorer.score(requests)
-        self._num_scored += sum(isinstance(outcome, Score) for outcome in outcomes)
-        return outcomes
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """One score a request, in their order. Raises the RewardError of the first item that has none."""
-        scores = []
-        for outcome in await self.outcomes(requests):
-            if isinstance(outcome, RewardError):
-                raise outcome
-            scores.append(outcome)
-        return scores
-
-    async def num_scored(self) -> int:
-        """Items given a reward since this replica started."""
-        return self._num_scored
-
-
-@serve.ingress()
 class RewardDeployment(RewardService):
-    """One replica: builds its scorer in its own process."""
+    """One replica, in a process of its own."""
 
-    def __init__(
-        self, config: RewardServiceConfig, reward_model_path: Path | None, token: str | None, log_path: Path | None
-    ) -> None:
+    def __init__(self, config: RewardServiceConfig, log_path: Path | None) -> None:
         if log_path is not None:
             redirect_output(log_path)
-        super().__init__(build_scorer(config, reward_model_path))
-        self._token = token
-        self._timeout_s = config.timeout_s
+        super().__init__(config)
+        self._log_path = log_path
+        self._folders: Mapping[str, str] = {}
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        return build_app(self, token=self._token, timeout_s=self._timeout_s)
+    async def reconfigure(self, folders: Mapping[str, str]) -> None:
+        """Serve's word for new settings, at the start too: the folders of the reward models by name."""
+        await self.load(folders)
+        self._folders = folders
+
+    async def deployed_with(self) -> tuple[RewardServiceConfig, Path | None, Mapping[str, str]]:
+        """Settings, log and folders that the application has now."""
+        return self._config, self._log_path, self._folders
 
 
 def check_reward_service(config: RewardServiceConfig, *, reward_model_path: Path | None, token: str | None) -> None:
     """Raise InputError for settings that can't work: no such scorer, a taken port, no token beyond loopback."""
-    check_scorer(config, reward_model_path)
+    check_scorers(config, reward_model_path)
     check_address(config, token)
 
 
@@ -107,73 +83,93 @@ def start_reward_service(
     unwanted = unwanted or threading.Event()
     check_reward_service(config, reward_model_path=reward_model_path, token=token)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    _start_serve(config)
-    application = app_name(name)
+    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_quiet())
+    folders = {REWARD_MODEL: str(reward_model_path)} if reward_model_path else {}
     try:
-        _deploy(config, application, (config, reward_model_path, token, log_path), unwanted)
+        _deploy(config, name, log_path, folders, unwanted)
         if config.port is not None:
-            _await_http(config.host, config.port)
+            _start_face(config, name, token, log_path)
     except BaseException:
-        serve.delete(application)
+        stop_reward_service(name)
         raise
-    return serve.get_app_handle(application)
+    return serve.get_app_handle(app_name(name))
+
+
+def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL) -> None:
+    """Have the running application of run `name` serve the reward model in `folder` from now on, under that name.
+
+    Every replica loads it beside the present one, which serves until then and can still be asked for by its version.
+    Returns when all have it. Raises InputError where no such application runs and for a folder that is no model,
+    before anything changes.
+    """
+    from reward_service.reward_model import RewardModelScorer
+
+    try:
+        handle: Any = serve.get_app_handle(app_name(name))
+    except RayServeException as error:
+        raise InputError(app_name(name), "no such application runs on this Ray") from error
+    RewardModelScorer(folder)
+    config, log_path, folders = handle.broadcast("deployed_with").results(timeout_s=CALL_TIMEOUT_S)[0]
+    _deploy(config, name, log_path, {**folders, scorer: str(folder)}, threading.Event())
 
 
 def stop_reward_service(name: str) -> None:
-    """Delete the application of run `name`, and nothing else that Serve runs."""
+    """End the application of run `name` and the face that this process started, and nothing else that Serve runs."""
+    face = _faces.pop(name, None)
+    if face is not None:
+        kill_actor(face)
     serve.delete(app_name(name))
 
 
 def num_scored(name: str) -> int:
     """Items given a reward by the application of run `name`, over all its replicas."""
     handle: Any = serve.get_app_handle(app_name(name))
-    return sum(handle.broadcast("num_scored").results(timeout_s=COUNT_TIMEOUT_S))
+    return sum(handle.broadcast("num_scored").results(timeout_s=CALL_TIMEOUT_S))
 
 
-def service_url(host: str, port: int) -> str:
+def service_url(config: RewardServiceConfig) -> str:
     """Where the HTTP face is reached."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if config.http.ssl_certfile else "http"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{scheme}://{host}:{config.port}"
 
 
-def _reached_at(host: str) -> str:
-    """Where this machine reaches what is bound to `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
-def _start_serve(config: RewardServiceConfig) -> None:
-    """Start Serve where it is not running. Raises InputError when it runs already and listens elsewhere or nowhere."""
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    if config.port is None:
-        serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
-        return
-    http = {"host": config.host, "port": config.port}
-    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, logging_config=quiet)
-    try:
-        socket.create_connection((_reached_at(config.host), config.port), timeout=5).close()
-    except OSError as error:
-        what = f"Ray Serve already runs on this Ray and does not listen on {config.host}:{config.port}"
-        raise InputError("reward_service.port", what) from error
+def _quiet() -> LoggingConfig:
+    return LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 def _deploy(
-    config: RewardServiceConfig, application: str, arguments: tuple[Any, ...], unwanted: threading.Event
+    config: RewardServiceConfig,
+    name: str,
+    log_path: Path | None,
+    folders: Mapping[str, str],
+    unwanted: threading.Event,
 ) -> None:
     deployment = serve.deployment(RewardDeployment).options(
         name="rewards",
-        num_replicas=config.num_replicas,
+        version=CODE_VERSION,
+        user_config=dict(folders),
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_queued_requests=MAX_QUEUED_REQUESTS,
-        graceful_shutdown_timeout_s=2,
+        health_check_period_s=HEALTH_EVERY_S,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.1,
         max_constructor_retry_count=1,
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        logging_config=_quiet(),
+        _internal=True,
+        **_num_replicas(config),
     )
-    target = serve.RunTarget(
-        target=deployment.bind(*arguments), name=application, route_prefix=None if config.port is None else "/"
-    )
+    application = app_name(name)
+    target = serve.RunTarget(target=deployment.bind(config, log_path), name=application, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
     _await_running(application, unwanted)
+
+
+def _num_replicas(config: RewardServiceConfig) -> dict[str, Any]:
+    if config.max_replicas is None:
+        return {"num_replicas": config.num_replicas}
+    return {"autoscaling_config": {"min_replicas": config.num_replicas, "max_replicas": config.max_replicas}}
 
 
 def _await_running(application: str, unwanted: threading.Event) -> None:
@@ -194,16 +190,16 @@ def _await_running(application: str, unwanted: threading.Event) -> None:
         time.sleep(0.1)
 
 
-def _await_http(host: str, port: int) -> None:
-    """Wait for the proxy to route to the application. Raises RewardError when it does not."""
-    url = service_url(_reached_at(host), port) + "/healthz"
-    deadline = time.monotonic() + HTTP_TIMEOUT_S
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while True:
-        try:
-            with opener.open(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError) as error:
-            if time.monotonic() > deadline:
-                raise RewardError(WHERE, f"{url} did not answer within {HTTP_TIMEOUT_S:g} s: {error}") from error
-        time.sleep(0.1)
+def _start_face(config: RewardServiceConfig, name: str, token: str | None, log_path: Path | None) -> None:
+    """Start the HTTP face and wait until it listens. Raises RewardError when it does not."""
+    _faces[name] = face = start_actor(
+        FaceActor,
+        config,
+        app_name(name),
+        token,
+        name="reward_service's HTTP face",
+        registered_as=face_name(name),
+        log_path=log_path,
+        here_and_again=True,
+    )
+    asyncio.run(within(face.listening(), 2 * FACE_TIMEOUT_S, where=WHERE, waited_for="its HTTP face to listen"))

@@ -13,3 +13,6 @@ class RewardClient(Protocol):
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises RewardError naming the scorer and the item that failed."""
+
+    def waiting(self) -> str | None:
+        """What is missing while a service that is down is waited for; None when all is well."""

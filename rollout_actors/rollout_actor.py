@@ -96,6 +96,7 @@ class RolloutActor:
         )
         self._leaving = asyncio.Event()
         self._run: asyncio.Future[None] | None = None
+        self._rewards: RewardClient | None = None
 
     async def start(self) -> None:
         """Load the tokenizer and build the engine in its thread; returns when it is warm."""
@@ -117,6 +118,7 @@ class RolloutActor:
         Ends with the error of the first part that fails: the engine, the pull of weights, a reward, the queue.
         """
         self._run = asyncio.get_running_loop().create_future()
+        self._rewards = rewards
         tasks: set[asyncio.Future[None]] = set()
         try:
             await self._engine.forget_version()
@@ -284,6 +286,10 @@ class RolloutActor:
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities, at temperature 1, of each sequence's tokens given their prefix, the first left out."""
         return await self._engine.logprobs(sequences)
+
+    async def missing_rewards(self) -> str | None:
+        """Which rewards this actor waits for beyond their time, and why; None when all is well."""
+        return self._rewards.waiting() if self._rewards is not None else None
 
     async def metrics(self) -> dict[str, Any]:
         """Totals of the engine thread since its start; see `sampling.SamplingMetrics`."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -22,6 +25,15 @@ def equals_reference(prompts: list[str], responses: list[str], references: list[
 
 def slow(prompts: list[str], responses: list[str]) -> list[float]:
     time.sleep(20)
+    return length(prompts, responses)
+
+
+def die_once(prompts: list[str], responses: list[str], references: list[str]) -> list[float]:
+    """Kills its process unless the file that the references name is there, and puts it there."""
+    mark = Path(references[0])
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     return length(prompts, responses)
 
 

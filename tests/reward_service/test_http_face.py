@@ -1,23 +1,58 @@
 from __future__ import annotations
 
+import asyncio
+import base64
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from cluster.errors import RewardError
-from cluster.scoring import ScoreRequest
-from reward_service.client import HttpRewardClient
+from cluster.errors import DeadlineExceeded, RewardUnavailable
+from cluster.remote import within
+from cluster.scoring import Score, ScoreRequest
+from reward_service.config import HttpConfig, RewardServiceConfig
 from reward_service.http_face import build_app
+from reward_service.judge import Judge, ScorerInfo
 from reward_service.registry import load_function
-from reward_service.scorer import FunctionScorer
-from reward_service.service import RewardService
+from reward_service.replica import RewardService
+from reward_service.scorer import FunctionScorer, Outcome
+from reward_service.tokens import TokenBook, add_token, revoke_token
 
 
-def face(scorer: str = "length", **settings: Any) -> httpx.AsyncClient:
+class ServiceJudge:
+    """A replica in this process, as the face asks it."""
+
+    def __init__(self, service: RewardService) -> None:
+        self._service = service
+
+    async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
+        return await within(
+            self._service.outcomes(requests, scorer), timeout_s, where="reward_service", waited_for="the scorer"
+        )
+
+    async def models(self, *, timeout_s: float) -> list[ScorerInfo]:
+        return await self._service.models()
+
+
+def face(
+    scorer: str = "length",
+    *,
+    token: str | None = None,
+    tokens: Path | None = None,
+    timeout_s: float = 10.0,
+    judge: Judge | None = None,
+    **limits: Any,
+) -> httpx.AsyncClient:
     path = f"tests.scorers:{scorer}"
-    service = RewardService(FunctionScorer(path, load_function(path)))
-    app = build_app(service, **({"token": None, "timeout_s": 10.0} | settings))
+    service = RewardService(RewardServiceConfig(scorer=path))
+    service.take({path: FunctionScorer(path, load_function(path))})
+    app = build_app(
+        judge or ServiceJudge(service),
+        tokens=TokenBook(token, tokens),
+        limits=HttpConfig(**limits),
+        timeout_s=timeout_s,
+    )
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://service")
 
@@ -59,10 +94,17 @@ async def test_an_item_that_cannot_be_scored_has_a_null_reward_and_says_why() ->
         ('{"prompts": ["p"], "responses": ["a", "b"]}', 422, "invalid", None),
         ('{"prompts": ["p", "p"], "responses": ["a", "b"], "ids": ["x", "x"]}', 422, "invalid", None),
         ('{"prompts": ["p"], "responses": ["a"], "reference": ["a"]}', 422, "invalid", "reference"),
-        ('{"prompts": ["p"], "responses": ["a"], "references": [NaN]}', 422, "invalid", "references"),
-        ('{"prompts": ["p"], "responses": ["\\ud800"]}', 422, "invalid", "responses"),
+        ('{"prompts": ["p"], "responses": ["a"], "references": [NaN]}', 400, "malformed", None),
+        ('{"prompts": ["p"], "responses": ["\\ud800"]}', 400, "malformed", None),
         ('{"prompts": ["p"], "responses": ["a"], "scorer": "other"}', 422, "invalid", "scorer"),
-        ("[" * 100_000, 400, "malformed", None),
+        ('{"prompts": ["p"], "messages": [[]], "responses": ["a"]}', 422, "invalid", None),
+        ('{"responses": ["a"]}', 422, "invalid", None),
+        ('{"prompts": ["p"], "responses": ["a"], "columns": {"n": []}}', 422, "invalid", None),
+        ('{"prompts": ["p"], "responses": ["a"], "timeout_s": 0}', 422, "invalid", "timeout_s"),
+        ('{"prompts": ["p"], "responses": ["a"], "references": [1e999]}', 422, "invalid", "references.0"),
+        ("[" * 10_000, 400, "malformed", None),
+        ("[" + "[]," * 200_000 + "[]]", 400, "malformed", None),
+        ('{"prompts": ["p"], "responses": ["' + "a" * 10 + "\\x00" + '"]}', 400, "malformed", None),
     ],
 )
 async def test_a_wrong_request_is_refused_in_one_shape(body: str, status: int, code: str, field: str | None) -> None:
@@ -81,12 +123,12 @@ async def test_routes_that_do_not_exist_are_refused_in_the_same_shape(method: st
 
 
 @pytest.mark.parametrize("path", ["/v1/rewards", "/openapi.json", "/nowhere"])
-@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic secret", "Bearer", "secret"])
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic secret", "Bearer", "secret", "Basic YTpi"])
 async def test_without_the_token_every_route_is_closed(path: str, authorization: str | None) -> None:
     headers = {"Authorization": authorization} if authorization else {}
     answer = await face(token="secret").post(path, headers=headers, content=b"{}")
     assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["www-authenticate"].startswith("Bearer, Basic ")
     assert answer.json()["error"]["code"] == "unauthorized"
 
 
@@ -130,35 +172,168 @@ async def test_a_scorer_past_its_deadline_is_an_error_not_a_wait() -> None:
     assert answer.json()["error"]["code"] == "deadline_exceeded"
 
 
-def client_answered(status: int, body: Any) -> HttpRewardClient:
-    """A client whose service always answers that."""
-    client = HttpRewardClient("http://service", None, 5.0)
-    text = body if isinstance(body, str) else httpx.Response(status, json=body).text
-    transport = httpx.MockTransport(lambda request: httpx.Response(status, text=text))
-    client._client = httpx.AsyncClient(transport=transport)
-    return client
+async def test_messages_reach_the_scorer_as_a_column_and_columns_by_their_names() -> None:
+    seen: list[ScoreRequest] = []
+
+    class Recording(ServiceJudge):
+        async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
+            seen.extend(requests)
+            return [Score(request.id, 1.0, {}, "v") for request in requests]
+
+    body = {"messages": [[{"role": "user", "content": "hello"}]], "responses": ["a"], "columns": {"level": [3]}}
+    client = face(judge=Recording(RewardService(RewardServiceConfig())))
+    assert (await client.post("/v1/rewards", json=body)).status_code == 200
+    assert seen == [ScoreRequest("0", "", "a", {"level": 3, "messages": [{"role": "user", "content": "hello"}]})]
+
+
+class Refusing:
+    """A judge that never scores."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
+        raise self._error
+
+    async def models(self, *, timeout_s: float) -> list[ScorerInfo]:
+        raise self._error
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "what"),
+    ("error", "status", "retry_after"),
     [
-        (503, "busy", "answered 503: busy"),
-        (200, "no json", "JSONDecodeError"),
-        (200, [], "no list of rewards"),
-        (200, {"rewards": [], "model_version": "v"}, "0 scores for 1 responses"),
-        (200, {"rewards": [{"id": "y", "reward": 1.0}], "model_version": "v"}, "a score for y where x was asked"),
-        (200, {"rewards": [{"id": "x", "reward": "1"}], "model_version": "v"}, "'1' for x, not a number"),
-        (200, {"rewards": [{"id": "x", "reward": None}], "model_version": "v"}, "no reward for x"),
-        (200, '{"rewards": [{"id": "x", "reward": NaN}], "model_version": "v"}', "nan for x, not a finite"),
+        (RewardUnavailable("reward_service", "busy", 7.0), 503, "7"),
+        (RewardUnavailable("reward_service", "gone"), 503, "1"),
+        (DeadlineExceeded("reward_service", "waited 1 s"), 504, None),
     ],
 )
-async def test_the_http_client_takes_no_wrong_answer_for_a_reward(status: int, body: Any, what: str) -> None:
-    with pytest.raises(RewardError) as caught:
-        await client_answered(status, body).score([ScoreRequest("x", "p", "a")])
-    assert caught.value.where == "reward_service"
-    assert what in caught.value.what
+@pytest.mark.parametrize("method_path", ["POST /v1/rewards", "GET /readyz", "GET /v1/models"])
+async def test_a_service_that_cannot_score_says_so_and_when_to_come_again(
+    error: Exception, status: int, retry_after: str | None, method_path: str
+) -> None:
+    method, path = method_path.split()
+    body = {"prompts": ["p"], "responses": ["a"]} if method == "POST" else None
+    answer = await face(judge=Refusing(error)).request(method, path, json=body)
+    assert (answer.status_code, answer.headers.get("retry-after")) == (status, retry_after)
+    assert (await face(judge=Refusing(error)).get("/healthz")).status_code == 200
 
 
-async def test_the_http_client_names_a_service_that_is_not_there() -> None:
-    with pytest.raises(RewardError, match=r"^reward_service: http://127\.0\.0\.1:9/v1/rewards: ConnectError"):
-        await HttpRewardClient("http://127.0.0.1:9", None, 5.0).score([ScoreRequest("x", "p", "a")])
+async def test_models_are_listed_with_their_versions() -> None:
+    body = (await face().get("/v1/models")).json()
+    assert [(card["id"], card["default"]) for card in body["data"]] == [("tests.scorers:length", True)]
+    assert body["data"][0]["versions"] == [body["data"][0]["version"]]
+
+
+async def test_a_scorer_can_be_asked_for_by_its_version() -> None:
+    client = face()
+    version = (await client.get("/v1/models")).json()["data"][0]["version"]
+    for scorer, status in ((version, 200), ("tests.scorers:length", 200), ("tests.scorers:length@other", 422)):
+        body = {"prompts": ["p"], "responses": ["a"], "scorer": scorer}
+        answer = await client.post("/v1/rewards", json=body)
+        assert answer.status_code == status
+    assert answer.json()["error"]["field"] == "scorer"
+
+
+async def test_openrlhf_gets_its_rewards_scores_and_logs() -> None:
+    body = {"query": ["p: a", "p: bb"], "prompts": ["p: ", "p: "], "labels": ["x", "y"]}
+    answer = await face().post("/get_reward", json=body)
+    assert answer.json() == {"rewards": [1.0, 2.0], "scores": [1.0, 2.0], "extra_logs": {"length": [1.0, 2.0]}}
+    whole = await face().post("/get_reward", json={"query": ["p: a"]})
+    assert whole.json()["rewards"] == [4.0]
+    wrong = await face().post("/get_reward", json={"query": ["p: a"], "prompts": ["q"]})
+    assert wrong.status_code == 422
+    assert "query 0 does not begin with its prompt" in wrong.json()["error"]["message"]
+
+
+async def test_openrlhf_labels_are_references_and_an_item_without_a_reward_refuses_the_call() -> None:
+    body = {"query": ["a", "b"], "prompts": ["", ""], "labels": ["a", "a"]}
+    assert (await face("equals_reference").post("/get_reward", json=body)).json()["rewards"] == [1.0, 0.0]
+    answer = await face("wrong_on_demand").post("/get_reward", json={"query": ["one", "nan"]})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "query.1")
+
+
+@pytest.mark.parametrize(
+    ("extra", "shown"),
+    [({}, 0.9525741268224334), ({"use_activation": True}, 0.9525741268224334), ({"use_activation": False}, 3.0)],
+)
+async def test_verl_reads_the_last_probability_of_the_last_item(extra: dict[str, Any], shown: float) -> None:
+    body = {"model": "/some/reward-model", "input": "abc", **extra}
+    answer = (await face().post("/classify", json=body)).json()
+    assert answer["data"][-1]["probs"][-1] == pytest.approx(shown)
+    pooled = (await face().post("/pooling", json=body | {"input": ["x", "abc"]})).json()
+    assert pooled["data"][-1]["data"][-1] == pytest.approx(shown)
+    older = (await face().post("/classify", json={"input": "abc", "activation": False})).json()
+    assert older["data"][-1]["probs"] == [3.0]
+
+
+OPEN = {"GET /healthz"}
+ROUTES = {
+    "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /v1/models",
+    "POST /v1/rewards", "POST /get_reward", "POST /classify", "POST /pooling", "GET /nowhere",
+}  # fmt: skip
+
+
+async def test_every_route_is_open_to_the_right_token_alone(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    named, revoked = add_token(path, "named"), add_token(path, "revoked")
+    client = face(token="secret", tokens=path)
+    revoke_token(path, "revoked")
+    for route in sorted(ROUTES):
+        method, where = route.split()
+        for good, headers in (
+            (False, {}),
+            (False, {"Authorization": "Bearer wrong"}),
+            (False, {"Authorization": f"Bearer {revoked}"}),
+            (True, {"Authorization": "Bearer secret"}),
+            (True, {"Authorization": f"Bearer {named}"}),
+            (True, {"Authorization": "Basic " + base64.b64encode(f"antiphon:{named}".encode()).decode()}),
+        ):
+            status = (await client.request(method, where, headers=headers)).status_code
+            assert (status != 401) == (good or route in OPEN), (route, headers, status)
+
+
+async def test_a_client_that_knows_only_a_url_can_put_the_token_into_it() -> None:
+    answer = await face(token="secret").post("http://antiphon:secret@service/get_reward", json={"query": ["a"]})
+    assert answer.json()["rewards"] == [1.0]
+
+
+async def test_too_many_requests_are_refused_and_told_when_to_come_again() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Refusing):
+        async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
+            begun.set()
+            await go_on.wait()
+            return [Score(request.id, 1.0, {}, "v") for request in requests]
+
+    client = face(judge=Slow(RuntimeError()), max_waiting_requests=1)
+    body = {"prompts": ["p"], "responses": ["a"]}
+    first = asyncio.create_task(client.post("/v1/rewards", json=body))
+    await begun.wait()
+    refused = await client.post("/v1/rewards", json=body)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    go_on.set()
+    assert (await first).status_code == 200
+
+
+async def test_bodies_that_together_are_too_much_are_refused() -> None:
+    answer = await face(max_buffered_bytes=1000).post("/v1/rewards", content=b" " * 2000)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+async def test_a_compressed_body_is_refused_unread() -> None:
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+    answer = await face().post("/v1/rewards", content=b"\x1f\x8b", headers=headers)
+    assert (answer.status_code, answer.headers["connection"]) == (415, "close")
+
+
+async def test_requests_and_items_are_counted_for_prometheus() -> None:
+    client = face("wrong_on_demand")
+    await client.post("/v1/rewards", json={"prompts": ["p", "p"], "responses": ["one", "nan"]})
+    await client.get("/nowhere")
+    text = (await client.get("/metrics")).text
+    assert 'antiphon_items_total{outcome="reward"} 1.0' in text
+    assert 'antiphon_items_total{outcome="error"} 1.0' in text
+    assert 'antiphon_requests_total{method="POST",route="/v1/rewards",status="200"} 1.0' in text
+    assert 'antiphon_requests_total{method="any",route="none",status="404"} 1.0' in text
+    assert "antiphon_requests_in_flight 1.0" in text

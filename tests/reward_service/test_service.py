@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import shutil
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from ray import serve
+from safetensors.torch import load_file, save_file
 
-from cluster.errors import InputError, RewardError
-from cluster.remote import kill_actor, start_actor
+from cluster.errors import InputError, RewardError, RewardUnavailable
+from cluster.remote import find_actor, kill_actor, start_actor
 from cluster.scoring import Score, ScoreRequest
-from reward_service.client import HandleRewardClient, HttpRewardClient
+from reward_service.client import HandleRewardClient, HttpRewardClient, Patient
 from reward_service.config import RewardServiceConfig, app_name
+from reward_service.face_actor import face_name
 from reward_service.reward_model import RewardModelScorer
-from reward_service.service import num_scored, service_url, start_reward_service, stop_reward_service
+from reward_service.service import (
+    num_scored,
+    publish_reward_model,
+    service_url,
+    start_reward_service,
+    stop_reward_service,
+)
 
 pytestmark = pytest.mark.ray
 TOKEN = "a token of this test"
@@ -40,12 +52,30 @@ def url(ray_session: None, reward_model_folder: Path) -> Iterator[str]:
     serve.shutdown()
     config = RewardServiceConfig(port=free_port(), num_cpus=0.1)
     start_reward_service(config, name="models", reward_model_path=reward_model_folder, token=TOKEN)
-    yield service_url(config.host, config.port or 0)
+    yield service_url(config)
     serve.shutdown()
 
 
+def moved_model(folder: Path, to: Path) -> Path:
+    """The same model with other weights in its head."""
+    shutil.copytree(folder, to)
+    tensors = load_file(to / "model.safetensors")
+    tensors["score.weight"] = tensors["score.weight"] + 1.0
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+def close(scores: Sequence[Score], expected: Sequence[Any]) -> bool:
+    """Whether two lists of scores agree to 1e-6 and in their versions."""
+    return all(
+        score.scorer_version == wanted.scorer_version
+        and math.isclose(score.reward, wanted.reward, rel_tol=0, abs_tol=1e-6)
+        for score, wanted in zip(scores, expected, strict=True)
+    )
+
+
 def start_function(name: str, scorer: str, **settings: Any) -> Any:
-    config = RewardServiceConfig(scorer=f"tests.scorers:{scorer}", num_cpus=0.1, **settings)
+    config = RewardServiceConfig(scorer=f"tests.scorers:{scorer}", num_cpus=0.1, drain_timeout_s=1, **settings)
     return start_reward_service(config, name=name, reward_model_path=None, token=None)
 
 
@@ -128,8 +158,8 @@ async def test_a_client_travels_into_an_actor(url: str) -> None:
 
 
 async def test_deleting_the_service_while_calls_wait_raises_naming_it(url: str) -> None:
-    handle = await asyncio.to_thread(start_function, "gone", "slow")
-    client = HandleRewardClient(handle, 60.0)
+    await asyncio.to_thread(start_function, "gone", "slow")
+    client = HandleRewardClient("gone", 60.0)
     waiting = asyncio.create_task(client.score(ITEMS[:1]))
     with pytest.raises(RewardError, match=r"waited 0\.5 s for application antiphon-gone-rewards to score 1 responses"):
         await HandleRewardClient("gone", 0.5).score(ITEMS[:1])
@@ -144,11 +174,60 @@ async def test_deleting_the_service_while_calls_wait_raises_naming_it(url: str) 
     assert await HandleRewardClient("models", 60.0).score(ITEMS[:1])
 
 
-async def test_a_run_with_a_port_is_refused_where_serve_runs_without_http(ray_session: None) -> None:
-    await asyncio.to_thread(serve.shutdown)
-    await asyncio.to_thread(start_function, "quiet", "length_async")
-    scores = await HandleRewardClient("quiet", 60.0).score(ITEMS[:2])
-    assert [score.reward for score in scores] == [3.0, 6.0]
-    with pytest.raises(InputError, match="Ray Serve already runs on this Ray and does not listen on"):
-        await asyncio.to_thread(start_function, "second", "length", port=free_port())
-    await asyncio.to_thread(stop_reward_service, "quiet")
+async def test_a_new_version_is_served_without_a_failed_request_and_the_old_one_can_still_be_asked_for(
+    url: str, reward_model_folder: Path, tmp_path: Path
+) -> None:
+    other = moved_model(reward_model_folder, tmp_path / "other")
+    old, new = (RewardModelScorer(folder).score_batch(ITEMS) for folder in (reward_model_folder, other))
+    http = HttpRewardClient(url, TOKEN, 60.0)
+    published = asyncio.create_task(asyncio.to_thread(publish_reward_model, "models", other))
+    answers = []
+    while not published.done():
+        answers.append(await http.score(ITEMS[:8]))
+    await published
+    answers.append(await http.score(ITEMS[:8]))
+    for answer in answers:
+        expected = new if answer[0].scorer_version == new[0].scorer_version else old
+        assert close(answer, expected[:8])
+    assert [answers[i][0].scorer_version for i in (0, -1)] == [old[0].scorer_version, new[0].scorer_version]
+    older = HttpRewardClient(url, TOKEN, 60.0, scorer=old[0].scorer_version)
+    assert close(await older.score(ITEMS[:8]), old[:8])
+    await older.aclose()
+    await http.aclose()
+    await asyncio.to_thread(publish_reward_model, "models", reward_model_folder)
+
+
+async def test_a_folder_that_is_no_model_is_not_published(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no safetensors"):
+        await asyncio.to_thread(publish_reward_model, "models", tmp_path)
+    with pytest.raises(InputError, match="no such application runs"):
+        await asyncio.to_thread(publish_reward_model, "nobody", tmp_path)
+    assert await HandleRewardClient("models", 60.0).score(ITEMS[:1])
+
+
+async def test_a_face_that_dies_listens_again_on_the_same_port(url: str) -> None:
+    face = find_actor(face_name("models"))
+    os.kill(await face.pid(), signal.SIGKILL)
+    scores = await Patient(HttpRewardClient(url, TOKEN, 10.0), 60.0).score(ITEMS[:2])
+    assert [score.id for score in scores] == [item.id for item in ITEMS[:2]]
+
+
+async def test_what_a_replica_that_dies_had_under_way_is_answered_by_another(ray_session: None, tmp_path: Path) -> None:
+    await asyncio.to_thread(start_function, "mortal", "die_once", num_replicas=2)
+    mortal = [replace(item, columns={"references": str(tmp_path / "died")}) for item in ITEMS[:8]]
+    scores = await asyncio.gather(*(HandleRewardClient("mortal", 60.0).score([item]) for item in mortal))
+    assert (tmp_path / "died").exists()
+    assert [score.id for (score,) in scores] == [item.id for item in ITEMS[:8]]
+    await asyncio.to_thread(stop_reward_service, "mortal")
+
+
+async def test_runs_that_share_a_cluster_have_each_their_own_service_and_port(url: str) -> None:
+    port = free_port()
+    await asyncio.to_thread(start_function, "second", "length_async", port=port)
+    other = HttpRewardClient(f"http://127.0.0.1:{port}", None, 60.0)
+    assert [score.reward for score in await other.score(ITEMS[:2])] == [3.0, 6.0]
+    await asyncio.to_thread(stop_reward_service, "second")
+    with pytest.raises(RewardUnavailable):
+        await HttpRewardClient(f"http://127.0.0.1:{port}", None, 5.0).score(ITEMS[:1])
+    await other.aclose()
+    assert await HandleRewardClient("models", 60.0).score(ITEMS[:1])

@@ -1,0 +1,60 @@
+"""The HTTP face in a process of its own: a Ray actor that listens, guards, and asks the application by its handle.
+
+Serve's own proxy is not used: it holds bodies without bound and answers its own routes to anyone. One that dies is
+started again by Ray and listens on the same port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+
+from cluster.errors import RewardError
+from reward_service.config import RewardServiceConfig
+from reward_service.handle import HandleJudge
+from reward_service.http_face import build_app
+from reward_service.http_server import http_server, listening_socket
+from reward_service.tokens import TokenBook
+
+START_TIMEOUT_S = 30.0
+
+
+def face_name(run_name: str) -> str:
+    """Under which the face of that run's service is registered."""
+    return f"antiphon-{run_name}-face"
+
+
+class FaceActor:
+    """Listens from its constructor on; raises InputError there for an address that can't be had."""
+
+    def __init__(self, config: RewardServiceConfig, application: str, token: str | None) -> None:
+        assert config.port is not None
+        tokens = TokenBook(token, config.http.tokens)
+        app = build_app(HandleJudge(application), tokens=tokens, limits=config.http, timeout_s=config.timeout_s)
+        self._server = http_server(app, config.http, drain_timeout_s=config.drain_timeout_s)
+        self._socket = listening_socket(config.host, config.port)
+        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._socket]))
+
+    async def listening(self) -> None:
+        """Wait until connections are taken. Raises RewardError where the server ended or does not come up."""
+        for _ in range(int(START_TIMEOUT_S / 0.05)):
+            if self._server.started and self._thread.is_alive():
+                return
+            if not self._thread.is_alive():
+                break
+            await asyncio.sleep(0.05)
+        raise RewardError("reward_service", "its HTTP face does not listen (its log says why)")
+
+    async def pid(self) -> int:
+        """The process that listens."""
+        return os.getpid()
+
+    async def drain(self) -> None:
+        """Take no more connections and wait until the requests under way are answered."""
+        self._server.should_exit = True
+        await asyncio.to_thread(self._thread.join)

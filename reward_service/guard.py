@@ -1,0 +1,174 @@
+"""What stands in front of the HTTP face: tokens and limits act here, before anything is parsed.
+
+ASGI middleware. A body is read whole, within its limits, and only then handed on. Knows no route but /healthz.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reward_service.config import HttpConfig
+from reward_service.contracts import ErrorResponse, Problem
+from reward_service.http_metrics import HttpMetrics
+from reward_service.tokens import TokenBook
+
+CODES = {
+    400: "malformed",
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "too_slow",
+    409: "conflict",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "invalid",
+    429: "too_many_requests",
+    431: "too_large",
+    500: "internal",
+    503: "unavailable",
+    504: "deadline_exceeded",
+}
+OPEN_PATH = "/healthz"
+RETRY_AFTER_S = 1
+CHALLENGE = 'Bearer, Basic realm="antiphon", charset="UTF-8"'
+
+
+class Refusal(Exception):
+    """A request that goes no further; `closes` where the rest of it is not read."""
+
+    def __init__(self, status: int, message: str, *, closes: bool = False) -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+        self.closes = closes
+
+
+def error_answer(status: int, message: str, field: str | None, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The one shape of every error."""
+    problem = Problem(code=CODES.get(status, "refused"), message=message, field=field)
+    return JSONResponse(ErrorResponse(error=problem).model_dump(), status, headers)
+
+
+class Guard:
+    """Refuses, in this order: a wrong token (401), too many requests (429), a coded body (415), one that is too long
+    (413) or too slow (408), and bodies that together are more than may be held (503)."""
+
+    def __init__(self, app: ASGIApp, *, tokens: TokenBook, limits: HttpConfig, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._tokens = tokens
+        self._limits = limits
+        self._metrics = metrics
+        self._num_inside = 0
+        self._num_buffered_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started, status = time.monotonic(), 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self._num_inside += 1
+        self._metrics.in_flight.set(self._num_inside)
+        try:
+            await self._pass(scope, receive, noting)
+        finally:
+            self._num_inside -= 1
+            self._metrics.in_flight.set(self._num_inside)
+            self._metrics.answered(scope, status, time.monotonic() - started)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        num_bytes = 0
+        try:
+            self._check_head(scope)
+            body = bytearray()
+            if _has_body(scope):
+                async for part in self._parts(receive):
+                    num_bytes += len(part)
+                    self._hold(len(part))
+                    body += part
+            await self._app(scope, _replayed(bytes(body), receive), send)
+        except Refusal as refusal:
+            await error_answer(refusal.status, refusal.message, None, _headers(refusal))(scope, receive, send)
+        finally:
+            self._num_buffered_bytes -= num_bytes
+
+    def _check_head(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        if scope["path"] != OPEN_PATH:
+            scope["token_name"] = self._tokens.name_of(headers.get(b"authorization", b""))
+            if self._tokens.is_required and scope["token_name"] is None:
+                raise Refusal(401, "a token is required, as a bearer or as a password", closes=_has_body(scope))
+        if self._num_inside > self._limits.max_waiting_requests:
+            what = f"{self._limits.max_waiting_requests} requests are under way; come again"
+            raise Refusal(429, what, closes=_has_body(scope))
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Refusal(415, "the body may not be compressed (Content-Encoding)", closes=True)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._limits.max_body_bytes:
+            raise Refusal(413, self._too_large(), closes=True)
+
+    async def _parts(self, receive: Receive) -> AsyncIterator[bytes]:
+        """The body piece by piece, until its end, its limit or its deadline."""
+        give_up_at = asyncio.get_running_loop().time() + self._limits.body_timeout_s
+        num_bytes, more = 0, True
+        while more:
+            try:
+                async with asyncio.timeout_at(give_up_at):
+                    message = await receive()
+            except TimeoutError:
+                what = f"the body was not sent within {self._limits.body_timeout_s:g} s"
+                raise Refusal(408, what, closes=True) from None
+            if message["type"] == "http.disconnect":
+                raise Refusal(400, "the body ended early", closes=True)
+            part = message.get("body", b"")
+            num_bytes += len(part)
+            if num_bytes > self._limits.max_body_bytes:
+                raise Refusal(413, self._too_large(), closes=True)
+            yield part
+            more = message.get("more_body", False)
+
+    def _hold(self, num_bytes: int) -> None:
+        self._num_buffered_bytes += num_bytes
+        if self._num_buffered_bytes > self._limits.max_buffered_bytes:
+            raise Refusal(503, "too many bodies are being read; come again", closes=True)
+
+    def _too_large(self) -> str:
+        return f"a body may have at most {self._limits.max_body_bytes} bytes"
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+def _headers(refusal: Refusal) -> dict[str, str]:
+    headers = {"Connection": "close"} if refusal.closes else {}
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = CHALLENGE
+    if refusal.status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    return headers
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Gives the whole body once, then what comes after it: that the client has gone."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

@@ -1,0 +1,135 @@
+"""Serves an ASGI app over HTTP/1.1 with uvicorn, bounded where uvicorn is not: heads, their time, connections.
+
+Knows nothing of rewards. A client that is slow, endless or no HTTP at all costs its connection and little memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from cluster.errors import InputError
+from reward_service.config import HttpConfig
+from reward_service.contracts import ErrorResponse, Problem
+
+MAX_HEAD_BYTES = 32 * 2**10
+BACKLOG = 2048
+RAW = {
+    400: ("Bad Request", "malformed"),
+    408: ("Request Timeout", "too_slow"),
+    431: ("Request Header Fields Too Large", "too_large"),
+    503: ("Service Unavailable", "unavailable"),
+}
+"""Reason and code of what is answered before there is a request."""
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens on host:port. Raises InputError where it is taken or is no address of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise InputError("reward_service.port", f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return bound
+
+
+def http_server(app: ASGIApp, limits: HttpConfig, *, drain_timeout_s: float) -> uvicorn.Server:
+    """A server of that app; `serve(sockets=[...])` runs it until `should_exit` is set."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    config = uvicorn.Config(
+        app,
+        http=_protocol(limits),
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=max(5, int(limits.header_timeout_s)),
+        timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
+        ssl_certfile=limits.ssl_certfile,
+        ssl_keyfile=limits.ssl_keyfile,
+    )
+    return uvicorn.Server(config)
+
+
+def _protocol(limits: HttpConfig) -> type[HttpToolsProtocol]:
+    class Bounded(HttpToolsProtocol):
+        """One connection: its heads have a size and a time, and there are not too many of its kind."""
+
+        _timer: asyncio.TimerHandle | None = None
+        _num_head_bytes = 0
+        _in_head = True
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.max_connections:
+                self._refuse(503, f"{limits.max_connections} connections are open; come again")
+            else:
+                self._expect_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            if self._in_head:
+                self._num_head_bytes += len(data)
+                if self._timer is None:
+                    self._expect_head()
+            super().data_received(data)
+            if self._in_head and self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(431, f"the head of a request may have at most {MAX_HEAD_BYTES} bytes")
+
+        def on_headers_complete(self) -> None:
+            self._forget_timer()
+            self._in_head = False
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self._in_head, self._num_head_bytes = True, 0
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(400, msg)
+
+        def _expect_head(self) -> None:
+            what = f"the head of the request was not sent within {limits.header_timeout_s:g} s"
+            self._timer = self.loop.call_later(limits.header_timeout_s, self._refuse, 408, what)
+
+        def _forget_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _refuse(self, status: int, message: str) -> None:
+            self._forget_timer()
+            if not self.transport.is_closing():
+                self.transport.write(_raw_answer(status, message))
+                self.transport.close()
+
+    return Bounded
+
+
+def _raw_answer(status: int, message: str) -> bytes:
+    reason, code = RAW[status]
+    body = ErrorResponse(error=Problem(code=code, message=message)).model_dump_json().encode()
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n"
+    )
+    if status == 503:
+        head += "retry-after: 1\r\n"
+    return head.encode() + b"\r\n" + body

@@ -1,0 +1,131 @@
+"""Who may call the HTTP face: tokens by name, kept as digests, compared in constant time. Knows no HTTP but a header.
+
+A token is taken as a bearer or as the password of HTTP Basic, for clients that know only a URL.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.errors import InputError
+
+LOGGER = logging.getLogger("antiphon")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+OWN = "ANTIPHON_TOKEN"
+"""The name under which the token of the environment goes."""
+
+
+class TokenBook:
+    """The tokens that are good now: that of the environment and those in a file, which is read again when it changes.
+
+    Whether a token is required is settled at the start: revoking the last one closes the door, it doesn't open it.
+    Raises InputError for a file that is none.
+    """
+
+    def __init__(self, token: str | None, path: Path | None = None) -> None:
+        self._own = {OWN: _digest(token.encode())} if token else {}
+        self._path = path
+        self._stamp = _stamp(path)
+        self._named = read_tokens(path) if path else {}
+        self.is_required = bool(self._own or self._named)
+
+    def name_of(self, authorization: bytes) -> str | None:
+        """The name of the token in that header, or None where none that is good now is in it."""
+        given = _digest(_token_in(authorization))
+        found = None
+        for name, digest in (self._own | self._current()).items():
+            if hmac.compare_digest(digest, given):
+                found = name
+        return found
+
+    def _current(self) -> dict[str, str]:
+        stamp = _stamp(self._path)
+        if self._path is not None and stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._named = read_tokens(self._path)
+            except InputError as error:
+                LOGGER.error("%s; none of its tokens is good until it can be read", error)
+                self._named = {}
+        return self._named
+
+
+def read_tokens(path: Path) -> dict[str, str]:
+    """SHA-256 digests of the tokens by name; none where there is no file. Raises InputError for another file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["tokens"]
+        assert all(isinstance(digest, str) and len(digest) == 64 for digest in found.values())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise InputError(str(path), f"not a file of tokens: {type(error).__name__}: {error}") from error
+    return dict(found)
+
+
+def add_token(path: Path, name: str) -> str:
+    """Make a token of that name and keep its digest; returns the token, which is shown this once.
+
+    Raises InputError for a name that is taken or is none.
+    """
+    if not NAME.fullmatch(name) or name == OWN:
+        raise InputError("token", f"{name!r} is no name for a token (letters, digits, . _ -)")
+    tokens = read_tokens(path)
+    if name in tokens:
+        raise InputError("token", f"there is a token {name!r} already (revoke it first)")
+    token = secrets.token_urlsafe(32)
+    _write(path, tokens | {name: _digest(token.encode())})
+    return token
+
+
+def revoke_token(path: Path, name: str) -> None:
+    """Forget a token: calls with it are refused from now on. Raises InputError where there is none of that name."""
+    tokens = read_tokens(path)
+    if name not in tokens:
+        raise InputError("token", f"no token {name!r} in {path}")
+    del tokens[name]
+    _write(path, tokens)
+
+
+def _write(path: Path, tokens: Mapping[str, str]) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"tokens": dict(sorted(tokens.items()))}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _token_in(authorization: bytes) -> bytes:
+    scheme, _, given = authorization.partition(b" ")
+    given = given.strip()
+    if scheme.lower() == b"bearer":
+        return given
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        return base64.b64decode(given, validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _digest(token: bytes) -> str:
+    return hashlib.sha256(token).hexdigest()
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path) if path else None
+    except FileNotFoundError:
+        return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino) if status else None

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.errors import RewardError, RewardUnavailable
+from cluster.scoring import Score, ScoreRequest
+from reward_service import client as client_module
+from reward_service.client import HandleRewardClient, HttpRewardClient, Patient, run_client
+from reward_service.config import RewardServiceConfig
+
+ITEM = ScoreRequest("x", "p", "a")
+GOOD = {"rewards": [{"id": "x", "reward": 2.0, "parts": {"n": 2.0}, "error": None}], "model_version": "v"}
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "PAUSE_S", 0.001)
+
+
+def answering(*answers: Any) -> tuple[HttpRewardClient, list[httpx.Request]]:
+    """A client whose service gives these answers in turn, the last for ever, and the requests it got."""
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        given = answers[min(len(asked), len(answers) - 1)]
+        asked.append(request)
+        if isinstance(given, Exception):
+            raise given
+        status, body = given
+        return httpx.Response(status, text=body) if isinstance(body, str) else httpx.Response(status, json=body)
+
+    client = HttpRewardClient("http://service", None, 5.0)
+    client._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    return client, asked
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("no json", "JSONDecodeError"),
+        ([], "no list of rewards"),
+        ({"rewards": [], "model_version": "v"}, "0 scores for 1 responses"),
+        ({"rewards": [{"id": "y", "reward": 1.0}], "model_version": "v"}, "a score for y where x was asked"),
+        ({"rewards": [{"id": "x", "reward": "1"}], "model_version": "v"}, "'1' for x, not a number"),
+        ({"rewards": [{"id": "x", "reward": True}], "model_version": "v"}, "True for x, not a number"),
+        ({"rewards": [{"id": "x", "reward": None}], "model_version": "v"}, "None for x, not a number"),
+        ('{"rewards": [{"id": "x", "reward": NaN}], "model_version": "v"}', "nan for x, not a finite"),
+        ({"rewards": [{"id": "x", "reward": 1.0, "parts": {"a": "b"}}], "model_version": "v"}, "parts for x"),
+    ],
+)
+async def test_no_wrong_answer_is_taken_for_a_reward(body: Any, what: str) -> None:
+    client, asked = answering((200, body))
+    with pytest.raises(RewardUnavailable) as caught:
+        await client.score([ITEM])
+    assert caught.value.where == "reward_service"
+    assert what in caught.value.what
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("trouble", [(503, "busy"), (429, "later"), (500, "oh"), httpx.ConnectError("refused")])
+async def test_what_may_pass_is_tried_again_a_few_times(trouble: Any) -> None:
+    client, asked = answering(trouble, trouble, (200, GOOD))
+    assert await client.score([ITEM]) == [Score("x", 2.0, {"n": 2.0}, "v")]
+    assert [request.content for request in asked] == [asked[0].content] * 3
+    with pytest.raises(RewardUnavailable):
+        await answering(trouble)[0].score([ITEM])
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
+async def test_what_is_refused_is_not_tried_again(status: int) -> None:
+    client, asked = answering((status, "no"), (200, GOOD))
+    with pytest.raises(RewardError, match=rf"answered {status}: no") as caught:
+        await client.score([ITEM])
+    assert not isinstance(caught.value, RewardUnavailable)
+    assert len(asked) == 1
+
+
+async def test_an_item_that_the_scorer_could_not_score_is_final_and_named() -> None:
+    body = {"rewards": [{"id": "x", "reward": None, "error": "length: too long"}], "model_version": "v"}
+    with pytest.raises(RewardError, match="no reward for x: length: too long") as caught:
+        await answering((200, body))[0].score([ITEM])
+    assert not isinstance(caught.value, RewardUnavailable)
+
+
+async def test_columns_travel_by_their_names() -> None:
+    client, asked = answering((200, GOOD))
+    await client.score([ScoreRequest("x", "p", "a", {"references": ["r"], "level": 3})])
+    assert b'"columns":{"level":[3],"references":[["r"]]}' in asked[0].content
+
+
+async def test_a_service_that_is_not_there_is_named() -> None:
+    with pytest.raises(RewardUnavailable, match=r"^reward_service: http://127\.0\.0\.1:9/v1/rewards: ConnectError"):
+        await HttpRewardClient("http://127.0.0.1:9", None, 5.0).score([ITEM])
+
+
+class Moody:
+    """A client that is unavailable for so many calls, then scores."""
+
+    def __init__(self, num_bad: int, retry_after_s: float | None = None) -> None:
+        self.num_bad = num_bad
+        self.retry_after_s = retry_after_s
+        self.tried = asyncio.Event()
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        self.num_bad -= 1
+        if self.num_bad >= 0:
+            self.tried.set()
+            raise RewardUnavailable("reward_service", "down", self.retry_after_s)
+        return [Score(request.id, 1.0, {}, "v") for request in requests]
+
+
+async def test_patience_outlasts_a_service_that_comes_back_and_says_meanwhile_what_is_missing() -> None:
+    moody = Moody(6)
+    patient = Patient(moody, patience_s=60.0)
+    assert patient.waiting() is None
+    scoring = asyncio.create_task(patient.score([ITEM, ScoreRequest("y", "p", "b")]))
+    await moody.tried.wait()
+    assert patient.waiting() == "2 rewards (x to y): down"
+    assert [score.id for score in await scoring] == ["x", "y"]
+    assert patient.waiting() is None
+
+
+async def test_spent_patience_raises_what_was_missing() -> None:
+    with pytest.raises(RewardUnavailable, match=r"no rewards for x in 0\.01 s \(reward_service\.patience_s\): down"):
+        await Patient(Moody(1000), patience_s=0.01).score([ITEM])
+
+
+async def test_patience_waits_as_long_as_the_service_asks_and_not_beyond_its_own_end() -> None:
+    with pytest.raises(RewardUnavailable, match="no rewards for x in 5 s"):
+        await Patient(Moody(1, retry_after_s=6.0), patience_s=5.0).score([ITEM])
+
+
+async def test_an_answer_that_is_final_is_not_waited_for() -> None:
+    class Final:
+        async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+            raise RewardError("scorer", "broken")
+
+    with pytest.raises(RewardError, match="scorer: broken"):
+        await Patient(Final(), patience_s=60.0).score([ITEM])
+
+
+def test_a_run_uses_its_own_service_or_the_one_it_is_pointed_at_and_both_clients_travel() -> None:
+    own = run_client(RewardServiceConfig(), "run", None)
+    elsewhere = run_client(RewardServiceConfig(url="http://other:1", scorer="quality"), "run", "secret")
+    for patient, kind in ((own, HandleRewardClient), (elsewhere, HttpRewardClient)):
+        copy = pickle.loads(pickle.dumps(patient))  # noqa: S301
+        assert isinstance(copy._client, kind)
+    assert elsewhere._client._body([ITEM])["scorer"] == "quality"  # type: ignore[attr-defined]

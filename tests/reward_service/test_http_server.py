@@ -1,0 +1,207 @@
+"""The face on a real socket, against clients that are no clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from cluster.errors import InputError
+from reward_service.config import HttpConfig, RewardServiceConfig
+from reward_service.http_face import build_app
+from reward_service.http_server import MAX_HEAD_BYTES, http_server, listening_socket
+from reward_service.registry import load_function
+from reward_service.replica import RewardService
+from reward_service.scorer import FunctionScorer
+from reward_service.tokens import TokenBook
+from tests.reward_service.test_http_face import ServiceJudge
+
+LIMITS = {"header_timeout_s": 0.6, "body_timeout_s": 0.6, "max_body_bytes": 2**20, "max_connections": 40}
+GIB = 2**30
+HEAD = b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def serve(**limits: Any) -> Iterator[tuple[str, int]]:
+    """Host and port of a face over a scorer by length, until the generator is closed."""
+    path = "tests.scorers:length"
+    service = RewardService(RewardServiceConfig(scorer=path))
+    service.take({path: FunctionScorer(path, load_function(path))})
+    config = HttpConfig(**limits)
+    app = build_app(ServiceJudge(service), tokens=TokenBook(None), limits=config, timeout_s=5.0)
+    bound = listening_socket("127.0.0.1", 0)
+    server = http_server(app, config, drain_timeout_s=1)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
+    thread.start()
+    yield bound.getsockname()
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[tuple[str, int]]:
+    yield from serve(**LIMITS)
+
+
+def exchange(address: tuple[str, int], data: bytes, *, timeout_s: float = 5.0) -> tuple[bytes, float]:
+    """All that comes back for those bytes until the connection is closed, and after how many seconds it was."""
+    started = time.monotonic()
+    with socket.create_connection(address, timeout=timeout_s) as connection:
+        try:
+            connection.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        received = b""
+        while part := _read(connection):
+            received += part
+    return received, time.monotonic() - started
+
+
+def _read(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(65536)
+    except ConnectionResetError:
+        return b""
+
+
+def status_and_code(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)), 400, "malformed"),
+        (b"\x00" * 1000, 400, "malformed"),
+        (b"hello there\r\n\r\n", 400, "malformed"),
+        (b"GET /healthz HTTP/9.9\r\n\r\n", 400, "malformed"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 2 * MAX_HEAD_BYTES, 431, "too_large"),
+        (b"GET /" + b"a" * 2 * MAX_HEAD_BYTES, 431, "too_large"),
+        (HEAD + b"Content-Length: 1073741824\r\n\r\n", 413, "too_large"),
+        (HEAD + b"Content-Length: -1\r\n\r\n", 400, "malformed"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "malformed"),
+        (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\n", 415, "unsupported_media_type"),
+        (HEAD + b"Connection: close\r\nContent-Length: 10000\r\n\r\n" + b"[" * 10_000, 400, "malformed"),
+    ],
+)
+def test_garbage_is_refused_within_a_second(address: tuple[str, int], data: bytes, status: int, code: str) -> None:
+    answer, seconds = exchange(address, data)
+    assert status_and_code(answer) == (status, code)
+    assert seconds < 1.5
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "the head of the request was not sent within 0.6 s"),
+        (b"POST /v1/rewards HTTP/1.1\r\nHos", "the head of the request was not sent within 0.6 s"),
+        (HEAD + b"Content-Length: 100\r\n\r\n{", "the body was not sent within 0.6 s"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", "the body was not sent within 0.6 s"),
+    ],
+)
+def test_a_client_that_stops_sending_is_refused_at_the_deadline(
+    address: tuple[str, int], data: bytes, what: str
+) -> None:
+    answer, seconds = exchange(address, data)
+    assert status_and_code(answer) == (408, "too_slow")
+    assert what in answer.decode()
+    assert 0.5 < seconds < 3
+
+
+def test_a_slow_loris_does_not_win_time_by_dripping(address: tuple[str, int]) -> None:
+    started = time.monotonic()
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n")
+        answer, num_sent = b"", 0
+        while not answer and time.monotonic() - started < 5:
+            connection.settimeout(0.05)
+            try:
+                connection.sendall(b"X: y\r\n")
+                num_sent += 1
+                answer = connection.recv(65536)
+            except TimeoutError:
+                continue
+    assert status_and_code(answer) == (408, "too_slow")
+    assert num_sent > 3
+
+
+def test_an_endless_chunked_body_is_refused_and_costs_no_memory(address: tuple[str, int]) -> None:
+    before = psutil.Process().memory_info().rss
+    chunk = b"%x\r\n" % 2**16 + b" " * 2**16 + b"\r\n"
+    num_sent, peak = 0, before
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        try:
+            while num_sent < GIB:
+                connection.sendall(chunk)
+                num_sent += len(chunk)
+                peak = max(peak, psutil.Process().memory_info().rss)
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):
+            pass
+    assert num_sent < GIB
+    assert peak - before < 50 * 2**20
+
+
+def test_connections_beyond_the_limit_are_refused_and_others_go_on(address: tuple[str, int]) -> None:
+    held = [socket.create_connection(address, timeout=5) for _ in range(LIMITS["max_connections"])]
+    try:
+        answer, _ = exchange(address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status_and_code(answer) == (503, "unavailable")
+    finally:
+        for connection in held:
+            connection.close()
+    for _ in range(100):
+        try:
+            assert httpx.get(f"http://{address[0]}:{address[1]}/healthz", trust_env=False).status_code == 200
+            return
+        except (AssertionError, httpx.TransportError):
+            time.sleep(0.02)
+    raise AssertionError("the face does not take connections again")
+
+
+def test_a_connection_is_kept_for_further_requests(address: tuple[str, int]) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(address, timeout=5) as connection:
+        for _ in range(3):
+            connection.sendall(request)
+            received = b""
+            while not received.endswith(b"}"):
+                received += connection.recv(65536)
+            assert received.startswith(b"HTTP/1.1 200")
+        connection.sendall(request + request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+    assert received.count(b"HTTP/1.1 200") == 2
+
+
+def test_with_a_certificate_it_speaks_https(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    for host, port in serve(ssl_certfile=certificate, ssl_keyfile=key):
+        context = ssl.create_default_context(cafile=str(certificate))
+        assert httpx.get(f"https://{host}:{port}/healthz", verify=context, trust_env=False).status_code == 200
+
+
+def test_an_address_that_is_taken_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match=rf"cannot listen on 127\.0\.0\.1:{taken.getsockname()[1]}"):
+            listening_socket("127.0.0.1", taken.getsockname()[1])

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import InputError
+from reward_service.tokens import TokenBook, add_token, read_tokens, revoke_token
+
+
+def test_tokens_are_known_by_their_names_as_bearers_and_as_passwords(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    token = add_token(path, "ana")
+    book = TokenBook("own", path)
+    assert book.name_of(b"Bearer own") == "ANTIPHON_TOKEN"
+    assert book.name_of(f"bearer {token}".encode()) == "ana"
+    assert book.name_of(b"Basic " + base64.b64encode(f"anyone:{token}".encode())) == "ana"
+    for wrong in (b"", b"Bearer", b"Bearer ", b"Bearer ow", b"Basic own", b"Basic !", b"Digest own", b"own"):
+        assert book.name_of(wrong) is None
+
+
+def test_the_file_holds_digests_and_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    token = add_token(path, "ana")
+    assert token not in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_tokens_come_and_go_while_the_service_runs_and_the_last_one_closes_the_door(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    ana = add_token(path, "ana")
+    book = TokenBook(None, path)
+    bob = add_token(path, "bob")
+    assert book.name_of(f"Bearer {bob}".encode()) == "bob"
+    revoke_token(path, "ana")
+    revoke_token(path, "bob")
+    assert book.name_of(f"Bearer {ana}".encode()) is None
+    assert book.is_required
+
+
+def test_without_any_token_none_is_required(tmp_path: Path) -> None:
+    assert not TokenBook(None, tmp_path / "none.json").is_required
+
+
+def test_a_file_that_is_none_is_refused_at_the_start_and_lets_nobody_in_later(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    ana = add_token(path, "ana")
+    book = TokenBook(None, path)
+    for wrong in ("[]", "{", '{"tokens": {"a": "short"}}', '{"tokens": []}', "null"):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match="not a file of tokens"):
+            TokenBook(None, path)
+        assert book.name_of(f"Bearer {ana}".encode()) is None
+    path.write_text(json.dumps({"tokens": {}}))
+    assert read_tokens(path) == {}
+
+
+def test_names_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    add_token(path, "ana")
+    for name, what in (("ana", "already"), ("", "no name"), ("a b", "no name"), ("ANTIPHON_TOKEN", "no name")):
+        with pytest.raises(InputError, match=what):
+            add_token(path, name)
+    with pytest.raises(InputError, match="no token 'bob'"):
+        revoke_token(path, "bob")
