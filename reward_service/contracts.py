@@ -45,7 +45,7 @@ Text = Annotated[str, AfterValidator(_unicode)]
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class ChatMessage(_Message):

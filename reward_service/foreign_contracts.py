@@ -7,16 +7,16 @@ loop reads them. Fields that these clients send and that change no reward here a
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from cluster.scoring import ScoreRequest
 from reward_service.contracts import MAX_ITEMS, FiniteJson, Text
 
 
 class _Foreign(BaseModel):
-    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="ignore", strict=True, use_attribute_docstrings=True)
 
 
 class GetRewardRequest(_Foreign):
@@ -59,16 +59,12 @@ class GetRewardResponse(_Foreign):
     """The parts that every query has, by name."""
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class ClassifyRequest(_Foreign):
     """vLLM's question: whole texts, each scored as one response to an empty prompt."""
 
     model: Text | None = None
     """The scorer meant, if it is one of this service; any other name means the default."""
-    input: Annotated[list[Text], BeforeValidator(_as_list)] = Field(max_length=MAX_ITEMS, min_length=1)
+    input: Text | Annotated[list[Text], Field(max_length=MAX_ITEMS, min_length=1)]
     """One text or several."""
     use_activation: bool | None = None
     """Whether to answer sigmoid(reward), as vLLM does for one label; it does unless told otherwise."""
@@ -77,7 +73,8 @@ class ClassifyRequest(_Foreign):
 
     def items(self) -> list[ScoreRequest]:
         """The same as records."""
-        return [ScoreRequest(str(position), "", text) for position, text in enumerate(self.input)]
+        texts = [self.input] if isinstance(self.input, str) else self.input
+        return [ScoreRequest(str(position), "", text) for position, text in enumerate(texts)]
 
     def shown(self, reward: float) -> float:
         """The reward, through the sigmoid unless told otherwise."""

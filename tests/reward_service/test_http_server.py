@@ -32,13 +32,13 @@ GIB = 2**30
 HEAD = b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
-def serve(**limits: Any) -> Iterator[tuple[str, int]]:
+def serve(*, token: str | None = None, **limits: Any) -> Iterator[tuple[str, int]]:
     """Host and port of a face over a scorer by length, until the generator is closed."""
     path = "tests.scorers:length"
     service = RewardService(RewardServiceConfig(scorer=path))
     service.take({path: FunctionScorer(path, load_function(path))})
     config = HttpConfig(**limits)
-    app = build_app(ServiceJudge(service), tokens=TokenBook(None), limits=config, timeout_s=5.0)
+    app = build_app(ServiceJudge(service), tokens=TokenBook(token), limits=config, timeout_s=5.0)
     bound = listening_socket("127.0.0.1", 0)
     server = http_server(app, config, drain_timeout_s=1)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
