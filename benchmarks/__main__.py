@@ -22,6 +22,7 @@ from benchmarks import (
     learner_gpu,
     learner_step,
     overlap,
+    reward_http,
     rollout_actor,
     start_up,
     task_runs,
@@ -58,6 +59,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "learner": ("The learner's machinery", (0,), learner.measure),
     "learner_gpu": ("The learner on a GPU", (0,), learner_gpu.measure),
     "estimators": ("Letters without a critic", task_runs.SEEDS, estimators.measure),
+    "reward_http": ("Scores over HTTP", (0,), reward_http.measure),
     "lag_study": ("What lag costs", task_runs.SEEDS, lag_study.measure),
 }
 

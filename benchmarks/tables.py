@@ -17,7 +17,7 @@ from benchmarks.results import FOLDER, read
 README, ALL = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md"
 MARKS = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 LAG = re.compile(r"(<!-- lag -->\n).*?(<!-- end -->)", re.DOTALL)
-FOREMOST = ("reviews", "lag_study", "learner", "trl")
+FOREMOST = ("reviews", "lag_study", "learner", "trl", "reward_http")
 ORDER = (*FOREMOST, "learner_gpu", "letters", "estimators", "speed", "whole_run", "start_up")
 
 

@@ -5,13 +5,19 @@ A tokenizer is one of transformers', handed in. Knows neither data sets nor mode
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 from cluster.errors import InputError
 
 Message = dict[str, Any]
+TEMPLATE_FILE = "<template>"
+"""The file name of a template that jinja compiled from a string."""
+MAX_TEMPLATE_LINES = 1_000_000
 
 
 class RenderedPrompt(str):
@@ -29,10 +35,37 @@ def render(tokenizer: Any, messages: Sequence[Message], where: str, *, is_prompt
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=is_prompt)
+        with _bounded(where):
+            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=is_prompt)
     except (TemplateError, ValueError, TypeError) as error:
         raise InputError(where, f"the chat template refuses it: {error}") from error
     return RenderedPrompt(text)
+
+
+@contextlib.contextmanager
+def _bounded(where: str) -> Iterator[None]:
+    """Stop a template that goes on and on: jinja's sandbox keeps it from doing harm, not from looping.
+
+    Jinja compiles a template to Python, whose lines are counted here; nothing else is. Raises InputError at `where`.
+    """
+    num_lines = 0
+
+    def on_line(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal num_lines
+        num_lines += 1
+        if num_lines > MAX_TEMPLATE_LINES:
+            raise InputError(where, f"the chat template does not end (more than {MAX_TEMPLATE_LINES:,} lines)")
+        return on_line
+
+    def on_call(frame: FrameType, event: str, argument: Any) -> Any:
+        return on_line if frame.f_code.co_filename == TEMPLATE_FILE else None
+
+    before = sys.gettrace()
+    sys.settrace(on_call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def token_ids(tokenizer: Any, rendered: Sequence[RenderedPrompt]) -> list[list[int]]:

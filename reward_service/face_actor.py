@@ -12,7 +12,7 @@ import threading
 
 from cluster.errors import RewardError
 from reward_service.config import RewardServiceConfig
-from reward_service.handle import HandleJudge
+from reward_service.handle import HandleBackend
 from reward_service.http_face import build_app
 from reward_service.http_server import http_server, listening_socket
 from reward_service.tokens import TokenBook
@@ -31,7 +31,7 @@ class FaceActor:
     def __init__(self, config: RewardServiceConfig, application: str, token: str | None) -> None:
         assert config.port is not None
         tokens = TokenBook(token, config.http.tokens)
-        app = build_app(HandleJudge(application), tokens=tokens, limits=config.http, timeout_s=config.timeout_s)
+        app = build_app(HandleBackend(application), tokens=tokens, limits=config.http, timeout_s=config.timeout_s)
         self._server = http_server(app, config.http, drain_timeout_s=config.drain_timeout_s)
         self._socket = listening_socket(config.host, config.port)
         self._thread = threading.Thread(target=self._serve, name="http", daemon=True)

@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from cluster.errors import ActorDied, RewardUnavailable
 from cluster.remote import call_handle, within
 from cluster.scoring import ScoreRequest
-from reward_service.judge import ScorerInfo
+from reward_service.backend import ScorerInfo
 from reward_service.scorer import Outcome
 
 WHERE = "reward_service"
@@ -96,7 +96,7 @@ class ServiceHandle:
             self._handle = handle
 
 
-class HandleJudge:
+class HandleBackend:
     """The application, as the HTTP face asks it."""
 
     def __init__(self, app_name: str) -> None:

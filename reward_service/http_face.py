@@ -15,7 +15,7 @@ from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
-from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
+from cluster.errors import DeadlineExceeded, InputError, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from reward_service import foreign_contracts as foreign
 from reward_service.config import HttpConfig
@@ -31,7 +31,7 @@ from reward_service.contracts import (
 )
 from reward_service.guard import OPEN_PATH, RETRY_AFTER_S, Guard, error_answer
 from reward_service.http_metrics import CONTENT_TYPE, HttpMetrics
-from reward_service.judge import Judge, ScorerInfo, UnknownScorer
+from reward_service.backend import Backend, ScorerInfo
 from reward_service.scorer import Outcome
 from reward_service.tokens import TokenBook
 
@@ -78,7 +78,7 @@ class StrictRoute(APIRoute):
 
 
 def build_app(
-    judge: Judge,
+    backend: Backend,
     *,
     tokens: TokenBook,
     limits: HttpConfig,
@@ -88,7 +88,7 @@ def build_app(
     """The app behind its guard; `routers` bring further routes under the same tokens and limits."""
     metrics = HttpMetrics()
     app = FastAPI(title="Antiphon reward service", version="1", docs_url=None, redoc_url=None)
-    calls = Calls(judge, metrics, timeout_s)
+    calls = Calls(backend, metrics, timeout_s)
     for router in (_own_routes(calls, metrics), _foreign_routes(calls), *routers):
         app.include_router(router, dependencies=SECURITY, responses=REFUSALS)
 
@@ -104,10 +104,10 @@ def build_app(
 
 
 class Calls:
-    """The judge as the routes call it: what it raises becomes an answer with a status."""
+    """The backend as the routes call it: what it raises becomes an answer with a status."""
 
-    def __init__(self, judge: Judge, metrics: HttpMetrics, timeout_s: float) -> None:
-        self._judge = judge
+    def __init__(self, backend: Backend, metrics: HttpMetrics, timeout_s: float) -> None:
+        self._backend = backend
         self._metrics = metrics
         self._timeout_s = timeout_s
 
@@ -116,7 +116,7 @@ class Calls:
     ) -> list[Outcome]:
         """One outcome an item."""
         deadline_s = min(timeout_s or self._timeout_s, self._timeout_s)
-        outcomes = await _answered(self._judge.score(items, scorer=scorer, timeout_s=deadline_s))
+        outcomes = await _answered(self._backend.score(items, scorer=scorer, timeout_s=deadline_s))
         num_scored = sum(isinstance(outcome, Score) for outcome in outcomes)
         self._metrics.scored(num_scored, len(outcomes) - num_scored)
         return outcomes
@@ -132,14 +132,14 @@ class Calls:
 
     async def models(self, timeout_s: float | None = None) -> list[ScorerInfo]:
         """The scorers, the default first."""
-        return await _answered(self._judge.models(timeout_s=timeout_s or self._timeout_s))
+        return await _answered(self._backend.models(timeout_s=timeout_s or self._timeout_s))
 
 
 async def _answered(call: Awaitable[T]) -> T:
     try:
         return await call
-    except UnknownScorer as error:
-        raise refusal(422, error.what, "scorer") from None
+    except InputError as error:
+        raise refusal(422, error.what, error.where) from None
     except DeadlineExceeded as error:
         raise refusal(504, error.what) from None
     except RewardUnavailable as error:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cluster.errors import RewardError
+from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
-from reward_service.judge import ScorerInfo, UnknownScorer
+from reward_service.backend import ScorerInfo, UnknownScorer
 from reward_service.registry import build_scorers
 from reward_service.scorer import Outcome, Scorer
 
@@ -50,9 +52,10 @@ class RewardService:
     async def outcomes(self, requests: Sequence[ScoreRequest], scorer: str | None = None) -> list[Outcome]:
         """One outcome a request, in their order: its score, or the RewardError in its place.
 
-        `scorer` is a name or a version, the default unless given. Raises UnknownScorer.
+        `scorer` is a name or a version, the default unless given. Conversations in the column `messages` become
+        prompts. Raises UnknownScorer, and InputError for conversations that no reward model here can read.
         """
-        outcomes = await self._find(scorer).score(requests)
+        outcomes = await self._find(scorer).score(self._rendered(requests))
         self._num_scored += sum(isinstance(outcome, Score) for outcome in outcomes)
         return outcomes
 
@@ -77,6 +80,19 @@ class RewardService:
     async def num_scored(self) -> int:
         """Items given a reward since this replica started."""
         return self._num_scored
+
+    def _rendered(self, requests: Sequence[ScoreRequest]) -> Sequence[ScoreRequest]:
+        if not any("messages" in request.columns and not request.prompt for request in requests):
+            return requests
+        default = self._config.scorer
+        for name in sorted(self._scorers, key=lambda name: (name != default, name)):
+            render: Callable[[Any], str] | None = getattr(self._scorers[name], "render", None)
+            if render is not None:
+                return [
+                    request if request.prompt else replace(request, prompt=render(request.columns.get("messages")))
+                    for request in requests
+                ]
+        raise InputError("messages", "no reward model here has a chat template that could render them")
 
     def _versions(self, name: str) -> tuple[str, ...]:
         return tuple(scorer.version for scorer in (self._scorers[name], *self._older.get(name, [])))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -57,6 +58,10 @@ class RewardDeployment(RewardService):
     async def deployed_with(self) -> tuple[RewardServiceConfig, Path | None, Mapping[str, str]]:
         """Settings, log and folders that the application has now."""
         return self._config, self._log_path, self._folders
+
+    async def pid(self) -> int:
+        """This replica's process."""
+        return os.getpid()
 
 
 def check_reward_service(config: RewardServiceConfig, *, reward_model_path: Path | None, token: str | None) -> None:
@@ -119,6 +124,12 @@ def stop_reward_service(name: str) -> None:
     if face is not None:
         kill_actor(face)
     serve.delete(app_name(name))
+
+
+def replica_pids(name: str) -> list[int]:
+    """The processes of the application's replicas that are ready."""
+    handle: Any = serve.get_app_handle(app_name(name))
+    return sorted(handle.broadcast("pid").results(timeout_s=CALL_TIMEOUT_S))
 
 
 def num_scored(name: str) -> int:

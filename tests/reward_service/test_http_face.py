@@ -13,14 +13,14 @@ from cluster.remote import within
 from cluster.scoring import Score, ScoreRequest
 from reward_service.config import HttpConfig, RewardServiceConfig
 from reward_service.http_face import build_app
-from reward_service.judge import Judge, ScorerInfo
+from reward_service.backend import Backend, ScorerInfo
 from reward_service.registry import load_function
 from reward_service.replica import RewardService
 from reward_service.scorer import FunctionScorer, Outcome
 from reward_service.tokens import TokenBook, add_token, revoke_token
 
 
-class ServiceJudge:
+class ServiceBackend:
     """A replica in this process, as the face asks it."""
 
     def __init__(self, service: RewardService) -> None:
@@ -41,14 +41,14 @@ def face(
     token: str | None = None,
     tokens: Path | None = None,
     timeout_s: float = 10.0,
-    judge: Judge | None = None,
+    backend: Backend | None = None,
     **limits: Any,
 ) -> httpx.AsyncClient:
     path = f"tests.scorers:{scorer}"
     service = RewardService(RewardServiceConfig(scorer=path))
     service.take({path: FunctionScorer(path, load_function(path))})
     app = build_app(
-        judge or ServiceJudge(service),
+        backend or ServiceBackend(service),
         tokens=TokenBook(token, tokens),
         limits=HttpConfig(**limits),
         timeout_s=timeout_s,
@@ -175,19 +175,19 @@ async def test_a_scorer_past_its_deadline_is_an_error_not_a_wait() -> None:
 async def test_messages_reach_the_scorer_as_a_column_and_columns_by_their_names() -> None:
     seen: list[ScoreRequest] = []
 
-    class Recording(ServiceJudge):
+    class Recording(ServiceBackend):
         async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
             seen.extend(requests)
             return [Score(request.id, 1.0, {}, "v") for request in requests]
 
     body = {"messages": [[{"role": "user", "content": "hello"}]], "responses": ["a"], "columns": {"level": [3]}}
-    client = face(judge=Recording(RewardService(RewardServiceConfig())))
+    client = face(backend=Recording(RewardService(RewardServiceConfig())))
     assert (await client.post("/v1/rewards", json=body)).status_code == 200
     assert seen == [ScoreRequest("0", "", "a", {"level": 3, "messages": [{"role": "user", "content": "hello"}]})]
 
 
 class Refusing:
-    """A judge that never scores."""
+    """A backend that never scores."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -213,9 +213,9 @@ async def test_a_service_that_cannot_score_says_so_and_when_to_come_again(
 ) -> None:
     method, path = method_path.split()
     body = {"prompts": ["p"], "responses": ["a"]} if method == "POST" else None
-    answer = await face(judge=Refusing(error)).request(method, path, json=body)
+    answer = await face(backend=Refusing(error)).request(method, path, json=body)
     assert (answer.status_code, answer.headers.get("retry-after")) == (status, retry_after)
-    assert (await face(judge=Refusing(error)).get("/healthz")).status_code == 200
+    assert (await face(backend=Refusing(error)).get("/healthz")).status_code == 200
 
 
 async def test_models_are_listed_with_their_versions() -> None:
@@ -306,7 +306,7 @@ async def test_too_many_requests_are_refused_and_told_when_to_come_again() -> No
             await go_on.wait()
             return [Score(request.id, 1.0, {}, "v") for request in requests]
 
-    client = face(judge=Slow(RuntimeError()), max_waiting_requests=1)
+    client = face(backend=Slow(RuntimeError()), max_waiting_requests=1)
     body = {"prompts": ["p"], "responses": ["a"]}
     first = asyncio.create_task(client.post("/v1/rewards", json=body))
     await begun.wait()

@@ -25,7 +25,7 @@ from reward_service.registry import load_function
 from reward_service.replica import RewardService
 from reward_service.scorer import FunctionScorer
 from reward_service.tokens import TokenBook
-from tests.reward_service.test_http_face import ServiceJudge
+from tests.reward_service.test_http_face import ServiceBackend
 
 LIMITS = {"header_timeout_s": 0.6, "body_timeout_s": 0.6, "max_body_bytes": 2**20, "max_connections": 40}
 GIB = 2**30
@@ -38,7 +38,7 @@ def serve(*, token: str | None = None, **limits: Any) -> Iterator[tuple[str, int
     service = RewardService(RewardServiceConfig(scorer=path))
     service.take({path: FunctionScorer(path, load_function(path))})
     config = HttpConfig(**limits)
-    app = build_app(ServiceJudge(service), tokens=TokenBook(token), limits=config, timeout_s=5.0)
+    app = build_app(ServiceBackend(service), tokens=TokenBook(token), limits=config, timeout_s=5.0)
     bound = listening_socket("127.0.0.1", 0)
     server = http_server(app, config, drain_timeout_s=1)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)

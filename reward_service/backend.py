@@ -25,13 +25,14 @@ class ScorerInfo:
     is_default: bool
 
 
-class Judge(Protocol):
+class Backend(Protocol):
     """Scores for the face. What it raises is for the whole call; what one item lacks is an outcome of that item."""
 
     async def score(self, requests: Sequence[ScoreRequest], *, scorer: str | None, timeout_s: float) -> list[Outcome]:
         """One outcome a request, in their order.
 
-        Raises UnknownScorer, DeadlineExceeded after `timeout_s`, and RewardUnavailable where nobody can score now.
+        Raises UnknownScorer and other InputErrors naming the request's field, DeadlineExceeded after `timeout_s`, and
+        RewardUnavailable where nobody can score now.
         """
 
     async def models(self, *, timeout_s: float) -> list[ScorerInfo]:

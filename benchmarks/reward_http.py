@@ -1,0 +1,211 @@
+"""Scores over HTTP against a bare batched forward of the same model, and against the naive server of the field.
+
+One run, A B A B: the bare forward in this process alone, then the service under enough clients, then the naive server
+under the same. The service has one replica of one thread, as the bare forward has; its face is a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+import torch
+from ray import serve
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from benchmarks.results import Row
+from cluster.scoring import ScoreRequest
+from reward_service.client import HandleRewardClient
+from reward_service.config import RewardServiceConfig
+from reward_service.reward_model import RewardModelScorer
+from reward_service.service import service_url, start_reward_service, stop_reward_service
+
+BATCH, LENGTH, NUM_CLIENTS, REPEATS, ROUND_S = 64, 96, 4, 5, 8.0
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz ."
+Ask = Callable[[], Awaitable[None]]
+
+
+def measure(folder: Path) -> list[Row]:
+    """Rates, their ratios, latencies at half load, and the added cost of each contract."""
+    torch.set_num_threads(1)
+    model = _make_model(folder / "reward_model")
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    config = RewardServiceConfig(port=_free_port(), max_batch_size=BATCH)
+    try:
+        start_reward_service(config, name="bench", reward_model_path=model, token=None)
+        with _naive_server(model) as naive_url:
+            return asyncio.run(_measure(RewardModelScorer(model), service_url(config), naive_url))
+    finally:
+        stop_reward_service("bench")
+        serve.shutdown()
+        ray.shutdown()
+
+
+async def _measure(scorer: RewardModelScorer, url: str, naive_url: str) -> list[Row]:
+    items = _items(BATCH)
+    ours, naive, bare = [], [], []
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+        rewards = _posting(http, f"{url}/v1/rewards", _own_body(items))
+        blocking = _posting(http, f"{naive_url}/get_reward", _openrlhf_body(items))
+        for _ in range(REPEATS + 1):
+            bare.append(_bare_rate(scorer, items))
+            ours.append(await _rate(rewards))
+            naive.append(await _rate(blocking))
+        half = statistics.median(ours[1:]) / BATCH / 2
+        latencies = [await _latencies(ask, half) for ask in (rewards, blocking)]
+        costs = await _contract_costs(http, url, items)
+    return [
+        Row("scores/s over HTTP, batch 64, over a bare forward's", _ratios(ours, bare), "", ">= 0.8"),
+        Row("bare batched forward", tuple(bare[1:]), "scores/s"),
+        Row("over HTTP", tuple(ours[1:]), "scores/s"),
+        Row("naive server", tuple(naive[1:]), "scores/s"),
+        Row("over HTTP over the naive server", _ratios(ours, naive), "x"),
+        *(
+            Row(f"{who}: {name} of a request of 64 at half load", (value,), "ms")
+            for who, given in zip(("ours", "naive server"), latencies, strict=True)
+            for name, value in (("p50", _quantile(given, 0.5)), ("p99", _quantile(given, 0.99)))
+        ),
+        *costs,
+    ]
+
+
+def _ratios(a: list[float], b: list[float]) -> tuple[float, ...]:
+    return tuple(x / y for x, y in zip(a[1:], b[1:], strict=True))
+
+
+def _bare_rate(scorer: RewardModelScorer, items: list[ScoreRequest]) -> float:
+    started, num_scored = time.monotonic(), 0
+    while time.monotonic() - started < ROUND_S / 2:
+        num_scored += len(scorer.score_batch(items))
+    return num_scored / (time.monotonic() - started)
+
+
+async def _rate(ask: Ask) -> float:
+    """Scores/s with `NUM_CLIENTS` requests always under way."""
+    started, num_asked = time.monotonic(), 0
+
+    async def client() -> None:
+        nonlocal num_asked
+        while time.monotonic() - started < ROUND_S:
+            await ask()
+            num_asked += 1
+
+    await asyncio.gather(*(client() for _ in range(NUM_CLIENTS)))
+    return num_asked * BATCH / (time.monotonic() - started)
+
+
+async def _latencies(ask: Ask, per_s: float) -> list[float]:
+    """Milliseconds of requests that arrive at random, `per_s` a second on average, whatever is under way."""
+    arrivals, under_way, spent = random.Random(0), [], []
+
+    async def timed() -> None:
+        started = time.monotonic()
+        await ask()
+        spent.append(1000 * (time.monotonic() - started))
+
+    started = time.monotonic()
+    while time.monotonic() - started < 3 * ROUND_S:
+        under_way.append(asyncio.create_task(timed()))
+        await asyncio.sleep(arrivals.expovariate(per_s))
+    await asyncio.gather(*under_way)
+    return spent
+
+
+async def _contract_costs(http: httpx.AsyncClient, url: str, items: list[ScoreRequest]) -> list[Row]:
+    """Milliseconds a score that each contract takes longer than a call by handle, one call at a time."""
+    handle = HandleRewardClient("bench", 60)
+    texts = [item.prompt + item.response for item in items]
+    contracts: dict[str, Ask] = {
+        "POST /v1/rewards": _posting(http, f"{url}/v1/rewards", _own_body(items)),
+        "POST /get_reward": _posting(http, f"{url}/get_reward", _openrlhf_body(items)),
+        "POST /classify": _posting(http, f"{url}/classify", {"input": texts, "use_activation": False}),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in ("handle", *contracts)}
+    for _ in range(30):
+        for name, ask in (("handle", lambda: handle.score(items)), *contracts.items()):
+            started = time.monotonic()
+            await ask()
+            spent[name].append(1000 * (time.monotonic() - started) / BATCH)
+    by_handle = statistics.median(spent.pop("handle"))
+    return [
+        Row(f"{name}: added to a call by handle, a score", (statistics.median(times) - by_handle,), "ms")
+        for name, times in spent.items()
+    ]
+
+
+def _posting(http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Ask:
+    async def ask() -> None:
+        (await http.post(url, json=body)).raise_for_status()
+
+    return ask
+
+
+def _own_body(items: list[ScoreRequest]) -> dict[str, Any]:
+    return {"prompts": [item.prompt for item in items], "responses": [item.response for item in items]}
+
+
+def _openrlhf_body(items: list[ScoreRequest]) -> dict[str, Any]:
+    return {"query": [item.prompt + item.response for item in items], "prompts": [item.prompt for item in items]}
+
+
+def _items(num: int) -> list[ScoreRequest]:
+    letters = random.Random(0)
+    text = ["".join(letters.choices(CHARACTERS, k=LENGTH)) for _ in range(num)]
+    return [ScoreRequest(str(i), "say ", response) for i, response in enumerate(text)]
+
+
+def _make_model(folder: Path) -> Path:
+    """A classifier of 1.3 M parameters over single characters, from a seed."""
+    words = ["<pad>", "<eos>", "<unk>", *CHARACTERS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=160, intermediate_size=448, num_hidden_layers=4, num_attention_heads=5,
+        max_position_embeddings=256, pad_token_id=0, eos_token_id=1, num_labels=1,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def _naive_server(model: Path) -> Iterator[str]:
+    port = _free_port()
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.naive_reward_server", str(model), str(port)])
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            if process.poll() is not None:
+                raise RuntimeError("the naive server ended")
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
