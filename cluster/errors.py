@@ -41,6 +41,10 @@ class RewardError(AntiphonError):
     """A reward could not be had; `where` is the scorer or the service."""
 
 
+class NotApplicable(RewardError):
+    """A scorer says that it does not judge this item; a composite leaves its part out."""
+
+
 class WeightsRefused(AntiphonError):
     """Weights that arrived are not the weights that were published; `where` is the tensor or the actor."""
 

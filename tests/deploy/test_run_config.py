@@ -47,7 +47,7 @@ def test_printing_keeps_tables_within_lists_and_keys_with_dots(run_file: Path) -
     line = 'rollout_actors.engine = { "a.b" = [{ x = 1 }, { y = [true, "é\\n"] }], c = { d = 1.5 }, e = {} }'
     config = load_run_config(run_file, [line])
     engine = tomllib.loads(to_toml(config))["rollout_actors"]["engine"]
-    assert engine == {"a.b": [{"x": 1}, {"y": [True, "é\n"]}], "c": {"d": 1.5}}
+    assert engine == {"a.b": [{"x": 1}, {"y": [True, "é\n"]}], "c": {"d": 1.5}, "e": {}}
 
 
 def test_a_run_is_called_after_the_folder_of_its_file(run_file: Path) -> None:
