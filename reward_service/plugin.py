@@ -38,8 +38,8 @@ class Returned:
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
-class NotAList(ValueError):
-    """A function returned what is no list, or one of the wrong length."""
+class Misfit(ValueError):
+    """What a function needs is not there, or what it returned is not what its signature says."""
 
 
 def signature_kind(function: Callable[..., Any]) -> Kind:
@@ -61,9 +61,10 @@ class Plugin:
         self._accepted = _accepted_names(function)
 
     async def __call__(self, requests: Sequence[ScoreRequest], executor: Executor) -> list[Returned]:
-        """One value an item; a sync function runs in `executor`. Raises NotAList, and whatever the function raises."""
+        """One value an item; a sync function runs in `executor`. Raises Misfit, and whatever the function raises."""
         if self.kind == "verl":
-            return [_from_verl(value) for value in await self._each(requests, executor)]
+            arguments = [self._verl_arguments(request) for request in requests]
+            return [_from_verl(await self._call(executor, **each)) for each in arguments]
         positional, named = self._arguments(requests)
         returned = await self._call(executor, *positional, **named)
         return _from_openrlhf(returned, len(requests)) if self.kind == "openrlhf" else _listed(returned, len(requests))
@@ -90,18 +91,14 @@ class Plugin:
     def _takes(self, name: str) -> bool:
         return self._accepted is None or name in self._accepted
 
-    async def _each(self, requests: Sequence[ScoreRequest], executor: Executor) -> list[Any]:
-        """verl's function, once an item; those of an async one are under way together."""
-        arguments = [self._verl_arguments(request) for request in requests]
-        if inspect.iscoroutinefunction(self._function):
-            return list(await asyncio.gather(*(self._function(**each) for each in arguments)))
-        return [await self._call(executor, **each) for each in arguments]
-
     def _verl_arguments(self, request: ScoreRequest) -> dict[str, Any]:
+        truth = _label(request, "ground_truth")
+        if truth is None:
+            raise Misfit("needs a ground truth, and the item has neither ground_truth nor references")
         given = {
             "data_source": request.columns.get("data_source", ""),
             "solution_str": request.response,
-            "ground_truth": _label(request, "ground_truth"),
+            "ground_truth": truth,
             "extra_info": request.columns.get("extra_info"),
         }
         return {name: value for name, value in given.items() if self._takes(name)}
@@ -135,9 +132,9 @@ def _plain(values: Any) -> Any:
 def _listed(values: Any, num: int) -> list[Returned]:
     values = _plain(values)
     if not isinstance(values, list | tuple):
-        raise NotAList(f"returned {type(values).__name__}, not a list")
+        raise Misfit(f"returned {type(values).__name__}, not a list")
     if len(values) != num:
-        raise NotAList(f"returned {len(values)} rewards for {num} responses")
+        raise Misfit(f"returned {len(values)} rewards for {num} responses")
     return [Returned(_plain(value)) for value in values]
 
 
@@ -145,7 +142,7 @@ def _from_openrlhf(returned: Any, num: int) -> list[Returned]:
     if not isinstance(returned, Mapping):
         return _listed(returned, num)
     if "rewards" not in returned:
-        raise NotAList(f"returned a dict of {sorted(map(str, returned))}, without rewards")
+        raise Misfit(f"returned a dict of {sorted(map(str, returned))}, without rewards")
     rewards = _listed(returned["rewards"], num)
     logs = {"scores": returned.get("scores"), **(returned.get("extra_logs") or {})}
     parts: list[dict[str, float]] = [{} for _ in rewards]

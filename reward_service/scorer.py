@@ -5,6 +5,7 @@ A reward that cannot be had is an outcome of its own, a RewardError: nothing her
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import math
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 from cluster.errors import NotApplicable, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service.plugin import NotAList, Plugin, Returned
+from reward_service.plugin import Misfit, Plugin, Returned
 
 Outcome = Score | RewardError
 
@@ -48,9 +49,11 @@ class FunctionScorer:
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         if not requests:
             return []
+        if self._plugin.kind == "verl" and len(requests) > 1:
+            return [outcome for (outcome,) in await asyncio.gather(*(self.score([each]) for each in requests))]
         try:
             values = await self._plugin(requests, self._thread)
-        except NotAList as error:
+        except Misfit as error:
             return self._all_failed(requests, str(error))
         except Exception as error:  # noqa: BLE001 the boundary to a user's scorer: whatever it raises is an outcome
             return self._all_failed(requests, f"raised {type(error).__name__}: {error}")
