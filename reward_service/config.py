@@ -52,10 +52,6 @@ class RewardServiceConfig(Section):
         return scorers
 
     def needs_reward_model(self) -> bool:
-        """Whether what a run uses, or a part of it, is the run's trained reward model."""
-        return self._leads_to_reward_model(self.scorer)
-
-    def _leads_to_reward_model(self, name: str) -> bool:
-        config = self.scorers.get(name)
-        members = config.members() if isinstance(config, CompositeConfig) else []
-        return name == REWARD_MODEL or any(map(self._leads_to_reward_model, members))
+        """Whether what a run uses, or a part of any scorer, is the run's trained reward model."""
+        composites = [scorer for scorer in self.scorers.values() if isinstance(scorer, CompositeConfig)]
+        return self.scorer == REWARD_MODEL or any(REWARD_MODEL in composite.members() for composite in composites)

@@ -83,9 +83,11 @@ class FunctionScorer:
         return Score(request.id, reward, {**returned.parts, self._part: reward}, self.version)
 
 
-def close(scorer: Scorer) -> None:
+async def close(scorer: Scorer) -> None:
     """Let go of the threads, processes and connections that a scorer holds, where it holds any."""
-    if hasattr(scorer, "close"):
+    if hasattr(scorer, "aclose"):
+        await scorer.aclose()
+    elif hasattr(scorer, "close"):
         scorer.close()
 
 

@@ -331,5 +331,6 @@ ScorerConfig = Annotated[
 
 
 def settings_text(config: Section) -> str:
-    """All settings of a section, defaults included, in one order: what a version digests."""
-    return json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    """All settings of a section but where its files lie, defaults included, in one order: what a version digests."""
+    files = {name for name, value in config if isinstance(value, Path)}
+    return json.dumps(config.model_dump(mode="json", exclude=files), sort_keys=True)
