@@ -60,8 +60,8 @@ class RuleScorer:
         return list(await asyncio.gather(*calls))
 
     def close(self) -> None:
-        """Let the threads end, and what the rule holds."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Let the threads end after what they are asked, and let go of what the rule holds; nothing asks afterwards."""
+        self._threads.shutdown(wait=False)
         if self._on_close is not None:
             self._on_close()
 

@@ -69,11 +69,11 @@ def require_reward_model(folder: Path, where: str) -> None:
 
 def require_safetensors(folder: Path, where: str) -> None:
     """Raise InputError where the folder's weights are not safetensors, and safetensors alone."""
-    for pattern in UNSAFE_WEIGHTS:
-        for path in sorted(folder.glob(pattern)):
-            raise InputError(where, f"{path} is no safetensors, and nothing else is loaded: take it away")
     if not any(folder.glob("*.safetensors")):
         raise InputError(where, f"no safetensors in {folder}")
+    unsafe = sorted(path for pattern in UNSAFE_WEIGHTS for path in folder.glob(pattern))
+    if unsafe:
+        raise InputError(where, f"{unsafe[0]} is no safetensors, and nothing else is loaded: take it away")
 
 
 def check_files(scorers: Mapping[str, Section], reward_model_path: Path | None) -> None:
