@@ -53,6 +53,10 @@ class RewardUnavailable(RewardError):
         self.retry_after_s = retry_after_s
 
 
+class NotApplicable(RewardError):
+    """A scorer says that it does not judge this item; a composite leaves its part out."""
+
+
 class WeightsRefused(AntiphonError):
     """Weights that arrived are not the weights that were published; `where` is the tensor or the actor."""
 

@@ -19,6 +19,9 @@ from typing import Any
 from cluster.datasets import Kind, find_form, read_schema, require_rows
 from cluster.errors import InputError
 from deploy.run_config import RunConfig, check_context_length, dotted_paths
+from reward_service.composite_config import CompositeConfig
+from reward_service.scorer_config import ScorerConfig
+from reward_service.scorer_files import check_files
 
 KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "preferences", "evaluation": "prompts"}
 """What is in each data set that the run file names."""
@@ -35,7 +38,16 @@ def check_inputs(config: RunConfig) -> list[str]:
             lines.append(f"{name:<12} {path} ({_check_data(path, kind, config.model.path)})")
     for key, dotted_path in dotted_paths(config).items():
         lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({find_function(dotted_path, key)})")
+    check_files(config.reward_service.scorers, None)
+    lines += [f"scorers.{name} {_described(scorer)}" for name, scorer in config.reward_service.scorers.items()]
     return lines
+
+
+def _described(scorer: ScorerConfig) -> str:
+    if isinstance(scorer, CompositeConfig):
+        return f"composite of {', '.join(scorer.members())}"
+    path = getattr(scorer, "path", None)
+    return scorer.kind if path is None else f"{scorer.kind} {path}"
 
 
 def _check_model(config: RunConfig, folder: Path) -> str:

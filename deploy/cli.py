@@ -32,7 +32,6 @@ from deploy.run_directory import (
     require_stages,
 )
 from deploy.view import View
-from reward_service.config import REWARD_MODEL
 
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A run file (RUN.toml) or a run directory.")]
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="A run file.")]
@@ -245,7 +244,7 @@ def _reward_model(config: RunConfig, path: Path) -> Path | None:
     folder = path / "reward_model"
     if (folder / "config.json").exists():
         return folder
-    if config.reward_service.scorer == REWARD_MODEL:
+    if config.reward_service.needs_reward_model():
         raise not_done("reward_model")
     return None
 

@@ -6,7 +6,6 @@ only be told from other files (the model, the data sets) is `deploy.check`'s aff
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -15,13 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from cluster.config import Section, TrajectoryQueueConfig
 from cluster.errors import InputError
+from deploy.setting_errors import input_error
 from learner.config import GROUP_ADVANTAGES, LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
 from reward_service.address import is_loopback
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
+from reward_service.scorer_config import ForbiddenConfig, FunctionConfig
 from rollout_actors.config import RolloutActorsConfig
 
 Stage = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
@@ -162,39 +163,19 @@ def _validated(settings: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate_json(json.dumps(settings, default=str), strict=True)
     except ValidationError as error:
-        raise _input_error(error) from error
-
-
-def _input_error(error: ValidationError) -> InputError:
-    """The first thing that is wrong; unknown keys first, for they explain the rest."""
-    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
-    detail = details[0]
-    location = [str(part) for part in detail["loc"]]
-    where = ".".join(location)
-    if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(location[-1], _known_keys(location[:-1]), n=1)
-        return InputError(where, "unknown key" + (f" (did you mean {close[0]}?)" if close else ""))
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
-    message = message.replace("should be an object", "should be a table")
-    given = "" if detail["type"] == "value_error" else f", got {json.dumps(detail['input'], default=str)}"
-    return InputError(where, message + given)
-
-
-def _known_keys(location: Sequence[str]) -> list[str]:
-    section: Any = RunConfig
-    for part in location:
-        field = section.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        section = field.annotation
-    return list(section.model_fields)
+        raise input_error(error, RunConfig) from error
 
 
 def _with_paths(config: RunConfig, folder: Path) -> RunConfig:
     for section, keys in (("model", ("path",)), ("data", ("sft", "prompts", "preferences", "evaluation"))):
         values = {key: getattr(getattr(config, section), key) for key in keys}
         config = _replaced(config, section, **{k: _resolved(v, folder) for k, v in values.items() if v is not None})
-    return config
+    scorers = {}
+    for name, scorer in config.reward_service.scorers.items():
+        path = getattr(scorer, "path", None)
+        found = {"path": _resolved(path, folder)} if isinstance(path, Path) else {}
+        scorers[name] = scorer.model_copy(update=found)
+    return _replaced(config, "reward_service", scorers=scorers)
 
 
 def _resolved(path: Path, folder: Path) -> Path:
@@ -222,7 +203,8 @@ def check_fit(config: RunConfig) -> None:
         raise InputError("reward_service.patience_s", what)
     for key, path in dotted_paths(config).items():
         if not DOTTED_PATH.fullmatch(path):
-            raise InputError(key, f"{path!r} is not a dotted path such as package.module:function")
+            other = " and no name in reward_service.scorers" if key == "reward_service.scorer" else ""
+            raise InputError(key, f"{path!r} is not a dotted path such as package.module:function{other}")
     if config.reward_service.port is not None:
         require_token_beyond_loopback(config.reward_service.host, "reward_service.host")
 
@@ -232,12 +214,23 @@ def dotted_paths(config: RunConfig) -> dict[str, str]:
     named = {
         "model.builder": config.model.builder,
         "data.builder": config.data.builder,
-        "reward_service.scorer": config.reward_service.scorer,
+        **_scorer_paths(config.reward_service),
         "preferences.annotator": config.preferences.annotator,
         "preferences.oracle": config.preferences.oracle,
         "evaluation.metrics": config.evaluation.metrics,
     }
-    return {key: path for key, path in named.items() if path is not None and path != REWARD_MODEL}
+    return {key: path for key, path in named.items() if path is not None}
+
+
+def _scorer_paths(service: RewardServiceConfig) -> dict[str, str]:
+    named = service.scorer == REWARD_MODEL or service.scorer in service.scorers
+    paths = {} if named else {"reward_service.scorer": service.scorer}
+    for name, scorer in service.scorers.items():
+        if isinstance(scorer, FunctionConfig):
+            paths[f"reward_service.scorers.{name}.path"] = scorer.path
+        elif isinstance(scorer, ForbiddenConfig) and scorer.function is not None:
+            paths[f"reward_service.scorers.{name}.function"] = scorer.function
+    return paths
 
 
 def _check_model_and_data(config: RunConfig) -> None:
@@ -387,7 +380,7 @@ def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(value, Mapping):
             yield f"{_key(key)} = {_toml(value)}"
     for key, value in table.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             yield from _tables(f"{name}.{_key(key)}" if name else _key(key), value)
 
 

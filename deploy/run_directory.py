@@ -20,7 +20,6 @@ from typing import IO, Any, Literal
 
 from cluster.errors import AntiphonError, InputError
 from deploy.run_config import RunConfig, flat, load_run_config, read_run_config, to_toml
-from reward_service.config import REWARD_MODEL
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
 CONFIG, LOCK = "config.toml", ".lock"
@@ -284,7 +283,7 @@ def require_stages(config: RunConfig, run: RunDirectory | None, stages: Sequence
 
 def _needs(config: RunConfig, stage: str) -> list[str]:
     start = ["sft"] if "sft" in config.run.stages else []
-    judge = ["reward_model"] if config.reward_service.scorer == REWARD_MODEL else []
+    judge = ["reward_model"] if config.reward_service.needs_reward_model() else []
     needs = {
         "preferences": start,
         "reward_model": [*start, "preferences"],

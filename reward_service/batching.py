@@ -37,6 +37,10 @@ class Batcher(Generic[Item, Result]):
             self._running = loop.create_task(self._drain())
         return list(await asyncio.gather(*futures))
 
+    def close(self) -> None:
+        """Let the thread end after the batch it is in."""
+        self._thread.shutdown(wait=False)
+
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._next_batch():

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import Section
-
-REWARD_MODEL = "reward_model"
+from reward_service.composite_config import REWARD_MODEL as REWARD_MODEL
+from reward_service.composite_config import CompositeConfig, check_composites
+from reward_service.scorer_config import SCORER_NAME, ScorerConfig
 
 
 def app_name(run_name: str) -> str:
@@ -50,10 +51,10 @@ class RewardServiceConfig(Section):
     """What scores responses, and where it can be reached."""
 
     scorer: str = REWARD_MODEL
-    """`reward_model` (the run's trained reward model) or the dotted path of a function
+    """What a run uses: `reward_model` (its trained reward model), a name in `scorers`, or the dotted path of a function
     `f(prompts, responses, **columns) -> list[float]`."""
-    scorers: dict[str, Section] = {}
-    """"""
+    scorers: dict[str, ScorerConfig] = Field(default_factory=dict)
+    """Scorers by name: `[reward_service.scorers.NAME]` with a kind and its settings."""
     url: str | None = Field(default=None, pattern=r"^https?://")
     """A reward service elsewhere that answers POST /v1/rewards, instead of one of this run's own; its token is
     ANTIPHON_TOKEN."""
@@ -75,6 +76,8 @@ class RewardServiceConfig(Section):
     """How long a copy that is stopped may finish the calls it has."""
     max_batch_size: int = Field(default=256, ge=1)
     """Most responses scored in one forward pass of a reward model."""
+    max_batch_tokens: int = Field(default=16384, ge=1)
+    """Most tokens, padding included, in one forward pass of a reward model; a longer text goes alone."""
     num_cpus: float = Field(default=0.25, ge=0)
     """CPUs that Ray reserves for each replica."""
     num_gpus: float = Field(default=0.0, ge=0)
@@ -87,3 +90,19 @@ class RewardServiceConfig(Section):
         if self.url is not None and self.port is not None:
             raise ValueError("port opens a service of this run's own, and url names another one: set one of them")
         return self
+
+    @field_validator("scorers")
+    @classmethod
+    def _names(cls, scorers: dict[str, ScorerConfig]) -> dict[str, ScorerConfig]:
+        for name in scorers:
+            if not SCORER_NAME.fullmatch(name):
+                raise ValueError(f"{name}: is no name: a letter, then letters, digits, '_', '.' and '-'")
+            if name == REWARD_MODEL:
+                raise ValueError(f"{name}: is the run's own reward model: take another name")
+        check_composites(scorers)
+        return scorers
+
+    def needs_reward_model(self) -> bool:
+        """Whether what a run uses, or a part of any scorer, is the run's trained reward model."""
+        composites = [scorer for scorer in self.scorers.values() if isinstance(scorer, CompositeConfig)]
+        return self.scorer == REWARD_MODEL or any(REWARD_MODEL in composite.members() for composite in composites)

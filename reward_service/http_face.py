@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from cluster.errors import DeadlineExceeded, InputError, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from reward_service import foreign_contracts as foreign
+from reward_service.backend import Backend, ScorerInfo
 from reward_service.config import HttpConfig
 from reward_service.contracts import (
     ErrorResponse,
@@ -31,7 +32,6 @@ from reward_service.contracts import (
 )
 from reward_service.guard import OPEN_PATH, RETRY_AFTER_S, Guard, error_answer
 from reward_service.http_metrics import CONTENT_TYPE, HttpMetrics
-from reward_service.backend import Backend, ScorerInfo
 from reward_service.scorer import Outcome
 from reward_service.tokens import TokenBook
 

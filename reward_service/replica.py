@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.backend import ScorerInfo, UnknownScorer
+from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.registry import build_scorers
-from reward_service.scorer import Outcome, Scorer
+from reward_service.scorer import Outcome, Scorer, close
 
-NUM_OLDER = 1
-"""Versions before the present one that can still be asked for."""
+NUM_GENERATIONS = 2
+"""The present scorers and those before, whose versions can still be asked for."""
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """Scorers that were built together, and how many calls they have."""
+
+    scorers: Mapping[str, Scorer]
+    num_calls: int = 0
 
 
 class RewardService:
@@ -27,8 +35,8 @@ class RewardService:
 
     def __init__(self, config: RewardServiceConfig) -> None:
         self._config = config
-        self._scorers: dict[str, Scorer] = {}
-        self._older: dict[str, list[Scorer]] = {}
+        self._generations: list[Generation] = []
+        self._retired: list[Generation] = []
         self._num_scored = 0
 
     async def load(self, folders: Mapping[str, str]) -> None:
@@ -39,15 +47,12 @@ class RewardService:
         config = _with_folders(self._config, folders)
         own = Path(folders[REWARD_MODEL]) if REWARD_MODEL in folders else None
         self.take(await asyncio.to_thread(build_scorers, config, own))
+        await self._close_retired()
 
     def take(self, scorers: Mapping[str, Scorer]) -> None:
-        """Serve these from now on; a version that differs from the present one makes that an older one."""
-        for name, scorer in scorers.items():
-            present = self._scorers.get(name)
-            if present is not None and present.version != scorer.version:
-                older = [old for old in self._older.get(name, []) if old.version != scorer.version]
-                self._older[name] = [present, *older][:NUM_OLDER]
-        self._scorers = dict(scorers)
+        """Serve these from now on; the present ones can still be asked for by their versions, older ones no more."""
+        generations = [Generation(dict(scorers)), *self._generations]
+        self._generations, self._retired = generations[:NUM_GENERATIONS], self._retired + generations[NUM_GENERATIONS:]
 
     async def outcomes(self, requests: Sequence[ScoreRequest], scorer: str | None = None) -> list[Outcome]:
         """One outcome a request, in their order: its score, or the RewardError in its place.
@@ -55,7 +60,13 @@ class RewardService:
         `scorer` is a name or a version, the default unless given. Conversations in the column `messages` become
         prompts. Raises UnknownScorer, and InputError for conversations that no reward model here can read.
         """
-        outcomes = await self._find(scorer).score(self._rendered(requests))
+        generation, found = self._find(scorer)
+        generation.num_calls += 1
+        try:
+            outcomes = await found.score(self._rendered(requests))
+        finally:
+            generation.num_calls -= 1
+            await self._close_retired()
         self._num_scored += sum(isinstance(outcome, Score) for outcome in outcomes)
         return outcomes
 
@@ -70,42 +81,52 @@ class RewardService:
 
     async def models(self) -> list[ScorerInfo]:
         """The scorers, the default first."""
-        default = self._config.scorer
-        names = sorted(self._scorers, key=lambda name: (name != default, name))
-        return [
-            ScorerInfo(name, self._scorers[name].version, self._versions(name), is_default=name == default)
-            for name in names
-        ]
+        infos = []
+        for name, scorer in self._present():
+            versions = tuple(dict.fromkeys(g.scorers[name].version for g in self._generations if name in g.scorers))
+            infos.append(ScorerInfo(name, scorer.version, versions, is_default=name == self._config.scorer))
+        return infos
 
     async def num_scored(self) -> int:
         """Items given a reward since this replica started."""
         return self._num_scored
 
+    def _present(self) -> list[tuple[str, Scorer]]:
+        scorers, default = self._generations[0].scorers, self._config.scorer
+        return [(name, scorers[name]) for name in sorted(scorers, key=lambda name: (name != default, name))]
+
+    def _find(self, wanted: str | None) -> tuple[Generation, Scorer]:
+        for generation, name, scorer in self._all():
+            if wanted in (None, name, scorer.version):
+                return generation, scorer
+        names = ", ".join(name for name, _ in self._present())
+        raise UnknownScorer("scorer", f"no scorer {wanted!r}; this service has {names}")
+
+    def _all(self) -> Iterator[tuple[Generation, str, Scorer]]:
+        """The present scorers, the default first, then the older ones."""
+        for name, scorer in self._present():
+            yield self._generations[0], name, scorer
+        for generation in self._generations[1:]:
+            for name, scorer in generation.scorers.items():
+                yield generation, name, scorer
+
     def _rendered(self, requests: Sequence[ScoreRequest]) -> Sequence[ScoreRequest]:
         if not any("messages" in request.columns and not request.prompt for request in requests):
             return requests
-        default = self._config.scorer
-        for name in sorted(self._scorers, key=lambda name: (name != default, name)):
-            render: Callable[[Any], str] | None = getattr(self._scorers[name], "render", None)
+        for _, scorer in self._present():
+            render: Callable[[Any], str] | None = getattr(scorer, "render", None)
             if render is not None:
                 return [
-                    request if request.prompt else replace(request, prompt=render(request.columns.get("messages")))
+                    request if request.prompt else replace(request, prompt=render(request.columns["messages"]))
                     for request in requests
                 ]
         raise InputError("messages", "no reward model here has a chat template that could render them")
 
-    def _versions(self, name: str) -> tuple[str, ...]:
-        return tuple(scorer.version for scorer in (self._scorers[name], *self._older.get(name, [])))
-
-    def _find(self, wanted: str | None) -> Scorer:
-        if wanted is None:
-            return self._scorers[self._config.scorer]
-        if wanted in self._scorers:
-            return self._scorers[wanted]
-        for scorer in (*self._scorers.values(), *(old for older in self._older.values() for old in older)):
-            if scorer.version == wanted:
-                return scorer
-        raise UnknownScorer("scorer", f"no scorer {wanted!r}; this service has {', '.join(sorted(self._scorers))}")
+    async def _close_retired(self) -> None:
+        ended = [generation for generation in self._retired if not generation.num_calls]
+        self._retired = [generation for generation in self._retired if generation.num_calls]
+        for scorer in dict.fromkeys(scorer for generation in ended for scorer in generation.scorers.values()):
+            await close(scorer)
 
 
 def _with_folders(config: RewardServiceConfig, folders: Mapping[str, str]) -> RewardServiceConfig:

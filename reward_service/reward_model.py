@@ -1,48 +1,65 @@
 """Scores with a trained reward model: any Hugging Face sequence classifier with one label, read from a folder.
 
-Knows nothing of how it was trained. A score changes in its last bits (1e-7 in fp32) with the batch it is in.
+Members of an ensemble are folders `member-1`, `member-2`, ... in that of the main model, which is one of them and
+whose tokenizer they share. Knows nothing of how it was trained. A score changes in its last bits (1e-7 in fp32) with
+the batch it is in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cluster.chat_template import scored_token_ids
+from cluster.chat_template import render, require_template, scored_token_ids
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.batching import Batcher
 from reward_service.config import REWARD_MODEL
 from reward_service.scorer import Outcome, digest_files
+from reward_service.scorer_files import require_safetensors
+
+UNCERTAINTY = "uncertainty"
 
 
 class RewardModelScorer:
     """Reads `prompt + response + eos` and answers the model's one logit; concurrent calls share forward passes.
 
-    Raises InputError when the folder holds no model of one label. A text longer than the model's context is an
-    error naming the item, never cut.
+    Of an ensemble the reward is the members' mean, and the part `uncertainty` their population standard deviation.
+    Texts of like length share a pass, so that a long one pads no short ones: at most `max_batch_tokens` with the
+    padding, or one text alone. Raises InputError when the folder holds no model of one label, or weights that are no
+    safetensors. A text longer than the model's context is an error naming the item, never cut.
     """
 
-    name = REWARD_MODEL
-
-    def __init__(self, folder: Path, *, max_batch_size: int = 256) -> None:
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            raise InputError(REWARD_MODEL, f"no safetensors in {folder}")
-        self.version = f"{REWARD_MODEL}@{digest_files(weights)}"
+    def __init__(
+        self, folder: Path, *, name: str = REWARD_MODEL, max_batch_size: int = 256, max_batch_tokens: int = 16384
+    ) -> None:
+        folders = [folder, *member_folders(folder)]
+        weights = [path for each in folders for path in _weights(each)]
+        self.name = name
+        self.version = f"{name}@{digest_files(weights)}"
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self._tokenizer.padding_side = "right"
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-        self._check(model, folder)
-        self._model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        self._max_tokens = getattr(model.config, "max_position_embeddings", None) or math.inf
+        self._models = [self._load(each) for each in folders]
+        contexts = [getattr(model.config, "max_position_embeddings", None) or math.inf for model in self._models]
+        self._max_tokens = min(contexts)
+        self._max_batch_tokens = max_batch_tokens
         self._batcher: Batcher[ScoreRequest, Outcome] = Batcher(self.score_batch, max_batch_size=max_batch_size)
+
+    def _load(self, folder: Path) -> Any:
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(REWARD_MODEL, f"cannot load {folder}: {error}") from error
+        self._check(model, folder)
+        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def _check(self, model: torch.nn.Module, folder: Path) -> None:
         if model.config.num_labels != 1:
@@ -55,28 +72,75 @@ class RewardModelScorer:
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         return await self._batcher.run(requests)
 
+    def close(self) -> None:
+        """Let the thread end after the batch it is in."""
+        self._batcher.close()
+
+    def render(self, messages: Sequence[Any]) -> str:
+        """A conversation as the prompt that the chat template makes of it. Raises InputError at `messages`."""
+        require_template(self._tokenizer, "messages")
+        return render(self._tokenizer, messages, "messages", is_prompt=True)
+
     def score_batch(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """One forward pass over all requests that fit the model's context, padded on the right."""
+        """All requests that fit the model's context, in as few forward passes as their lengths allow."""
         texts = [request.prompt + request.response + self._tokenizer.eos_token for request in requests]
         token_ids = scored_token_ids(self._tokenizer, texts)
-        fitting = [i for i, ids in enumerate(token_ids) if len(ids) <= self._max_tokens]
         outcomes: list[Outcome] = [
             RewardError(self.name, f"{request.id} has {len(ids)} tokens; the model reads at most {self._max_tokens}")
             for request, ids in zip(requests, token_ids, strict=True)
         ]
-        for i, reward in zip(fitting, self._forward([token_ids[i] for i in fitting]), strict=True):
-            outcomes[i] = self._outcome(requests[i], reward)
+        fitting = [i for i, ids in enumerate(token_ids) if len(ids) <= self._max_tokens]
+        for places in batches_by_length([len(token_ids[i]) for i in fitting], max_tokens=self._max_batch_tokens):
+            batch = [fitting[place] for place in places]
+            for i, rewards in zip(batch, self._forward([token_ids[i] for i in batch]), strict=True):
+                outcomes[i] = self._outcome(requests[i], rewards)
         return outcomes
 
-    def _forward(self, token_ids: list[list[int]]) -> list[float]:
-        if not token_ids:
-            return []
-        batch = self._tokenizer.pad({"input_ids": token_ids}, return_tensors="pt").to(self._model.device)
+    def _forward(self, token_ids: list[list[int]]) -> list[list[float]]:
+        """Every member's reward of each text, in one padded pass a member."""
+        batch = self._tokenizer.pad({"input_ids": token_ids}, return_tensors="pt").to(self._models[0].device)
         with torch.inference_mode():
-            logits = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return [float(reward) for reward in logits[:, 0].float().cpu()]
+            logits = [
+                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+                for model in self._models
+            ]
+        rewards: list[list[float]] = torch.stack(logits, dim=1).float().cpu().tolist()
+        return rewards
 
-    def _outcome(self, request: ScoreRequest, reward: float) -> Outcome:
-        if not math.isfinite(reward):
-            return RewardError(self.name, f"{self.version} gave {reward} for {request.id}, not a finite number")
-        return Score(request.id, reward, {REWARD_MODEL: reward}, self.version)
+    def _outcome(self, request: ScoreRequest, rewards: Sequence[float]) -> Outcome:
+        if not all(map(math.isfinite, rewards)):
+            shown = next(reward for reward in rewards if not math.isfinite(reward))
+            return RewardError(self.name, f"{self.version} gave {shown} for {request.id}, not a finite number")
+        mean = math.fsum(rewards) / len(rewards)
+        parts = {REWARD_MODEL: mean}
+        if len(rewards) > 1:
+            parts[UNCERTAINTY] = math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / len(rewards))
+        return Score(request.id, mean, parts, self.version)
+
+
+def batches_by_length(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
+    """Positions of texts in batches, the shortest first; a batch padded to its longest has at most `max_tokens`, or is
+    one text."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[place] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """`member-1`, `member-2`, ... of an ensemble, in their order. Raises InputError where one is missing."""
+    found = {path.name for path in folder.glob("member-*") if path.is_dir()}
+    members = [f"member-{number}" for number in range(1, len(found) + 1)]
+    if found != set(members):
+        missing = sorted(set(members) - found)
+        raise InputError(REWARD_MODEL, f"{folder} has {', '.join(sorted(found))} but no {', '.join(missing)}")
+    return [folder / member for member in members]
+
+
+def _weights(folder: Path) -> list[Path]:
+    require_safetensors(folder, REWARD_MODEL)
+    return sorted(folder.glob("*.safetensors"))

@@ -15,8 +15,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
-from cluster.errors import RewardError
+from cluster.errors import NotApplicable, RewardError
 from cluster.scoring import Score, ScoreRequest
+from reward_service.plugin import Misfit, Plugin, Returned
 
 Outcome = Score | RewardError
 
@@ -32,55 +33,45 @@ class Scorer(Protocol):
 
 
 class FunctionScorer:
-    """Calls `function(prompts, responses, **columns)`, sync or async, and believes nothing it returns.
+    """Calls a user's function, sync or async, in any of `plugin`'s signatures, and believes nothing it returns.
 
     A sync function runs in one thread of its own, one call at a time, so it need not be thread-safe and never
-    blocks the service. `name` is its dotted path; errors carry it.
+    blocks the service. Errors carry `name`; the reward's part is called after the function.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
         self.version = f"{name}@{_source_digest(function)}"
-        self._function = function
-        self._accepted = _accepted_columns(function)
+        self._part = getattr(function, "__name__", name.rpartition(":")[2])
+        self._plugin = Plugin(function)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         if not requests:
             return []
+        if self._plugin.kind == "verl" and len(requests) > 1:
+            return [outcome for (outcome,) in await asyncio.gather(*(self.score([each]) for each in requests))]
         try:
-            values = await self._call(requests)
+            values = await self._plugin(requests, self._thread)
+        except Misfit as error:
+            return self._all_failed(requests, str(error))
         except Exception as error:  # noqa: BLE001 the boundary to a user's scorer: whatever it raises is an outcome
-            what = f"raised {type(error).__name__}: {error}"
-            return self._all_failed(requests, what)
-        if not isinstance(values, list | tuple):
-            return self._all_failed(requests, f"returned {type(values).__name__}, not a list")
-        if len(values) != len(requests):
-            return self._all_failed(requests, f"returned {len(values)} rewards for {len(requests)} responses")
+            return self._all_failed(requests, f"raised {type(error).__name__}: {error}")
         return [self._outcome(request, value) for request, value in zip(requests, values, strict=True)]
 
-    async def _call(self, requests: Sequence[ScoreRequest]) -> Any:
-        prompts = [request.prompt for request in requests]
-        responses = [request.response for request in requests]
-        columns = self._columns(requests)
-        if inspect.iscoroutinefunction(self._function):
-            return await self._function(prompts, responses, **columns)
-        loop = asyncio.get_running_loop()
-        values = await loop.run_in_executor(self._thread, lambda: self._function(prompts, responses, **columns))
-        return await values if inspect.isawaitable(values) else values
-
-    def _columns(self, requests: Sequence[ScoreRequest]) -> dict[str, list[Any]]:
-        """Every column that any request has and the function takes, one value a request (None where it has none)."""
-        names = dict.fromkeys(name for request in requests for name in request.columns)
-        wanted = [name for name in names if self._accepted is None or name in self._accepted]
-        return {name: [request.columns.get(name) for request in requests] for name in wanted}
+    def close(self) -> None:
+        """Let the thread end after the call it is in."""
+        self._thread.shutdown(wait=False)
 
     def _all_failed(self, requests: Sequence[ScoreRequest], what: str) -> list[Outcome]:
         ids = [request.id for request in requests]
         which = ids[0] if len(ids) == 1 else f"{len(ids)} items, {ids[0]} to {ids[-1]}"
         return [RewardError(self.name, f"{what} (scoring {which})") for _ in requests]
 
-    def _outcome(self, request: ScoreRequest, value: Any) -> Outcome:
+    def _outcome(self, request: ScoreRequest, returned: Returned) -> Outcome:
+        value = returned.value
+        if value is None and self._plugin.kind == "trl":
+            return NotApplicable(self.name, f"does not apply to {request.id} (it returned None)")
         if not isinstance(value, Real):
             return RewardError(self.name, f"returned {_shown(value)} for {request.id}, not a number")
         try:
@@ -89,7 +80,15 @@ class FunctionScorer:
             reward = math.inf
         if not math.isfinite(reward):
             return RewardError(self.name, f"returned {_shown(value)} for {request.id}, not a finite number")
-        return Score(request.id, reward, {self.name.rpartition(":")[2]: reward}, self.version)
+        return Score(request.id, reward, {**returned.parts, self._part: reward}, self.version)
+
+
+async def close(scorer: Scorer) -> None:
+    """Let go of the threads, processes and connections that a scorer holds, where it holds any."""
+    if hasattr(scorer, "aclose"):
+        await scorer.aclose()
+    elif hasattr(scorer, "close"):
+        scorer.close()
 
 
 def digest_files(paths: Sequence[Path]) -> str:
@@ -102,20 +101,20 @@ def digest_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
+def digest_of(*contents: str | Path) -> str:
+    """The first 12 hexadecimal digits of sha256 over texts and files' bytes, in the given order."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(hashlib.sha256(content.read_bytes() if isinstance(content, Path) else content.encode()).digest())
+    return digest.hexdigest()[:12]
+
+
 def _source_digest(function: Callable[..., Any]) -> str:
     try:
         source = inspect.getsourcefile(inspect.unwrap(function))
     except TypeError:  # built in, or an object with no file
         return "builtin"
     return digest_files([Path(source)]) if source else "builtin"
-
-
-def _accepted_columns(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names of the columns the function takes; None when it takes all (`**columns`)."""
-    parameters = list(inspect.signature(function).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return frozenset(parameter.name for parameter in parameters[2:])
 
 
 def _shown(value: Any) -> str:

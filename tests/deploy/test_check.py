@@ -205,3 +205,38 @@ def test_a_function_in_a_file_that_does_not_parse_is_named_with_its_line(task: P
 
 def test_a_name_may_be_bound_by_assignment_import_or_under_try(task: Path) -> None:
     assert find_function("package.scorers:fast", "key") == "package/scorers.py:3"
+
+
+SCORERS = """
+[reward_service.scorers]
+same = { kind = "exact" }
+safe = { kind = "forbidden", path = "phrases.txt", function = "package.scorers:length" }
+all = { kind = "composite", parts = { same = 1 }, gates = ["safe"] }
+"""
+
+
+def test_named_scorers_are_described_and_never_imported(task: Path) -> None:
+    (task / "phrases.txt").write_text("x")
+    (task / "run.toml").write_text(RUN + SCORERS)
+    assert check_inputs(load_run_config(task / "run.toml"))[-4:] == [
+        "scorers.safe.function package.scorers:length (package/scorers.py:6)",
+        "scorers.same exact",
+        "scorers.safe forbidden phrases.txt",
+        "scorers.all composite of same, safe",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('safe = { kind = "forbidden", path = "gone.txt" }', "gone.txt: cannot be read (No such file or directory)"),
+        ('old = { kind = "reward_model", path = "gone" }', "reward_service.scorers.old.path: no reward model in gone"),
+        (
+            'mine = { kind = "function", path = "package.scorers:no" }',
+            "reward_service.scorers.mine.path: package.scorers has no function 'no'",
+        ),
+    ],
+)
+def test_what_a_named_scorer_lacks_is_named(task: Path, line: str, what: str) -> None:
+    (task / "run.toml").write_text(f"{RUN}[reward_service.scorers]\n{line}\n")
+    assert refused(task).startswith(what)

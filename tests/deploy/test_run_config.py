@@ -9,6 +9,7 @@ import pytest
 
 from cluster.errors import InputError
 from deploy.run_config import RunConfig, flat, load_run_config, read_run_config, to_toml
+from reward_service.scorer_config import ForbiddenConfig
 
 EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*/run*.toml"))
 TINY = '[run]\nstages = ["ppo"]\n[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n'
@@ -47,7 +48,7 @@ def test_printing_keeps_tables_within_lists_and_keys_with_dots(run_file: Path) -
     line = 'rollout_actors.engine = { "a.b" = [{ x = 1 }, { y = [true, "é\\n"] }], c = { d = 1.5 }, e = {} }'
     config = load_run_config(run_file, [line])
     engine = tomllib.loads(to_toml(config))["rollout_actors"]["engine"]
-    assert engine == {"a.b": [{"x": 1}, {"y": [True, "é\n"]}], "c": {"d": 1.5}}
+    assert engine == {"a.b": [{"x": 1}, {"y": [True, "é\n"]}], "c": {"d": 1.5}, "e": {}}
 
 
 def test_a_run_is_called_after_the_folder_of_its_file(run_file: Path) -> None:
@@ -67,6 +68,22 @@ def test_a_path_is_found_beside_the_run_file_first_and_then_in_the_working_direc
     config = load_run_config(run_file, ['data.sft = "near.parquet"', 'data.prompts = "far.parquet"'])
     assert config.data.sft == Path("task/near.parquet")
     assert config.data.prompts == Path("far.parquet")
+
+
+def test_a_scorers_file_is_found_beside_the_run_file_too(run_file: Path) -> None:
+    (run_file.parent / "phrases.txt").write_text("x")
+    line = 'reward_service.scorers = { safe = { kind = "forbidden", path = "phrases.txt" } }'
+    safe = load_run_config(run_file, [line]).reward_service.scorers["safe"]
+    assert isinstance(safe, ForbiddenConfig)
+    assert safe.path is not None
+    assert safe.path.resolve() == run_file.parent.resolve() / "phrases.txt"
+
+
+def test_a_printed_scorer_keeps_its_empty_tables(run_file: Path, tmp_path: Path) -> None:
+    line = 'reward_service.scorers.a = { kind = "json_schema", json_schema = { properties = { x = {} } } }'
+    config = load_run_config(run_file, [line])
+    (tmp_path / "printed.toml").write_text(to_toml(config))
+    assert read_run_config(tmp_path / "printed.toml").reward_service == config.reward_service
 
 
 def test_a_path_elsewhere_is_kept_absolute(run_file: Path) -> None:
@@ -114,6 +131,40 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
         ('learner.lora.target_modules = ["lm_head"]', "learner.lora.target_modules", "can't be merged"),
         ("learner.lora.rnk = 4", "learner.lora.rnk", "did you mean rank?"),
         ("learner.num_learners = 3", "learner.num_learners", "does not divide the 128 responses"),
+        ('reward_service.scorer = "nobody"', "reward_service.scorer", "no name in reward_service.scorers"),
+        ("reward_service.scorers.a = {}", "reward_service.scorers.a.kind", "missing"),
+        ('reward_service.scorers.a.kind = "exat"', "reward_service.scorers.a.kind", "'exat' is none of"),
+        (
+            'reward_service.scorers.a = { kind = "exact", ignore = true }',
+            "reward_service.scorers.a.ignore",
+            "did you mean ignore_case?",
+        ),
+        (
+            'reward_service.scorers.a = { kind = "regex", pattern = "(" }',
+            "reward_service.scorers.a.pattern",
+            "no regular expression",
+        ),
+        ('reward_service.scorers.1a.kind = "exact"', "reward_service.scorers.1a", "is no name"),
+        (
+            'reward_service.scorers.a = { kind = "composite", parts = { a = 1 } }',
+            "reward_service.scorers.a.parts",
+            "goes in a circle: a -> a",
+        ),
+        (
+            'reward_service.scorers.a = { kind = "composite", parts = { b = 1 } }',
+            "reward_service.scorers.a.parts",
+            "there is no scorer 'b'",
+        ),
+        (
+            'reward_service.scorers.a = { kind = "composite", parts = { reward_model = inf } }',
+            "reward_service.scorers.a.parts.reward_model",
+            "finite number",
+        ),
+        (
+            'reward_service.scorers.a = { kind = "function", path = "task" }',
+            "reward_service.scorers.a.path",
+            "is not a dotted path",
+        ),
         ("rollout_actors.engine.max_model_len = 1000", "rollout_actors.max_response_tokens", "= 1024 tokens, but"),
         ('run.stages = ["preferences"]', "preferences.annotator", "stage preferences needs it"),
         ('reward_service = { host = "0.0.0.0", port = 8000 }', "reward_service.host", "set ANTIPHON_TOKEN"),

@@ -11,9 +11,9 @@ import pytest
 from cluster.errors import DeadlineExceeded, RewardUnavailable
 from cluster.remote import within
 from cluster.scoring import Score, ScoreRequest
+from reward_service.backend import Backend, ScorerInfo
 from reward_service.config import HttpConfig, RewardServiceConfig
 from reward_service.http_face import build_app
-from reward_service.backend import Backend, ScorerInfo
 from reward_service.registry import load_function
 from reward_service.replica import RewardService
 from reward_service.scorer import FunctionScorer, Outcome

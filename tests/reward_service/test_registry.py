@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.errors import InputError
+from cluster.scoring import Score, ScoreRequest
 from reward_service.config import RewardServiceConfig
-from reward_service.registry import build_scorer, check_scorer
+from reward_service.registry import build_scorers, check_scorers
+from reward_service.scorer import close
+from tests.reward_service.building import build_scorer
 
 
 @pytest.mark.parametrize(
@@ -20,7 +26,7 @@ from reward_service.registry import build_scorer, check_scorer
 )
 def test_a_scorer_that_is_not_there_is_an_input_error(scorer: str, what: str) -> None:
     with pytest.raises(InputError, match=r"^reward_service\.scorer: ") as caught:
-        check_scorer(RewardServiceConfig(scorer=scorer), None)
+        check_scorers(RewardServiceConfig(scorer=scorer), None)
     assert what in caught.value.what
 
 
@@ -34,3 +40,126 @@ def test_an_untrained_reward_model_says_how_to_train_it(folder: Path | None) -> 
 def test_a_function_is_found_by_its_dotted_path() -> None:
     scorer = build_scorer(RewardServiceConfig(scorer="tests.scorers:length"), None)
     assert scorer.name == "tests.scorers:length"
+
+
+def settings(scorer: str = "tests.scorers:length", **scorers: dict[str, Any]) -> RewardServiceConfig:
+    return RewardServiceConfig(scorer=scorer, scorers=scorers)
+
+
+def texts(*responses: str) -> list[ScoreRequest]:
+    return [ScoreRequest(f"7-{i}-0", "say ", response, {"references": "7"}) for i, response in enumerate(responses)]
+
+
+ALL = {
+    "function": {"kind": "function", "path": "tests.scorers:length"},
+    "exact": {"kind": "exact"},
+    "numeric": {"kind": "numeric"},
+    "math": {"kind": "math"},
+    "regex": {"kind": "regex", "pattern": "a"},
+    "length": {"kind": "length", "max": 3},
+    "truncation": {"kind": "truncation"},
+    "json_schema": {"kind": "json_schema", "json_schema": {"type": "number"}},
+    "repetition": {"kind": "repetition"},
+    "language": {"kind": "language", "language": "en"},
+    "code": {"kind": "code"},
+    "forbidden": {"kind": "forbidden", "phrases": ("bomb",)},
+    "guarded": {"kind": "forbidden", "function": "tests.scorers:length"},
+    "judge": {"kind": "judge", "url": "http://127.0.0.1:9", "model": "m", "rubric": "{response}"},
+    "all": {"kind": "composite", "parts": {"exact": 1.0, "length": 1.0}, "gates": ("forbidden",)},
+}
+
+
+async def test_every_kind_is_built_under_its_name_with_a_version_of_its_own() -> None:
+    scorers = build_scorers(settings(**ALL), None)
+    again = build_scorers(settings(**ALL), None)
+    assert set(scorers) == {*ALL, "tests.scorers:length"}
+    assert [scorer.name for scorer in scorers.values()] == list(scorers)
+    assert all(scorer.version.startswith(f"{name}@") for name, scorer in scorers.items())
+    assert {name: scorer.version for name, scorer in again.items()} == {n: s.version for n, s in scorers.items()}
+    for scorer in (*scorers.values(), *again.values()):
+        await close(scorer)
+
+
+async def test_every_kind_scores_and_says_why() -> None:
+    local = {name: section for name, section in ALL.items() if name not in ("judge", "code")}
+    scorers = build_scorers(settings(scorer="all", **local), None)
+    for name, scorer in scorers.items():
+        (outcome,) = await scorer.score(texts("7"))
+        assert isinstance(outcome, Score), (name, outcome)
+        assert outcome.parts
+        assert outcome.scorer_version == scorer.version
+        assert outcome.reward == {"regex": 0.0, "truncation": -1.0, "length": 0.0, "repetition": 0.0}.get(
+            name, 0.0 if name == "language" else 1.0
+        )
+    for scorer in scorers.values():
+        await close(scorer)
+
+
+def test_a_scorer_that_is_named_is_what_a_run_uses() -> None:
+    scorer = build_scorer(settings(scorer="exact", exact={"kind": "exact"}), None)
+    assert scorer.name == "exact"
+
+
+def test_composites_share_the_scorers_they_are_made_of(reward_model_folder: Path) -> None:
+    part = {"kind": "composite", "parts": {"reward_model": 1.0, "exact": 1.0}}
+    scorers: Any = build_scorers(settings("one", one=part, two=part, exact={"kind": "exact"}), reward_model_folder)
+    assert set(scorers) == {"one", "two", "exact", "reward_model"}
+    for name in ("exact", "reward_model"):
+        assert scorers["one"]._scorers[name] is scorers["two"]._scorers[name] is scorers[name]
+
+
+@pytest.mark.parametrize("change", [{"max": 4}, {"max": 3, "unit": "words"}, {"max": 3, "penalty": 2.0}])
+def test_a_setting_that_changes_an_answer_changes_the_version(change: dict[str, Any]) -> None:
+    first, second = (build_scorer(settings("a", a={"kind": "length"} | given), None) for given in ({"max": 3}, change))
+    assert first.version != second.version
+
+
+def test_the_version_of_what_is_forbidden_follows_from_the_files_content(tmp_path: Path) -> None:
+    def version(name: str, content: str) -> str:
+        (tmp_path / name).write_text(content)
+        return build_scorer(settings("a", a={"kind": "forbidden", "path": tmp_path / name}), None).version
+
+    assert version("one", "bomb") == version("two", "bomb") != version("three", "bombs")
+
+
+@pytest.mark.parametrize(
+    ("section", "where", "what"),
+    [
+        ({"kind": "function", "path": "tests.scorers:no"}, "reward_service.scorers.a.path", "has no function 'no'"),
+        ({"kind": "forbidden", "function": "no:f"}, "reward_service.scorers.a.function", "cannot import no"),
+        ({"kind": "forbidden", "path": "/nowhere"}, "/nowhere", "cannot be read"),
+        ({"kind": "json_schema", "path": "/nowhere"}, "/nowhere", "cannot be read"),
+        ({"kind": "reward_model", "path": "/nowhere"}, "reward_service.scorers.a.path", "no reward model in /nowhere"),
+        (ALL["judge"] | {"api_key_variable": "NO_KEY"}, "reward_service.scorers.a.api_key_variable", "NO_KEY is not"),
+        ({"kind": "composite", "parts": {"reward_model": 1.0}}, "reward_model", "not trained"),
+    ],
+)
+def test_what_a_scorer_needs_and_lacks_is_named(section: dict[str, Any], where: str, what: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_scorers(settings(a=section), None)
+    assert caught.value.where == where
+    assert what in caught.value.what
+
+
+def test_a_language_that_nobody_knows_is_refused_when_it_is_built() -> None:
+    with pytest.raises(InputError, match="py3langid does not know qqq"):
+        build_scorers(settings(a={"kind": "language", "language": "qqq"}), None)
+
+
+async def test_a_reward_models_own_statistics_normalise_it(reward_model_folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(reward_model_folder, tmp_path / "other"))
+    part = {"kind": "composite", "parts": {"other": 2.0}, "normalize": {"other": "reward_statistics"}}
+    config = settings("a", a=part, other={"kind": "reward_model", "path": other})
+    with pytest.raises(InputError, match=r"reward_statistics\.json: cannot be read"):
+        check_scorers(config, None)
+    (other / "reward_statistics.json").write_text('{"mean": 0.5, "std": 0.25, "num": 3}')
+    scorers = build_scorers(config, None)
+    (whole,) = await scorers["a"].score(texts("abc"))
+    (raw,) = await scorers["other"].score(texts("abc"))
+    assert isinstance(whole, Score)
+    assert isinstance(raw, Score)
+    assert math.isclose(whole.reward, 2 * (raw.reward - 0.5) / 0.25, abs_tol=1e-5)
+    assert whole.parts["other"] == pytest.approx(raw.reward, abs=1e-6)
+    before = scorers["a"].version
+    (other / "reward_statistics.json").write_text('{"mean": 0.6, "std": 0.25, "num": 3}')
+    assert build_scorer(config, None).version != before

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import math
+import pickle
+import shutil
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.config import RewardServiceConfig
-from reward_service.registry import build_scorer
-from reward_service.reward_model import RewardModelScorer
+from reward_service.reward_model import RewardModelScorer, batches_by_length, member_folders
+from tests.reward_service.building import build_scorer
 
 ITEMS = [ScoreRequest(f"7-{i}-0", "say " + "x" * (i % 5), "abc" * (1 + i % 9)) for i in range(40)]
 
@@ -50,15 +55,13 @@ async def test_a_text_longer_than_the_context_is_an_error_naming_the_item(reward
 async def test_a_model_that_gives_no_finite_number_gives_an_error(reward_model_folder: Path) -> None:
     scorer = RewardModelScorer(reward_model_folder)
     with torch.no_grad():
-        scorer._model.score.weight.fill_(float("nan"))
+        scorer._models[0].score.weight.fill_(float("nan"))
     (outcome,) = await scorer.score(ITEMS[:1])
     assert isinstance(outcome, RewardError)
     assert "gave nan for 7-0-0" in outcome.what
 
 
 def test_the_version_is_a_digest_of_the_weights(reward_model_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     copy = shutil.copytree(reward_model_folder, tmp_path / "copy")
@@ -85,3 +88,100 @@ def test_a_classifier_of_two_labels_is_refused(reward_model_folder: Path, tmp_pa
     AutoTokenizer.from_pretrained(reward_model_folder).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="has 2 labels; a reward model has one"):
         build_scorer(RewardServiceConfig(), tmp_path)
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 400))
+def test_batches_hold_every_text_once_and_no_more_padded_tokens_than_allowed(lengths: list[int], most: int) -> None:
+    batches = list(batches_by_length(lengths, max_tokens=most))
+    assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= most
+    longest = [max(lengths[place] for place in batch) for batch in batches]
+    assert longest == sorted(longest)
+
+
+def test_one_long_text_pads_no_short_ones() -> None:
+    batches = list(batches_by_length([*[5] * 255, 2000], max_tokens=16384))
+    assert [len(batch) for batch in batches] == [255, 1]
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 100, 100_000])
+async def test_rewards_are_the_same_however_many_tokens_a_pass_may_have(
+    reward_model_folder: Path, max_batch_tokens: int
+) -> None:
+    scorer = RewardModelScorer(reward_model_folder, max_batch_tokens=max_batch_tokens)
+    scores = await scorer.score(ITEMS)
+    for score, reward in zip(scores, direct_rewards(reward_model_folder), strict=True):
+        assert isinstance(score, Score)
+        assert math.isclose(score.reward, reward, rel_tol=0, abs_tol=1e-6)
+    scorer.close()
+
+
+def with_members(folder: Path, target: Path, num: int) -> Path:
+    """A copy of the model with further members, whose heads are other than its."""
+    shutil.copytree(folder, target)
+    for number in range(1, num + 1):
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            model.score.weight.mul_(1.0 + number)
+        model.save_pretrained(target / f"member-{number}")
+    return target
+
+
+async def test_an_ensembles_reward_is_its_members_mean_and_it_says_how_unsure_it_is(
+    reward_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = with_members(reward_model_folder, tmp_path / "ensemble", 2)
+    scorer = RewardModelScorer(folder, name="helpful")
+    for score, reward in zip(await scorer.score(ITEMS), direct_rewards(reward_model_folder), strict=True):
+        assert isinstance(score, Score)
+        members = [reward, 2 * reward, 3 * reward]
+        assert math.isclose(score.reward, statistics.mean(members), abs_tol=3e-6)
+        assert set(score.parts) == {"reward_model", "uncertainty"}
+        assert score.parts["reward_model"] == score.reward
+        assert math.isclose(score.parts["uncertainty"], statistics.pstdev(members), abs_tol=3e-6)
+    assert scorer.version.startswith("helpful@")
+
+
+def test_the_version_of_an_ensemble_is_a_digest_of_all_its_members(reward_model_folder: Path, tmp_path: Path) -> None:
+    folders = [with_members(reward_model_folder, tmp_path / str(num), num) for num in (0, 1, 2)]
+    assert len({RewardModelScorer(folder).version for folder in folders}) == 3
+
+
+def test_a_member_that_is_missing_is_named(tmp_path: Path) -> None:
+    for name in ("member-1", "member-3"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="has member-1, member-3 but no member-2"):
+        member_folders(tmp_path)
+    (tmp_path / "member-2").mkdir()
+    assert [path.name for path in member_folders(tmp_path)] == ["member-1", "member-2", "member-3"]
+
+
+@pytest.mark.parametrize("where", [".", "member-1"])
+def test_weights_that_are_no_safetensors_are_refused_and_never_read(
+    reward_model_folder: Path, tmp_path: Path, where: str
+) -> None:
+    folder = with_members(reward_model_folder, tmp_path / "model", 1)
+    (folder / where / "pytorch_model.bin").write_bytes(pickle.dumps(print))
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is no safetensors"):
+        RewardModelScorer(folder)
+
+
+class Planted:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (open, (self.path, "w"))
+
+
+def test_a_pickle_that_is_called_safetensors_is_refused_and_never_unpickled(
+    reward_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(reward_model_folder, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Planted(str(tmp_path / "ran"))))
+    with pytest.raises(InputError, match=r"^reward_model: cannot load"):
+        RewardModelScorer(folder)
+    assert not (tmp_path / "ran").exists()

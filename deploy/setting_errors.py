@@ -1,0 +1,74 @@
+"""What pydantic found wrong with a run file, as the one InputError that names the key. Knows no setting."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from cluster.errors import InputError
+
+
+def input_error(error: ValidationError, root: type[BaseModel]) -> InputError:
+    """The first thing that is wrong; unknown keys first, for they explain the rest.
+
+    The ValueError of a whole section names its key in its message, as `key: what`.
+    """
+    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    detail = details[0]
+    location = [str(part) for part in detail["loc"]]
+    section, keys = _section_of(location[:-1], root)
+    if detail["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(location[-1], list(section.model_fields) if section else [], n=1)
+        return InputError(
+            ".".join([*keys, location[-1]]), "unknown key" + (f" (did you mean {close[0]}?)" if close else "")
+        )
+    where = ".".join(_section_of(location, root)[1])
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
+    message = message.replace("should be an object", "should be a table")
+    if detail["type"] == "value_error":
+        named = re.fullmatch(r"(\w[\w.-]*): (.*)", message, re.DOTALL)
+        return InputError(f"{where}.{named[1]}", named[2]) if named else InputError(where, message)
+    if detail["type"] == "union_tag_invalid":
+        return InputError(f"{where}.kind", f"{detail['ctx']['tag']!r} is none of {detail['ctx']['expected_tags']}")
+    if detail["type"] == "union_tag_not_found":
+        return InputError(f"{where}.kind", "missing")
+    return InputError(where, f"{message}, got {json.dumps(detail['input'], default=str)}")
+
+
+def _section_of(location: Sequence[str], root: type[BaseModel]) -> tuple[type[BaseModel] | None, list[str]]:
+    """The section at that place, where there is one, and the keys that lead there.
+
+    Among sections that are told apart by a tag (`kind`) pydantic's location has the tag too, which is no key.
+    """
+    found: Any = root
+    keys = []
+    for part in location:
+        tagged = {} if isinstance(found, type) else _by_tag(found)
+        if part in tagged:
+            found = tagged[part]
+            continue
+        keys.append(part)
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            field = found.model_fields.get(part)
+            found = field.annotation if field else None
+        else:
+            found = get_args(found)[1] if _is_table(found) else None
+    return (found if isinstance(found, type) and issubclass(found, BaseModel) else None), keys
+
+
+def _is_table(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is dict
+
+
+def _by_tag(annotation: Any) -> dict[str, Any]:
+    """The sections of a union that has them by the one value of their `kind`."""
+    choices = [choice for choice in get_args(annotation) if isinstance(choice, type)]
+    unions = [choice for choice in get_args(annotation) if not isinstance(choice, type) and get_args(choice)]
+    sections = [choice for choice in choices if issubclass(choice, BaseModel) and "kind" in choice.model_fields]
+    by_tag = {get_args(section.model_fields["kind"].annotation)[0]: section for section in sections}
+    return by_tag | {tag: section for union in unions for tag, section in _by_tag(union).items()}

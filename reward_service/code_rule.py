@@ -1,0 +1,37 @@
+"""Judges the Python code of a response by the item's unit tests. How it is confined is `confined`'s affair."""
+
+from __future__ import annotations
+
+from cluster.errors import RewardError
+from cluster.scoring import ScoreRequest
+from reward_service.checked import last_block
+from reward_service.confined import Limits, run_confined
+from reward_service.rules import Rule, Verdict, references_of
+from reward_service.scorer_config import CodeConfig
+
+
+def limits_of(config: CodeConfig) -> Limits:
+    """What an item's code may use."""
+    return Limits(config.cpu_s, config.wall_s, config.memory_mb, config.max_threads, config.scratch_mb)
+
+
+def code_rule(config: CodeConfig) -> Rule:
+    """The share of the item's tests that the last fenced block passes. A test that is no Python is the item's error."""
+
+    def rule(request: ScoreRequest) -> Verdict:
+        tests = references_of(request, config.tests)
+        if not all(isinstance(test, str) for test in tests):
+            raise RewardError(config.tests, f"a test of {request.id} is no text")
+        try:
+            report = run_confined(last_block(request.response), tests, limits_of(config))
+        except RewardError as error:
+            raise RewardError(error.where, f"{error.what} (scoring {request.id})") from error
+        if report.broken:
+            raise RewardError(config.tests, f"test {report.broken[0]} of {request.id} is no Python")
+        passed = sum(report.passed)
+        share = passed / len(tests)
+        reward = float(share == 1) if config.all_or_nothing else share
+        measures = {"num_tests": float(len(tests)), "num_passed": float(passed), "late": float(report.ended == "late")}
+        return reward, measures
+
+    return rule

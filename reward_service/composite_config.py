@@ -1,0 +1,87 @@
+"""The section of a composite scorer, and whether composites fit the scorers that they name.
+
+Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cluster.config import Section
+
+REWARD_MODEL = "reward_model"
+
+
+class Statistics(Section):
+    """Mean and standard deviation of a scorer's rewards, frozen."""
+
+    mean: float
+    """Taken from a reward."""
+    std: float = Field(gt=0)
+    """What that is divided by."""
+
+
+class CompositeConfig(Section):
+    """A weighted sum of other scorers, which gates may veto."""
+
+    kind: Literal["composite"]
+    parts: dict[str, float] = Field(min_length=1)
+    """Weight of each scorer, by name (`reward_model` is the run's own)."""
+    gates: tuple[str, ...] = ()
+    """Scorers that veto the sum where their reward is at or below their threshold."""
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    """Thresholds of gates; 0 unless given."""
+    vetoed: float | None = None
+    """Reward of a vetoed response; unless given that of the gate, or the weighted sum where that is lower still, so
+    that being vetoed never pays."""
+    normalize: dict[str, Statistics | Literal["reward_statistics"]] = Field(default_factory=dict)
+    """Mean and std by which a part is normalised before it is weighted; "reward_statistics" takes them from the file
+    that training put beside a reward model's weights."""
+
+    @model_validator(mode="after")
+    def _known(self) -> CompositeConfig:
+        for field, names, known in (
+            ("thresholds", self.thresholds, self.gates),
+            ("normalize", self.normalize, self.parts),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(
+                        f"{field}: {name!r} is not among the {'gates' if known is self.gates else 'parts'}"
+                    )
+        return self
+
+    def members(self) -> list[str]:
+        """The scorers it is made of, each once."""
+        return list(dict.fromkeys([*self.parts, *self.gates]))
+
+
+def check_composites(scorers: Mapping[str, Section]) -> None:
+    """Raise ValueError for a composite of unknown scorers or of itself, and for statistics that nothing has."""
+    for name, config in scorers.items():
+        if isinstance(config, CompositeConfig):
+            _check_members(name, config, scorers)
+    for name in scorers:
+        _check_circle((name,), scorers)
+
+
+def _check_members(name: str, config: CompositeConfig, scorers: Mapping[str, Section]) -> None:
+    for field in ("parts", "gates"):
+        for member in getattr(config, field):
+            if member not in scorers and member != REWARD_MODEL:
+                raise ValueError(f"{name}.{field}: there is no scorer {member!r}")
+    for member, statistics in config.normalize.items():
+        is_model = member == REWARD_MODEL or getattr(scorers[member], "kind", None) == "reward_model"
+        if statistics == "reward_statistics" and not is_model:
+            raise ValueError(f"{name}.normalize: {member!r} is no reward model: give mean and std")
+
+
+def _check_circle(path: tuple[str, ...], scorers: Mapping[str, Section]) -> None:
+    config = scorers.get(path[-1])
+    for member in config.members() if isinstance(config, CompositeConfig) else ():
+        if member in path:
+            raise ValueError(f"{path[0]}.parts: goes in a circle: {' -> '.join([*path, member])}")
+        _check_circle((*path, member), scorers)

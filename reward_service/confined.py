@@ -1,0 +1,153 @@
+"""Runs code that nobody vouches for, in `confinement`'s process, and proves on this machine that it is confined.
+
+Where a step of the confinement fails nothing is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import InputError, RewardError
+
+CHILD = Path(__file__).with_name("confinement.py")
+START_S = 10.0
+MAX_REPORT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use; `wall_s` is on the clock."""
+
+    cpu_s: int
+    wall_s: float
+    memory_mb: int
+    max_threads: int
+    scratch_mb: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Which tests passed, which are no Python, and how the process ended: an exit code, minus a signal, or `late`."""
+
+    passed: tuple[bool, ...]
+    broken: tuple[int, ...]
+    ended: str
+
+
+def run_confined(program: str, tests: Sequence[str], limits: Limits) -> Report:
+    """Run the program and each test after it. Raises RewardError where it could not be run confined."""
+    job = {
+        "program": program,
+        "tests": list(tests),
+        "limits": {
+            "cpu_s": limits.cpu_s,
+            "wall_s": limits.wall_s,
+            "memory_bytes": limits.memory_mb << 20,
+            "max_threads": limits.max_threads,
+            "scratch_bytes": limits.scratch_mb << 20,
+        },
+    }
+    answer = _answer(json.dumps(job).encode(), limits.wall_s + START_S)
+    if "unconfined" in answer:
+        raise RewardError("confinement", answer["unconfined"])
+    return Report(tuple(answer["passed"]), tuple(answer["broken"]), answer["ended"])
+
+
+def _answer(job: bytes, timeout_s: float) -> Any:
+    """What the child reports; however this ends, no process of its session is left."""
+    # Sets keep one order (hash seed 0), so that the same code always has the same result.
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-s", "-S", str(CHILD)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"PYTHONHASHSEED": "0"},
+        cwd="/",
+        start_new_session=True,
+    )
+    try:
+        out, _ = process.communicate(job, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise RewardError("confinement", f"no report within {timeout_s:g} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    if not out or len(out) > MAX_REPORT_BYTES:
+        raise RewardError("confinement", f"its process ended without a report ({process.returncode})")
+    return json.loads(out)
+
+
+PROBES = {
+    "it can write and read in its folder": "open('x', 'w').write('y'); assert open('x').read() == 'y'",
+    "there is no network": """
+import socket
+for family in (socket.AF_INET, socket.AF_INET6):
+    try: socket.socket(family)
+    except OSError: continue
+    raise AssertionError""",
+    "/etc/passwd is out of reach": """
+import os
+assert not os.path.exists('/etc/passwd') and not os.path.exists('/proc') and not os.path.exists('/dev')""",
+    "the home folder is out of reach": """
+import os
+names = os.listdir({home!r}) if os.path.exists({home!r}) else []
+assert all(os.__file__.startswith(os.path.join({home!r}, name) + '/') for name in names)""",
+    "files beyond its folder can't be written": """
+for path in ('/x', os.__file__, os.path.dirname(os.__file__) + '/x'):
+    try: open(path, 'a')
+    except OSError: continue
+    raise AssertionError""",
+    "it can't start processes": """
+import os
+for start in (os.fork, lambda: os.execv({python!r}, ['python']), lambda: os.posix_spawn({python!r}, ['python'], {{}})):
+    try: start()
+    except OSError: continue
+    raise AssertionError""",
+    "its threads are limited": """
+import threading
+stop = threading.Event()
+started = 0
+try:
+    for started in range({max_threads} + 3): threading.Thread(target=stop.wait, daemon=True).start()
+except RuntimeError: pass
+finally: stop.set()
+assert started < {max_threads} + 3 - 1""",
+    "its memory is limited": """
+try: bytearray({memory_mb} << 20)
+except MemoryError: pass
+else: raise AssertionError""",
+    "its folder is limited": """
+try:
+    for name in range(4): open(f'big{{name}}', 'wb').write(bytes(({scratch_mb} << 20) // 2))
+except OSError: pass
+else: raise AssertionError""",
+}
+
+
+def check_confinement(limits: Limits, where: str) -> None:
+    """Raise InputError saying what is missing where this machine can't confine: each limit is tried for real."""
+    values = {
+        "home": os.path.expanduser("~"),
+        "python": sys.executable,
+        "max_threads": limits.max_threads,
+        "memory_mb": limits.memory_mb,
+        "scratch_mb": limits.scratch_mb,
+    }
+    tests = [source.format(**values) for source in PROBES.values()]
+    try:
+        report = run_confined("import os", tests, limits)
+    except RewardError as error:
+        raise InputError(where, f"this machine can't confine code: {error.what}") from error
+    failed = [probe for probe, passed in zip(PROBES, report.passed, strict=True) if not passed]
+    if failed:
+        raise InputError(where, f"this machine can't confine code: not so that {'; '.join(failed)} ({report.ended})")

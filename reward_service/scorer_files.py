@@ -1,0 +1,110 @@
+"""Reads the files that scorers' settings name: phrases, schemas, statistics, and whether a folder is a reward model.
+
+Raises InputError naming the file. Imports no torch, so that a run file is checked at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cluster.config import Section
+from cluster.errors import InputError
+from reward_service.composite_config import REWARD_MODEL, CompositeConfig, Statistics
+from reward_service.scorer_config import (
+    ForbiddenConfig,
+    JsonSchemaConfig,
+    TrainedModelConfig,
+    check_json_schema,
+)
+
+REWARD_STATISTICS = "reward_statistics.json"
+UNSAFE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.joblib")
+
+
+def read_phrases(config: ForbiddenConfig) -> list[str]:
+    """All phrases that are forbidden, those of the file included."""
+    if config.path is None:
+        return list(config.phrases)
+    lines = [line.strip() for line in _read(config.path).splitlines()]
+    if not any(lines):
+        raise InputError(str(config.path), "names nothing forbidden: it has no line")
+    return [*config.phrases, *filter(None, lines)]
+
+
+def read_schema(config: JsonSchemaConfig) -> dict[str, Any]:
+    """The JSON schema, of the settings or their file."""
+    if config.path is None:
+        assert config.json_schema is not None
+        return config.json_schema
+    schema = _read_object(config.path)
+    try:
+        check_json_schema(schema)
+    except ValueError as error:
+        raise InputError(str(config.path), str(error)) from error
+    return schema
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """The mean and std of a reward model's rewards, which its training put beside its weights."""
+    path = folder / REWARD_STATISTICS
+    values = _read_object(path)
+    try:
+        return Statistics.model_validate({key: values.get(key) for key in ("mean", "std")}, strict=True)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        raise InputError(str(path), f"{detail['loc'][0]}: {detail['msg']}, got {detail['input']!r}") from error
+
+
+def require_reward_model(folder: Path, where: str) -> None:
+    """Raise InputError where the folder is no model in safetensors, or has weights that only a pickle reader reads."""
+    if not (folder / "config.json").is_file():
+        raise InputError(where, f"no reward model in {folder}: it has no config.json")
+    require_safetensors(folder, where)
+
+
+def require_safetensors(folder: Path, where: str) -> None:
+    """Raise InputError where the folder's weights are not safetensors, and safetensors alone."""
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(where, f"no safetensors in {folder}")
+    unsafe = sorted(path for pattern in UNSAFE_WEIGHTS for path in folder.glob(pattern))
+    if unsafe:
+        raise InputError(where, f"{unsafe[0]} is no safetensors, and nothing else is loaded: take it away")
+
+
+def check_files(scorers: Mapping[str, Section], reward_model_path: Path | None) -> None:
+    """Raise InputError for the first file or folder that the scorers need and that is not there or not right."""
+    folders = {name: config.path for name, config in scorers.items() if isinstance(config, TrainedModelConfig)}
+    for name, config in scorers.items():
+        if isinstance(config, TrainedModelConfig):
+            require_reward_model(config.path, f"reward_service.scorers.{name}.path")
+        elif isinstance(config, ForbiddenConfig):
+            read_phrases(config)
+        elif isinstance(config, JsonSchemaConfig):
+            read_schema(config)
+        elif isinstance(config, CompositeConfig):
+            for member, statistics in config.normalize.items():
+                folder = reward_model_path if member == REWARD_MODEL else folders.get(member)
+                if statistics == REWARD_STATISTICS.removesuffix(".json") and folder is not None:
+                    read_statistics(folder)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(str(path), f"not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(str(path), "not a JSON object")
+    return content

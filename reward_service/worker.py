@@ -1,0 +1,112 @@
+"""Child processes that answer questions and may be killed: for work on anyone's text that may not end.
+
+A child runs `worker_child.py` and speaks JSON, a line each way. It keeps the rights of the service: what runs the code
+of a response is `confined`, not this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import selectors
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RewardError
+
+CHILD = Path(__file__).with_name("worker_child.py")
+START_TIMEOUT_S = 60.0
+GRACE_S = 5.0
+MAX_ANSWER_BYTES = 1 << 16
+
+
+class Worker:
+    """One child for one `task`, started at its first question and again after it was killed."""
+
+    def __init__(self, task: str, setup: Any, *, timeout_s: float) -> None:
+        self._arguments = [sys.executable, "-I", str(CHILD), task, str(timeout_s + GRACE_S)]
+        self._timeout_s = timeout_s
+        self._setup = setup
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, question: Any) -> Any:
+        """The child's answer. Raises TimeoutError when it takes longer, RewardError when it ends or fails; either way
+        it is killed, and the next question has a new one."""
+        try:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    self._arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}
+                )
+                self._exchange(self._setup, START_TIMEOUT_S)
+            return self._exchange(question, self._timeout_s)
+        except (TimeoutError, RewardError):
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Kill the child."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()  # type: ignore[union-attr]
+
+    def _exchange(self, message: Any, timeout_s: float) -> Any:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise RewardError("worker", "its process ended") from None
+        answer = json.loads(_read_line(process, time.monotonic() + timeout_s))
+        if "error" in answer:
+            raise RewardError("worker", answer["error"])
+        return answer["answer"]
+
+
+def _read_line(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    assert process.stdout is not None
+    line = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while not line.endswith(b"\n"):
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError
+            read = process.stdout.read1(MAX_ANSWER_BYTES)  # type: ignore[attr-defined]
+            line += read
+            if not read:
+                raise RewardError("worker", f"its process ended ({process.wait()})")
+            if len(line) > MAX_ANSWER_BYTES:
+                raise RewardError("worker", "its process answered too much")
+    return line
+
+
+class Workers:
+    """Some workers for one task; each call takes one that is free, so as many threads as workers never wait."""
+
+    def __init__(self, task: str, setup: Any, *, timeout_s: float, num: int = 1) -> None:
+        self._all = [Worker(task, setup, timeout_s=timeout_s) for _ in range(num)]
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._all:
+            self._free.put(worker)
+
+    def ask(self, question: Any) -> Any:
+        """As `Worker.ask`."""
+        worker = self._free.get()
+        try:
+            return worker.ask(question)
+        finally:
+            self._free.put(worker)
+
+    def close(self) -> None:
+        """Kill every child."""
+        for worker in self._all:
+            worker.close()

@@ -1,0 +1,120 @@
+"""Mathematics and JSON, decided in worker processes that are killed when they take too long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cluster.errors import RewardError
+from cluster.scoring import ScoreRequest
+from reward_service.checked import json_schema_rule, last_block, math_rule
+from reward_service.rules import Rule
+from reward_service.scorer_config import JsonSchemaConfig, MathConfig
+from reward_service.worker import Worker, Workers
+
+SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "pattern": "^(a|aa)+$"}}}
+
+
+def item(response: str, references: Any = None) -> ScoreRequest:
+    return ScoreRequest("i", "p", response, {} if references is None else {"references": references})
+
+
+@pytest.fixture(scope="module")
+def mathematics() -> Iterator[Rule]:
+    workers = Workers("math", None, timeout_s=2.0)
+    yield math_rule(MathConfig(kind="math", timeout_s=2.0), workers)
+    workers.close()
+
+
+@pytest.fixture(scope="module")
+def schema() -> Iterator[Rule]:
+    workers = Workers("json_schema", SCHEMA, timeout_s=0.5)
+    yield json_schema_rule(JsonSchemaConfig(kind="json_schema", json_schema=SCHEMA, timeout_s=0.5), workers)
+    workers.close()
+
+
+@pytest.mark.parametrize(
+    ("response", "references", "reward"),
+    [
+        (r"so it is $\boxed{\frac{1}{2}}$", "0.5", 1.0),
+        ("the answer is 1/2", r"\frac{1}{2}", 1.0),
+        ("$x^2 + 2x + 1$", "(x+1)^2", 1.0),
+        ("$x^2 + 2x$", "(x+1)^2", 0.0),
+        ("it is 8", [7, 8], 1.0),
+        ("it is 9", [7, 8], 0.0),
+        ("no idea", "3", 0.0),
+        ("", "3", 0.0),
+    ],
+)
+def test_equal_expressions_are_equal(mathematics: Rule, response: str, references: Any, reward: float) -> None:
+    assert mathematics(item(response, references))[0] == reward
+
+
+def test_an_expression_that_takes_for_ever_is_an_error_and_the_next_item_has_its_answer(mathematics: Rule) -> None:
+    with pytest.raises(RewardError, match="i took longer than 2 s"):
+        mathematics(item("it is 9**9**9**9**9", "3"))
+    assert mathematics(item("it is 3", "3"))[0] == 1.0
+
+
+@pytest.mark.parametrize("references", [None, []])
+def test_mathematics_without_references_is_an_error(mathematics: Rule, references: Any) -> None:
+    with pytest.raises(RewardError, match="i has no references"):
+        mathematics(item("3", references))
+
+
+def test_a_reference_without_an_expression_is_an_error(mathematics: Rule) -> None:
+    with pytest.raises(RewardError, match="no expression that can be read"):
+        mathematics(item("3", ""))
+
+
+@pytest.mark.parametrize(
+    ("response", "reward", "parsed"),
+    [
+        ('{"a": "aa"}', 1.0, 1.0),
+        ('```json\n{"a": "b"}\n```\nor\n```\n{"a": "a"}\n```', 1.0, 1.0),
+        ('{"a": 1}', 0.0, 1.0),
+        ("{}", 0.0, 1.0),
+        ("[]", 0.0, 1.0),
+        ('{"a": "a"', 0.0, 0.0),
+        ('{"a": "a", "b": NaN}', 0.0, 0.0),
+        ("[" * 100_000, 0.0, 0.0),
+        ("9" * 5000, 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_a_response_is_json_that_the_schema_allows_or_not(
+    schema: Rule, response: str, reward: float, parsed: float
+) -> None:
+    assert schema(item(response)) == (reward, {"parsed": parsed})
+
+
+def test_a_value_that_takes_a_schemas_pattern_for_ever_is_an_error(schema: Rule) -> None:
+    with pytest.raises(RewardError, match=r"i took longer than 0\.5 s"):
+        schema(item('{"a": "' + "a" * 100 + '!"}'))
+
+
+def test_the_last_fenced_block_counts_else_the_whole_response() -> None:
+    assert last_block("x\n```\na\n```\ny\n```python\nb\nc\n```\n") == "b\nc\n"
+    assert last_block("no `block` ```here```") == "no `block` ```here```"
+    assert last_block("```python\nnever closed") == "```python\nnever closed"
+
+
+def test_a_worker_that_dies_is_an_error_naming_it_and_is_replaced() -> None:
+    worker = Worker("json_schema", {}, timeout_s=5.0)
+    assert worker.ask("1") == {"parsed": True, "valid": True}
+    assert worker._process is not None
+    worker._process.kill()
+    worker._process.wait()
+    with pytest.raises(RewardError, match="its process ended"):
+        worker.ask("1")
+    assert worker.ask("2") == {"parsed": True, "valid": True}
+    worker.close()
+
+
+def test_what_a_worker_can_not_do_is_its_answers_error() -> None:
+    worker = Worker("json_schema", {}, timeout_s=5.0)
+    with pytest.raises(RewardError, match="TypeError"):
+        worker.ask({"not": "text"})
+    worker.close()

@@ -1,0 +1,260 @@
+"""Escapes from the confinement, each tried for real, and judging code by its tests in it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.errors import InputError, RewardError
+from cluster.scoring import ScoreRequest
+from reward_service import confined
+from reward_service.code_rule import code_rule
+from reward_service.confined import Limits, Report, check_confinement, run_confined
+from reward_service.scorer_config import CodeConfig
+
+LIMITS = Limits(cpu_s=1, wall_s=3.0, memory_mb=256, max_threads=4, scratch_mb=2)
+REFUSES = "import os, socket, ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+
+
+def run(program: str, *tests: str, **limits: Any) -> Report:
+    return run_confined(program, tests, Limits(**(LIMITS.__dict__ | limits)))
+
+
+REFUSALS = "(OSError, MemoryError, RuntimeError, ImportError, AssertionError)"
+
+
+def escapes(*attempts: str, needs: str = "") -> list[str]:
+    """The attempts that were not refused, each tried in the same confined process; a mistake in one is no refusal."""
+    tests = [
+        f"try:\n{textwrap.indent(attempt, '    ')}\nexcept {REFUSALS}: pass\nelse: raise SystemExit"
+        for attempt in attempts
+    ]
+    report = run(REFUSES + needs, *tests)
+    assert not report.broken
+    return [attempt for attempt, refused in zip(attempts, report.passed, strict=True) if not refused]
+
+
+def test_what_passes_passes_and_what_fails_fails() -> None:
+    report = run("def double(x): return 2 * x", "assert double(2) == 4", "assert double(2) == 5", "double('")
+    assert report == Report((False, False, False), (2,), "0")
+    report = run("def double(x): return 2 * x", "assert double(2) == 4", "assert double(2) == 5")
+    assert report == Report((True, False), (), "0")
+
+
+def test_this_machine_confines() -> None:
+    check_confinement(LIMITS, "here")
+
+
+def test_no_network_is_reached(tmp_path: Path) -> None:
+    with socket.socket() as listening, socket.socket(socket.AF_UNIX) as abstract, socket.socket(socket.AF_UNIX) as file:
+        listening.bind(("127.0.0.1", 0))
+        abstract.bind("\0antiphon-confined-test")
+        file.bind(str(tmp_path / "s"))
+        for each in (listening, abstract, file):
+            each.listen()
+        attempts = [
+            f"socket.create_connection(('127.0.0.1', {listening.getsockname()[1]}))",
+            "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
+            "socket.socket(socket.AF_INET6)",
+            "socket.socket(socket.AF_VSOCK)",
+            "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+            "socket.socket(socket.AF_UNIX).connect('\\0antiphon-confined-test')",
+            f"socket.socket(socket.AF_UNIX).connect({str(tmp_path / 's')!r})",
+        ]
+        assert escapes(*attempts) == []
+
+
+def test_no_file_beyond_its_folder_is_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    attempts = [
+        *(f"open({path!r})" for path in ("/etc/passwd", "/proc/self/environ", "/proc/1/environ", "/dev/null", "/sys")),
+        f"open({str(tmp_path / 'secret')!r})",
+        f"os.stat({str(tmp_path / 'secret')!r})",
+        f"os.chmod({str(tmp_path / 'secret')!r}, 0o777)",
+        "os.listdir('/..' * 9 + '/etc')",
+        "os.symlink('/etc/passwd', 'link'); open('link')",
+        "os.chroot('.'); os.chdir('..' * 9); open('etc/passwd')",
+        "os.mkdir('d'); assert libc.chroot(b'd') == 0",
+        "import math, site; assert os.listdir(os.path.dirname(os.__file__) + '/site-packages')",
+        "import pytest",
+        f"open({str(Path(confined.__file__))!r})",
+    ]
+    assert escapes(*attempts) == []
+
+
+def test_nothing_open_or_in_the_environment_is_handed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTIPHON_TOKEN", "secret")
+    needs = "import fcntl, resource\n"
+    attempts = [
+        "assert os.environ",
+        "assert any(os.read(fd, 1) for fd in (0, 1, 2))",
+        "for fd in range(4, 60):\n    try: os.fstat(fd)\n    except OSError: continue\n    break\nelse: raise OSError",
+    ]
+    assert escapes(*attempts, needs=needs) == []
+
+
+def test_no_file_beyond_its_folder_is_written_and_the_folder_is_small() -> None:
+    library = "os.path.dirname(os.__file__)"
+    attempts = [
+        "open('/x', 'w')",
+        f"open({library} + '/os.py', 'a')",
+        f"os.chmod({library} + '/os.py', 0)",
+        f"os.remove({library} + '/os.py')",
+        "os.mknod('dev', 0o20666, os.makedev(1, 3)); open('dev')",
+        "open('big', 'wb').write(bytes(3 << 20))",
+        "for n in range(9): open(f'n{n}', 'wb').write(bytes(1 << 19))",
+        "for n in range(5000): open(f'i{n}', 'w').close()",
+    ]
+    assert escapes(*attempts) == []
+    assert run("open('x', 'w').write('y')", "assert open('/tmp/x').read() == 'y'").passed == (True,)
+
+
+def test_no_process_is_started_and_none_outside_is_seen() -> None:
+    python = sys.executable
+    attempts = [
+        "os.fork()",
+        f"os.execv({python!r}, ['python', '-c', ''])",
+        f"os.posix_spawn({python!r}, ['python', '-c', ''], {{}})",
+        "import subprocess; subprocess.run(['true'])",
+        "import multiprocessing as m; m.get_context('fork').Process(target=print).start()",
+        f"os.kill({os.getpid()}, 0)",
+        "assert libc.syscall(57) >= 0",
+        "assert libc.syscall(435, bytes(88), 88) >= 0",
+        "while True: os.fork()",
+    ]
+    assert escapes(*attempts) == []
+
+
+def test_no_right_is_got_back() -> None:
+    attempts = [
+        "os.setuid(0)",
+        "os.setgid(0)",
+        "assert libc.unshare(0x10000000) == 0",
+        "assert libc.mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0",
+        "assert libc.umount2(b'/tmp', 2) == 0",
+        "assert libc.ptrace(16, 1, None, None) == 0",
+        "assert libc.syscall(319, b'x', 0) >= 0",
+        "assert libc.syscall(425, 1, bytes(120)) >= 0",
+        "assert libc.shmget(0, 1 << 20, 0o1600) >= 0",
+        "assert libc.syscall(0x40000000 + 39) >= 0",
+        "import resource as r\ntry: r.setrlimit(r.RLIMIT_AS, (1 << 40, 1 << 40))\nexcept ValueError: raise OSError",
+        "os.kill(1, 9); import time; time.sleep(0.1); os.kill(1, 0); raise OSError",
+    ]
+    assert escapes(*attempts) == []
+
+
+def test_memory_and_threads_are_bounded() -> None:
+    threads = "import threading\nstop = threading.Event()\n"
+    attempts = [
+        "x = bytearray(300 << 20)",
+        "import mmap; mmap.mmap(-1, 300 << 20)",
+        threads + "try:\n    for _ in range(9): threading.Thread(target=stop.wait, daemon=True).start()\n"
+        "finally: stop.set()",
+    ]
+    assert escapes(*attempts) == []
+    started = threads + "for _ in range(2): threading.Thread(target=stop.wait, daemon=True).start()\nstop.set()"
+    assert run("", started, "x = bytearray(50 << 20)").passed == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("program", "wall_s", "ended"),
+    [
+        ("while True: pass", 60.0, "-9"),
+        ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", 60.0, "-9"),
+        ("import time; time.sleep(60)", 1.0, "late"),
+        ("import os, time; os.setsid(); os.close(3); time.sleep(60)", 1.0, "late"),
+    ],
+)
+def test_what_does_not_end_is_ended_with_all_that_it_started(program: str, wall_s: float, ended: str) -> None:
+    report = run("", "pass", program, "pass", wall_s=wall_s)
+    assert report == Report((True, False, False), (), ended)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(confined.CHILD) in (p.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "raise SystemExit(0)",
+        "import os; os._exit(0)",
+        "import sys; sys.exit()",
+        "x = ",
+        "import os; os.write(3, b'0 passed\\n' * 9)",
+        "import os\nwhile True: os.write(3, bytes(1 << 16))",
+        "print('passed', flush=True)",
+        "import os, signal; os.kill(os.getpid(), 9)",
+        "(" * 5000,
+        "def f(): f()\nf()",
+    ],
+)
+def test_a_program_that_ends_early_or_says_that_it_passed_passes_nothing(program: str) -> None:
+    assert run(program, "assert False", "assert answer == 1", wall_s=1.5).passed == (False, False)
+
+
+def test_the_order_of_a_set_is_the_same_each_time() -> None:
+    program = "order = ''.join({'a', 'b', 'c', 'd', 'e', 'f'})"
+    hashes = [run(program, *(f"assert order[0] == {letter!r}" for letter in "abcdef")).passed for _ in range(3)]
+    assert hashes[0] == hashes[1] == hashes[2]
+    assert sum(hashes[0]) == 1
+
+
+def test_a_machine_that_can_not_confine_is_an_input_error_that_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = confined.CHILD.read_text()
+    broken = {
+        'call("new namespaces (unshare)", libc.unshare(NEW_NAMESPACES))': 'call("new namespaces (unshare)", 1)',
+        "        filter_calls()\n": "",
+        "        limit(job": "        str(job",
+    }
+    expected = ("new namespaces (unshare)", "there is no network", "its memory is limited")
+    for (whole, part), what in zip(broken.items(), expected, strict=True):
+        assert whole in source
+        monkeypatch.setattr(confined, "CHILD", tmp_path / "child.py")
+        confined.CHILD.write_text(source.replace(whole, part))
+        with pytest.raises(InputError, match=r"^here: this machine can't confine code: ") as caught:
+            check_confinement(LIMITS, "here")
+        assert what in str(caught.value)
+
+
+def test_a_confinement_that_ends_without_a_report_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(confined, "CHILD", tmp_path / "child.py")
+    confined.CHILD.write_text("raise SystemExit(3)")
+    with pytest.raises(RewardError, match=r"its process ended without a report \(3\)"):
+        run("", "pass")
+
+
+def item(response: str, **columns: Any) -> ScoreRequest:
+    return ScoreRequest("i", "p", response, columns)
+
+
+def test_code_is_worth_the_share_of_its_tests_that_pass() -> None:
+    response = "Here:\n```python\ndef double(x):\n    return x + 2\n```\n"
+    tests = ["assert double(2) == 4", "assert double(3) == 6"]
+    rule = code_rule(CodeConfig(kind="code"))
+    assert rule(item(response, references=tests)) == (0.5, {"num_tests": 2.0, "num_passed": 1.0, "late": 0.0})
+    assert code_rule(CodeConfig(kind="code", all_or_nothing=True))(item(response, references=tests))[0] == 0.0
+    other = code_rule(CodeConfig(kind="code", tests="unit_tests"))
+    assert other(item("def double(x): return 2 * x", unit_tests=tests))[0] == 1.0
+    assert other(item("no code at all", unit_tests=tests[0]))[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("columns", "what"),
+    [
+        ({}, "i has no references"),
+        ({"references": []}, "i has no references"),
+        ({"references": [1]}, "a test of i is no text"),
+        ({"references": ["assert (", "pass"]}, "test 0 of i is no Python"),
+    ],
+)
+def test_an_item_without_tests_that_can_be_run_is_an_error(columns: dict[str, Any], what: str) -> None:
+    with pytest.raises(RewardError) as caught:
+        code_rule(CodeConfig(kind="code"))(item("x = 1", **columns))
+    assert caught.value.what == what

@@ -1,0 +1,164 @@
+"""Functions in the signatures of TRL, OpenRLHF, verl and our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.errors import NotApplicable, RewardError
+from cluster.scoring import Score, ScoreRequest
+from reward_service.plugin import signature_kind
+from reward_service.scorer import FunctionScorer
+
+ITEMS = [
+    ScoreRequest("i0", "say a: ", "a", {"references": "a", "topic": "tea"}),
+    ScoreRequest("i1", "say b: ", "bb", {"references": "b"}),
+]
+
+
+def ours(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    return [float(len(response)) for response in responses]
+
+
+def ours_by_other_names(questions: list[str], answers: list[str], topic: list[str | None]) -> list[float]:
+    return [float(value is not None) for value in topic]
+
+
+def trl(prompts: list[str], completions: list[str], topic: list[str | None], **columns: Any) -> list[float | None]:
+    return [len(text) if name else None for text, name in zip(completions, topic, strict=True)]
+
+
+def trl_completions_alone(completions: list[str], references: list[str]) -> list[float]:
+    return [float(text == reference) for text, reference in zip(completions, references, strict=True)]
+
+
+async def trl_async(completions: list[str], **columns: Any) -> list[float]:
+    return [float(len(completion)) for completion in completions]
+
+
+def openrlhf(queries: list[str], prompts: list[str], labels: list[str], **columns: Any) -> Any:
+    assert all(query.startswith(prompt) for query, prompt in zip(queries, prompts, strict=True))
+    return torch.tensor([float(query.endswith(label)) for query, label in zip(queries, labels, strict=True)])
+
+
+def openrlhf_logs(queries: list[str], prompts: list[str], labels: list[str]) -> Any:
+    rewards = torch.tensor([1.0, 2.0])
+    logs = {"short": torch.tensor([0.1, 0.2]), "words": ["x", "y"], "one": 3.0, "bad": [float("nan"), 1.0]}
+    return {"rewards": rewards, "scores": rewards / 2, "extra_logs": logs}
+
+
+def verl(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> Any:
+    if solution_str == "bb" and extra_info is None:
+        raise ValueError("no such answer")
+    return {"score": float(solution_str == ground_truth), "length": len(solution_str), "text": "x", "inf": np.inf}
+
+
+async def verl_async(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> float:
+    return float(len(solution_str))
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (ours, "ours"),
+        (ours_by_other_names, "ours"),
+        (trl, "trl"),
+        (trl_completions_alone, "trl"),
+        (openrlhf, "openrlhf"),
+        (verl, "verl"),
+        (verl_async, "verl"),
+    ],
+)
+def test_the_kind_is_told_by_the_parameters_names(function: Callable[..., Any], kind: str) -> None:
+    assert signature_kind(function) == kind
+
+
+@pytest.mark.parametrize(
+    ("function", "rewards"),
+    [
+        (ours, [1.0, 2.0]),
+        (ours_by_other_names, [1.0, 0.0]),
+        (trl_completions_alone, [1.0, 0.0]),
+        (trl_async, [1.0, 2.0]),
+        (openrlhf, [1.0, 1.0]),
+        (openrlhf_logs, [1.0, 2.0]),
+        (verl_async, [1.0, 2.0]),
+    ],
+)
+async def test_each_signature_scores(function: Callable[..., Any], rewards: list[float]) -> None:
+    outcomes = await FunctionScorer("s", function).score(ITEMS)
+    assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == rewards
+
+
+async def test_none_from_a_trl_function_does_not_apply_and_names_the_item() -> None:
+    good, none = await FunctionScorer("s", trl).score(ITEMS)
+    assert isinstance(good, Score)
+    assert isinstance(none, NotApplicable)
+    assert str(none) == "s: does not apply to i1 (it returned None)"
+
+
+async def test_none_from_any_other_function_is_no_number() -> None:
+    (outcome,) = await FunctionScorer("s", lambda prompts, responses: [None]).score(ITEMS[:1])
+    assert isinstance(outcome, RewardError)
+    assert not isinstance(outcome, NotApplicable)
+
+
+async def test_the_logs_of_an_openrlhf_function_are_parts_where_they_are_finite_numbers_an_item() -> None:
+    first, second = await FunctionScorer("s", openrlhf_logs).score(ITEMS)
+    assert isinstance(first, Score)
+    assert isinstance(second, Score)
+    assert dict(first.parts) == {"openrlhf_logs": 1.0, "scores": 0.5, "short": pytest.approx(0.1)}
+    assert dict(second.parts) == {"openrlhf_logs": 2.0, "scores": 1.0, "short": pytest.approx(0.2), "bad": 1.0}
+
+
+async def test_a_verl_function_fails_the_item_it_raises_for_alone_and_its_numbers_are_parts() -> None:
+    good, bad = await FunctionScorer("s", verl).score(ITEMS)
+    assert isinstance(good, Score)
+    assert dict(good.parts) == {"verl": 1.0, "length": 1.0}
+    assert str(bad) == "s: raised ValueError: no such answer (scoring i1)"
+
+
+async def test_a_verl_function_without_ground_truth_is_an_error_naming_the_item() -> None:
+    (outcome,) = await FunctionScorer("s", verl).score([ScoreRequest("i9", "p", "a")])
+    assert isinstance(outcome, RewardError)
+    assert "needs a ground truth" in outcome.what
+    assert "i9" in outcome.what
+
+
+async def test_ground_truth_and_labels_of_their_own_go_before_references() -> None:
+    item = ScoreRequest("i", "p", "a", {"references": "b", "ground_truth": "a", "labels": "a"})
+    for function in (verl, openrlhf):
+        (outcome,) = await FunctionScorer("s", function).score([item])
+        assert isinstance(outcome, Score)
+        assert outcome.reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"),
+    [
+        ({"scores": [1.0]}, "without rewards"),
+        ({"rewards": [1.0]}, "returned 1 rewards for 2 responses"),
+        (torch.tensor(1.0), "returned float, not a list"),
+        (np.array([1.0]), "returned 1 rewards for 2 responses"),
+    ],
+)
+async def test_what_is_no_list_of_rewards_is_every_items_error(returned: Any, what: str) -> None:
+    def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> Any:
+        return returned
+
+    outcomes = await FunctionScorer("s", reward_func).score(ITEMS)
+    assert all(isinstance(outcome, RewardError) and what in outcome.what for outcome in outcomes)
+
+
+@pytest.mark.parametrize("wrong", [{"reward": 1.0}, {"score": None}, "1", float("nan")])
+async def test_a_verl_function_that_gives_no_finite_score_gives_an_error(wrong: Any) -> None:
+    def compute_score(data_source: str, solution_str: str, ground_truth: str) -> Any:
+        return wrong
+
+    (outcome,) = await FunctionScorer("s", compute_score).score(ITEMS[:1])
+    assert isinstance(outcome, RewardError)
+    assert "i0" in outcome.what

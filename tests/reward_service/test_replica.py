@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from cluster.errors import InputError
+from cluster.scoring import Score, ScoreRequest
+from reward_service.backend import UnknownScorer
+from reward_service.config import RewardServiceConfig
+from reward_service.replica import RewardService
+from reward_service.scorer import Outcome
+
+ITEM = ScoreRequest("x", "p", "a")
+
+
+class Numbered:
+    """A scorer whose reward is its version's number, once it may go on."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name, self.version, self.number = name, f"{name}@{number}", number
+        self.begun, self.go_on, self.is_closed = asyncio.Event(), asyncio.Event(), False
+        self.go_on.set()
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        self.begun.set()
+        await self.go_on.wait()
+        assert not self.is_closed
+        return [Score(request.id, float(self.number), {}, self.version) for request in requests]
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def service_of(*scorers: Numbered) -> RewardService:
+    service = RewardService(RewardServiceConfig(scorer=scorers[0].name))
+    service.take({scorer.name: scorer for scorer in scorers})
+    return service
+
+
+async def reward(service: RewardService, scorer: str | None = None) -> float:
+    return (await service.score([ITEM], scorer))[0].reward
+
+
+async def test_scorers_are_found_by_name_and_the_default_is_first() -> None:
+    service = service_of(Numbered("b", 1), Numbered("a", 2), Numbered("c", 3))
+    assert [await reward(service, name) for name in (None, "a", "c")] == [1.0, 2.0, 3.0]
+    assert [(info.name, info.is_default) for info in await service.models()] == [
+        ("b", True),
+        ("a", False),
+        ("c", False),
+    ]
+    with pytest.raises(UnknownScorer, match="no scorer 'd'; this service has b, a, c"):
+        await reward(service, "d")
+    assert await service.num_scored() == 3
+
+
+async def test_the_version_before_can_still_be_asked_for_and_the_one_before_that_no_more() -> None:
+    service = service_of(Numbered("a", 1))
+    service.take({"a": Numbered("a", 2)})
+    assert [await reward(service, wanted) for wanted in (None, "a@1", "a@2")] == [2.0, 1.0, 2.0]
+    assert (await service.models())[0].versions == ("a@2", "a@1")
+    service.take({"a": Numbered("a", 3)})
+    with pytest.raises(UnknownScorer, match="a@1"):
+        await reward(service, "a@1")
+
+
+async def test_a_scorer_is_closed_when_it_is_retired_and_its_last_call_has_ended() -> None:
+    old = Numbered("a", 1)
+    old.go_on.clear()
+    service = service_of(old)
+    call = asyncio.create_task(reward(service))
+    await old.begun.wait()
+    for number in (2, 3):
+        service.take({"a": Numbered("a", number)})
+    assert await reward(service) == 3.0
+    assert not old.is_closed
+    old.go_on.set()
+    assert await call == 1.0
+    assert old.is_closed
+
+
+async def test_conversations_become_prompts_by_the_first_scorer_that_can_read_them() -> None:
+    class Reading(Numbered):
+        def render(self, messages: Sequence[dict[str, str]]) -> str:
+            return "|".join(message["content"] for message in messages)
+
+        async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+            return [Score(r.id, float(len(r.prompt)), {}, self.version) for r in requests]
+
+    item = ScoreRequest("x", "", "a", {"messages": [{"role": "user", "content": "one"}, {"content": "two"}]})
+    service = service_of(Numbered("a", 1), Reading("b", 2))
+    assert (await service.score([item, ITEM], "b"))[0].reward == 7.0
+    with pytest.raises(InputError, match="messages: no reward model here has a chat template"):
+        await service_of(Numbered("a", 1)).score([item])

@@ -1,0 +1,242 @@
+"""Rules on both sides of what they ask, and on texts that nobody would write."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.errors import InputError, RewardError
+from cluster.scoring import Score, ScoreRequest
+from reward_service import rules
+from reward_service import scorer_config as kinds
+from reward_service.rules import Rule, RuleScorer
+
+
+def item(response: str, references: Any = None, **columns: Any) -> ScoreRequest:
+    return ScoreRequest("i", "p", response, columns if references is None else columns | {"references": references})
+
+
+def exact(**settings: Any) -> Rule:
+    return rules.exact_rule(kinds.ExactConfig(kind="exact", **settings))
+
+
+def numeric(**settings: Any) -> Rule:
+    return rules.numeric_rule(kinds.NumericConfig(kind="numeric", **settings))
+
+
+def length(**settings: Any) -> Rule:
+    return rules.length_rule(kinds.LengthConfig(kind="length", **settings))
+
+
+def repetition(**settings: Any) -> Rule:
+    return rules.repetition_rule(kinds.RepetitionConfig(kind="repetition", **settings))
+
+
+def language(**settings: Any) -> Rule:
+    return rules.language_rule(kinds.LanguageConfig(kind="language", **settings))
+
+
+def pattern(**settings: Any) -> Rule:
+    return rules.regex_rule(kinds.RegexConfig(kind="regex", **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "response", "references", "reward"),
+    [
+        ({}, " yes\n", "yes", 1.0),
+        ({}, "Yes", "yes", 0.0),
+        ({"ignore_case": True}, "STRASSE", "straße", 1.0),
+        ({"strip": False}, "yes ", "yes", 0.0),
+        ({}, "b", ["a", "b"], 1.0),
+        ({}, "5", 5, 1.0),
+        ({"answer": r"answer: (\w+)"}, "answer: no. answer: yes.", "yes", 1.0),
+        ({"answer": r"answer: (\w+)"}, "answer: yes. answer: no.", "yes", 0.0),
+        ({"answer": r"answer: (\w+)"}, "yes", "yes", 0.0),
+        ({"answer": r"\d+"}, "1 then 2", "2", 1.0),
+    ],
+)
+def test_an_exact_answer(settings: dict[str, Any], response: str, references: Any, reward: float) -> None:
+    assert exact(**settings)(item(response, references))[0] == reward
+
+
+@pytest.mark.parametrize(
+    ("settings", "response", "references", "reward"),
+    [
+        ({}, "3 apples and 4: 7.", 7, 1.0),
+        ({}, "3 apples and 4: 7.", "8", 0.0),
+        ({}, "it costs $1,234.50", "1234.5", 1.0),
+        ({}, "-.5e3", -500, 1.0),
+        ({}, "seven", 7, 0.0),
+        ({}, "1e999", 7, 0.0),
+        ({"tolerance": 0.5}, "7.5", 7, 1.0),
+        ({"tolerance": 0.5}, "7.51", 7, 0.0),
+        ({"relative_tolerance": 0.01}, "101", 100, 1.0),
+        ({"relative_tolerance": 0.01}, "101.1", 100, 0.0),
+        ({}, "2", [1, 2], 1.0),
+        ({"answer": r"\\boxed\{([^}]*)\}"}, r"\boxed{12} of 13", 12, 1.0),
+    ],
+)
+def test_a_numeric_answer(settings: dict[str, Any], response: str, references: Any, reward: float) -> None:
+    assert numeric(**settings)(item(response, references))[0] == reward
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_written_out_is_that_number(number: float) -> None:
+    assert numeric()(item(f"so it is {number!r}", number))[0] == 1.0
+
+
+@pytest.mark.parametrize("references", [None, []])
+@pytest.mark.parametrize("rule", [exact(), numeric()])
+def test_an_item_without_references_is_an_error(rule: Rule, references: Any) -> None:
+    with pytest.raises(RewardError, match="i has no references"):
+        rule(item("x 1", references))
+
+
+@pytest.mark.parametrize("references", ["seven", True, [1, None], "nan", "inf", {}])
+def test_a_reference_that_is_no_number_is_an_error(references: Any) -> None:
+    with pytest.raises(RewardError, match="a reference of i is no finite number"):
+        numeric()(item("7", references))
+
+
+def test_a_pattern_is_searched_or_has_to_be_all() -> None:
+    for match, rewards in (("search", [2.0, 2.0, -1.0]), ("full", [2.0, -1.0, -1.0])):
+        rule = pattern(pattern="<a>.*</a>", match=match, reward=2.0, otherwise=-1.0)
+        assert [rule(item(text))[0] for text in ("<a>x</a>", "so <a>x</a>", "<a>x")] == rewards
+
+
+@pytest.mark.parametrize("match", ["search", "full"])
+def test_a_pattern_that_takes_for_ever_is_an_error_not_a_wait(match: str) -> None:
+    rule = pattern(pattern="(a|aa)+$", match=match, timeout_s=0.05)
+    with pytest.raises(RewardError, match=r"took longer than 0\.05 s on i"):
+        rule(item("a" * 200 + "!"))
+
+
+def test_an_answers_pattern_that_takes_for_ever_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "PATTERN_TIMEOUT_S", 0.05)
+    with pytest.raises(RewardError, match=r"took longer than 0\.05 s on i"):
+        exact(answer="(a|aa)+$")(item("a" * 200 + "!", "x"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "response", "reward"),
+    [
+        ({"max": 3}, "abc", 0.0),
+        ({"max": 3}, "abcd", -1.0),
+        ({"min": 3}, "abc", 0.0),
+        ({"min": 3}, "ab", -1.0),
+        ({"max": 2, "margin": 4, "penalty": 2.0}, "abc", -0.5),
+        ({"max": 2, "margin": 4, "penalty": 2.0}, "a" * 50, -2.0),
+        ({"max": 2, "unit": "words"}, "one two", 0.0),
+        ({"max": 2, "unit": "words"}, "one two  three", -1.0),
+    ],
+)
+def test_a_length_beyond_its_bounds_costs(settings: dict[str, Any], response: str, reward: float) -> None:
+    assert length(**settings)(item(response))[0] == reward
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_a_longer_response_never_costs_less(shorter: int, longer: int) -> None:
+    rule = length(max=10, margin=20)
+    shorter, longer = sorted((shorter, longer))
+    assert -1.0 <= rule(item("x" * longer))[0] <= rule(item("x" * shorter))[0] <= 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "columns", "reward"),
+    [
+        ("The end.", {}, 0.0),
+        ("The end. \n", {}, 0.0),
+        ("The e", {}, -1.0),
+        ("", {}, -1.0),
+        ("The e", {"finish_reason": "stop"}, 0.0),
+        ("The end.", {"finish_reason": "length"}, -1.0),
+        ("The e", {"finish_reason": None}, -1.0),
+    ],
+)
+def test_a_response_that_was_cut_off_costs(response: str, columns: dict[str, Any], reward: float) -> None:
+    assert rules.truncation_rule(kinds.TruncationConfig(kind="truncation"))(item(response, **columns))[0] == reward
+
+
+def test_repetition_costs_by_the_share_that_was_there_before() -> None:
+    assert repetition(n=1)(item("a b c d"))[0] == 0.0
+    assert repetition(n=1, penalty=2.0)(item("a a a a"))[0] == -1.5
+    assert repetition(n=2)(item("a b a b a b"))[1] == {"repeated_share": pytest.approx(0.6)}
+    assert repetition(n=4)(item("too short"))[0] == 0.0
+    assert repetition(n=2, unit="characters")(item("aaaa"))[0] == pytest.approx(-2 / 3)
+
+
+@given(st.text(), st.integers(1, 5))
+def test_the_repeated_share_is_a_share(text: str, n: int) -> None:
+    assert 0.0 <= repetition(n=n)(item(text))[1]["repeated_share"] < 1.0
+
+
+def test_the_language_is_told_and_the_same_each_time() -> None:
+    rule = language(language="de")
+    german = rule(item("Das ist ein ganz gewöhnlicher deutscher Satz über das Wetter von gestern."))
+    english = rule(item("This is a quite ordinary English sentence about the weather of yesterday."))
+    assert (german[0], english[0]) == (1.0, 0.0)
+    assert german == rule(item("Das ist ein ganz gewöhnlicher deutscher Satz über das Wetter von gestern."))
+    assert rule(item("123 ..."))[0] == rule(item(""))[0] == 0.0
+    assert language(language="de", among=("de", "fr"))(item("the weather of yesterday"))[1]["probability"] <= 1.0
+
+
+def test_a_language_that_nobody_knows_is_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"^language: py3langid does not know qqq"):
+        language(language="qqq")
+
+
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        ("nice words", 1.0),
+        ("a BOMB!", 0.0),
+        ("bo\u200bmb", 0.0),
+        ("ｂｏｍｂ", 0.0),
+        ("how  to\nkill", 0.0),
+        ("bombastic", 1.0),
+        ("a.b is one", 0.0),
+        ("axb is none", 1.0),
+        ("", 1.0),
+    ],
+)
+def test_what_is_forbidden_is_found_as_whole_words_however_it_is_written(response: str, reward: float) -> None:
+    rule = rules.forbidden_rule(["bomb", "How to KILL", "a.b"])
+    assert rule(item(response))[0] == reward
+
+
+def test_different_forbidden_phrases_are_counted_once_each() -> None:
+    assert rules.forbidden_rule(["a", "b"])(item("a a b"))[1] == {"num_forbidden": 2.0}
+
+
+@given(st.text(), st.text())
+def test_rules_answer_any_text_with_a_finite_number(prompt: str, response: str) -> None:
+    every = [exact(), numeric(), length(max=3), repetition(), rules.forbidden_rule(["a"]), pattern(pattern="a")]
+    for rule in every:
+        reward, measures = rule(ScoreRequest("i", prompt, response, {"references": 1}))
+        assert all(map(math.isfinite, [reward, *measures.values()]))
+
+
+async def test_a_rules_score_has_its_name_its_measures_and_its_version() -> None:
+    (score,) = await RuleScorer("brief", length(max=3), version="brief@1").score([item("abcd")])
+    assert score == Score("i", -1.0, {"num_characters": 4.0, "brief": -1.0}, "brief@1")
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+async def test_an_item_that_a_rule_can_not_judge_fails_alone(num_threads: int) -> None:
+    scorer = RuleScorer("same", exact(), version="v", num_threads=num_threads)
+    good, bad, last = await scorer.score([item("a", "a"), item("a"), item("b", "a")])
+    assert str(bad) == "same: i has no references"
+    assert [score.reward for score in (good, last) if isinstance(score, Score)] == [1.0, 0.0]
+    scorer.close()
+
+
+async def test_what_a_rule_raises_is_its_items_error() -> None:
+    def broken(request: ScoreRequest) -> rules.Verdict:
+        raise ZeroDivisionError("x")
+
+    (outcome,) = await RuleScorer("broken", broken, version="v").score([item("a")])
+    assert str(outcome) == "broken: raised ZeroDivisionError: x (scoring i)"
