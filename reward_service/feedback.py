@@ -121,9 +121,10 @@ class FeedbackStore:
         labelled already, FeedbackRefused where it doesn't fit the pair it names.
         """
         receipt = await self._write(self._add, feedback, token)
-        held = self._held.get(feedback.annotator)
-        if held and isinstance(feedback, Preference) and feedback.pair in held:
-            held.remove(feedback.pair)
+        pair = feedback.pair if isinstance(feedback, Preference) else None
+        held = self._held.get(feedback.annotator, ())
+        if pair is not None and pair in held:
+            self._held[feedback.annotator].remove(pair)
         return receipt
 
     async def retract(self, id: str, *, annotator: str, token: str | None = None) -> Receipt:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
-MAX_TEXT_CHARACTERS = 200_000
+MAX_TEXT_CHARACTERS = 1_000_000
 MAX_PAIRS = 1000
 MAX_EXCEPTED = 50
 

@@ -279,8 +279,7 @@ async function showAgreement() {
   const mine = summary.agreement.filter(({ annotators }) => annotators.includes(annotator));
   const num = mine.reduce((sum, { num_pairs }) => sum + num_pairs, 0);
   const same = mine.reduce((sum, { num_pairs, raw }) => sum + num_pairs * raw, 0);
-  const pairs = num === 1 ? "1 shared pair" : `${num} shared pairs`;
-  $("agreement").textContent = num ? `${Math.round((100 * same) / num)}% agreement on ${pairs}` : "";
+  $("agreement").textContent = num ? `${Math.round((100 * same) / num)}% agreement · ${num} shared` : "";
 }
 
 /* The name */
