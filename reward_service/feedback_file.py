@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
+
 from cluster.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -46,7 +48,7 @@ def open_to_write(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             _check_version(path, connection)
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             with transaction(connection):
@@ -89,6 +91,21 @@ def transaction(connection: sqlite3.Connection, mode: str = "IMMEDIATE") -> Iter
         raise
 
 
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+
+
+@retry(
+    retry=retry_if_exception(_is_busy),
+    stop=stop_after_delay(BUSY_TIMEOUT_S),
+    wait=wait_random(0.01, 0.1),
+    reraise=True,
+)
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Again while another process opens the file: to change the mode SQLite waits for nobody."""
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     try:
@@ -98,12 +115,12 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _check_version(path: Path, connection: sqlite3.Connection) -> int:
-    """The file's version, 0 where it is empty."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    """The file's version, 0 where it is empty; one statement, for another process may be making the tables."""
+    query = "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
+    version, num_tables = connection.execute(query).fetchone()
     if version > SCHEMA_VERSION:
         what = f"is of version {version} and this program reads up to {SCHEMA_VERSION}: use a newer Antiphon"
         raise InputError(str(path), what)
-    (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if not version and num_tables:
         raise InputError(str(path), "is an SQLite file of something else")
     return int(version)
