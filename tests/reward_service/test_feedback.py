@@ -254,8 +254,9 @@ from reward_service.feedback_contracts import Preference
 
 async def write(store):
     for i in range(1_000_000):
-        given = Preference(kind="preference", id=f"x{i}", annotator="A", prompt="p", first="a", second="b", choice="tie")
-        print((await store.add(given)).id, flush=True)
+        texts = {"prompt": "p", "first": "a", "second": "b", "choice": "tie"}
+        receipt = await store.add(Preference(kind="preference", id=f"x{i}", annotator="A", **texts))
+        print(receipt.id, flush=True)
 
 asyncio.run(write(FeedbackStore(Path(sys.argv[1]))))
 """
