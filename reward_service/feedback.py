@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.errors import FeedbackConflict, FeedbackRefused, FeedbackUnavailable, FeedbackUnknown
+from cluster.errors import FeedbackConflict, FeedbackRefused, FeedbackUnavailable, FeedbackUnknown, InputError
 from reward_service.agreement import agreements, mean_agreement
 from reward_service.feedback_contracts import (
     CandidatePair,
@@ -221,10 +221,10 @@ class FeedbackStore:
             raise FeedbackConflict("pair", f"{annotator} has labelled pair {pair} already (undo {row['id']} first)")
 
     def _retract(self, id: str, annotator: str, token: str | None) -> Receipt:
-        row = self._writing.execute("SELECT annotator FROM feedback WHERE id = ?", (id,)).fetchone()
-        if row is None:
+        given = self._writing.execute("SELECT annotator FROM feedback WHERE id = ?", (id,)).fetchone()
+        if given is None:
             raise FeedbackUnknown("id", f"there is no feedback {id}")
-        if row["annotator"] != annotator:
+        if given["annotator"] != annotator:
             raise FeedbackConflict("annotator", f"feedback {id} is not {annotator}'s")
         known = self._writing.execute("SELECT time FROM retractions WHERE feedback = ?", (id,)).fetchone()
         if known is not None:
@@ -301,11 +301,11 @@ class FeedbackStore:
 
 @contextmanager
 def available(path: Path) -> Iterator[None]:
-    """SQLite's own errors, a file that is locked or a disk that is full, as FeedbackUnavailable."""
+    """A file that is locked or a disk that is full, as FeedbackUnavailable."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise FeedbackUnavailable(str(path), f"{type(error).__name__}: {error}") from error
+    except sqlite3.OperationalError as error:
+        raise FeedbackUnavailable(str(path), str(error)) from error
 
 
 def read_preferences(path: Path) -> pa.Table:
@@ -323,7 +323,10 @@ def read_preferences(path: Path) -> pa.Table:
 
 
 def export_preferences(store: Path, output: Path) -> Exported:
-    """Write what `read_preferences` gives as Parquet; the file appears whole. Raises InputError as that does."""
+    """Write what `read_preferences` gives as Parquet; the file appears whole.
+
+    Raises InputError as that does, and where the output cannot be written.
+    """
     connection = open_to_read(store)
     try:
         with available(store), transaction(connection, "DEFERRED"):
@@ -333,8 +336,11 @@ def export_preferences(store: Path, output: Path) -> Exported:
     finally:
         connection.close()
     partial = output.with_name(f".{output.name}.partial")
-    pq.write_table(table, partial)
-    partial.replace(output)
+    try:
+        pq.write_table(table, partial)
+        partial.replace(output)
+    except OSError as error:
+        raise InputError(str(output), f"cannot be written ({error})") from error
     return Exported(table.num_rows, num_ties, num_skips)
 
 

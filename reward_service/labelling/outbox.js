@@ -86,6 +86,13 @@ export class Outbox {
     this.timer = null;
     this.waitMs = FIRST_WAIT_MS;
     this.counter = 0;
+    this.isStopped = false;
+  }
+
+  /** Send no more: another store answers now. What waits stays on the shelf until its own store is back. */
+  stop() {
+    clearTimeout(this.timer);
+    this.isStopped = true;
   }
 
   /** Keep a request `{method, path, body}` and send it when its turn comes. */
@@ -115,7 +122,7 @@ export class Outbox {
   }
 
   async #sendAll() {
-    for (let key = this.shelf.keys()[0]; key !== undefined; key = this.shelf.keys()[0]) {
+    for (let key = this.shelf.keys()[0]; key !== undefined && !this.isStopped; key = this.shelf.keys()[0]) {
       const request = this.shelf.get(key);
       try {
         if (request) await this.send(request);
@@ -137,7 +144,7 @@ export class Outbox {
   /** Wait longer each time; who has to sign in first is not asked again and again. */
   #tryLater(error) {
     this.failure = error;
-    if (error.isLocked) return;
+    if (error.isLocked || this.isStopped) return;
     this.timer = setTimeout(() => this.flush(), this.waitMs);
     this.waitMs = Math.min(2 * this.waitMs, LONGEST_WAIT_MS);
   }

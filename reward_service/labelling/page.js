@@ -76,6 +76,7 @@ async function ask(method, path, body) {
 
 function openOutbox(name) {
   if (store === name) return;
+  outbox?.stop();
   store = name;
   recallPast();
   outbox = new Outbox(new Shelf(`antiphon.outbox.${name}.`), ({ method, path, body }) => ask(method, path, body), {
@@ -97,7 +98,7 @@ function setPast(entries) {
 function keepRefused(request, error) {
   if (request.method === "DELETE" && error.status === 404) return; // what it would undo was not accepted either
   browser.set(`refused.${request.body?.id ?? newId()}`, { request, message: error.message });
-  lastRefusal = `A choice was not accepted: ${error.message}`;
+  lastRefusal = `${request.body ? "A choice" : "An undo"} was not accepted: ${error.message}`;
 }
 
 function waitingPairs() {
@@ -137,8 +138,6 @@ async function fetchNext(alsoExcept) {
 }
 
 async function showNext() {
-  const promise = upcoming ?? fetchNext([]);
-  upcoming = null;
   turn += 1;
   const mine = turn;
   const isTrouble = !$("view-trouble").hidden;
@@ -147,7 +146,9 @@ async function showNext() {
     if (outbox && outbox.waiting().length >= MAX_WAITING) {
       throw outbox.failure ?? new Refused(0, "Too many choices wait to be sent.");
     }
-    const answer = await promise.catch(() => fetchNext([]));
+    const asked = upcoming;
+    upcoming = null;
+    const answer = await (asked ? asked.catch(() => fetchNext([])) : fetchNext([]));
     if (mine !== turn) return;
     openOutbox(answer.store);
     follow(answer);
@@ -245,7 +246,7 @@ function showPair(pair) {
 
 function showTrouble(error) {
   shown = null;
-    const isNew = $("view-trouble").hidden;
+  const isNew = $("view-trouble").hidden;
   $("trouble-title").textContent = error.isLocked ? "You are not signed in" : error.status ? "The service refused" : "No connection";
   $("trouble-text").textContent = error.isLocked
     ? "The token was not accepted. Reload the page and give it again."
@@ -285,6 +286,7 @@ async function showAgreement() {
 /* The name */
 
 function askName() {
+  turn += 1;
   $("name").value = annotator ?? "";
   view("name");
   $("name").focus();

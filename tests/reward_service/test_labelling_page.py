@@ -290,6 +290,17 @@ def test_a_choice_whose_page_was_closed_before_it_was_sent_is_sent_by_the_next_p
     assert pairs.labels() == [("Ann", first[1], first[0])]
 
 
+def test_a_choice_meant_for_another_store_at_this_address_is_left_waiting_for_it(label: Any, pairs: Service) -> None:
+    waiting = {"method": "POST", "path": "v1/feedback", "body": {"id": "x", "annotator": "Ann", "pair": "q"}}
+    label.evaluate("(it) => localStorage.setItem('antiphon.outbox.another.1', JSON.stringify(it))", waiting)
+    label.reload()
+    label.locator("#view-pair").wait_for()
+    then_next(label, lambda: label.keyboard.press("1"))
+    label.wait_for_function("() => Object.keys(localStorage).filter((key) => key.includes('outbox')).length === 1")
+    assert len(pairs.labels()) == 1
+    assert label.evaluate("localStorage.getItem('antiphon.outbox.another.1')") is not None
+
+
 def test_a_choice_whose_answer_was_lost_is_sent_again_and_counts_once(label: Any, pairs: Service) -> None:
     bodies = []
 
