@@ -82,3 +82,20 @@ class LearnerError(AntiphonError):
 
 class LearnerDied(LearnerError):
     """A learner's process is gone; `where` is its rank."""
+
+
+class FeedbackRefused(AntiphonError):
+    """Feedback that cannot be stored as it is; `where` is the field that is wrong."""
+
+
+class FeedbackConflict(FeedbackRefused):
+    """Feedback that contradicts what is stored."""
+
+
+class FeedbackUnknown(FeedbackRefused):
+    """Feedback that is not there."""
+
+
+class FeedbackUnavailable(AntiphonError):
+    """The store of feedback cannot write or read now (another process holds it, the disk is full); `where` is its
+    file."""

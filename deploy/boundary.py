@@ -34,7 +34,7 @@ def running(run: RunDirectory) -> Iterator[None]:
     """
     run.update_status(state="RUNNING", stage=None, step=0, ray_address=None, error=None)
     try:
-        with _interruptible():
+        with interruptible():
             yield
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         run.update_status(state="INTERRUPTED", ray_address=None)
@@ -67,7 +67,7 @@ def _keep_traceback(run: RunDirectory, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP all interrupt, even where the shell that started us had SIGINT ignored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)

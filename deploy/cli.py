@@ -264,6 +264,41 @@ def chat(
 
 
 @app.command()
+def label(
+    run: Run,
+    host: Annotated[str, typer.Option(help="Beyond loopback, ANTIPHON_TOKEN must be set.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
+    num_pairs: Annotated[
+        int, typer.Option(min=1, help="Pairs of this policy there should be; what is missing is sampled.")
+    ] = 64,
+    annotators_per_pair: Annotated[
+        float, typer.Option(min=1, help="In the mean: 1.1 asks a second person about every tenth pair.")
+    ] = 1.1,
+    random_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of pairs drawn by lot, not where the reward model is unsure.")
+    ] = 0.2,
+) -> None:
+    """Have people choose between responses of a run's newest policy, on a page in the browser.
+
+    Prints "listening on URL" when ready. The choices are kept in RUN/feedback.sqlite.
+
+    [dim]antiphon label runs/reviews[/dim]
+    """
+    directory = require_run(run)
+    require_token_beyond_loopback(host, "--host")
+    from deploy.label import label as ask
+
+    ask(
+        directory,
+        host=host,
+        port=port,
+        num_pairs=num_pairs,
+        annotators_per_pair=annotators_per_pair,
+        random_share=random_share,
+    )
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="From RUN/trajectories or RUN/failed.")],
     uid: Annotated[str | None, typer.Option(help="Show this trajectory whole.")] = None,

@@ -22,7 +22,8 @@ from cluster.errors import AntiphonError, InputError
 from deploy.run_config import RunConfig, flat, load_run_config, read_run_config, to_toml
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
-CONFIG, LOCK = "config.toml", ".lock"
+CONFIG, LOCK, FEEDBACK = "config.toml", ".lock", "feedback.sqlite"
+KEPT = (LOCK, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
 COMMANDS = {"reward_model": "reward-model", "evaluation": "evaluate"}
 SUPERVISED = ("sft", "reward_model")
 _WHEREABOUTS = {"run.name", "run.runs_dir"}
@@ -155,9 +156,9 @@ class RunDirectory:
         self._lock = lock
 
     def clear(self) -> None:
-        """Delete everything but the lock."""
+        """Delete everything but the lock and what people have said: no command can make that again."""
         for child in self.path.iterdir():
-            if child.name == LOCK:
+            if child.name in KEPT:
                 continue
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
@@ -228,7 +229,7 @@ def open_run(config: RunConfig, path: Path, *, fresh: bool = False) -> Iterator[
 def _require_usable(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(str(path), "a file is in the way of the run directory")
-    contents = [child.name for child in path.iterdir() if child.name != LOCK] if path.is_dir() else []
+    contents = [child.name for child in path.iterdir() if child.name not in KEPT] if path.is_dir() else []
     if contents and CONFIG not in contents:
         raise InputError(str(path), f"not a run directory (it has no {CONFIG}) and not empty; choose another --name")
 

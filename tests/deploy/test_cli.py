@@ -167,6 +167,7 @@ def test_a_dry_run_prints_the_resolved_run_file_and_makes_nothing(task: Path) ->
         (["evaluate", "run.toml"], "error: ppo: not done (run antiphon ppo)"),
         (["scale", "runs", "--rollout-actors", "2"], "error: runs: no such run directory"),
         (["chat", "."], "error: .: not a run directory (it has no config.toml)"),
+        (["label", "."], "error: .: not a run directory (it has no config.toml)"),
         (["serve-rewards", "run.toml", "--host", "0.0.0.0"], "set ANTIPHON_TOKEN first"),
         (
             ["serve-rewards", "run.toml", "--set", 'reward_service.scorer = "reward_model"'],
@@ -218,7 +219,7 @@ def test_every_command_explains_itself(antiphon: Callable[..., tuple[int, str, s
     code, out, _ = antiphon("--help")
     assert code == 0
     stages = ["sft", "preferences", "reward-model", "ppo", "evaluate"]
-    for command in ["train", *stages, "check", "submit", "scale", "serve-rewards", "chat", "export"]:
+    for command in ["train", *stages, "check", "submit", "scale", "serve-rewards", "chat", "label", "export"]:
         assert f" {command} " in out
         code, help_text, _ = antiphon(command, "--help")
         assert (code, f"antiphon {command}" in help_text) == (0, True)

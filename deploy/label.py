@@ -1,0 +1,212 @@
+"""`antiphon label`: people choose between two responses of a run's newest policy, on a page, until it is interrupted.
+
+Pairs are sampled once for a policy, through a rollout actor's engine like all generation, and scored by the run's
+reward model where there is one; everything is kept in RUN/feedback.sqlite. Knows nothing of what is stored in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from cluster.errors import InputError
+from cluster.scoring import Score, ScoreRequest
+from cluster.trajectory_queue import PromptOrder
+from deploy.boundary import interruptible
+from deploy.run_config import RunConfig, read_run_config
+from deploy.run_directory import CONFIG, FEEDBACK, RunDirectory, checkpoint_step
+from deploy.session import Session
+from deploy.stages import policy_path, prompt_rows
+from deploy.view import View
+from reward_service.address import check_address
+from reward_service.config import RewardServiceConfig
+from reward_service.feedback import FeedbackStore
+from reward_service.feedback_contracts import MAX_TEXT_CHARACTERS, CandidatePair
+from reward_service.feedback_routes import feedback_router
+from reward_service.http_face import MAX_BODY_BYTES, Guard
+from reward_service.pair_choice import FeedbackSettings
+from reward_service.problems import answer_problems
+from reward_service.scorer import digest_files
+from reward_service.service import service_url
+from rollout_actors.prompts import scorer_columns
+
+NUM_SAMPLED = 4
+"""Responses sampled to a prompt: the first two that differ are the pair."""
+GRACE_S = 2
+
+
+def label(
+    run: RunDirectory, *, host: str, port: int, num_pairs: int, annotators_per_pair: float, random_share: float
+) -> None:
+    """Serve the labelling page; prints ``listening on URL/label`` when ready and returns after SIGINT or SIGTERM.
+
+    No engine is started where there are `num_pairs` pairs of the newest policy already. Call it on the main thread.
+    Raises InputError for a run without a policy, one that another process is at work on, and a taken port.
+    """
+    config = read_run_config(run.path / CONFIG)
+    step, policy = newest_policy(config, run)
+    version = f"{step}@{digest_files(sorted(policy.glob('*.safetensors')))}"
+    settings = FeedbackSettings(
+        seed=config.run.seed,
+        random_share=random_share,
+        annotators_per_pair=annotators_per_pair,
+        policy_version=version,
+    )
+    check_address(RewardServiceConfig(host=host, port=port), os.environ.get("ANTIPHON_TOKEN"))
+    with interruptible():
+        store = FeedbackStore(run.path / FEEDBACK)
+        try:
+            _add_missing_pairs(store, config, run, policy, version, num_pairs)
+            serve_app(label_app(store, settings), host, port)
+        finally:
+            store.close()
+
+
+def newest_policy(config: RunConfig, run: RunDirectory) -> tuple[int, Path]:
+    """The step and folder of the last policy: PPO's result, its newest checkpoint, or what it starts from (step 0)."""
+    checkpoint = run.newest_checkpoint("ppo")
+    if run.is_done("ppo", config):
+        step, folder = config.learner.num_steps, run.path / "policy"
+    elif checkpoint:
+        step, folder = checkpoint_step(checkpoint), checkpoint / "policy"
+    else:
+        step, folder = 0, policy_path(config, run.path)
+    if not (folder / "config.json").is_file():
+        raise InputError(str(run.path), "has no policy yet (run antiphon train first)")
+    return step, folder
+
+
+def label_app(store: FeedbackStore, settings: FeedbackSettings) -> FastAPI:
+    """The labelling page and the routes of feedback, unguarded."""
+    app = FastAPI(title="Antiphon labelling", version="1", docs_url=None, redoc_url=None)
+    app.include_router(feedback_router(store, settings=settings))
+    answer_problems(app)
+    return app
+
+
+def serve_app(app: ASGIApp, host: str, port: int) -> None:
+    """Serve on host:port behind the token guard until SIGINT or SIGTERM, which it returns after."""
+    guarded = Guard(app, token=os.environ.get("ANTIPHON_TOKEN") or None, max_body_bytes=MAX_BODY_BYTES)
+    config = uvicorn.Config(
+        guarded,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    try:
+        _Server(config).run()
+    except KeyboardInterrupt:
+        return
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(f"listening on {service_url(self.config.host, self.config.port)}/label", flush=True)
+
+
+def _add_missing_pairs(
+    store: FeedbackStore, config: RunConfig, run: RunDirectory, policy: Path, version: str, num_pairs: int
+) -> None:
+    """Sample the pairs that are missing of `num_pairs`; pair i of a policy is always about the same prompt."""
+    known = asyncio.run(store.pair_ids(version))
+    first = max((_place(pair) for pair in known), default=-1) + 1
+    if first >= num_pairs:
+        return
+    run.lock()
+    try:
+        with View(f"{config.run.name}  {first} of {num_pairs} pairs to label are there") as view:
+            session = Session(config, run, view)
+            pairs = asyncio.run(_sample_pairs(session, policy, version, range(first, num_pairs)))
+            pairs = _with_rewards(pairs, run.path / "reward_model", view)
+    finally:
+        run.close()
+    asyncio.run(store.add_pairs(pairs))
+
+
+def _place(pair: str) -> int:
+    return int(pair.rpartition("-")[2])
+
+
+async def _sample_pairs(session: Session, policy: Path, version: str, places: range) -> list[CandidatePair]:
+    seed = session.config.run.seed
+    session.view.stage("pairs", len(places))
+    session.connect()
+    try:
+        order = PromptOrder(await prompt_rows(session, "prompts"), random.Random(f"{seed}-{version}").getrandbits(32))
+        rows = [order.row(place) for place in places]
+        sampled = await session.sample(
+            [row["prompt"] for row in rows],
+            policy,
+            num=NUM_SAMPLED,
+            seed=f"{seed}-label-{version}-{places.start}",
+            progress=lambda num_done: session.view.step({"step": num_done}),
+        )
+    finally:
+        await session.close()
+    pairs = []
+    for place, row, responses in zip(places, rows, sampled, strict=True):
+        texts = list(dict.fromkeys(response.text for response in responses))
+        if len(texts) > 1 and max(map(len, (row["prompt"], *texts))) <= MAX_TEXT_CHARACTERS:
+            pairs.append(_pair(f"{seed}-{version}-{place}", row, texts, version))
+    if len(pairs) < len(places):
+        session.view.note(f"{len(places) - len(pairs)} prompts left out: no two responses that differ and can be shown")
+    return pairs
+
+
+def _pair(id: str, row: Mapping[str, Any], texts: Sequence[str], version: str) -> CandidatePair:
+    columns = {name: value for name, value in scorer_columns(row).items() if _is_json(value)}
+    return CandidatePair(
+        id=id,
+        prompt=str(row["prompt"]),
+        first=texts[0],
+        second=texts[1],
+        policy_version=version,
+        columns=columns,
+    )
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _with_rewards(pairs: Sequence[CandidatePair], folder: Path, view: View) -> list[CandidatePair]:
+    """The pairs with the reward model's opinion of both responses, where there is a reward model and it has one."""
+    if not (folder / "config.json").is_file():
+        return list(pairs)
+    from reward_service.reward_model import RewardModelScorer
+
+    requests = [
+        ScoreRequest(f"{pair.id}/{place}", pair.prompt, text, pair.columns)
+        for pair in pairs
+        for place, text in (("first", pair.first), ("second", pair.second))
+    ]
+    outcomes = asyncio.run(RewardModelScorer(folder).score(requests))
+    failed = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
+    if failed:
+        view.note(f"{len(failed)} responses have no reward ({failed[0]})")
+    rewards = [outcome.reward if isinstance(outcome, Score) else None for outcome in outcomes]
+    return [
+        pair.model_copy(update={"first_reward": first, "second_reward": second})
+        for pair, first, second in zip(pairs, rewards[::2], rewards[1::2], strict=True)
+    ]

@@ -1,0 +1,163 @@
+"""The HTTP routes of human feedback and the labelling page: a FastAPI router around a FeedbackStore.
+
+Knows no token: what guards the app puts the name of the token into `scope["state"]["token_name"]`, where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse
+
+from cluster.errors import FeedbackConflict, FeedbackRefused, FeedbackUnavailable, FeedbackUnknown
+from reward_service.contracts import ErrorResponse
+from reward_service.feedback import FeedbackStore
+from reward_service.feedback_contracts import (
+    MAX_EXCEPTED,
+    Annotator,
+    Feedback,
+    Id,
+    NextPair,
+    PairsAdded,
+    PairsRequest,
+    Receipt,
+    Summary,
+)
+from reward_service.pair_choice import FeedbackSettings
+
+PAGE = "page.html"
+FILES = {
+    PAGE: "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "outbox.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+SAFE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+PARQUET = "application/vnd.apache.parquet"
+RETRY_AFTER_S = 5
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer beside its success; 401 and 503 any of them may."""
+    return {status: {"model": ErrorResponse} for status in sorted({401, 503, *statuses})}
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What the store refuses, as the HTTP status it is."""
+    try:
+        yield
+    except FeedbackUnavailable as error:
+        detail = {"message": str(error), "field": None}
+        raise HTTPException(503, detail, {"Retry-After": str(RETRY_AFTER_S)}) from error
+    except FeedbackRefused as error:
+        status = 404 if isinstance(error, FeedbackUnknown) else 409 if isinstance(error, FeedbackConflict) else 422
+        raise HTTPException(status, {"message": error.what, "field": error.where}) from error
+
+
+def _token_name(request: Request) -> str | None:
+    return getattr(request.state, "token_name", None)
+
+
+def feedback_router(store: FeedbackStore, *, settings: FeedbackSettings) -> APIRouter:
+    """The routes of `store`, which pairs are asked by `settings`."""
+    router = APIRouter()
+    _add_feedback_routes(router, store)
+    _add_pair_routes(router, store, settings)
+    _add_reading_routes(router, store)
+    _add_page(router)
+    return router
+
+
+def _add_feedback_routes(router: APIRouter, store: FeedbackStore) -> None:
+    @router.post("/v1/feedback", responses=_refusals(400, 409, 413, 422))
+    async def give_feedback(body: Feedback, request: Request) -> Receipt:
+        """Store a preference, a rating or a correction; the same again changes nothing."""
+        with _refused():
+            return await store.add(body, token=_token_name(request))
+
+    @router.delete("/v1/feedback/{id}", responses=_refusals(404, 409, 422))
+    async def undo_feedback(
+        id: Annotated[Id, Path()], annotator: Annotated[Annotator, Query()], request: Request
+    ) -> Receipt:
+        """Undo feedback of that annotator; it no longer counts and stays as history."""
+        with _refused():
+            return await store.retract(id, annotator=annotator, token=_token_name(request))
+
+
+def _add_pair_routes(router: APIRouter, store: FeedbackStore, settings: FeedbackSettings) -> None:
+    @router.get("/v1/pairs/next", responses=_refusals(422))
+    async def next_pair(
+        annotator: Annotated[Annotator, Query()],
+        excepted: Annotated[list[Id], Query(alias="except", max_length=MAX_EXCEPTED)] = [],  # noqa: B006
+    ) -> NextPair:
+        """The pair to ask that annotator next, null when there is none; `except` names pairs not to ask about."""
+        with _refused():
+            return await store.next_pair(annotator, settings, excepted=excepted)
+
+    @router.post("/v1/pairs", responses=_refusals(400, 409, 413, 422))
+    async def add_pairs(body: PairsRequest) -> PairsAdded:
+        """Add candidate pairs to ask about; known ones change nothing but the reward model's opinion of them."""
+        with _refused():
+            return await store.add_pairs(body.pairs)
+
+
+def _add_reading_routes(router: APIRouter, store: FeedbackStore) -> None:
+    @router.get("/v1/feedback/summary", responses=_refusals())
+    async def summary() -> Summary:
+        """How much feedback there is, of whom, and how far they agree."""
+        with _refused():
+            return await store.summary()
+
+    @router.get(
+        "/v1/feedback/export",
+        response_class=Response,
+        responses={200: {"content": {PARQUET: {}}, "description": "A Parquet file"}, **_refusals()},
+    )
+    async def export() -> Response:
+        """All preferences so far as Parquet in TRL's columns: prompt, chosen, rejected; who, which policy and when."""
+        with _refused():
+            table = await store.preferences()
+        headers = {"Content-Disposition": 'attachment; filename="preferences.parquet"', "Cache-Control": "no-store"}
+        return Response(await run_in_threadpool(_parquet, table), media_type=PARQUET, headers=headers)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _add_page(router: APIRouter) -> None:
+    folder = files("reward_service") / "labelling"
+    contents = {name: (folder / name).read_bytes() for name in FILES}
+
+    @router.get("/label", response_class=HTMLResponse, responses=_refusals())
+    async def page() -> Response:
+        """The labelling page."""
+        return Response(contents[PAGE], media_type=FILES[PAGE], headers=SAFE_HEADERS)
+
+    @router.get(
+        "/label/{name}",
+        response_class=Response,
+        responses={200: {"content": {kind: {} for kind in sorted(set(FILES.values()))}}, **_refusals(404)},
+    )
+    async def page_file(name: str) -> Response:
+        """A file of the labelling page."""
+        if name not in contents or name == PAGE:
+            raise HTTPException(404, {"message": f"the labelling page has no file {name!r}", "field": "name"})
+        return Response(contents[name], media_type=FILES[name], headers=SAFE_HEADERS)

@@ -1,0 +1,241 @@
+"""`antiphon label`: which policy, pairs sampled once and scored, and a service that ends when it is interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.errors import InputError, RewardError
+from cluster.scoring import Score, ScoreRequest
+from deploy import label as labelling
+from deploy.label import newest_policy
+from deploy.run_config import load_run_config, read_run_config
+from deploy.run_directory import FEEDBACK, RunDirectory, open_run
+
+ROOT = Path(__file__).parents[2]
+RUN = """
+[run]
+stages = ["ppo"]
+[model]
+path = "model"
+[data]
+prompts = "prompts.jsonl"
+[reward_service]
+scorer = "tests.scorers:length"
+[learner]
+num_steps = 4
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A run that has done nothing yet, with a model to start from and prompts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ANTIPHON_TOKEN", raising=False)
+    policy(tmp_path / "model")
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "prompt {i}", "answer": {i}}}\n' for i in range(50)))
+    (tmp_path / "run.toml").write_text(RUN)
+    config = load_run_config(tmp_path / "run.toml", ['run.name = "r"'])
+    with open_run(config, tmp_path / "r") as opened:
+        return opened
+
+
+def policy(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(str(folder).encode())
+
+
+@dataclasses.dataclass
+class Engine:
+    """As much of a session as sampling pairs takes; `texts` gives a prompt's responses."""
+
+    texts: Callable[[str], list[str]] = lambda prompt: [f"{prompt} a", f"{prompt} a", f"{prompt} b", f"{prompt} c"]
+    asked: list[tuple[list[str], Path]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def __call__(self, config: Any, run: RunDirectory, view: Any) -> Any:
+        async def sample(prompts: Sequence[str], policy: Path, **_: Any) -> list[list[SimpleNamespace]]:
+            self.asked.append((list(prompts), policy))
+            return [[SimpleNamespace(text=text) for text in self.texts(prompt)] for prompt in prompts]
+
+        async def close() -> None: ...
+
+        shown = SimpleNamespace(stage=view.stage, step=view.step, note=self.notes.append)
+        return SimpleNamespace(config=config, run=run, view=shown, connect=lambda: "", sample=sample, close=close)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    made = Engine()
+    monkeypatch.setattr(labelling, "Session", made)
+    return made
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def pairs(run: RunDirectory, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """`pairs(num)`: the candidate pairs once the page would be served."""
+    monkeypatch.setattr(labelling, "serve_app", lambda app, host, port: None)
+
+    def label(num_pairs: int = 5) -> list[dict[str, Any]]:
+        options = {"annotators_per_pair": 1.1, "random_share": 0.2}
+        labelling.label(run, host="127.0.0.1", port=free_port(), num_pairs=num_pairs, **options)
+        with closing(sqlite3.connect(run.path / FEEDBACK)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute("SELECT * FROM pairs ORDER BY position")]
+
+    return label
+
+
+def test_the_newest_policy_is_ppos_result_then_its_checkpoint_then_what_it_starts_from(run: RunDirectory) -> None:
+    config = read_run_config(run.path / "config.toml")
+    assert newest_policy(config, run) == (0, Path("model"))
+    policy(run.path / "sft")
+    assert newest_policy(config, run) == (0, run.path / "sft")
+    policy(run.path / "checkpoints" / "ppo" / "step-000002" / "policy")
+    assert newest_policy(config, run) == (2, run.path / "checkpoints" / "ppo" / "step-000002" / "policy")
+    policy(run.path / "checkpoints" / "ppo" / "step-000004" / "policy")
+    policy(run.path / "policy")
+    assert newest_policy(config, run) == (4, run.path / "policy")
+
+
+def test_a_run_without_a_policy_is_refused(run: RunDirectory) -> None:
+    shutil.rmtree("model")
+    with pytest.raises(InputError, match="has no policy yet"):
+        newest_policy(read_run_config(run.path / "config.toml"), run)
+
+
+def test_pairs_are_two_different_responses_with_the_prompts_columns_and_the_policys_version(
+    pairs: Callable[..., list[dict[str, Any]]], engine: Engine
+) -> None:
+    rows = pairs(5)
+    version = rows[0]["policy_version"]
+    assert version.startswith("0@")
+    assert [row["id"] for row in rows] == [f"0-{version}-{i}" for i in range(5)]
+    assert len({row["prompt"] for row in rows}) == 5
+    for row in rows:
+        assert (row["first"], row["second"]) == (f"{row['prompt']} a", f"{row['prompt']} b")
+        assert json.loads(row["columns"]) == {"answer": int(row["prompt"].removeprefix("prompt "))}
+    assert engine.asked == [([row["prompt"] for row in rows], Path("model"))]
+
+
+def test_the_same_command_samples_nothing_again_and_a_larger_number_only_what_is_missing(
+    pairs: Callable[..., list[dict[str, Any]]], engine: Engine
+) -> None:
+    first = pairs(5)
+    assert pairs(5) == pairs(3) == first
+    assert len(engine.asked) == 1
+    more = pairs(8)
+    assert (more[:5], len(more), len(engine.asked[1][0])) == (first, 8, 3)
+
+
+def test_a_new_policy_gets_pairs_of_its_own(pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory) -> None:
+    first = pairs(5)
+    policy(run.path / "checkpoints" / "ppo" / "step-000002" / "policy")
+    rows = pairs(5)
+    assert rows[:5] == first
+    assert {row["policy_version"].partition("@")[0] for row in rows[5:]} == {"2"}
+    assert [row["prompt"] for row in rows[5:]] != [row["prompt"] for row in first]
+
+
+def test_prompts_without_two_responses_that_differ_are_left_out_and_said(
+    pairs: Callable[..., list[dict[str, Any]]], engine: Engine
+) -> None:
+    engine.texts = lambda prompt: ["same"] * 4 if prompt.endswith("0") else ["a", "b", "a", "b"]
+    rows = pairs(50)
+    assert (len(rows), [row for row in rows if row["prompt"].endswith("0")]) == (45, [])
+    assert engine.notes == ["5 prompts left out: no two responses that differ and can be shown"]
+
+
+def test_the_runs_reward_model_says_what_it_thinks_of_each_response(
+    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scorer:
+        def __init__(self, folder: Path) -> None:
+            assert folder == run.path / "reward_model"
+
+        async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
+            return [
+                RewardError("reward_model", "too long")
+                if request.prompt == "prompt 7" and request.response.endswith("b")
+                else Score(request.id, float(ord(request.response[-1])), {}, "v")
+                for request in requests
+            ]
+
+    fake = types.ModuleType("reward_service.reward_model")
+    fake.RewardModelScorer = Scorer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reward_service.reward_model", fake)
+    policy(run.path / "reward_model")
+    rewards = {row["prompt"]: (row["first_reward"], row["second_reward"]) for row in pairs(50)}
+    assert rewards.pop("prompt 7") == (97.0, None)
+    assert set(rewards.values()) == {(97.0, 98.0)}
+
+
+def test_a_run_that_another_process_is_at_work_on_is_not_sampled_from(
+    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, engine: Engine
+) -> None:
+    holder = RunDirectory(run.path)
+    holder.lock()
+    with pytest.raises(InputError, match="another process is at work"):
+        pairs(5)
+    holder.close()
+    assert engine.asked == []
+    assert len(pairs(5)) == 5
+
+
+def test_what_people_have_said_outlives_a_fresh_start(
+    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory
+) -> None:
+    rows = pairs(2)
+    config = read_run_config(run.path / "config.toml")
+    (run.path / "summary.json").write_text("{}")
+    with open_run(config, run.path, fresh=True):
+        assert not (run.path / "summary.json").exists()
+    assert pairs(2) == rows
+
+
+def test_it_serves_behind_its_token_until_it_is_interrupted(
+    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory
+) -> None:
+    pairs(2)
+    port = free_port()
+    command = [sys.executable, "-m", "deploy.cli", "label", str(run.path), "--port", str(port), "--num-pairs", "2"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "ANTIPHON_TOKEN": "secret"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == f"listening on http://127.0.0.1:{port}/label\n"
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+            assert http.get("/label").status_code == 401
+            http.headers["Authorization"] = "Bearer secret"
+            assert "Which response is better?" in http.get("/label").text
+            asked = http.get("/v1/pairs/next", params={"annotator": "Ann"}).json()
+            assert asked["progress"] == {"num_done": 0, "num_left": 2}
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+    finally:
+        process.kill()
+        process.communicate()
