@@ -10,13 +10,10 @@ import asyncio
 import json
 import os
 import random
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from cluster.errors import InputError
@@ -33,11 +30,13 @@ from reward_service.config import RewardServiceConfig
 from reward_service.feedback import FeedbackStore
 from reward_service.feedback_contracts import MAX_TEXT_CHARACTERS, CandidatePair
 from reward_service.feedback_routes import feedback_router
-from reward_service.http_face import MAX_BODY_BYTES, Guard
+from reward_service.guarded_app import guarded_app
+from reward_service.http_metrics import HttpMetrics
+from reward_service.http_server import http_server, listening_socket
 from reward_service.pair_choice import FeedbackSettings
-from reward_service.problems import answer_problems
 from reward_service.scorer import digest_files
 from reward_service.service import service_url
+from reward_service.tokens import TokenBook
 from rollout_actors.prompts import scorer_columns
 
 NUM_SAMPLED = 4
@@ -62,12 +61,13 @@ def label(
         annotators_per_pair=annotators_per_pair,
         policy_version=version,
     )
-    check_address(RewardServiceConfig(host=host, port=port), os.environ.get("ANTIPHON_TOKEN"))
+    service = config.reward_service.model_copy(update={"host": host, "port": port})
+    check_address(service, os.environ.get("ANTIPHON_TOKEN"))
     with interruptible():
         store = FeedbackStore(run.path / FEEDBACK)
         try:
             _add_missing_pairs(store, config, run, policy, version, num_pairs)
-            serve_app(label_app(store, settings), host, port)
+            serve_app(label_app(store, settings, service), service)
         finally:
             store.close()
 
@@ -86,39 +86,26 @@ def newest_policy(config: RunConfig, run: RunDirectory) -> tuple[int, Path]:
     return step, folder
 
 
-def label_app(store: FeedbackStore, settings: FeedbackSettings) -> FastAPI:
-    """The labelling page and the routes of feedback, unguarded."""
-    app = FastAPI(title="Antiphon labelling", version="1", docs_url=None, redoc_url=None)
-    app.include_router(feedback_router(store, settings=settings))
-    answer_problems(app)
-    return app
-
-
-def serve_app(app: ASGIApp, host: str, port: int) -> None:
-    """Serve on host:port behind the token guard until SIGINT or SIGTERM, which it returns after."""
-    guarded = Guard(app, token=os.environ.get("ANTIPHON_TOKEN") or None, max_body_bytes=MAX_BODY_BYTES)
-    config = uvicorn.Config(
-        guarded,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
+def label_app(store: FeedbackStore, settings: FeedbackSettings, config: RewardServiceConfig) -> ASGIApp:
+    """The labelling page and the routes of feedback behind their guard, with the tokens of the reward service."""
+    return guarded_app(
+        "Antiphon labelling",
+        [feedback_router(store, settings=settings)],
+        tokens=TokenBook(os.environ.get("ANTIPHON_TOKEN") or None, config.http.tokens),
+        limits=config.http,
+        metrics=HttpMetrics(),
     )
+
+
+def serve_app(app: ASGIApp, config: RewardServiceConfig) -> None:
+    """Serve at the settings' host and port until SIGINT or SIGTERM, which it returns after."""
+    assert config.port is not None
+    bound = listening_socket(config.host, config.port)
+    print(f"listening on {service_url(config)}/label", flush=True)
     try:
-        _Server(config).run()
+        http_server(app, config.http, drain_timeout_s=GRACE_S).run(sockets=[bound])
     except KeyboardInterrupt:
         return
-
-
-class _Server(uvicorn.Server):
-    """Says where it listens once it does."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            print(f"listening on {service_url(self.config.host, self.config.port)}/label", flush=True)
 
 
 def _add_missing_pairs(

@@ -199,7 +199,7 @@ def check_fit(config: RunConfig) -> None:
     _check_stages(config)
     patience_s, take_s = config.reward_service.patience_s, config.trajectory_queue.take_timeout_s
     if patience_s >= take_s:
-        what = f"{patience_s:g} s is not less than trajectory_queue.take_timeout_s = {take_s:g} s, which ends the run first"
+        what = f"{patience_s:g} s is not less than trajectory_queue.take_timeout_s = {take_s:g} s, which comes first"
         raise InputError("reward_service.patience_s", what)
     for key, path in dotted_paths(config).items():
         if not DOTTED_PATH.fullmatch(path):

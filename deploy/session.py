@@ -27,7 +27,7 @@ from cluster.supervision import ActorPool
 from deploy.boundary import signals_kept_from_children
 from deploy.metrics_log import MetricsLog
 from deploy.run_config import RunConfig
-from deploy.run_directory import RunDirectory
+from deploy.run_directory import FEEDBACK, RunDirectory
 from deploy.scale import answers
 from deploy.start_up import StartUp
 from deploy.view import View
@@ -132,7 +132,7 @@ class Session:
         kill_actor(actor)
 
     async def rewards(self) -> Patient:
-        """A client of the run's reward service, which starts with the first call, or of the one that it is pointed at."""
+        """A client of the run's reward service, which starts with the first call, or of the one elsewhere."""
         if self._reward_client is None:
             config = self.config.reward_service
             with self.start_up.phase("reward_service"):
@@ -153,6 +153,7 @@ class Session:
             reward_model_path=self.run.path / "reward_model",
             token=os.environ.get("ANTIPHON_TOKEN"),
             log_path=self.log_path("reward_service"),
+            feedback_path=self.run.path / FEEDBACK,
             unwanted=unwanted,
         )
         starting = asyncio.ensure_future(asyncio.to_thread(start))

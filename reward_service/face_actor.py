@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from pathlib import Path
 
 from cluster.errors import RewardError
 from reward_service.config import RewardServiceConfig
+from reward_service.feedback import FeedbackStore
+from reward_service.feedback_routes import feedback_router
 from reward_service.handle import HandleBackend
 from reward_service.http_face import build_app
 from reward_service.http_server import http_server, listening_socket
+from reward_service.pair_choice import FeedbackSettings
 from reward_service.tokens import TokenBook
 
 START_TIMEOUT_S = 30.0
@@ -26,12 +30,25 @@ def face_name(run_name: str) -> str:
 
 
 class FaceActor:
-    """Listens from its constructor on; raises InputError there for an address that can't be had."""
+    """Listens from its constructor on; with a `feedback_path` people can give feedback here too, which is kept there.
 
-    def __init__(self, config: RewardServiceConfig, application: str, token: str | None) -> None:
+    Raises InputError for an address that can't be had.
+    """
+
+    def __init__(
+        self, config: RewardServiceConfig, application: str, token: str | None, feedback_path: Path | None
+    ) -> None:
         assert config.port is not None
-        tokens = TokenBook(token, config.http.tokens)
-        app = build_app(HandleBackend(application), tokens=tokens, limits=config.http, timeout_s=config.timeout_s)
+        routers = []
+        if feedback_path is not None:
+            routers.append(feedback_router(FeedbackStore(feedback_path), settings=FeedbackSettings()))
+        app = build_app(
+            HandleBackend(application),
+            tokens=TokenBook(token, config.http.tokens),
+            limits=config.http,
+            timeout_s=config.timeout_s,
+            routers=routers,
+        )
         self._server = http_server(app, config.http, drain_timeout_s=config.drain_timeout_s)
         self._socket = listening_socket(config.host, config.port)
         self._thread = threading.Thread(target=self._serve, name="http", daemon=True)

@@ -1,6 +1,6 @@
 """The HTTP routes of human feedback and the labelling page: a FastAPI router around a FeedbackStore.
 
-Knows no token: what guards the app puts the name of the token into `scope["state"]["token_name"]`, where there is one.
+Knows no token: the guard puts the name of the token into `scope["state"]["token_name"]`, where there is one.
 """
 
 from __future__ import annotations
@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 
 from cluster.errors import FeedbackConflict, FeedbackRefused, FeedbackUnavailable, FeedbackUnknown
-from reward_service.contracts import ErrorResponse
 from reward_service.feedback import FeedbackStore
 from reward_service.feedback_contracts import (
     MAX_EXCEPTED,
@@ -30,7 +29,9 @@ from reward_service.feedback_contracts import (
     Receipt,
     Summary,
 )
+from reward_service.guarded_app import StrictRoute
 from reward_service.pair_choice import FeedbackSettings
+from reward_service.problems import documented, refusal
 
 PAGE = "page.html"
 FILES = {
@@ -50,22 +51,16 @@ PARQUET = "application/vnd.apache.parquet"
 RETRY_AFTER_S = 5
 
 
-def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer beside its success; 401 and 503 any of them may."""
-    return {status: {"model": ErrorResponse} for status in sorted({401, 503, *statuses})}
-
-
 @contextmanager
 def _refused() -> Iterator[None]:
     """What the store refuses, as the HTTP status it is."""
     try:
         yield
     except FeedbackUnavailable as error:
-        detail = {"message": str(error), "field": None}
-        raise HTTPException(503, detail, {"Retry-After": str(RETRY_AFTER_S)}) from error
+        raise refusal(503, str(error), retry_after_s=RETRY_AFTER_S) from error
     except FeedbackRefused as error:
         status = 404 if isinstance(error, FeedbackUnknown) else 409 if isinstance(error, FeedbackConflict) else 422
-        raise HTTPException(status, {"message": error.what, "field": error.where}) from error
+        raise refusal(status, error.what, error.where) from error
 
 
 def _token_name(request: Request) -> str | None:
@@ -74,7 +69,7 @@ def _token_name(request: Request) -> str | None:
 
 def feedback_router(store: FeedbackStore, *, settings: FeedbackSettings) -> APIRouter:
     """The routes of `store`, which pairs are asked by `settings`."""
-    router = APIRouter()
+    router = APIRouter(route_class=StrictRoute)
     _add_feedback_routes(router, store)
     _add_pair_routes(router, store, settings)
     _add_reading_routes(router, store)
@@ -83,13 +78,13 @@ def feedback_router(store: FeedbackStore, *, settings: FeedbackSettings) -> APIR
 
 
 def _add_feedback_routes(router: APIRouter, store: FeedbackStore) -> None:
-    @router.post("/v1/feedback", responses=_refusals(400, 409, 413, 422))
+    @router.post("/v1/feedback", responses=documented(409, 422))
     async def give_feedback(body: Feedback, request: Request) -> Receipt:
         """Store a preference, a rating or a correction; the same again changes nothing."""
         with _refused():
             return await store.add(body, token=_token_name(request))
 
-    @router.delete("/v1/feedback/{id}", responses=_refusals(404, 409, 422))
+    @router.delete("/v1/feedback/{id}", responses=documented(404, 409, 422))
     async def undo_feedback(
         id: Annotated[Id, Path()], annotator: Annotated[Annotator, Query()], request: Request
     ) -> Receipt:
@@ -99,7 +94,7 @@ def _add_feedback_routes(router: APIRouter, store: FeedbackStore) -> None:
 
 
 def _add_pair_routes(router: APIRouter, store: FeedbackStore, settings: FeedbackSettings) -> None:
-    @router.get("/v1/pairs/next", responses=_refusals(422))
+    @router.get("/v1/pairs/next", responses=documented(422))
     async def next_pair(
         annotator: Annotated[Annotator, Query()],
         excepted: Annotated[list[Id], Query(alias="except", max_length=MAX_EXCEPTED)] = [],  # noqa: B006
@@ -108,7 +103,7 @@ def _add_pair_routes(router: APIRouter, store: FeedbackStore, settings: Feedback
         with _refused():
             return await store.next_pair(annotator, settings, excepted=excepted)
 
-    @router.post("/v1/pairs", responses=_refusals(400, 409, 413, 422))
+    @router.post("/v1/pairs", responses=documented(409, 422))
     async def add_pairs(body: PairsRequest) -> PairsAdded:
         """Add candidate pairs to ask about; known ones change nothing but the reward model's opinion of them."""
         with _refused():
@@ -116,7 +111,7 @@ def _add_pair_routes(router: APIRouter, store: FeedbackStore, settings: Feedback
 
 
 def _add_reading_routes(router: APIRouter, store: FeedbackStore) -> None:
-    @router.get("/v1/feedback/summary", responses=_refusals())
+    @router.get("/v1/feedback/summary", responses=documented())
     async def summary() -> Summary:
         """How much feedback there is, of whom, and how far they agree."""
         with _refused():
@@ -125,7 +120,7 @@ def _add_reading_routes(router: APIRouter, store: FeedbackStore) -> None:
     @router.get(
         "/v1/feedback/export",
         response_class=Response,
-        responses={200: {"content": {PARQUET: {}}, "description": "A Parquet file"}, **_refusals()},
+        responses={200: {"content": {PARQUET: {}}, "description": "A Parquet file"}, **documented()},
     )
     async def export() -> Response:
         """All preferences so far as Parquet in TRL's columns: prompt, chosen, rejected; who, which policy and when."""
@@ -146,7 +141,7 @@ def _add_page(router: APIRouter) -> None:
     folder = files("reward_service") / "labelling"
     contents = {name: (folder / name).read_bytes() for name in FILES}
 
-    @router.get("/label", response_class=HTMLResponse, responses=_refusals())
+    @router.get("/label", response_class=HTMLResponse, responses=documented())
     async def page() -> Response:
         """The labelling page."""
         return Response(contents[PAGE], media_type=FILES[PAGE], headers=SAFE_HEADERS)
@@ -154,10 +149,10 @@ def _add_page(router: APIRouter) -> None:
     @router.get(
         "/label/{name}",
         response_class=Response,
-        responses={200: {"content": {kind: {} for kind in sorted(set(FILES.values()))}}, **_refusals(404)},
+        responses={200: {"content": {kind: {} for kind in sorted(set(FILES.values()))}}, **documented(404)},
     )
     async def page_file(name: str) -> Response:
         """A file of the labelling page."""
         if name not in contents or name == PAGE:
-            raise HTTPException(404, {"message": f"the labelling page has no file {name!r}", "field": "name"})
+            raise refusal(404, f"the labelling page has no file {name!r}", "name")
         return Response(contents[name], media_type=FILES[name], headers=SAFE_HEADERS)

@@ -9,30 +9,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
-from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reward_service.config import HttpConfig
-from reward_service.contracts import ErrorResponse, Problem
 from reward_service.http_metrics import HttpMetrics
+from reward_service.problems import error_answer
 from reward_service.tokens import TokenBook
 
-CODES = {
-    400: "malformed",
-    401: "unauthorized",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "too_slow",
-    409: "conflict",
-    413: "too_large",
-    415: "unsupported_media_type",
-    422: "invalid",
-    429: "too_many_requests",
-    431: "too_large",
-    500: "internal",
-    503: "unavailable",
-    504: "deadline_exceeded",
-}
 OPEN_PATH = "/healthz"
 RETRY_AFTER_S = 1
 CHALLENGE = 'Bearer, Basic realm="antiphon", charset="UTF-8"'
@@ -46,12 +29,6 @@ class Refusal(Exception):
         self.status = status
         self.message = message
         self.closes = closes
-
-
-def error_answer(status: int, message: str, field: str | None, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The one shape of every error."""
-    problem = Problem(code=CODES.get(status, "refused"), message=message, field=field)
-    return JSONResponse(ErrorResponse(error=problem).model_dump(), status, headers)
 
 
 class Guard:
@@ -105,8 +82,9 @@ class Guard:
     def _check_head(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         if scope["path"] != OPEN_PATH:
-            scope["token_name"] = self._tokens.name_of(headers.get(b"authorization", b""))
-            if self._tokens.is_required and scope["token_name"] is None:
+            name = self._tokens.name_of(headers.get(b"authorization", b""))
+            scope.setdefault("state", {})["token_name"] = name
+            if self._tokens.is_required and name is None:
                 raise Refusal(401, "a token is required, as a bearer or as a password", closes=_has_body(scope))
         if self._num_inside > self._limits.max_waiting_requests:
             what = f"{self._limits.max_waiting_requests} requests are under way; come again"

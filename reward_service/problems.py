@@ -1,13 +1,16 @@
-"""Every failure of a FastAPI app in the one shape of `contracts.ErrorResponse`. Knows no route."""
+"""Every refusal and failure in the one shape of `contracts.ErrorResponse`, and what each status means.
+
+Knows no route; what raises an error that these statuses stand for is told apart by its routes.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from reward_service.contracts import ErrorResponse, Problem
 
@@ -16,33 +19,69 @@ CODES = {
     401: "unauthorized",
     404: "not_found",
     405: "method_not_allowed",
+    408: "too_slow",
     409: "conflict",
     413: "too_large",
+    415: "unsupported_media_type",
     422: "invalid",
+    429: "too_many_requests",
     500: "internal",
     503: "unavailable",
+    504: "deadline_exceeded",
 }
+MEANINGS = {
+    400: "The request is not HTTP, its body not JSON, or it ended early.",
+    401: "The token is missing, wrong or revoked.",
+    404: "There is nothing of that name.",
+    405: "The route has no such method.",
+    408: "The body was not sent in time.",
+    409: "It contradicts what is stored.",
+    413: "The body is too long.",
+    415: "The body is compressed.",
+    422: "The request is not what the contract says.",
+    429: "Too many requests are under way; Retry-After says when to come again.",
+    503: "Nobody can answer now; Retry-After says when to come again.",
+    504: "Scoring took longer than its deadline.",
+}
+ANY_ROUTE = (400, 401, 405, 408, 413, 415, 429, 503)
+"""What the guard and the server may answer on any route."""
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer these beside what any route may."""
+    return {
+        status: {"model": ErrorResponse, "description": MEANINGS[status]} for status in sorted({*ANY_ROUTE, *statuses})
+    }
+
+
+def refusal(
+    status: int, message: str, field: str | None = None, *, retry_after_s: float | None = None
+) -> HTTPException:
+    """An error answer, to be raised by a route."""
+    headers = None if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}
+    return HTTPException(status, {"message": message, "field": field}, headers)
+
+
+def error_answer(status: int, message: str, field: str | None, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error answer, to be sent."""
+    problem = Problem(code=CODES.get(status, "refused"), message=message, field=field)
+    return JSONResponse(ErrorResponse(error=problem).model_dump(), status, headers)
 
 
 def answer_problems(app: FastAPI) -> None:
     """Give `app` the handlers; a refusal is an HTTPException whose detail is a text or {message, field}."""
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_refusal)
+    app.add_exception_handler(StarletteHTTPException, _on_refusal)
     app.add_exception_handler(Exception, _on_failure)
 
 
-def _answer(status: int, message: str, field: str | None, headers: dict[str, str] | None = None) -> JSONResponse:
-    problem = Problem(code=CODES.get(status, "refused"), message=message, field=field)
-    return JSONResponse(ErrorResponse(error=problem).model_dump(), status, headers)
-
-
 async def _on_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+    assert isinstance(error, StarletteHTTPException)
     detail: Any = error.detail
     headers = dict(error.headers) if error.headers else None
     if isinstance(detail, dict):
-        return _answer(error.status_code, detail["message"], detail["field"], headers)
-    return _answer(error.status_code, str(detail), None, headers)
+        return error_answer(error.status_code, detail["message"], detail["field"], headers)
+    return error_answer(error.status_code, str(detail), None, headers)
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
@@ -50,10 +89,10 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return _answer(400, f"the body is not JSON: {first['ctx']['error']}", None)
+        return error_answer(400, f"the body is not JSON: {first['ctx']['error']}", None)
     field = ".".join(str(part) for part in first["loc"][1:]) or None
-    return _answer(422, first["msg"], field)
+    return error_answer(422, first["msg"], field)
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    return _answer(500, f"{type(error).__name__}; the service's log has the rest", None)
+    return error_answer(500, f"{type(error).__name__}; the service's log has the rest", None)

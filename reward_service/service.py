@@ -77,10 +77,12 @@ def start_reward_service(
     reward_model_path: Path | None,
     token: str | None,
     log_path: Path | None = None,
+    feedback_path: Path | None = None,
     unwanted: threading.Event | None = None,
 ) -> Any:
     """Start the application of run `name` on the Ray this process is connected to; returns its handle when ready.
 
+    Where it has a port and a `feedback_path`, people can give feedback at the same address.
     Blocks for seconds (a reward model is loaded): call it from a thread, which ends soon after `unwanted` is set.
     Raises InputError for settings that can't work, before anything is started, and RewardError when the application
     does not come up or is not wanted any more.
@@ -93,7 +95,7 @@ def start_reward_service(
     try:
         _deploy(config, name, log_path, folders, unwanted)
         if config.port is not None:
-            _start_face(config, name, token, log_path)
+            _start_face(config, name, token, log_path, feedback_path)
     except BaseException:
         stop_reward_service(name)
         raise
@@ -201,13 +203,16 @@ def _await_running(application: str, unwanted: threading.Event) -> None:
         time.sleep(0.1)
 
 
-def _start_face(config: RewardServiceConfig, name: str, token: str | None, log_path: Path | None) -> None:
+def _start_face(
+    config: RewardServiceConfig, name: str, token: str | None, log_path: Path | None, feedback_path: Path | None
+) -> None:
     """Start the HTTP face and wait until it listens. Raises RewardError when it does not."""
     _faces[name] = face = start_actor(
         FaceActor,
         config,
         app_name(name),
         token,
+        feedback_path,
         name="reward_service's HTTP face",
         registered_as=face_name(name),
         log_path=log_path,

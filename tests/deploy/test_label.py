@@ -97,7 +97,7 @@ def free_port() -> int:
 @pytest.fixture
 def pairs(run: RunDirectory, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     """`pairs(num)`: the candidate pairs once the page would be served."""
-    monkeypatch.setattr(labelling, "serve_app", lambda app, host, port: None)
+    monkeypatch.setattr(labelling, "serve_app", lambda app, config: None)
 
     def label(num_pairs: int = 5) -> list[dict[str, Any]]:
         options = {"annotators_per_pair": 1.1, "random_share": 0.2}
