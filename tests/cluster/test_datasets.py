@@ -150,11 +150,11 @@ def refused(path: Path, kind: Kind = "sft") -> str:
         ([{"prompt": "a", "answer": "b"}], "no column 'completion'; it has prompt, answer"),
         ([{"prompt": "a", "completion": 3}], "column 'completion' is not text, nor messages of role and content"),
         ([{"messages": [{"text": "a"}]}], "no column 'prompt'; it has messages"),
-        ([{"prompt": "a", "completion": "b"}, {"prompt": None}], "column 'prompt', row 1: not text but None"),
-        ([{"messages": [user("a")]}, {"messages": []}], "column 'messages', row 1: no messages"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": None}], "column 'prompt': not text but None"),
+        ([{"messages": [user("a")]}, {"messages": []}], "column 'messages': no messages"),
         (
             [{"messages": [user("a")]}, {"messages": [{"role": "user"}]}],
-            "column 'messages', row 1: a message without content as text",
+            "column 'messages': a message without content as text",
         ),
         (
             [{"prompt": "a", "completion": [assistant("b")]}],
@@ -179,9 +179,9 @@ def test_preferences_without_a_prompt_are_messages(tmp_path: Path) -> None:
         ("none", None, "no such data set"),
         ("set.csv", "prompt\n", "a data set is a folder or ends in .parquet or .jsonl"),
         ("bad.parquet", "x", "not Parquet ("),
-        ("bad.jsonl", "x\n", "first line is not JSON ("),
-        ("bad.jsonl", '{"prompt": "a"}\n{"prompt": \n', "not JSON Lines ("),
-        ("list.jsonl", "[]\n", "first line is not a JSON object"),
+        ("bad.jsonl", "x\n", "not JSON ("),
+        ("bad.jsonl", '{"prompt": "a"}\n{"prompt": \n', "not JSON ("),
+        ("list.jsonl", "[]\n", "not a JSON object"),
         ("empty.jsonl", "", "the data set is empty"),
     ],
 )

@@ -115,7 +115,7 @@ async def test_long_prompts_are_left_out_counted_and_told(start: Callable[..., S
 async def test_conversations_are_rendered_before_anything_is_sampled(start: Callable[..., Session]) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts([[user("ab")], [user("abcdef")]])
-    with pytest.raises(InputError, match=r"the prompt of row 0 of prompts.jsonl has 7 tokens, more than 6"):
+    with pytest.raises(InputError, match=r"the prompt of prompts.jsonl, line 1 has 7 tokens, more than 6"):
         await stages.prompt_rows(start(), "prompts")
     write_prompts([[user("a")]])
     assert await stages.prompt_rows(start(), "prompts") == [{"prompt": "<bos>[user]a<eos>\n[assistant]"}]
