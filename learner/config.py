@@ -225,6 +225,11 @@ class RewardModelConfig(Section):
     """Pairs an optimiser step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW's peak learning rate; linear warm-up over a tenth, then cosine to a tenth."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of labels that are taken to be wrong: each pair is learnt the other way round with this weight."""
+    num_members: int = Field(default=1, ge=1, le=16)
+    """Reward models trained on the same pairs, each with its own new head and order of batches; the first one is
+    served, the others lie in its folder (member-1, ...) and show where they disagree."""
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs kept for the reported accuracy."""
     max_tokens: int | None = Field(default=None, ge=2)
