@@ -21,7 +21,7 @@ from cluster.errors import AntiphonError, InputError
 from deploy.boundary import first_line, running, say_error
 from deploy.check import check_inputs
 from deploy.ray_token import use_own_token
-from deploy.run_config import RunConfig, require_token_beyond_loopback, to_toml
+from deploy.run_config import RunConfig, require_token_beyond_loopback
 from deploy.run_directory import (
     RunDirectory,
     not_done,
@@ -31,6 +31,7 @@ from deploy.run_directory import (
     require_same_settings,
     require_stages,
 )
+from deploy.run_toml import to_toml
 from deploy.view import View
 from reward_service.config import REWARD_MODEL
 
@@ -135,11 +136,11 @@ def _stages(
         return
     wanted = stages or list(config.run.stages)
     check_inputs(config)
+    if wanted == ["reward_model"] and target.is_dir():
+        _train_again(config, path, fresh=fresh)
+        return
     require_stages(config, None if fresh else RunDirectory(path), wanted)
-    again = wanted == ["reward_model"] and target.is_dir()
     with open_run(config, path, fresh=fresh) as run:
-        if again:
-            shutil.rmtree(path / "reward_model", ignore_errors=True)
         if all(run.is_done(stage, config) for stage in wanted):
             _say_done(run, wanted)
             return
@@ -147,6 +148,23 @@ def _stages(
             from deploy.launch import run as launch
 
             launch(config, run, wanted, view)
+    print(f"done: {_short(path)}", file=sys.stderr)
+
+
+def _train_again(config: RunConfig, path: Path, *, fresh: bool) -> None:
+    """Train a run's reward model again; its own settings may be others than before."""
+    from deploy.retrain import begin, has_feedback
+
+    if fresh:
+        raise InputError("--fresh", f"would delete the run; without it the reward model of {path} is trained again")
+    have = ["preferences"] if has_feedback(path) else []
+    require_stages(config, RunDirectory(path), ["reward_model"], have=have)
+    with open_run(config, path, may_change=["reward_model"]) as run:
+        begin(run, config)
+        with running(run), View(f"{config.run.name}  {_short(path)}") as view:
+            from deploy.launch import run as launch
+
+            launch(config, run, ["reward_model"], view, again=True)
     print(f"done: {_short(path)}", file=sys.stderr)
 
 

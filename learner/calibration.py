@@ -9,13 +9,14 @@ Shapes: N pairs, M members of an ensemble.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 NUM_BINS = 10
 
-Numbers = Sequence[float] | npt.NDArray[np.float64]
+Numbers: TypeAlias = Sequence[float] | npt.NDArray[np.float64]
 
 
 def measures(chosen: Numbers, rejected: Numbers) -> dict[str, float]:

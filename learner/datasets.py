@@ -207,7 +207,8 @@ def read_pair_texts(
     broken = broken or BrokenRows()
     examples = read_examples(path, "preferences", others=others, columns=columns, broken=broken)
     if not examples.form.conversational:
-        return PairTexts(*(examples.columns[name] for name in examples.form.columns), examples)
+        prompts, chosen, rejected = (examples.columns[name] for name in examples.form.columns)
+        return PairTexts(prompts, chosen, rejected, examples)
     if tokenizer is None:
         raise InputError(str(path), "holds messages: a tokenizer is needed, whose chat template writes them")
     require_template(tokenizer, str(path))

@@ -215,11 +215,13 @@ class SupervisedRank:
     def finish(self) -> Row:
         """Write the trained model, whole or not at all; says what was measured of it. The checkpoints go."""
         kept = self._kept
-        result = {name: kept[name] for name in ("held_out_loss", "held_out_accuracy") if name in kept}
-        result |= {"best_step": kept["step"]} if kept else {}
+        result: Row = {name: kept[name] for name in ("held_out_loss", "held_out_accuracy") if name in kept}
+        if kept:
+            result["best_step"] = kept["step"]
         dtype = AutoConfig.from_pretrained(self._settings.model_path, local_files_only=True).dtype or torch.float32
         measured = self._measured_rewards(dtype) if self._settings.name == "reward_model" else None
-        result |= measured.measures() if measured else {}
+        if measured:
+            result |= measured.measures()
         with checkpoint.shared_folder(self._settings.output_path, self._ranks) as folder:
             self._write(folder, dtype)
             with self._ranks.agreed():
@@ -242,8 +244,13 @@ class SupervisedRank:
     def _record(self) -> dict[str, Any]:
         """How the model was trained, as its folder tells it."""
         settings = self._settings
-        named = {"member": settings.member, "seed": settings.member_seed, "settings": settings.stage.model_dump()}
-        return named | self._counts
+        return {
+            "data": [path.name for path in (settings.data_path, settings.more_path) if path is not None],
+            "member": settings.member,
+            "seed": settings.member_seed,
+            "settings": settings.stage.model_dump(),
+            **self._counts,
+        }
 
     @torch.no_grad()
     def _round(self, dtype: torch.dtype) -> None:

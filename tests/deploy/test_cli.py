@@ -105,11 +105,24 @@ def test_changed_settings_are_refused_by_name_unless_fresh(
     antiphon: Callable[..., tuple[int, str, str]], task: Path
 ) -> None:
     antiphon("train", "run.toml", launch=train_to_the_end)
-    code, _, last = antiphon("train", "run.toml", "--set", "learner.num_steps = 4")
+    code, _, last = antiphon("train", "run.toml", "--set", "learner.num_steps = 2")
     assert code == 2
-    assert "settings have changed: learner.num_steps (was 3, now 4)" in last
-    code, _, _ = antiphon("train", "run.toml", "--set", "learner.num_steps = 4", "--fresh", launch=train_to_the_end)
-    assert (code, status(task)["step"]) == (0, 4)
+    assert "settings have changed: learner.num_steps (was 3, now 2)" in last
+    code, _, _ = antiphon("train", "run.toml", "--set", "learner.num_steps = 2", "--fresh", launch=train_to_the_end)
+    assert (code, status(task)["step"]) == (0, 2)
+
+
+@pytest.mark.parametrize("target", ["run.toml", "RUN"])
+def test_a_finished_run_goes_on_with_more_steps(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path, target: str
+) -> None:
+    target = target.replace("RUN", f"runs/{task.name}")
+    antiphon("train", "run.toml", launch=train_to_the_end)
+    (task / "runs" / task.name / "policy").rename(task / "before")
+    more = ("--set", "learner.num_steps = 5")
+    code, _, _ = antiphon("train", target, *more, launch=train_to_the_end)
+    assert (code, status(task)["step"]) == (0, 5)
+    assert "done already" in antiphon("train", target, *more)[2]
 
 
 def test_a_failed_part_gives_its_own_error_and_leaves_its_traceback(

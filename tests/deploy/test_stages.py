@@ -143,7 +143,8 @@ async def test_counts_go_to_the_summary_and_a_stage_that_goes_on_records_no_step
         session.log_step("sft", {"step": step})
     checkpoint(session, "sft", 4)
     await stages.run_sft(session)
-    assert (learners.given, learners.is_shut_down) == (("sft", Path("model"), Path("sft.jsonl"), None), True)
+    task = stages.Supervised("sft", "sft", model=Path("model"), data=Path("sft.jsonl"), output=session.run.path / "sft")
+    assert (learners.given, learners.is_shut_down) == ((task,), True)
     assert [row["step"] for row in session.run.metrics()] == [1, 2, 3, 4, 5]
     assert session.run.summary()["sft"] == {
         "num_examples": 7,
