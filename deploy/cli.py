@@ -269,6 +269,42 @@ def _reward_model(config: RunConfig, path: Path) -> Path | None:
 
 
 @app.command()
+def evaluate_rewards(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pairs: prompt, chosen, rejected, perhaps subset.")],
+    run: Annotated[Path | None, typer.Option(help="Judge the reward model of this run.")] = None,
+    reward_model: Annotated[Path | None, typer.Option(help="Judge the reward model in this folder.")] = None,
+    url: Annotated[str | None, typer.Option(help="Judge what serves rewards there (ANTIPHON_TOKEN).")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder whose chat template writes messages.")] = None,
+    columns: Annotated[list[str] | None, typer.Option(help="What FILE calls a column: prompt=question.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A broken row is an error, not left out.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the results here too.")] = None,
+) -> None:
+    """How often a reward model prefers what was chosen, by subset: on RewardBench's form, JSON Lines or Parquet.
+
+    [dim]antiphon evaluate-rewards pairs.jsonl --run runs/reviews[/dim]
+    """
+    if sum(given is not None for given in (run, reward_model, url)) != 1:
+        raise InputError("evaluate-rewards", "give one of --run, --reward-model and --url")
+    if run is not None:
+        reward_model = require_run(run).path / "reward_model"
+        if not (reward_model / "config.json").exists():
+            raise not_done("reward_model")
+    from deploy.evaluate_rewards import evaluate_rewards as judge
+    from deploy.evaluate_rewards import parse_columns
+
+    named = parse_columns(columns or ())
+    judge(
+        file,
+        reward_model=reward_model,
+        url=url,
+        tokenizer=tokenizer,
+        columns=named,
+        strict=strict,
+        json_path=json_path,
+    )
+
+
+@app.command()
 def chat(
     run: Run, prompt: Annotated[str | None, typer.Option(help="One prompt; without it, type them.")] = None
 ) -> None:

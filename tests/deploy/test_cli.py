@@ -125,6 +125,30 @@ def test_a_finished_run_goes_on_with_more_steps(
     assert "done already" in antiphon("train", target, *more)[2]
 
 
+def test_the_reward_model_of_a_run_directory_is_trained_again_with_other_settings_of_its_own(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path
+) -> None:
+    launched = []
+
+    def launch(config: RunConfig, run: RunDirectory, stages: list[str], view: Any, *, again: bool) -> None:
+        launched.append((config.reward_model.label_smoothing, stages, again))
+
+    antiphon("train", "run.toml", launch=train_to_the_end)
+    run = task / "runs" / task.name
+    (run / "preferences.parquet").touch()
+    (run / "reward_model").mkdir()
+    (run / "reward_model" / "config.json").write_text("{}")
+    smoothed = ("--set", "reward_model.label_smoothing = 0.1")
+    assert antiphon("reward-model", str(run), *smoothed, launch=launch)[0] == 0
+    assert launched == [(0.1, ["reward_model"], True)]
+    assert status(task)["state"] == "DONE"
+    code, _, last = antiphon("reward-model", str(run), "--set", "learner.clip = 0.1", launch=launch)
+    assert (code, "learner.clip" in last) == (2, True)
+    code, _, last = antiphon("reward-model", str(run), "--fresh", launch=launch)
+    assert (code, last.startswith("error: --fresh: would delete the run")) == (2, True)
+    assert len(launched) == 1
+
+
 def test_a_failed_part_gives_its_own_error_and_leaves_its_traceback(
     antiphon: Callable[..., tuple[int, str, str]], task: Path
 ) -> None:
@@ -187,6 +211,8 @@ def test_a_dry_run_prints_the_resolved_run_file_and_makes_nothing(task: Path) ->
         ),
         (["submit", "run.toml", "--address", "http://127.0.0.1:9"], "no Ray answers at this address"),
         (["submit", "run.toml", "--address", "http://example.invalid:1"], "error: --runs-dir: runs is relative"),
+        (["evaluate-rewards", "x.jsonl"], "give one of --run, --reward-model and --url"),
+        (["evaluate-rewards", "x.jsonl", "--run", "runs"], "error: runs: no such run directory"),
         (["trian", "run.toml"], "error: antiphon: No such command 'trian'. Did you mean 'train'?"),
         (["train"], "error: antiphon: Missing argument 'TARGET'"),
         (["scale", "runs"], "error: antiphon: Missing option '--rollout-actors'"),
@@ -231,7 +257,17 @@ def test_every_command_explains_itself(antiphon: Callable[..., tuple[int, str, s
     code, out, _ = antiphon("--help")
     assert code == 0
     stages = ["sft", "preferences", "reward-model", "ppo", "evaluate"]
-    for command in ["train", *stages, "check", "submit", "scale", "serve-rewards", "chat", "export"]:
+    for command in [
+        "train",
+        *stages,
+        "check",
+        "submit",
+        "scale",
+        "serve-rewards",
+        "evaluate-rewards",
+        "chat",
+        "export",
+    ]:
         assert f" {command} " in out
         code, help_text, _ = antiphon(command, "--help")
         assert (code, f"antiphon {command}" in help_text) == (0, True)
