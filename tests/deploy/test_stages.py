@@ -102,6 +102,20 @@ async def test_texts_are_read_without_a_tokenizer(start: Callable[..., Session])
     assert (session.notes, session.run.summary()) == ([], {})
 
 
+@pytest.mark.parametrize("long_prompts", ["error", "drop"])
+async def test_broken_prompts_are_left_out_counted_and_listed_where_that_is_wanted(
+    start: Callable[..., Session], long_prompts: str
+) -> None:
+    make_tokenizer().save_pretrained("model")
+    write_prompts(["ab", None, "abc"])
+    session = start("data.broken_rows = 'skip'", f"rollout_actors.long_prompts = '{long_prompts}'")
+    assert [row["prompt"] for row in await stages.prompt_rows(session, "prompts")] == ["ab", "abc"]
+    assert session.run.summary()["data"]["prompts"]["num_broken"] == 1
+    assert session.notes == ["prompts: 1 broken rows left out (see logs/broken_rows_prompts.txt)"]
+    listed = (session.run.path / "logs" / "broken_rows_prompts.txt").read_text()
+    assert listed == "prompts.jsonl, line 2: column 'prompt': not text but None\n"
+
+
 async def test_long_prompts_are_left_out_counted_and_told(start: Callable[..., Session]) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", "abcdefgh", "abc"])

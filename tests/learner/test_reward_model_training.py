@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from cluster.datasets import Reading
 from cluster.errors import InputError
 from examples.reviews.grammar import all_prompts, sample_review, topic_of
 from examples.reviews.model import build_model
@@ -208,6 +209,24 @@ def test_pairs_held_out_by_prompt_stay_held_out_when_pairs_are_added(
     assert [pair for pair in after._training if pair in before._training] == before._training
     assert all(pair.draw < 0.3 for pair in after._held_out)
     assert after._held_out
+
+
+def test_broken_pairs_are_left_out_counted_and_listed_where_that_is_wanted(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    preferences = write_pairs(tmp_path / "preferences.parquet", 20, seed=0)
+    rows = pq.read_table(preferences).to_pylist()
+    rows[3]["chosen"], rows[5]["rejected"] = None, None
+    pq.write_table(pa.Table.from_pylist(rows), preferences)
+    settings = SupervisedSettings(LearnerConfig(), CONFIG, trained[0] / "model", preferences, tmp_path / "out", 0)
+    with pytest.raises(InputError, match=r"preferences\.parquet, row 3: column 'chosen': not text but None"):
+        make_rank(settings)
+    rank = make_rank(replace(settings, reading=Reading(broken_rows="skip"), log_dir=tmp_path / "logs"))
+    assert (rank.counts()["num_examples"], rank.counts()["num_broken"]) == (18, 2)
+    lines = (tmp_path / "logs" / "broken_rows_reward_model.txt").read_text().splitlines()
+    assert lines == [
+        f"{preferences}, row {n}: column {c!r}: not text but None" for n, c in ((3, "chosen"), (5, "rejected"))
+    ]
 
 
 def test_a_few_prompts_leave_both_sides_something_and_one_prompt_is_refused() -> None:

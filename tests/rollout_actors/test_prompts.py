@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from cluster.datasets import Reading
 from cluster.errors import InputError
 from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows, ready_rows
 from tests.chat import assistant, make_tokenizer, user
@@ -133,3 +134,6 @@ def test_a_conversation_that_the_template_refuses_is_named_by_its_row(tmp_path: 
     with pytest.raises(InputError, match="the chat template refuses it: only one") as error:
         next(ready_rows(path, tmp_path / "chat", max_prompt_tokens=8, long_prompts="error"))
     assert error.value.where == f"{path}, row 1"
+    skipping = Reading(broken_rows="skip")
+    ready = next(ready_rows(path, tmp_path / "chat", max_prompt_tokens=8, long_prompts="error", reading=skipping))
+    assert (len(ready.rows), [str(error.where) for error in ready.broken]) == (len(CHATS) - 1, [f"{path}, row 1"])
