@@ -214,23 +214,28 @@ def _read_json_lines(path: Path, broken: BrokenRows) -> tuple[pa.Table, Iterable
     Arrow reads the file as it is, and only where it cannot are the lines looked at one by one.
     """
     try:
-        table = _parsed(path.read_bytes(), first_row(path) or {})
+        table = _parsed(path, first_row(path))
         return table, range(table.num_rows), table.num_rows
     except (pa.ArrowException, InputError):
         num_before = len(broken.errors)
         numbers, rows = rows_alike(path, broken)
         text = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        return _parsed(text, next(iter(rows), {})), numbers, len(numbers) + len(broken.errors) - num_before
+        return (
+            _parsed(io.BytesIO(text), next(iter(rows), None)),
+            numbers,
+            len(numbers) + len(broken.errors) - num_before,
+        )
 
 
-def _parsed(text: bytes, first: Mapping[str, Any]) -> pa.Table:
+def _parsed(source: Path | io.BytesIO, first: Mapping[str, Any] | None) -> pa.Table:
+    """JSON Lines as Arrow reads them, given the first row; without one there is none."""
     import pyarrow.json as pj
 
-    if not text.strip():
+    if first is None:
         return pa.table({})
     fields = [field for field in pa.Table.from_pylist([first]).schema if _is_text_throughout(field.type)]
     return pj.read_json(
-        io.BytesIO(text),
+        source,
         read_options=pj.ReadOptions(block_size=JSON_BLOCK_BYTES),
         parse_options=pj.ParseOptions(explicit_schema=pa.schema(fields)),
     )

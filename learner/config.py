@@ -30,7 +30,8 @@ class LearnerConfig(Section):
     num_learners: int = Field(default=1, ge=0)
     """Learner processes (ranks); 0 runs the learner inside the driver."""
     num_steps: int = Field(default=100, ge=1)
-    """Steps: each takes one batch of groups and publishes one policy version."""
+    """Steps: each takes one batch of groups and publishes one policy version. A higher number extends a run, done or
+    not, from its last checkpoint; a linear schedule is from there on the one of the new number."""
     num_epochs: int = Field(default=2, ge=1)
     """Passes over the batch of a step."""
     num_minibatches: int = Field(default=1, ge=1)

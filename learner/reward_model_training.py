@@ -31,7 +31,7 @@ CENTERING = 0.01
 
 
 class PreferenceLoss:
-    """Mean negative log-likelihood of preferences (Bradley and Terry 1952), centred in training.
+    """Mean negative log-likelihood of preferences (Bradley and Terry 1952), in training centred and of smoothed labels.
 
     A pair's margin is by how much the chosen reward should be higher (Llama 2, arXiv:2307.09288, eq. 2). All methods
     wait for the other ranks; `pieces` are this rank's part of `rows`, in micro-batches.
