@@ -1,21 +1,24 @@
 """Data sets as people have them: JSON Lines, Parquet, Hugging Face folders, with TRL's column names.
 
 A data set holds texts or conversations (lists of messages, each with a role and a content). Reads tables and says what
-is wrong with them; knows no tokens, and imports neither torch nor ray nor transformers nor datasets.
+is wrong with them, by file and line; knows no tokens, and imports neither torch nor ray nor transformers nor datasets.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.types as types
 
+from cluster.broken_rows import BrokenRows, Places, first_row, rows_alike
 from cluster.chat_template import Message
 from cluster.errors import InputError
 
@@ -24,9 +27,10 @@ Kind = Literal["sft", "prompts", "preferences"]
 FORMS: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "sft": (("prompt", "completion"), ("messages",)),
     "prompts": (("prompt",),),
-    "preferences": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "preferences": (("prompt", "chosen", "rejected"), ("chosen", "rejected"), ("prompt", "completion", "label")),
 }
-"""The columns of each kind's forms, the first that fits is taken; the second ones hold conversations only."""
+"""The columns of each kind's forms, the first that fits is taken; those without a prompt hold conversations only."""
+PAIR = FORMS["preferences"][0]
 SUFFIXES = (".parquet", ".jsonl")
 JSON_BLOCK_BYTES = 64 * 2**20
 """Longest row of JSON Lines that can be read."""
@@ -38,6 +42,36 @@ class Form:
 
     columns: tuple[str, ...]
     conversational: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a run reads its data sets: the names their columns have for ours, and what becomes of broken rows."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    broken_rows: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """The rows of a data set that could be read, by columns; `numbers` are their places among all of its rows."""
+
+    form: Form
+    columns: dict[str, list[Any]]
+    numbers: Sequence[int]
+    places: Places
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def where(self, index: int) -> str:
+        """File and line of a row that was read."""
+        return self.places.of(self.numbers[index])
+
+    def taken(self, indices: Sequence[int]) -> Examples:
+        """Those rows alone."""
+        columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
+        return Examples(self.form, columns, [self.numbers[i] for i in indices], self.places)
 
 
 def read_schema(path: Path) -> tuple[int, pa.Schema]:
@@ -52,13 +86,29 @@ def read_schema(path: Path) -> tuple[int, pa.Schema]:
 
 def read_table(path: Path) -> pa.Table:
     """All rows of a data set. Raises InputError naming the file that is wrong, and where there is no row."""
-    tables = [_table(file) for file in data_files(path)]
+    return _read_rows(path, BrokenRows())[0]
+
+
+def _read_rows(path: Path, broken: BrokenRows) -> tuple[pa.Table, list[int]]:
+    """The rows that are rows, and the number of each among all."""
+    tables, numbers, num_rows = [], list[int](), 0
+    for file in data_files(path):
+        table, kept, num = _table(file, broken)
+        tables.append(table)
+        numbers += [num_rows + number for number in kept]
+        num_rows += num
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise InputError(str(path), f"its files hold different columns ({_first_line(error)})") from error
-    require_rows(path, table.num_rows)
-    return table
+    _require_whole_rows(path, table.num_rows, broken)
+    return table, numbers
+
+
+def _require_whole_rows(path: Path, num: int, broken: BrokenRows) -> None:
+    if not num and broken.errors:
+        raise InputError(str(path), f"all {len(broken.errors)} rows are broken; {broken.errors[0]}")
+    require_rows(path, num)
 
 
 def require_rows(path: Path, num_rows: int) -> None:
@@ -124,18 +174,21 @@ def _schema(path: Path) -> tuple[int, pa.Schema]:
         raise _unreadable(path, error) from error
 
 
-def _table(path: Path) -> pa.Table:
+def _table(path: Path, broken: BrokenRows) -> tuple[pa.Table, Iterable[int], int]:
+    """The rows of a file, the number of each in it, and how many it has with the broken ones."""
     try:
         if path.suffix == ".jsonl":
-            return _read_json_lines(path)
+            return _read_json_lines(path, broken)
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            return pq.read_table(path)
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
-            return batches.read_all()
+            table = pq.read_table(path)
+        else:
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+                table = batches.read_all()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+    return table, range(table.num_rows), table.num_rows
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -148,38 +201,41 @@ def _first_line(error: Exception) -> str:
 
 
 def _json_lines_schema(path: Path) -> tuple[int, pa.Schema]:
-    """Number of rows of JSON Lines, and the columns of the first."""
-    with path.open(encoding="utf-8") as lines:
-        first = _first_row(path, lines)
-        num_rows = len(first) + sum(1 for line in lines if line.strip())
-    return num_rows, pa.Table.from_pylist(first).schema
+    """Number of rows of JSON Lines, and the columns of the first that is one."""
+    first = first_row(path)
+    with path.open("rb") as lines:
+        num_rows = sum(1 for line in lines if line.strip())
+    return num_rows, pa.Table.from_pylist([first] if first else []).schema
 
 
-def _first_row(path: Path, lines: Iterator[str]) -> list[dict[str, Any]]:
-    """The next row of JSON Lines, or none at the end. Raises InputError where it is no JSON object."""
-    line = next((line for line in lines if line.strip()), None)
-    if line is None:
-        return []
+def _read_json_lines(path: Path, broken: BrokenRows) -> tuple[pa.Table, Iterable[int], int]:
+    """A table of JSON Lines. What is text in the first row stays text: Arrow would read a time where it finds one.
+
+    Arrow reads the file as it is, and only where it cannot are the lines looked at one by one.
+    """
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(str(path), f"first line is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise InputError(str(path), "first line is not a JSON object")
-    return [row]
+        table = _parsed(path, first_row(path))
+        return table, range(table.num_rows), table.num_rows
+    except (pa.ArrowException, InputError):
+        num_before = len(broken.errors)
+        numbers, rows = rows_alike(path, broken)
+        text = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        return (
+            _parsed(io.BytesIO(text), next(iter(rows), None)),
+            numbers,
+            len(numbers) + len(broken.errors) - num_before,
+        )
 
 
-def _read_json_lines(path: Path) -> pa.Table:
-    """A table of JSON Lines. What is text in the first row stays text: Arrow would read a time where it finds one."""
+def _parsed(source: Path | io.BytesIO, first: Mapping[str, Any] | None) -> pa.Table:
+    """JSON Lines as Arrow reads them, given the first row; without one there is none."""
     import pyarrow.json as pj
 
-    with path.open(encoding="utf-8") as lines:
-        first = _first_row(path, lines)
-    if not first:
+    if first is None:
         return pa.table({})
-    fields = [field for field in pa.Table.from_pylist(first).schema if _is_text_throughout(field.type)]
+    fields = [field for field in pa.Table.from_pylist([first]).schema if _is_text_throughout(field.type)]
     return pj.read_json(
-        path,
+        source,
         read_options=pj.ReadOptions(block_size=JSON_BLOCK_BYTES),
         parse_options=pj.ParseOptions(explicit_schema=pa.schema(fields)),
     )
@@ -197,9 +253,9 @@ def find_form(path: Path, schema: pa.Schema, kind: Kind) -> Form:
     Raises InputError naming the column that is missing, is neither text nor messages, or does not fit the others.
     """
     held = {field.name: _holds(field.type) for field in schema}
-    for number, columns in enumerate(FORMS[kind]):
+    for columns in FORMS[kind]:
         if all(column in held for column in columns) and (
-            number == 0 or all(held[column] == "messages" for column in columns)
+            "prompt" in columns or all(held[column] == "messages" for column in columns)
         ):
             return Form(columns, _is_conversational(path, columns, held))
     missing = next(column for column in FORMS[kind][0] if column not in held)
@@ -208,7 +264,11 @@ def find_form(path: Path, schema: pa.Schema, kind: Kind) -> Form:
 
 def _is_conversational(path: Path, columns: Sequence[str], held: Mapping[str, str | None]) -> bool:
     for column in columns:
-        if held[column] is None:
+        if column == "label":
+            if held[column] != "labels":
+                raise InputError(str(path), "column 'label' is not true or false")
+            continue
+        if held[column] not in ("text", "messages"):
             raise InputError(str(path), f"column {column!r} is not text, nor messages of role and content")
         if held[column] != held[columns[0]]:
             what = f"column {columns[0]!r} holds {held[columns[0]]}, but {column!r} {held[column]}: both the same, or"
@@ -217,7 +277,9 @@ def _is_conversational(path: Path, columns: Sequence[str], held: Mapping[str, st
 
 
 def _holds(kind: pa.DataType) -> str | None:
-    """What a column of that type holds: "text", "messages" or neither."""
+    """What a column of that type holds: "text", "messages", "labels" or none of these."""
+    if types.is_boolean(kind):
+        return "labels"
     if types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
@@ -228,36 +290,99 @@ def _holds(kind: pa.DataType) -> str | None:
     return None
 
 
-def read_columns(path: Path, kind: Kind, *, others: Sequence[str] | None = ()) -> tuple[Form, dict[str, list[Any]]]:
-    """A data set's form and its columns by name, those of the form checked row by row: texts, or lists of messages.
+def own_names(names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Our names of a file's columns, where `columns` has the file's by ours; a name that it has not changes nothing.
 
-    Of the other columns those in `others` are read, where there are such, and all of them where it is None. Raises
-    InputError naming the file, and the column or row, where something is missing, empty or of another type.
+    A column whose name another one is given is left out.
     """
-    table = read_table(path)
+    ours = {there: here for here, there in columns.items() if there in names}
+    return {name: ours.get(name, name) for name in names if name in ours or name not in ours.values()}
+
+
+def read_columns(path: Path, kind: Kind, *, others: Sequence[str] | None = ()) -> tuple[Form, dict[str, list[Any]]]:
+    """A data set's form and its columns by name, as `read_examples` reads them; a broken row is an error."""
+    examples = read_examples(path, kind, others=others)
+    return examples.form, examples.columns
+
+
+def read_examples(
+    path: Path,
+    kind: Kind,
+    *,
+    others: Sequence[str] | None = (),
+    columns: Mapping[str, str] | None = None,
+    broken: BrokenRows | None = None,
+) -> Examples:
+    """The rows of a data set, the columns of its form checked row by row: texts, or lists of messages.
+
+    Of the other columns those in `others` are read, where there are such, and all of them where it is None. `columns`
+    are the file's names by ours where they differ. Rows with a label become pairs. Raises InputError naming the file,
+    and the column or row, where something is missing, empty or of another type, unless `broken` leaves such rows out.
+    """
+    broken = broken or BrokenRows()
+    table, numbers = _read_rows(path, broken)
+    named = own_names(table.column_names, columns or {})
+    table = table.select(list(named)).rename_columns(list(named.values()))
     form = find_form(path, table.schema, kind)
     names = [name for name in table.column_names if others is None or name in form.columns or name in others]
-    columns: dict[str, list[Any]] = {name: table.column(name).to_pylist() for name in names}
-    for column in form.columns:
-        check = _checked_messages if form.conversational else _checked_text
-        columns[column] = [check(path, column, row, value) for row, value in enumerate(columns[column])]
-    return form, columns
+    read = Examples(form, {name: table.column(name).to_pylist() for name in names}, numbers, Places(data_files(path)))
+    checked = _checked(read, broken)
+    _require_whole_rows(path, len(checked), broken)
+    return _paired(checked, path, broken) if "label" in form.columns else checked
 
 
-def _checked_text(path: Path, column: str, row: int, value: Any) -> str:
+def _checked(examples: Examples, broken: BrokenRows) -> Examples:
+    """The rows whose columns hold what the form says."""
+    kept = []
+    for row in range(len(examples)):
+        with broken.row():
+            for column in examples.form.columns:
+                values = examples.columns[column]
+                values[row] = _checked_value(examples, column, row, values[row])
+            kept.append(row)
+    return examples if len(kept) == len(examples) else examples.taken(kept)
+
+
+def _checked_value(examples: Examples, column: str, row: int, value: Any) -> Any:
+    if column == "label":
+        if not isinstance(value, bool):
+            raise InputError(examples.where(row), f"column 'label': neither true nor false but {value!r}")
+        return value
+    if examples.form.conversational:
+        return _checked_messages(examples, column, row, value)
     if not isinstance(value, str):
-        raise InputError(str(path), f"column {column!r}, row {row}: not text but {value!r}")
+        raise InputError(examples.where(row), f"column {column!r}: not text but {value!r}")
     return value
 
 
-def _checked_messages(path: Path, column: str, row: int, value: Any) -> list[Message]:
+def _checked_messages(examples: Examples, column: str, row: int, value: Any) -> list[Message]:
     """The messages of one row, without the keys that only others have and Arrow has filled up with null."""
-    where = f"column {column!r}, row {row}"
     if not value:
-        raise InputError(str(path), f"{where}: no messages")
+        raise InputError(examples.where(row), f"column {column!r}: no messages")
     messages = [{key: part for key, part in (message or {}).items() if part is not None} for message in value]
     for message in messages:
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
-                raise InputError(str(path), f"{where}: a message without {key} as text")
+                raise InputError(examples.where(row), f"column {column!r}: a message without {key} as text")
     return messages
+
+
+def _paired(examples: Examples, path: Path, broken: BrokenRows) -> Examples:
+    """Rows of prompt, completion and label (TRL's unpaired preferences) as pairs.
+
+    Of the rows with one prompt the first good one is paired with the first bad one, the second with the second; each
+    row is in one pair at most, and those in none are counted. Raises InputError where no prompt has both.
+    """
+    rows: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for row, (prompt, label) in enumerate(zip(examples.columns["prompt"], examples.columns["label"], strict=True)):
+        rows[json.dumps(prompt, sort_keys=True)][0 if label else 1].append(row)
+    pairs = [pair for good, bad in rows.values() for pair in zip(good, bad, strict=False)]
+    if not pairs:
+        raise InputError(str(path), "no prompt has both a completion labelled true and one labelled false")
+    taken = examples.taken([good for good, _ in pairs])
+    completions = examples.columns["completion"]
+    columns = {name: values for name, values in taken.columns.items() if name not in ("completion", "label")}
+    columns |= {"chosen": taken.columns["completion"], "rejected": [completions[bad] for _, bad in pairs]}
+    form = Form(PAIR, examples.form.conversational)
+    broken.num_unpaired += len(examples) - 2 * len(pairs)
+    return Examples(form, columns, taken.numbers, taken.places)

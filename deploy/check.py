@@ -16,7 +16,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from cluster.datasets import Kind, find_form, read_schema, require_rows
+import pyarrow as pa
+
+from cluster.datasets import Kind, find_form, own_names, read_schema, require_rows
 from cluster.errors import InputError
 from deploy.run_config import RunConfig, check_context_length, dotted_paths
 from reward_service.composite_config import CompositeConfig
@@ -30,12 +32,13 @@ KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "pr
 def check_inputs(config: RunConfig) -> list[str]:
     """What the run will use, a line each. Raises InputError naming the key, file or column that is wrong."""
     lines = []
+    _check_columns(config)
     if config.model.path is not None:
         lines.append(f"model        {config.model.path} ({_check_model(config, config.model.path)})")
     for name, kind in KINDS.items():
         path = getattr(config.data, name)
         if path is not None:
-            lines.append(f"{name:<12} {path} ({_check_data(path, kind, config.model.path)})")
+            lines.append(f"{name:<12} {path} ({_check_data(path, kind, config)})")
     for key, dotted_path in dotted_paths(config).items():
         lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({find_function(dotted_path, key)})")
     check_files(config.reward_service.scorers, None)
@@ -95,10 +98,23 @@ def _check_tokenizer(folder: Path) -> int:
         raise InputError(str(path), f"not a tokenizer ({error})") from error
 
 
-def _check_data(path: Path, kind: Kind, model: Path | None) -> str:
+def _check_columns(config: RunConfig) -> None:
+    """Raise InputError naming a column that no data set of the run file has; a builder's are not known yet."""
+    paths = [path for name in KINDS if (path := getattr(config.data, name)) is not None]
+    if config.data.builder is not None or not config.data.columns:
+        return
+    names = {name for path in paths for name in read_schema(path)[1].names}
+    for ours, theirs in config.data.columns.items():
+        if theirs not in names:
+            raise InputError(f"data.columns.{ours}", f"no data set has a column {theirs!r}")
+
+
+def _check_data(path: Path, kind: Kind, config: RunConfig) -> str:
     """Check a data set; returns how much of what it holds. Raises InputError naming the file or column."""
     num_rows, schema = read_schema(path)
     require_rows(path, num_rows)
+    model, named = config.model.path, own_names(schema.names, config.data.reading().columns)
+    schema = pa.schema([schema.field(name).with_name(ours) for name, ours in named.items()])
     if not find_form(path, schema, kind).conversational:
         return f"{num_rows:,} rows"
     if model is not None and not _has_chat_template(model):

@@ -21,7 +21,7 @@ from cluster.errors import AntiphonError, InputError
 from deploy.boundary import first_line, running, say_error
 from deploy.check import check_inputs
 from deploy.ray_token import use_own_token
-from deploy.run_config import RunConfig, require_token_beyond_loopback, to_toml
+from deploy.run_config import RunConfig, require_token_beyond_loopback
 from deploy.run_directory import (
     RunDirectory,
     not_done,
@@ -31,6 +31,7 @@ from deploy.run_directory import (
     require_same_settings,
     require_stages,
 )
+from deploy.run_toml import to_toml
 from deploy.view import View
 
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A run file (RUN.toml) or a run directory.")]
@@ -134,11 +135,11 @@ def _stages(
         return
     wanted = stages or list(config.run.stages)
     check_inputs(config)
+    if wanted == ["reward_model"] and target.is_dir():
+        _train_again(config, path, fresh=fresh)
+        return
     require_stages(config, None if fresh else RunDirectory(path), wanted)
-    again = wanted == ["reward_model"] and target.is_dir()
     with open_run(config, path, fresh=fresh) as run:
-        if again:
-            shutil.rmtree(path / "reward_model", ignore_errors=True)
         if all(run.is_done(stage, config) for stage in wanted):
             _say_done(run, wanted)
             return
@@ -146,6 +147,23 @@ def _stages(
             from deploy.launch import run as launch
 
             launch(config, run, wanted, view)
+    print(f"done: {_short(path)}", file=sys.stderr)
+
+
+def _train_again(config: RunConfig, path: Path, *, fresh: bool) -> None:
+    """Train a run's reward model again; its own settings may be others than before."""
+    from deploy.retrain import begin, has_feedback
+
+    if fresh:
+        raise InputError("--fresh", f"would delete the run; without it the reward model of {path} is trained again")
+    have = ["preferences"] if has_feedback(path) else []
+    require_stages(config, RunDirectory(path), ["reward_model"], have=have)
+    with open_run(config, path, may_change=["reward_model"]) as run:
+        begin(run, config)
+        with running(run), View(f"{config.run.name}  {_short(path)}") as view:
+            from deploy.launch import run as launch
+
+            launch(config, run, ["reward_model"], view, again=True)
     print(f"done: {_short(path)}", file=sys.stderr)
 
 
@@ -247,6 +265,42 @@ def _reward_model(config: RunConfig, path: Path) -> Path | None:
     if config.reward_service.needs_reward_model():
         raise not_done("reward_model")
     return None
+
+
+@app.command()
+def evaluate_rewards(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pairs: prompt, chosen, rejected, perhaps subset.")],
+    run: Annotated[Path | None, typer.Option(help="Judge the reward model of this run.")] = None,
+    reward_model: Annotated[Path | None, typer.Option(help="Judge the reward model in this folder.")] = None,
+    url: Annotated[str | None, typer.Option(help="Judge what serves rewards there (ANTIPHON_TOKEN).")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder whose chat template writes messages.")] = None,
+    columns: Annotated[list[str] | None, typer.Option(help="What FILE calls a column: prompt=question.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A broken row is an error, not left out.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the results here too.")] = None,
+) -> None:
+    """How often a reward model prefers what was chosen, by subset: on RewardBench's form, JSON Lines or Parquet.
+
+    [dim]antiphon evaluate-rewards pairs.jsonl --run runs/reviews[/dim]
+    """
+    if sum(given is not None for given in (run, reward_model, url)) != 1:
+        raise InputError("evaluate-rewards", "give one of --run, --reward-model and --url")
+    if run is not None:
+        reward_model = require_run(run).path / "reward_model"
+        if not (reward_model / "config.json").exists():
+            raise not_done("reward_model")
+    from deploy.evaluate_rewards import evaluate_rewards as judge
+    from deploy.evaluate_rewards import parse_columns
+
+    named = parse_columns(columns or ())
+    judge(
+        file,
+        reward_model=reward_model,
+        url=url,
+        tokenizer=tokenizer,
+        columns=named,
+        strict=strict,
+        json_path=json_path,
+    )
 
 
 @app.command()

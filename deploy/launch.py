@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from cluster.errors import AntiphonError
 from deploy.evaluate import evaluate
 from deploy.memory import PeakMemory
+from deploy.retrain import retrain, run_reward_model
 from deploy.run_config import RunConfig
 from deploy.run_directory import SUPERVISED, RunDirectory
 from deploy.session import Session
-from deploy.stages import collect_preferences, prepare, run_reward_model, run_sft
+from deploy.stages import collect_preferences, prepare, run_sft
 from deploy.view import View
 from reward_service.address import check_address
 
@@ -45,14 +46,21 @@ def _import_learners(session: Session) -> None:
         importlib.import_module("learner.supervised_group")
 
 
-def run(config: RunConfig, run: RunDirectory, stages: Sequence[str], view: View) -> None:
-    """Do the stages that are not done yet. Raises the error of the part that failed, or KeyboardInterrupt."""
+AGAIN: dict[str, Callable[[Session], Awaitable[None]]] = {"reward_model": retrain}
+"""What is done where a stage is asked for that is done already."""
+
+
+def run(config: RunConfig, run: RunDirectory, stages: Sequence[str], view: View, *, again: bool = False) -> None:
+    """Do the stages that are not done yet, or with `again` those of AGAIN whether they are or not.
+
+    Raises the error of the part that failed, or KeyboardInterrupt.
+    """
     if "ppo" in stages and not run.is_done("ppo", config):
         check_address(config.reward_service, os.environ.get("ANTIPHON_TOKEN"))
-    asyncio.run(_run(Session(config, run, view), stages))
+    asyncio.run(_run(Session(config, run, view), stages, again=again))
 
 
-async def _run(session: Session, stages: Sequence[str]) -> None:
+async def _run(session: Session, stages: Sequence[str], *, again: bool) -> None:
     main = asyncio.current_task()
     assert main is not None
     address = session.connect()
@@ -61,7 +69,7 @@ async def _run(session: Session, stages: Sequence[str]) -> None:
     peak = PeakMemory()
     measuring = asyncio.create_task(peak.follow())
     try:
-        await _in_order(session, stages)
+        await _in_order(session, stages, again=again)
     except BaseExceptionGroup as group:
         raise _own_error(group) from None
     finally:
@@ -70,20 +78,21 @@ async def _run(session: Session, stages: Sequence[str]) -> None:
         await session.close()
 
 
-async def _in_order(session: Session, stages: Sequence[str]) -> None:
+async def _in_order(session: Session, stages: Sequence[str], *, again: bool) -> None:
     session.run.update_status(stage="prepare")
-    first = next((stage for stage in stages if not session.run.is_done(stage, session.config)), None)
+    wanted = [stage for stage in stages if again or not session.run.is_done(stage, session.config)]
+    first = next(iter(wanted), None)
     async with asyncio.TaskGroup() as preparing:
         preparing.create_task(prepare(session))
         await asyncio.sleep(0)
         if first in SUPERVISED:
             _import_learners(session)
     for stage in stages:
-        if session.run.is_done(stage, session.config):
+        if stage not in wanted:
             session.view.note(f"{stage}: done before")
             continue
         session.run.update_status(stage=stage, step=0)
-        await STAGES[stage](session)
+        await (AGAIN if again else STAGES)[stage](session)
 
 
 def _own_error(group: BaseExceptionGroup) -> BaseException:

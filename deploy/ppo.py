@@ -252,6 +252,7 @@ class Ring:
             "policy_version": step,
             "num_episodes": self._num_episodes,
             "rollout_actors/response_length_tokens": sum(lengths) / len(lengths),
+            "reward_service/num_scorer_versions": len({trajectory.scorer_version for trajectory in trajectories}),
             **await self._session.rollout_metrics(),
             **ledger,
             f"learner/{NUM_RESTARTS}": self.learners.num_restarts,

@@ -10,13 +10,14 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from cluster.config import Section, TrajectoryQueueConfig
+from cluster.datasets import Reading
 from cluster.errors import InputError
 from deploy.setting_errors import input_error
 from learner.config import GROUP_ADVANTAGES, LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
@@ -27,6 +28,7 @@ from rollout_actors.config import RolloutActorsConfig
 
 Stage = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
 STAGES: tuple[Stage, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
+Column = Literal["prompt", "messages", "completion", "chosen", "rejected", "label", "margin"]
 DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -73,9 +75,27 @@ class DataSection(Section):
     """Column prompt; other columns go to the scorer."""
     preferences: Path | None = None
     """Labelled pairs instead of sampled ones: columns prompt, chosen, rejected, or chosen and rejected with their
-    prompt as common first messages; where there is a margin, chosen should be rewarded higher by that much."""
+    prompt as common first messages; where there is a margin, chosen should be rewarded higher by that much. Or prompt,
+    completion and label (true or false), paired where one prompt has both."""
     evaluation: Path | None = None
     """Column prompt, held out from training; without it the training prompts are used."""
+    columns: dict[Column, str] = Field(default_factory=dict)
+    """What data sets call a column that has another name here, such as `prompt = "question"`; those that have no such
+    column are read as they are."""
+    broken_rows: Literal["error", "skip"] = "error"
+    """What becomes of a row that can't be read: an error naming file and line, or it is left out, counted and listed
+    in RUN/logs/broken_rows_*.txt."""
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_have_one_name_each(cls, columns: dict[Column, str]) -> dict[Column, str]:
+        if len(set(columns.values())) < len(columns):
+            raise ValueError("one column can't be two")
+        return columns
+
+    def reading(self) -> Reading:
+        """How the data sets are read."""
+        return Reading(dict[str, str](self.columns.items()), self.broken_rows)
 
 
 class EvaluationConfig(Section):
@@ -352,46 +372,3 @@ def require_token_beyond_loopback(host: str, where: str) -> None:
     """Raise InputError when `host` can be reached from other machines and ANTIPHON_TOKEN is not set."""
     if not is_loopback(host) and not os.environ.get("ANTIPHON_TOKEN"):
         raise InputError(where, f"{host} can be reached from other machines: set ANTIPHON_TOKEN first")
-
-
-def flat(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its dotted key; unset ones are None."""
-    return dict(_flattened("", config.model_dump(mode="json")))
-
-
-def _flattened(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(f"{prefix}{key}.", value)
-        else:
-            yield prefix + key, value
-
-
-def to_toml(config: RunConfig) -> str:
-    """The resolved run file: every setting with its value, defaults included; unset ones are left out."""
-    return "\n".join(_tables("", config.model_dump(mode="json", exclude_none=True))).strip() + "\n"
-
-
-def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of one table: first its own values, for after a sub-table's header they would belong to that."""
-    if name:
-        yield f"\n[{name}]"
-    for key, value in table.items():
-        if not isinstance(value, Mapping):
-            yield f"{_key(key)} = {_toml(value)}"
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _tables(f"{name}.{_key(key)}" if name else _key(key), value)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
-
-
-def _toml(value: Any) -> str:
-    """JSON's numbers, texts and booleans are TOML's too; a list may hold tables."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from cluster.errors import AntiphonError, InputError
-from deploy.run_config import RunConfig, flat, load_run_config, read_run_config, to_toml
+from deploy.reward_models import NEXT, TRAINING, settle
+from deploy.run_config import RunConfig, load_run_config, read_run_config
+from deploy.run_toml import flat, to_toml
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
 CONFIG, LOCK, FEEDBACK = "config.toml", ".lock", "feedback.sqlite"
 KEPT = (LOCK, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
 COMMANDS = {"reward_model": "reward-model", "evaluation": "evaluate"}
 SUPERVISED = ("sft", "reward_model")
+NUM_STEPS = "learner.num_steps"
 _WHEREABOUTS = {"run.name", "run.runs_dir"}
 _CHECKPOINT = re.compile(r"step-(\d+)")
 
@@ -74,6 +77,16 @@ class RunDirectory:
                 table = table.setdefault(part, {})
             table[name] = value
         _write_json(self.path / "summary.json", summary)
+
+    def forget(self, key: str) -> None:
+        """Take a value, or a table of them, out of the summary by its dotted key, if it is there."""
+        summary = self.summary()
+        *tables, name = key.split(".")
+        table = summary
+        for part in tables:
+            table = table.get(part, {})
+        if table.pop(name, None) is not None:
+            _write_json(self.path / "summary.json", summary)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that was cut short is left out."""
@@ -132,6 +145,8 @@ class RunDirectory:
             return finished and (self.path / "policy" / "config.json").exists()
         if stage == "evaluation":
             return "after" in self.summary().get("evaluation", {})
+        if stage == "reward_model" and (self.path / NEXT).exists():
+            return True
         return (self.path / stage / "config.json").exists()
 
     def close(self) -> None:
@@ -200,15 +215,18 @@ def require_run(path: Path) -> RunDirectory:
 
 
 @contextlib.contextmanager
-def open_run(config: RunConfig, path: Path, *, fresh: bool = False) -> Iterator[RunDirectory]:
+def open_run(
+    config: RunConfig, path: Path, *, fresh: bool = False, may_change: Sequence[str] = ()
+) -> Iterator[RunDirectory]:
     """The run directory, made or gone on with, locked while the context lasts.
 
     With `fresh` its contents are deleted first. Raises InputError, having changed nothing, when it holds something
-    else, when its settings were others, and when another process is at work on it.
+    else, when its settings were others (but those of the sections in `may_change`), and when another process is at
+    work on it. With more PPO steps than before the run is extended: what was evaluated will be evaluated again.
     """
     _require_usable(path)
     if not fresh:
-        require_same_settings(config, path)
+        require_same_settings(config, path, may_change)
     run = RunDirectory(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -218,6 +236,9 @@ def open_run(config: RunConfig, path: Path, *, fresh: bool = False) -> Iterator[
     try:
         if fresh:
             run.clear()
+        settle(run)
+        if _is_extended(config, path):
+            run.forget("evaluation")
         _write(path / CONFIG, to_toml(config))
         _rewind(run, config)
         _drop_checkpoints(run, config)
@@ -234,8 +255,17 @@ def _require_usable(path: Path) -> None:
         raise InputError(str(path), f"not a run directory (it has no {CONFIG}) and not empty; choose another --name")
 
 
-def require_same_settings(config: RunConfig, path: Path) -> None:
-    """Raise InputError naming the settings in which `config` differs from those the run was started with."""
+def _is_extended(config: RunConfig, path: Path) -> bool:
+    """Whether the run is to do more PPO steps than it was told before."""
+    stored = path / CONFIG
+    return stored.exists() and config.learner.num_steps > read_run_config(stored).learner.num_steps
+
+
+def require_same_settings(config: RunConfig, path: Path, may_change: Sequence[str] = ()) -> None:
+    """Raise InputError naming the settings in which `config` differs from those the run was started with.
+
+    The sections in `may_change` may differ, and more PPO steps are allowed always: they extend the run.
+    """
     stored = path / CONFIG
     if not stored.exists():
         return
@@ -244,7 +274,9 @@ def require_same_settings(config: RunConfig, path: Path) -> None:
         before, now = flat(read_run_config(stored)), flat(config)
     except InputError as error:
         raise InputError(str(stored), f"{error} ({way_out})") from error
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in _WHEREABOUTS]
+    free = {*_WHEREABOUTS, *(key for key in {**before, **now} if key.partition(".")[0] in may_change)}
+    free |= {NUM_STEPS} if now[NUM_STEPS] > before[NUM_STEPS] else set()
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in free]
     if changed:
         listed = ", ".join(f"{key} (was {_shown(before.get(key))}, now {_shown(now.get(key))})" for key in changed)
         raise InputError(str(path), f"settings have changed: {listed}; {way_out}")
@@ -267,18 +299,20 @@ def _rewind(run: RunDirectory, config: RunConfig) -> None:
 def _drop_checkpoints(run: RunDirectory, config: RunConfig) -> None:
     """Delete what a supervised stage that was killed in its last moment has left beside its artefact."""
     for stage in SUPERVISED:
-        if run.is_done(stage, config):
+        if run.is_done(stage, config) and not (stage == "reward_model" and (run.path / TRAINING).exists()):
             shutil.rmtree(run.path / "checkpoints" / stage, ignore_errors=True)
 
 
-def require_stages(config: RunConfig, run: RunDirectory | None, stages: Sequence[str]) -> None:
+def require_stages(
+    config: RunConfig, run: RunDirectory | None, stages: Sequence[str], *, have: Sequence[str] = ()
+) -> None:
     """Raise InputError naming a stage that one of `stages` builds on and that is neither done nor asked for.
 
-    `run` is None for a run that starts from nothing.
+    `run` is None for a run that starts from nothing; those in `have` are not missed.
     """
     for stage in stages:
         for needed in _needs(config, stage):
-            if needed not in stages and not (run and run.is_done(needed, config)):
+            if needed not in (*stages, *have) and not (run and run.is_done(needed, config)):
                 raise not_done(needed)
 
 

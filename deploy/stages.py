@@ -1,4 +1,4 @@
-"""The stages before PPO: model and data from their builders, SFT, preferences, the reward model.
+"""The stages before PPO: model and data from their builders, SFT, preferences; and how a supervised one is run.
 
 Each leaves one artefact in the run directory, whole or not at all; its presence is what "done" means.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.broken_rows import BrokenRows
 from cluster.errors import AntiphonError
 from cluster.remote import stream_task
 from cluster.trajectory_queue import PromptOrder
@@ -81,9 +83,11 @@ async def prompt_rows(session: Session, name: str) -> list[dict[str, Any]]:
     Where that takes a tokenizer it is done in a process of its own: this one is spared the import.
     """
     config, run = session.config, session.run
-    path, settings = data_path(config, run.path, name), config.rollout_actors
-    rows = read_rows(path)
+    path, settings, reading = data_path(config, run.path, name), config.rollout_actors, config.data.reading()
+    broken = BrokenRows(reading.broken_rows)
+    rows: list[dict[str, Any]] = read_rows(path, reading, broken)
     if not holds_messages(rows) and settings.long_prompts == "error":
+        _keep_broken(session, name, broken.errors)
         return rows
     num_rows = len(rows)
     ready = stream_task(
@@ -92,10 +96,13 @@ async def prompt_rows(session: Session, name: str) -> list[dict[str, Any]]:
         policy_path(config, run.path),
         max_prompt_tokens=settings.max_prompt_tokens,
         long_prompts=settings.long_prompts,
+        reading=reading,
         name=f"data.{name}",
         log_path=session.log_path("prompts"),
     )
-    rows = [row async for part in ready for row in part]
+    (read,) = [part async for part in ready]
+    _keep_broken(session, name, read.broken)
+    rows, num_rows = read.rows, num_rows + len(broken.errors) - len(read.broken)
     num_dropped = num_rows - len(rows)
     run.update_summary({f"data.{name}.num_prompts": len(rows), f"data.{name}.num_dropped": num_dropped})
     if num_dropped:
@@ -104,44 +111,70 @@ async def prompt_rows(session: Session, name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _keep_broken(session: Session, name: str, errors: Sequence[AntiphonError]) -> None:
+    """Write down which rows of a data set were left out as broken, and say how many."""
+    if not errors:
+        return
+    path = session.run.path / "logs" / f"broken_rows_{name}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{error}\n" for error in errors))
+    session.run.update_summary({f"data.{name}.num_broken": len(errors)})
+    _say_broken(session, name, len(errors), f"logs/{path.name}")
+
+
 async def run_sft(session: Session) -> None:
     """Supervised fine-tuning into `sft/`."""
     config, run = session.config, session.run
     session.view.stage("sft", config.sft.num_steps)
-    result = await _train(session, "sft", model_path(config, run.path), data_path(config, run.path, "sft"))
+    model, data = model_path(config, run.path), data_path(config, run.path, "sft")
+    result = await train(session, Supervised("sft", "sft", model=model, data=data, output=run.path / "sft"))
     run.update_summary({f"sft.{name}": value for name, value in result.items()})
     if "best_step" in result:
         session.view.note(f"sft: held-out loss {result['held_out_loss']:.4f} at step {result['best_step']:,.0f}, kept")
 
 
-async def _train(
-    session: Session, stage: Literal["sft", "reward_model"], model: Path, data: Path, fresh: Path | None = None
-) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """What a supervised stage trains, on what and into what; metrics and checkpoints are kept under `name`.
+
+    The others are as in `SupervisedSettings`, without the endings _path.
+    """
+
+    stage: Literal["sft", "reward_model"]
+    name: str
+    model: Path
+    data: Path
+    output: Path
+    fresh: Path | None = None
+    more: Path | None = None
+    by_prompt: bool = False
+    member: int = 0
+
+
+async def train(session: Session, task: Supervised) -> dict[str, float]:
     """Run a supervised stage on learners of its own; returns what they yielded beside its steps.
 
     A stage that goes on from a checkpoint yields some steps again; what is recorded already is not recorded twice.
     """
     result: dict[str, float] = {}
-    newest = session.run.newest_checkpoint(stage)
-    recorded = {row["step"] for row in session.run.metrics() if row["stage"] == stage} if newest else set()
+    newest = session.run.newest_checkpoint(task.name)
+    recorded = {row["step"] for row in session.run.metrics() if row["stage"] == task.name} if newest else set()
     if newest:
-        session.view.note(f"{stage}: goes on after step {checkpoint_step(newest):,}")
-    learners = await _start_learners(session, stage, model, data, fresh)
+        session.view.note(f"{task.name}: goes on after step {checkpoint_step(newest):,}")
+    learners = await _start_learners(session, task)
     try:
         async for metrics in learners.train():
             if "step" not in metrics:
                 result |= metrics
-                _say_what_was_cut(session, stage, metrics)
+                _say_what_was_cut(session, task.name, metrics)
             elif metrics["step"] not in recorded:
-                session.log_step(stage, metrics)
+                session.log_step(task.name, metrics)
     finally:
         await learners.shutdown()
     return result
 
 
-async def _start_learners(
-    session: Session, stage: Literal["sft", "reward_model"], model: Path, data: Path, fresh: Path | None
-) -> SupervisedLearnerGroup:
+async def _start_learners(session: Session, task: Supervised) -> SupervisedLearnerGroup:
     """The learners of a stage. Brings RLlib and torch into this process; commands without a stage are spared that."""
     with session.start_up.phase("imports"):
         from learner.supervised_group import SupervisedLearnerGroup
@@ -150,24 +183,36 @@ async def _start_learners(
     config, path = session.config, session.run.path
     settings = SupervisedSettings(
         config=config.learner,
-        stage=getattr(config, stage),
-        model_path=model,
-        data_path=data,
-        output_path=path / stage,
+        stage=getattr(config, task.stage),
+        model_path=task.model,
+        data_path=task.data,
+        output_path=task.output,
         seed=config.run.seed,
-        dtype=dtype_of(config, model),
-        checkpoints_path=path / "checkpoints" / stage,
-        fresh_path=fresh,
+        dtype=dtype_of(config, task.model),
+        checkpoints_path=path / "checkpoints" / task.name,
+        fresh_path=task.fresh,
+        more_path=task.more,
+        by_prompt=task.by_prompt,
+        member=task.member,
+        reading=config.data.reading(),
         log_dir=path / "logs",
     )
     return await SupervisedLearnerGroup.start(settings)
 
 
 def _say_what_was_cut(session: Session, stage: str, counts: dict[str, float]) -> None:
-    """A note where examples were too long."""
+    """Notes where examples were too long, broken or without a counterpart."""
     if counts.get("num_cut") or counts.get("num_dropped"):
         kept = f"{counts['num_examples']:,} examples kept"
         session.view.note(f"{stage}: {kept}, {counts['num_cut']:,} of them cut, {counts['num_dropped']:,} dropped")
+    if num := counts.get("num_broken"):
+        _say_broken(session, stage, num, f"logs/broken_rows_{stage.partition('/')[0]}.txt")
+    if num := counts.get("num_unpaired"):
+        session.view.note(f"{stage}: {num:,.0f} rows with a label have no counterpart: left out")
+
+
+def _say_broken(session: Session, name: str, num: float, where: str) -> None:
+    session.view.note(f"{name}: {num:,.0f} broken rows left out (see {where})")
 
 
 async def collect_preferences(session: Session) -> None:
@@ -221,16 +266,3 @@ def _oracle_accuracy(oracle: Callable[..., list[float]], pairs: dict[str, list[s
     rejected = oracle(pairs["prompt"], pairs["rejected"])
     agreed = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(chosen, rejected, strict=True)]
     return sum(agreed) / len(agreed)
-
-
-async def run_reward_model(session: Session) -> None:
-    """Train `reward_model/` on the preferences and report its accuracy on pairs it has not seen."""
-    config, run = session.config, session.run
-    session.view.stage("reward_model", 0)
-    held_out = run.path / HELD_OUT
-    fresh = held_out if held_out.exists() and pq.read_metadata(held_out).num_rows else None
-    policy, preferences = policy_path(config, run.path), preferences_path(config, run.path)
-    result = await _train(session, "reward_model", policy, preferences, fresh)
-    told = ("accuracy", "held_out_loss", "best_step", "num_examples", "num_cut", "num_dropped")
-    run.update_summary({f"reward_model.{name}": result[name] for name in told})
-    session.view.note(f"reward model: {result['accuracy']:.1%} of fresh labels predicted")

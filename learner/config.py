@@ -30,7 +30,8 @@ class LearnerConfig(Section):
     num_learners: int = Field(default=1, ge=0)
     """Learner processes (ranks); 0 runs the learner inside the driver."""
     num_steps: int = Field(default=100, ge=1)
-    """Steps: each takes one batch of groups and publishes one policy version."""
+    """Steps: each takes one batch of groups and publishes one policy version. A higher number extends a run, done or
+    not, from its last checkpoint; a linear schedule is from there on the one of the new number."""
     num_epochs: int = Field(default=2, ge=1)
     """Passes over the batch of a step."""
     num_minibatches: int = Field(default=1, ge=1)
@@ -225,6 +226,11 @@ class RewardModelConfig(Section):
     """Pairs an optimiser step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW's peak learning rate; linear warm-up over a tenth, then cosine to a tenth."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of labels that are taken to be wrong: each pair is learnt the other way round with this weight."""
+    num_members: int = Field(default=1, ge=1, le=16)
+    """Reward models trained on the same pairs, each with its own new head and order of batches; the first one is
+    served, the others lie in its folder (member-1, ...) and show where they disagree."""
     held_out_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs kept for the reported accuracy."""
     max_tokens: int | None = Field(default=None, ge=2)

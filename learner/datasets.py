@@ -5,14 +5,17 @@ Knows neither models nor losses.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
+from cluster.broken_rows import BrokenRows
 from cluster.chat_template import (
     Message,
+    RenderedPrompt,
     completion_after,
     render,
     require_template,
@@ -21,7 +24,7 @@ from cluster.chat_template import (
     split_common,
     token_ids,
 )
-from cluster.datasets import read_columns
+from cluster.datasets import Examples, read_examples
 from cluster.errors import InputError
 
 END_MARK = "\ue000"
@@ -43,12 +46,16 @@ class Completion(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two responses to a prompt, each as the ids of prompt and response; `margin` is how far apart they should be."""
+    """Two responses to a prompt, each as the ids of prompt and response; `margin` is how far apart they should be.
+
+    `draw` is `draw_of` the prompt.
+    """
 
     chosen: list[int]
     rejected: list[int]
     num_prompt: int = 0
     margin: float = 0.0
+    draw: float = 0.0
 
     def num_tokens(self) -> int:
         """Tokens of the longer one."""
@@ -70,6 +77,7 @@ class Example(Protocol):
 
 
 E = TypeVar("E", bound=Example)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,24 +122,40 @@ class Limit:
         return kept, {"num_examples": len(kept), "num_cut": num_cut, "num_dropped": num_dropped}
 
 
-def read_completions(tokenizer: Any, path: Path) -> list[Completion]:
+def read_completions(
+    tokenizer: Any, path: Path, columns: Mapping[str, str] | None = None, broken: BrokenRows | None = None
+) -> list[Completion]:
     """The examples of a data set of prompts and completions.
 
-    Raises InputError naming the file, and the column or row, that is wrong.
+    Raises InputError naming the file, and the column or row, that is wrong; `broken` may leave rows out.
     """
-    form, columns = read_columns(path, "sft")
-    if not form.conversational:
-        return tokenize(tokenizer, columns["prompt"], columns["completion"])
+    broken = broken or BrokenRows()
+    examples = read_examples(path, "sft", columns=columns, broken=broken)
+    if not examples.form.conversational:
+        return tokenize(tokenizer, examples.columns["prompt"], examples.columns["completion"])
     require_template(tokenizer, str(path))
-    if form.columns == ("messages",):
-        halves = [split_at_last_answer(row, _row(path, i)) for i, row in enumerate(columns["messages"])]
-    else:
-        halves = list(zip(columns["prompt"], columns["completion"], strict=True))
-    return _tokenize_conversations(tokenizer, path, halves)
+    rows, rendered = list[int](), list[tuple[RenderedPrompt, RenderedPrompt]]()
+    for row in range(len(examples)):
+        with broken.row():
+            prompt, completion = _halves(examples, row)
+            whole = render(tokenizer, [*prompt, *completion], examples.where(row), is_prompt=False)
+            rendered.append((render(tokenizer, prompt, examples.where(row), is_prompt=True), whole))
+            rows.append(row)
+    return _some(_tokenize_rendered(tokenizer, examples.taken(rows), rendered, broken), path, broken)
 
 
-def _row(path: Path, index: int) -> str:
-    return f"{path}, row {index}"
+def _halves(examples: Examples, row: int) -> tuple[Sequence[Message], Sequence[Message]]:
+    """Prompt and completion of a conversation."""
+    if examples.form.columns == ("messages",):
+        return split_at_last_answer(examples.columns["messages"][row], examples.where(row))
+    return examples.columns["prompt"][row], examples.columns["completion"][row]
+
+
+def _some(examples: list[T], path: Path, broken: BrokenRows) -> list[T]:
+    """The examples; raises InputError where all rows were left out."""
+    if not examples:
+        raise InputError(str(path), f"all {len(broken.errors)} rows are broken; {broken.errors[0]}")
+    return examples
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[Completion]:
@@ -144,63 +168,107 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str])
     ]
 
 
-def _tokenize_conversations(
-    tokenizer: Any, path: Path, halves: Sequence[tuple[list[Message], list[Message]]]
+def _tokenize_rendered(
+    tokenizer: Any, examples: Examples, rendered: Sequence[tuple[RenderedPrompt, RenderedPrompt]], broken: BrokenRows
 ) -> list[Completion]:
-    """The same of conversations: what the chat template writes, with an end of sequence where it writes none."""
-    prompts = [render(tokenizer, half, _row(path, i), is_prompt=True) for i, (half, _) in enumerate(halves)]
-    wholes = [render(tokenizer, [*a, *b], _row(path, i), is_prompt=False) for i, (a, b) in enumerate(halves)]
-    examples = []
-    pairs = zip(token_ids(tokenizer, prompts), token_ids(tokenizer, wholes), strict=True)
-    for index, (prompt, whole) in enumerate(pairs):
-        completion = completion_after(prompt, whole, _row(path, index))
-        end = [] if tokenizer.eos_token_id in completion else [tokenizer.eos_token_id]
-        examples.append(Completion([*whole, *end], len(prompt)))
-    return examples
+    """The same of conversations as the chat template writes them, with an end of sequence where it writes none."""
+    completions = []
+    halves = (token_ids(tokenizer, [half[side] for half in rendered]) for side in (0, 1))
+    for row, (prompt, whole) in enumerate(zip(*halves, strict=True)):
+        with broken.row():
+            completion = completion_after(prompt, whole, examples.where(row))
+            end = [] if tokenizer.eos_token_id in completion else [tokenizer.eos_token_id]
+            completions.append(Completion([*whole, *end], len(prompt)))
+    return completions
 
 
-def read_pairs(tokenizer: Any, path: Path) -> list[Pair]:
+@dataclass(frozen=True, slots=True)
+class PairTexts:
+    """Pairs as texts, in the order of `examples`, which has where they stand and their other columns."""
+
+    prompts: list[str]
+    chosen: list[str]
+    rejected: list[str]
+    examples: Examples
+
+
+def read_pair_texts(
+    path: Path,
+    tokenizer: Any | None,
+    *,
+    others: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    broken: BrokenRows | None = None,
+) -> PairTexts:
+    """The pairs of a data set of preferences as texts; conversations as the tokenizer's chat template writes them.
+
+    Raises InputError naming the file, and the column or row, that is wrong; `broken` may leave rows out.
+    """
+    broken = broken or BrokenRows()
+    examples = read_examples(path, "preferences", others=others, columns=columns, broken=broken)
+    if not examples.form.conversational:
+        prompts, chosen, rejected = (examples.columns[name] for name in examples.form.columns)
+        return PairTexts(prompts, chosen, rejected, examples)
+    if tokenizer is None:
+        raise InputError(str(path), "holds messages: a tokenizer is needed, whose chat template writes them")
+    require_template(tokenizer, str(path))
+    rows, texts = list[int](), list[tuple[str, str, str]]()
+    for row in range(len(examples)):
+        with broken.row():
+            texts.append(_rendered_pair(tokenizer, examples, row))
+            rows.append(row)
+    prompts, chosen, rejected = map(list, zip(*_some(texts, path, broken), strict=True))
+    return PairTexts(prompts, chosen, rejected, examples.taken(rows))
+
+
+def read_pairs(
+    tokenizer: Any, path: Path, columns: Mapping[str, str] | None = None, broken: BrokenRows | None = None
+) -> list[Pair]:
     """The pairs of a data set of preferences, prompt + response + end of sequence read as what serves them reads it.
 
-    Raises InputError naming the file, and the column or row, that is wrong.
+    Raises InputError naming the file, and the column or row, that is wrong; `broken` may leave rows out.
     """
-    form, columns = read_columns(path, "preferences", others=("margin",))
-    if form.conversational:
-        texts = _rendered_pairs(tokenizer, path, columns)
-    else:
-        texts = [columns[name] for name in form.columns]
-    prompts, chosen, rejected = texts
+    broken = broken or BrokenRows()
+    texts = read_pair_texts(path, tokenizer, others=("margin",), columns=columns, broken=broken)
     whole = [
-        scored_token_ids(tokenizer, [p + r + tokenizer.eos_token for p, r in zip(prompts, responses, strict=True)])
-        for responses in (chosen, rejected)
+        scored_token_ids(
+            tokenizer, [p + r + tokenizer.eos_token for p, r in zip(texts.prompts, responses, strict=True)]
+        )
+        for responses in (texts.chosen, texts.rejected)
     ]
-    num_prompt = [len(ids) for ids in scored_token_ids(tokenizer, prompts)]
-    margins = _margins(path, columns.get("margin", [0.0] * len(prompts)))
-    return [Pair(*row) for row in zip(*whole, num_prompt, margins, strict=True)]
+    num_prompt = [len(ids) for ids in scored_token_ids(tokenizer, texts.prompts)]
+    margins = texts.examples.columns.get("margin", [0.0] * len(num_prompt))
+    pairs = []
+    for row, (chosen, rejected, num, margin) in enumerate(zip(*whole, num_prompt, margins, strict=True)):
+        with broken.row():
+            given = _margin(texts.examples, row, margin)
+            pairs.append(Pair(chosen, rejected, num, given, draw_of(texts.prompts[row])))
+    return _some(pairs, path, broken)
 
 
-def _margins(path: Path, values: Sequence[Any]) -> list[float]:
-    for index, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(str(path), f"column 'margin', row {index}: not a number but {value!r}")
-    return [float(value) for value in values]
+def draw_of(prompt: str) -> float:
+    """A number in [0, 1) that a prompt always draws (the first 53 bits of blake2b of its UTF-8)."""
+    digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def _rendered_pairs(tokenizer: Any, path: Path, columns: dict[str, list[Any]]) -> list[list[str]]:
-    """Prompts, chosen and rejected responses as texts."""
-    require_template(tokenizer, str(path))
-    texts: list[list[str]] = [[], [], []]
-    for index, (chosen, rejected) in enumerate(zip(columns["chosen"], columns["rejected"], strict=True)):
-        where = _row(path, index)
-        if "prompt" in columns:
-            prompt = columns["prompt"][index]
-        else:
-            prompt, chosen, rejected = split_common(chosen, rejected, where)
-        text = render(tokenizer, prompt, where, is_prompt=True)
-        texts[0].append(text)
-        texts[1].append(_response(tokenizer, prompt, text, chosen, where))
-        texts[2].append(_response(tokenizer, prompt, text, rejected, where))
-    return texts
+def _margin(examples: Examples, row: int, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(examples.where(row), f"column 'margin': not a number but {value!r}")
+    return float(value)
+
+
+def _rendered_pair(tokenizer: Any, examples: Examples, row: int) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected response as texts."""
+    where, columns = examples.where(row), examples.columns
+    chosen, rejected = columns["chosen"][row], columns["rejected"][row]
+    if "prompt" in examples.form.columns:
+        prompt = columns["prompt"][row]
+    else:
+        prompt, chosen, rejected = split_common(chosen, rejected, where)
+    text = render(tokenizer, prompt, where, is_prompt=True)
+    chosen, rejected = (_response(tokenizer, prompt, text, messages, where) for messages in (chosen, rejected))
+    return text, chosen, rejected
 
 
 def _response(

@@ -1,28 +1,37 @@
 """Reward model training: what is learnt from preferences, by the model of Bradley and Terry.
 
-Knows nothing of who prefers, of files and of stages. B pairs.
+Knows nothing of who prefers and of stages. B pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learner import calibration
 from learner.config import RewardModelConfig
 from learner.datasets import Pair
 from learner.ranks import Ranks
 from learner.reward_net import RewardNet
 from learner.supervised_loop import Plan, Row
 
+STATISTICS, RECORD, HELD_OUT_REWARDS = "reward_statistics.json", "training.json", "held_out_rewards.parquet"
+"""What lies in a reward model's folder beside the model."""
 CENTERING = 0.01
 """Weight of the squared mean reward of a batch: preferences leave the level of rewards open, this keeps it near 0."""
 
 
 class PreferenceLoss:
-    """Mean negative log-likelihood of preferences (Bradley and Terry 1952), centred in training.
+    """Mean negative log-likelihood of preferences (Bradley and Terry 1952), in training centred and of smoothed labels.
 
     A pair's margin is by how much the chosen reward should be higher (Llama 2, arXiv:2307.09288, eq. 2). All methods
     wait for the other ranks; `pieces` are this rank's part of `rows`, in micro-batches.
@@ -30,8 +39,9 @@ class PreferenceLoss:
 
     unit = "pairs"
 
-    def __init__(self, net: RewardNet, ranks: Ranks, device: torch.device) -> None:
+    def __init__(self, net: RewardNet, ranks: Ranks, device: torch.device, *, label_smoothing: float = 0.0) -> None:
         self._net = net
+        self._label_smoothing = label_smoothing
         self._ranks = ranks
         self._device = device
 
@@ -46,7 +56,7 @@ class PreferenceLoss:
         level = self._level(graphs, pieces) / num
         for piece in pieces:
             chosen, rejected = graphs.pop() if graphs else pair_rewards(self._net, piece)
-            nll = preference_nll(chosen, rejected, piece)
+            nll = preference_nll(chosen, rejected, piece, self._label_smoothing)
             ((nll.sum() + 2 * CENTERING * level * (chosen + rejected).sum()) / num).backward()
             sums += torch.stack([nll.detach().sum(), agreement(chosen, rejected).sum()])
         nll_mean, accuracy = (self._ranks.all_sum(sums) / num).tolist()
@@ -59,6 +69,16 @@ class PreferenceLoss:
         for chosen, rejected in graphs or (pair_rewards(self._net, piece) for piece in pieces):
             total += (chosen + rejected).sum(dtype=torch.float64)
         return float(self._ranks.all_sum(total))
+
+    @torch.no_grad()
+    def rewards(self, pieces: Sequence[Sequence[Pair]], places: Sequence[Sequence[int]], num: int) -> list[list[float]]:
+        """Rewards of the chosen and of the rejected responses of all ranks' `num` rows; `places` are the pieces'."""
+        rewards = torch.zeros(2, num, dtype=torch.float64, device=self._device)
+        for piece, own in zip(pieces, places, strict=True):
+            for side, given in enumerate(pair_rewards(self._net, piece)):
+                rewards[side, list(own)] = given.double()
+        numbers: list[list[float]] = self._ranks.all_sum(rewards).tolist()
+        return numbers
 
     @torch.no_grad()
     def measure(self, pieces: Sequence[Sequence[Pair]], rows: Sequence[Pair]) -> Row:
@@ -74,6 +94,26 @@ class PreferenceLoss:
         return torch.zeros(num, dtype=torch.float64, device=self._device)
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredRewards:
+    """The rewards of pairs that a model was not trained on, and what follows from them."""
+
+    chosen: Sequence[float]
+    rejected: Sequence[float]
+
+    def measures(self) -> Row:
+        """`accuracy`, `ece`, `nll` and `margin_mean`."""
+        return calibration.measures(self.chosen, self.rejected)
+
+    def write(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write beside the model its rewards, their statistics and `record`, how it was trained and how well."""
+        rewards = pa.table({"chosen": list(self.chosen), "rejected": list(self.rejected)})
+        pq.write_table(rewards, folder / HELD_OUT_REWARDS)
+        statistics = calibration.reward_statistics(self.chosen, self.rejected)
+        for name, content in ((STATISTICS, statistics), (RECORD, record)):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
 def pair_rewards(net: RewardNet, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     """Rewards [B] of the chosen and of the rejected responses, from one forward pass over all of them.
 
@@ -85,10 +125,19 @@ def pair_rewards(net: RewardNet, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]
     return chosen[: len(pairs)], rejected[: len(pairs)]
 
 
-def preference_nll(chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair]) -> Tensor:
-    """[B]: each preference's negative log-likelihood, given the rewards [B]."""
+def preference_nll(chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair], label_smoothing: float = 0.0) -> Tensor:
+    """[B]: each preference's negative log-likelihood, given the rewards [B].
+
+    With label smoothing e the mean of that and of the opposite preference's, weighted 1 - e and e: its minimum is at
+    the odds (1 - e) / e, where labels are wrong with probability e (Mitchell 2023, "A note on DPO with noisy
+    preferences & relationship to IPO", eq. 3).
+    """
     margins = torch.tensor([pair.margin for pair in pairs], dtype=chosen.dtype, device=chosen.device)
-    return -F.logsigmoid(chosen - rejected - margins)
+    distances = chosen - rejected - margins
+    nll = -F.logsigmoid(distances)
+    if not label_smoothing:
+        return nll
+    return (1 - label_smoothing) * nll - label_smoothing * F.logsigmoid(-distances)
 
 
 def agreement(chosen: Tensor, rejected: Tensor) -> Tensor:

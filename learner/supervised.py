@@ -66,6 +66,27 @@ def split(rows: Sequence[T], share: float, generator: torch.Generator, path: Pat
     return shuffled[num_held_out:], shuffled[:num_held_out]
 
 
+def split_by_draw(rows: Sequence[T], draws: Sequence[float], share: float, path: Path) -> tuple[list[T], list[T]]:
+    """Rows to train on and rows held out: those whose draw in [0, 1) is below the share.
+
+    A row that is held out among some rows is so among more of them, but where few rows would leave one side empty,
+    the lowest draw alone is held out, or the highest alone trained on. Raises InputError where all draws are one.
+    """
+    if len(set(draws)) < 2:
+        raise InputError(str(path), "all pairs have one prompt: one is needed for training and one to be held out")
+    limit = min(max(share, _above(min(draws))), max(draws))
+    held_out = [draw < limit for draw in draws]
+    return (
+        [row for row, is_out in zip(rows, held_out, strict=True) if not is_out],
+        [row for row, is_out in zip(rows, held_out, strict=True) if is_out],
+    )
+
+
+def _above(number: float) -> float:
+    """The next number."""
+    return math.nextafter(number, math.inf)
+
+
 class Optimizer:
     """AdamW with gradients clipped to norm 1; linear warm-up over a tenth of the steps, then cosine to a tenth.
 

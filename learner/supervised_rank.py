@@ -17,17 +17,19 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cluster.broken_rows import BrokenRows
+from cluster.datasets import Reading
 from learner import checkpoint
 from learner.actor_critic import ActorCritic, ModelSettings
 from learner.batching import balanced, cost, micro_batches
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.datasets import Completion, Limit, Pair, read_completions, read_pairs
 from learner.ranks import Ranks
-from learner.reward_model_training import PreferenceLoss, reward_model_plan
+from learner.reward_model_training import MeasuredRewards, PreferenceLoss, reward_model_plan
 from learner.reward_net import RewardNet
 from learner.sft import CompletionLoss, sft_plan
 from learner.sharding import is_sharded, local, shard
-from learner.supervised import Optimizer, load_tokenizer, shuffled_batches, split
+from learner.supervised import Optimizer, load_tokenizer, shuffled_batches, split, split_by_draw
 from learner.supervised_loop import Row, checkpoints_of, descend
 from learner.weight_publisher import policy_tensors
 
@@ -37,7 +39,9 @@ class SupervisedSettings:
     """All that a rank is built from: `stage` is what is learnt, `config` how learners share it out.
 
     `dtype` is what is computed in; weights are kept in float32 (or float64). The trained model replaces `output_path`.
-    `fresh_path` has pairs that the reward model's accuracy is measured on in the end.
+    `fresh_path` has pairs that the reward model is measured on in the end, those held out where there are none.
+    `more_path` has more pairs. With `by_prompt` pairs are held out by their prompts alone, so that what was held out
+    before still is when pairs are added. `member` numbers the reward models of an ensemble, which hold out the same.
     """
 
     config: LearnerConfig
@@ -49,12 +53,21 @@ class SupervisedSettings:
     dtype: str = "float32"
     checkpoints_path: Path | None = None
     fresh_path: Path | None = None
+    more_path: Path | None = None
+    by_prompt: bool = False
+    member: int = 0
+    reading: Reading = Reading()
     log_dir: Path | None = None
 
     @property
     def name(self) -> Literal["sft", "reward_model"]:
         """The stage's name, which its section of the run file has too."""
         return "sft" if isinstance(self.stage, SftConfig) else "reward_model"
+
+    @property
+    def member_seed(self) -> int:
+        """What draws a member's new head and its order of batches."""
+        return self.seed + self.member
 
 
 def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
@@ -66,7 +79,7 @@ def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
             settings.dtype,
             packing=config.packing,
             activation_checkpointing=config.activation_checkpointing,
-            seed=settings.seed,
+            seed=settings.member_seed,
         )
     dtype = settings.dtype if settings.dtype in ("bfloat16", "float64") else "float32"
     model = ModelSettings(
@@ -107,27 +120,56 @@ class SupervisedRank:
         self._ranks = ranks
         self._tokenizer = load_tokenizer(settings.model_path)
         self._model: Any = net.policy if isinstance(net, ActorCritic) else net.model
-        self._loss: Any = (CompletionLoss if isinstance(net, ActorCritic) else PreferenceLoss)(net, ranks, device)
-        examples, counts = self._read(settings.data_path)
+        self._loss: Any = _loss(settings, net, ranks, device)
+        examples, counts = self._read_all()
         self._generator = torch.Generator().manual_seed(settings.seed)
-        self._training, self._held_out = examples, examples[:0]
-        if share := settings.stage.held_out_share:
-            self._training, self._held_out = split(examples, share, self._generator, settings.data_path)
+        self._training, self._held_out = self._split(examples)
+        if settings.member:
+            self._generator.manual_seed(settings.member_seed)
         self._counts = counts | {"num_held_out": len(self._held_out)}
         self._kept: Row = {}
         self._checkpoints = checkpoints_of(
-            settings.checkpoints_path, settings.stage, settings.seed, examples, self._ranks
+            settings.checkpoints_path, settings.stage, settings.member_seed, examples, self._ranks
         )
         self._rows = self._train()
 
-    def _read(self, path: Path) -> tuple[list[Any], Row]:
+    def _read_all(self) -> tuple[list[Any], Row]:
+        """The examples, and what is told of their numbers; the first rank writes down which rows are broken."""
+        settings = self._settings
+        broken = BrokenRows(settings.reading.broken_rows)
+        examples, counts = self._read(settings.data_path, broken)
+        if settings.more_path is not None:
+            more, more_counts = self._read(settings.more_path, broken)
+            examples = examples + more
+            counts = {name: counts[name] + more_counts[name] for name in counts} | {"num_more": float(len(more))}
+        told = {"num_broken": len(broken.errors), "num_unpaired": broken.num_unpaired}
+        if broken.errors and settings.log_dir is not None and self._ranks.rank == 0:
+            settings.log_dir.mkdir(parents=True, exist_ok=True)
+            lines = "".join(f"{error}\n" for error in broken.errors)
+            (settings.log_dir / f"broken_rows_{settings.name}.txt").write_text(lines)
+        return examples, counts | {name: float(num) for name, num in told.items() if num}
+
+    def _read(self, path: Path, broken: BrokenRows) -> tuple[list[Any], Row]:
         """The examples of a file that are kept, and the numbers of those cut and dropped."""
         name, stage = self._settings.name, self._settings.stage
-        examples: list[Any] = (read_completions if name == "sft" else read_pairs)(self._tokenizer, path)
+        read: Any = read_completions if name == "sft" else read_pairs
+        examples: list[Any] = read(self._tokenizer, path, self._settings.reading.columns, broken)
         return Limit.of(self._model, stage, name).applied(examples, path)
 
+    def _split(self, examples: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Examples to train on, and those held out."""
+        settings = self._settings
+        share = settings.stage.held_out_share
+        if not share:
+            return examples, []
+        if settings.by_prompt:
+            return split_by_draw(examples, [pair.draw for pair in examples], share, settings.data_path)
+        return split(examples, share, self._generator, settings.data_path)
+
     def counts(self) -> Row:
-        """`num_examples`, `num_cut`, `num_dropped` and `num_held_out`."""
+        """`num_examples`, `num_cut`, `num_dropped` and `num_held_out`; where there are any `num_broken`, rows left out
+        as such, `num_unpaired`, rows with a label without a counterpart, and `num_more`, examples of `more_path`.
+        """
         return self._counts
 
     def advance(self, num: int) -> list[Row]:
@@ -155,7 +197,11 @@ class SupervisedRank:
         return measured
 
     def _pieces(self, rows: Sequence[Any]) -> list[list[Any]]:
-        """This rank's part of the rows, in micro-batches; as many on every rank that calls in step."""
+        """This rank's part of the rows, in micro-batches."""
+        return [[rows[place] for place in places] for places in self._places(rows)]
+
+    def _places(self, rows: Sequence[Any]) -> list[list[int]]:
+        """The places of this rank's rows, in micro-batches; as many on every rank that calls in step."""
         config = self._settings.config
         sizes = [_size(row, packed=config.packing) for row in rows]
         parts = balanced([cost(size) for size in sizes], self._ranks.size)
@@ -164,28 +210,47 @@ class SupervisedRank:
         if is_sharded(self._net):
             num = int(self._ranks.all_max(torch.tensor(float(len(pieces)))))
             pieces += [[] for _ in range(num - len(pieces))]
-        return [[rows[own[index]] for index in piece] for piece in pieces]
+        return [[own[index] for index in piece] for piece in pieces]
 
     def finish(self) -> Row:
         """Write the trained model, whole or not at all; says what was measured of it. The checkpoints go."""
-        result = self._result()
+        kept = self._kept
+        result: Row = {name: kept[name] for name in ("held_out_loss", "held_out_accuracy") if name in kept}
+        if kept:
+            result["best_step"] = kept["step"]
         dtype = AutoConfig.from_pretrained(self._settings.model_path, local_files_only=True).dtype or torch.float32
-        if self._settings.fresh_path is not None:
-            self._round(dtype)
-            pairs, _ = self._read(self._settings.fresh_path)
-            result["accuracy"] = self._measure(pairs)["held_out_accuracy"]
+        measured = self._measured_rewards(dtype) if self._settings.name == "reward_model" else None
+        if measured:
+            result |= measured.measures()
         with checkpoint.shared_folder(self._settings.output_path, self._ranks) as folder:
             self._write(folder, dtype)
+            with self._ranks.agreed():
+                if measured and self._ranks.rank == 0:
+                    measured.write(folder, self._record() | result)
         if self._checkpoints:
             self._checkpoints.remove()
         return result
 
-    def _result(self) -> Row:
-        kept = self._kept
-        if not kept:
-            return {}
-        result = {"held_out_loss": kept["held_out_loss"], "best_step": kept["step"]}
-        return result | ({"accuracy": kept["held_out_accuracy"]} if "held_out_accuracy" in kept else {})
+    def _measured_rewards(self, dtype: torch.dtype) -> MeasuredRewards:
+        """What the model as it is written gives to pairs that it has not seen: the fresh ones, or those held out."""
+        self._round(dtype)
+        settings, pairs = self._settings, self._held_out
+        if settings.fresh_path is not None:
+            pairs, _ = self._read(settings.fresh_path, BrokenRows(settings.reading.broken_rows))
+        places = self._places(pairs)
+        pieces = [[pairs[place] for place in piece] for piece in places]
+        return MeasuredRewards(*self._loss.rewards(pieces, places, len(pairs)))
+
+    def _record(self) -> dict[str, Any]:
+        """How the model was trained, as its folder tells it."""
+        settings = self._settings
+        return {
+            "data": [path.name for path in (settings.data_path, settings.more_path) if path is not None],
+            "member": settings.member,
+            "seed": settings.member_seed,
+            "settings": settings.stage.model_dump(),
+            **self._counts,
+        }
 
     @torch.no_grad()
     def _round(self, dtype: torch.dtype) -> None:
@@ -205,6 +270,15 @@ class SupervisedRank:
                 self._tokenizer.save_pretrained(folder)
                 for file in source.glob("generation_config.json"):
                     (folder / file.name).write_bytes(file.read_bytes())
+
+
+def _loss(
+    settings: SupervisedSettings, net: ActorCritic | RewardNet, ranks: Ranks, device: torch.device
+) -> CompletionLoss | PreferenceLoss:
+    if isinstance(net, ActorCritic):
+        return CompletionLoss(net, ranks, device)
+    assert isinstance(settings.stage, RewardModelConfig)
+    return PreferenceLoss(net, ranks, device, label_smoothing=settings.stage.label_smoothing)
 
 
 def _size(row: Completion | Pair, *, packed: bool) -> int:

@@ -9,22 +9,36 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from cluster.broken_rows import BrokenRows
 from cluster.chat_template import RenderedPrompt, render, require_template, token_ids
-from cluster.datasets import read_columns
+from cluster.datasets import Examples, Reading, read_examples
 from cluster.errors import InputError
 
 Row = dict[str, Any]
 
 
-def read_rows(path: str | Path) -> list[Row]:
+class Ready(NamedTuple):
+    """Rows as they are sampled, and the errors of those that were left out as broken."""
+
+    rows: list[Row]
+    broken: list[InputError]
+
+
+def read_rows(path: str | Path, reading: Reading = Reading(), broken: BrokenRows | None = None) -> list[Row]:
     """Every row of a data set, one dict each; its `prompt` is a text, or a list of messages.
 
-    Raises InputError naming the file when it is missing, unreadable or empty, and the column or row when a prompt is.
+    Raises InputError naming the file when it is missing, unreadable or empty, and the column or row when a prompt is;
+    `broken` may leave such rows out.
     """
-    _, columns = read_columns(Path(path), "prompts", others=None)
+    return _rows(read_examples(Path(path), "prompts", others=None, columns=reading.columns, broken=broken))
+
+
+def _rows(examples: Examples) -> list[Row]:
+    columns = examples.columns
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -34,27 +48,33 @@ def holds_messages(rows: Sequence[Row]) -> bool:
 
 
 def ready_rows(
-    path: Path, model_path: Path, *, max_prompt_tokens: int, long_prompts: Literal["error", "drop"]
-) -> Iterator[list[Row]]:
-    """The rows of a data set as they are sampled, all in one list: conversations as the chat template writes them,
+    path: Path,
+    model_path: Path,
+    *,
+    max_prompt_tokens: int,
+    long_prompts: Literal["error", "drop"],
+    reading: Reading = Reading(),
+) -> Iterator[Ready]:
+    """The rows of a data set as they are sampled, all at once: conversations as the chat template writes them,
     and prompts of more than `max_prompt_tokens` left out or an error.
 
     Raises InputError naming the row where a prompt is too long, and where none is left.
     """
-    rows = read_rows(path)
+    broken = BrokenRows(reading.broken_rows)
+    examples = read_examples(path, "prompts", others=None, columns=reading.columns, broken=broken)
     tokenizer = PromptTokenizer(str(model_path), max_prompt_tokens=max_prompt_tokens)
-    if holds_messages(rows):
-        prompts = tokenizer.render(path, [row["prompt"] for row in rows])
-        rows = [row | {"prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
+    if examples.form.conversational:
+        examples = tokenizer.render(path, examples, broken)
+    rows = _rows(examples)
     lengths = tokenizer.lengths([row["prompt"] for row in rows])
     fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= max_prompt_tokens]
     if len(fitting) < len(rows) and long_prompts == "error":
         first = next(i for i, length in enumerate(lengths) if length > max_prompt_tokens)
-        what = f"the prompt of row {first} of {path} has {lengths[first]} tokens, more than {max_prompt_tokens}"
+        what = f"the prompt of {examples.where(first)} has {lengths[first]} tokens, more than {max_prompt_tokens}"
         raise InputError("rollout_actors.max_prompt_tokens", what)
     if not fitting:
         raise InputError(str(path), f"all {len(rows)} prompts have more than {max_prompt_tokens} tokens")
-    yield fitting
+    yield Ready(fitting, broken.errors)
 
 
 class PromptTokenizer:
@@ -73,16 +93,22 @@ class PromptTokenizer:
             raise InputError(str(model_path), f"has no usable tokenizer: {error}") from error
         self._max_prompt_tokens = max_prompt_tokens
 
-    def render(self, path: Path, conversations: Sequence[Sequence[dict[str, Any]]]) -> list[RenderedPrompt]:
-        """Each conversation of a data set as text, up to where the model's turn begins.
+    def render(self, path: Path, examples: Examples, broken: BrokenRows) -> Examples:
+        """The conversations of a data set as texts, up to where the model's turn begins.
 
-        Raises InputError naming the row that the chat template refuses, and where there is no template.
+        Raises InputError naming the row that the chat template refuses, unless `broken` leaves it out, and where there
+        is no template.
         """
         require_template(self._tokenizer, str(path))
-        return [
-            render(self._tokenizer, messages, f"{path}, row {row}", is_prompt=True)
-            for row, messages in enumerate(conversations)
-        ]
+        rows, prompts = list[int](), list[RenderedPrompt]()
+        for row, messages in enumerate(examples.columns["prompt"]):
+            with broken.row():
+                prompts.append(render(self._tokenizer, messages, examples.where(row), is_prompt=True))
+                rows.append(row)
+        if not rows:
+            raise InputError(str(path), f"all {len(broken.errors)} rows are broken; {broken.errors[0]}")
+        taken = examples.taken(rows)
+        return replace(taken, columns=taken.columns | {"prompt": prompts})
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         """The number of tokens of each prompt."""

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.datasets import Form, Kind, find_form, read_columns, read_schema, read_table
+from cluster.broken_rows import BrokenRows
+from cluster.datasets import Form, Kind, find_form, read_columns, read_examples, read_schema, read_table
 from cluster.errors import InputError
 from tests.chat import assistant, user
 
@@ -150,11 +151,11 @@ def refused(path: Path, kind: Kind = "sft") -> str:
         ([{"prompt": "a", "answer": "b"}], "no column 'completion'; it has prompt, answer"),
         ([{"prompt": "a", "completion": 3}], "column 'completion' is not text, nor messages of role and content"),
         ([{"messages": [{"text": "a"}]}], "no column 'prompt'; it has messages"),
-        ([{"prompt": "a", "completion": "b"}, {"prompt": None}], "column 'prompt', row 1: not text but None"),
-        ([{"messages": [user("a")]}, {"messages": []}], "column 'messages', row 1: no messages"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": None}], "column 'prompt': not text but None"),
+        ([{"messages": [user("a")]}, {"messages": []}], "column 'messages': no messages"),
         (
             [{"messages": [user("a")]}, {"messages": [{"role": "user"}]}],
-            "column 'messages', row 1: a message without content as text",
+            "column 'messages': a message without content as text",
         ),
         (
             [{"prompt": "a", "completion": [assistant("b")]}],
@@ -179,9 +180,9 @@ def test_preferences_without_a_prompt_are_messages(tmp_path: Path) -> None:
         ("none", None, "no such data set"),
         ("set.csv", "prompt\n", "a data set is a folder or ends in .parquet or .jsonl"),
         ("bad.parquet", "x", "not Parquet ("),
-        ("bad.jsonl", "x\n", "first line is not JSON ("),
-        ("bad.jsonl", '{"prompt": "a"}\n{"prompt": \n', "not JSON Lines ("),
-        ("list.jsonl", "[]\n", "first line is not a JSON object"),
+        ("bad.jsonl", "x\n", "not JSON ("),
+        ("bad.jsonl", '{"prompt": "a"}\n{"prompt": \n', "not JSON ("),
+        ("list.jsonl", "[]\n", "not a JSON object"),
         ("empty.jsonl", "", "the data set is empty"),
     ],
 )
@@ -225,3 +226,112 @@ def test_reading_imports_nothing_heavy(tmp_path: Path) -> None:
     path = save_splits(tmp_path / "saved", TEXTS)
     code = f"import pathlib, cluster.datasets as d; d.read_columns(pathlib.Path({str(path)!r}), 'sft')"
     assert imported(("torch", "ray", "vllm", "transformers", "datasets", "pandas"), code) == "[]"
+
+
+LABELLED: Rows = [
+    {"prompt": "p", "completion": "good 1", "label": True},
+    {"prompt": "q", "completion": "alone", "label": True},
+    {"prompt": "p", "completion": "bad 1", "label": False},
+    {"prompt": "p", "completion": "good 2", "label": True},
+    {"prompt": "p", "completion": "good 3", "label": True},
+    {"prompt": "p", "completion": "bad 2", "label": False},
+]
+
+
+def test_rows_with_a_label_are_paired_by_prompt_and_the_rest_is_counted(tmp_path: Path) -> None:
+    path, broken = write_parquet(tmp_path / "set.parquet", LABELLED), BrokenRows()
+    examples = read_examples(path, "preferences", broken=broken)
+    assert examples.form == Form(("prompt", "chosen", "rejected"), False)
+    pairs = {"prompt": ["p", "p"], "chosen": ["good 1", "good 2"], "rejected": ["bad 1", "bad 2"]}
+    assert examples.columns == pairs
+    assert (broken.num_unpaired, broken.errors) == (2, [])
+    assert [examples.where(row) for row in range(2)] == [f"{path}, row 0", f"{path}, row 3"]
+
+
+def test_conversations_with_a_label_are_paired_too(tmp_path: Path) -> None:
+    rows = [{"prompt": [user("p")], "completion": [assistant(text)], "label": text == "yes"} for text in ("no", "yes")]
+    examples = read_examples(write_lines(tmp_path / "set.jsonl", rows), "preferences")
+    assert examples.form.conversational
+    assert (examples.columns["chosen"], examples.columns["rejected"]) == ([[assistant("yes")]], [[assistant("no")]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([{**LABELLED[0], "label": "yes"}], "column 'label' is not true or false"),
+        ([LABELLED[0], {**LABELLED[2], "label": None}], "column 'label': neither true nor false but None"),
+        (LABELLED[:2], "no prompt has both a completion labelled true and one labelled false"),
+    ],
+)
+def test_labels_that_make_no_pair_are_refused(tmp_path: Path, rows: Rows, what: str) -> None:
+    assert refused(write_lines(tmp_path / "set.jsonl", rows), "preferences") == what
+
+
+def test_columns_are_found_under_other_names_where_a_file_has_them(tmp_path: Path) -> None:
+    columns = {"prompt": "question", "completion": "answer"}
+    renamed = write_parquet(tmp_path / "a.parquet", [{"question": "q", "answer": "a", "prompt": "other", "n": 1}])
+    assert read_examples(renamed, "sft", columns=columns).columns == {"prompt": ["q"], "completion": ["a"]}
+    assert read_examples(renamed, "prompts", columns=columns, others=None).columns["n"] == [1]
+    plain = write_parquet(tmp_path / "b.parquet", TEXTS)
+    assert read_examples(plain, "sft", columns=columns).columns["prompt"] == ["p0", "p1", "p2", "p3", "p4"]
+
+
+BROKEN = (
+    b'{"prompt": 1, "completion": "c"}',
+    b'{"prompt": "a", "completion": "b"}',
+    b"",
+    b"{not json",
+    b'{"prompt": "\xff", "completion": "b"}',
+    b'{"prompt": "c", "completion": ["d"]}',
+    b"[1]",
+    b'{"prompt": "e"}',
+    b'{"prompt": "f", "completion": "g"}',
+    b"[" * 100_000,
+)
+
+
+def test_broken_rows_are_left_out_and_named_by_line_where_that_is_wanted(tmp_path: Path) -> None:
+    path, broken = tmp_path / "set.jsonl", BrokenRows("skip")
+    path.write_bytes(b"\n".join(BROKEN))
+    examples = read_examples(path, "sft", broken=broken)
+    assert examples.columns == {"prompt": ["a", "f"], "completion": ["b", "g"]}
+    assert [examples.where(row) for row in range(2)] == [f"{path}, line 2", f"{path}, line 9"]
+    lines = [int(error.where.removeprefix(f"{path}, line ")) for error in broken.errors]
+    assert sorted(lines) == [1, 4, 5, 6, 7, 8, 10]
+    with pytest.raises(InputError, match=r"set\.jsonl, line "):
+        read_examples(path, "sft")
+
+
+def test_rows_are_counted_over_all_files_of_a_folder(tmp_path: Path) -> None:
+    folder, broken = tmp_path / "set", BrokenRows("skip")
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"prompt": "a"}\n{"prompt": null}\n\n{"prompt": "b"}\n')
+    (folder / "b.jsonl").write_text('{"prompt": "c"}\n{"prompt"\n{"prompt": "d"}\n')
+    examples = read_examples(folder, "prompts", broken=broken)
+    assert examples.columns["prompt"] == ["a", "b", "c", "d"]
+    places = [
+        f"{folder}/a.jsonl, line 1",
+        f"{folder}/a.jsonl, line 4",
+        *(f"{folder}/b.jsonl, line {n}" for n in (1, 3)),
+    ]
+    assert [examples.where(row) for row in range(4)] == places
+    assert {error.where for error in broken.errors} == {f"{folder}/a.jsonl, line 2", f"{folder}/b.jsonl, line 2"}
+
+
+def test_broken_rows_of_parquet_are_named_by_row(tmp_path: Path) -> None:
+    shards, broken = tmp_path / "set", BrokenRows("skip")
+    shards.mkdir()
+    write_parquet(shards / "a.parquet", [{"prompt": "a"}, {"prompt": "b"}])
+    write_parquet(shards / "b.parquet", [{"prompt": "c"}, {"prompt": None}])
+    assert read_examples(shards, "prompts", broken=broken).columns["prompt"] == ["a", "b", "c"]
+    assert [str(error) for error in broken.errors] == [f"{shards}/b.parquet, row 1: column 'prompt': not text but None"]
+
+
+def test_nothing_but_broken_rows_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text("x\ny\n")
+    with pytest.raises(InputError, match=r"set.jsonl: all 2 rows are broken; .*line 1: not JSON"):
+        read_examples(path, "prompts", broken=BrokenRows("skip"))
+    path.write_text('{"prompt": "a", "completion": null}\n{"prompt": null, "completion": "b"}\n')
+    with pytest.raises(InputError, match=r"all 2 rows are broken; .*line 1: column 'completion': not text but None"):
+        read_examples(path, "sft", broken=BrokenRows("skip"))

@@ -129,6 +129,15 @@ def test_a_missing_column_is_named(task: Path) -> None:
     assert refused(task) == "sft.parquet: no column 'completion'; it has prompt, answer"
 
 
+def test_columns_may_have_other_names_that_some_data_set_has(task: Path) -> None:
+    pq.write_table(pa.table({"question": ["a"], "completion": ["b"]}), task / "sft.parquet")
+    with (task / "run.toml").open("a") as run_file:
+        run_file.write('\n[data.columns]\nprompt = "question"\n')
+    assert check_inputs(load_run_config(task / "run.toml"))[1] == "sft          sft.parquet (1 rows)"
+    pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"]}), task / "sft.parquet")
+    assert refused(task) == "data.columns.prompt: no data set has a column 'question'"
+
+
 def test_a_column_that_is_not_text_is_named(task: Path) -> None:
     (task / "prompts.jsonl").write_text('{"prompt": 3}\n')
     assert refused(task) == "prompts.jsonl: column 'prompt' is not text, nor messages of role and content"

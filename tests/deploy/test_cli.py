@@ -105,11 +105,48 @@ def test_changed_settings_are_refused_by_name_unless_fresh(
     antiphon: Callable[..., tuple[int, str, str]], task: Path
 ) -> None:
     antiphon("train", "run.toml", launch=train_to_the_end)
-    code, _, last = antiphon("train", "run.toml", "--set", "learner.num_steps = 4")
+    code, _, last = antiphon("train", "run.toml", "--set", "learner.num_steps = 2")
     assert code == 2
-    assert "settings have changed: learner.num_steps (was 3, now 4)" in last
-    code, _, _ = antiphon("train", "run.toml", "--set", "learner.num_steps = 4", "--fresh", launch=train_to_the_end)
-    assert (code, status(task)["step"]) == (0, 4)
+    assert "settings have changed: learner.num_steps (was 3, now 2)" in last
+    code, _, _ = antiphon("train", "run.toml", "--set", "learner.num_steps = 2", "--fresh", launch=train_to_the_end)
+    assert (code, status(task)["step"]) == (0, 2)
+
+
+@pytest.mark.parametrize("target", ["run.toml", "RUN"])
+def test_a_finished_run_goes_on_with_more_steps(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path, target: str
+) -> None:
+    target = target.replace("RUN", f"runs/{task.name}")
+    antiphon("train", "run.toml", launch=train_to_the_end)
+    (task / "runs" / task.name / "policy").rename(task / "before")
+    more = ("--set", "learner.num_steps = 5")
+    code, _, _ = antiphon("train", target, *more, launch=train_to_the_end)
+    assert (code, status(task)["step"]) == (0, 5)
+    assert "done already" in antiphon("train", target, *more)[2]
+
+
+def test_the_reward_model_of_a_run_directory_is_trained_again_with_other_settings_of_its_own(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path
+) -> None:
+    launched = []
+
+    def launch(config: RunConfig, run: RunDirectory, stages: list[str], view: Any, *, again: bool) -> None:
+        launched.append((config.reward_model.label_smoothing, stages, again))
+
+    antiphon("train", "run.toml", launch=train_to_the_end)
+    run = task / "runs" / task.name
+    (run / "preferences.parquet").touch()
+    (run / "reward_model").mkdir()
+    (run / "reward_model" / "config.json").write_text("{}")
+    smoothed = ("--set", "reward_model.label_smoothing = 0.1")
+    assert antiphon("reward-model", str(run), *smoothed, launch=launch)[0] == 0
+    assert launched == [(0.1, ["reward_model"], True)]
+    assert status(task)["state"] == "DONE"
+    code, _, last = antiphon("reward-model", str(run), "--set", "learner.clip = 0.1", launch=launch)
+    assert (code, "learner.clip" in last) == (2, True)
+    code, _, last = antiphon("reward-model", str(run), "--fresh", launch=launch)
+    assert (code, last.startswith("error: --fresh: would delete the run")) == (2, True)
+    assert len(launched) == 1
 
 
 def test_a_failed_part_gives_its_own_error_and_leaves_its_traceback(
@@ -175,6 +212,8 @@ def test_a_dry_run_prints_the_resolved_run_file_and_makes_nothing(task: Path) ->
         ),
         (["submit", "run.toml", "--address", "http://127.0.0.1:9"], "no Ray answers at this address"),
         (["submit", "run.toml", "--address", "http://example.invalid:1"], "error: --runs-dir: runs is relative"),
+        (["evaluate-rewards", "x.jsonl"], "give one of --run, --reward-model and --url"),
+        (["evaluate-rewards", "x.jsonl", "--run", "runs"], "error: runs: no such run directory"),
         (["trian", "run.toml"], "error: antiphon: No such command 'trian'. Did you mean 'train'?"),
         (["train"], "error: antiphon: Missing argument 'TARGET'"),
         (["scale", "runs"], "error: antiphon: Missing option '--rollout-actors'"),
@@ -219,7 +258,8 @@ def test_every_command_explains_itself(antiphon: Callable[..., tuple[int, str, s
     code, out, _ = antiphon("--help")
     assert code == 0
     stages = ["sft", "preferences", "reward-model", "ppo", "evaluate"]
-    for command in ["train", *stages, "check", "submit", "scale", "serve-rewards", "chat", "label", "export"]:
+    others = ["check", "submit", "scale", "serve-rewards", "evaluate-rewards", "chat", "label", "export"]
+    for command in ["train", *stages, *others]:
         assert f" {command} " in out
         code, help_text, _ = antiphon(command, "--help")
         assert (code, f"antiphon {command}" in help_text) == (0, True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from deploy.run_config import RunConfig, flat, load_run_config, read_run_config, to_toml
+from deploy.run_config import RunConfig, load_run_config, read_run_config
+from deploy.run_toml import flat, to_toml
 from reward_service.scorer_config import ForbiddenConfig
 
 EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*/run*.toml"))

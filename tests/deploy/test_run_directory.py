@@ -16,11 +16,14 @@ from deploy.run_directory import RunDirectory, checkpoint_step, open_run, read_t
 TINY = '[run]\nstages = ["sft", "ppo"]\n[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n'
 
 
+LINES = ['run.name = "tiny"', "learner.num_steps = 20"]
+
+
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.chdir(tmp_path)
     Path("run.toml").write_text(TINY)
-    return load_run_config(Path("run.toml"), ['run.name = "tiny"', "learner.num_steps = 20"])
+    return load_run_config(Path("run.toml"), LINES)
 
 
 @pytest.fixture
@@ -60,13 +63,47 @@ def test_changed_settings_are_named_and_nothing_is_changed(config: RunConfig, pa
     with open_run(config, path):
         pass
     before = (path / "config.toml").read_text()
-    changed = load_run_config(Path("run.toml"), ["learner.num_steps = 30", 'preferences.annotator = "task:judge"'])
+    lines = ["learner.clip = 0.1", "learner.num_steps = 10", 'preferences.annotator = "task:judge"']
+    changed = load_run_config(Path("run.toml"), lines)
     with pytest.raises(InputError) as refusal, open_run(changed, path):
         pass
     assert refusal.value.where == str(path)
-    assert "learner.num_steps (was 20, now 30)" in refusal.value.what
+    assert "learner.num_steps (was 20, now 10), learner.clip (was 0.2, now 0.1)" in refusal.value.what
     assert 'preferences.annotator (was unset, now "task:judge")' in refusal.value.what
     assert (path / "config.toml").read_text() == before
+
+
+def test_more_ppo_steps_extend_a_run_whose_evaluation_is_then_to_be_done_again(config: RunConfig, path: Path) -> None:
+    with open_run(config, path) as run:
+        finish_ppo(path, 20)
+        (path / "sft").mkdir()
+        (path / "sft" / "config.json").write_text("{}")
+        run.update_summary({"evaluation.after.oracle": 4.0, "num_trained": 160})
+    longer = load_run_config(Path("run.toml"), ['run.name = "tiny"', "learner.num_steps = 30"])
+    with open_run(longer, path) as run:
+        done = [run.is_done(stage, longer) for stage in ("sft", "ppo", "evaluation")]
+        assert done == [True, False, False]
+        assert run.newest_checkpoint("ppo") == path / "checkpoints" / "ppo" / "step-000020"
+        assert run.summary() == {"num_trained": 160}
+        finish_ppo(path, 30)
+        run.update_summary({"evaluation.after.oracle": 4.5})
+    assert read_target(path)[0].learner.num_steps == 30
+    with open_run(longer, path) as run:
+        assert run.is_done("ppo", longer)
+        assert run.is_done("evaluation", longer)
+    with pytest.raises(InputError, match=r"learner.num_steps \(was 30, now 20\)"), open_run(config, path):
+        pass
+
+
+def test_only_the_sections_that_are_named_may_change(config: RunConfig, path: Path) -> None:
+    with open_run(config, path):
+        pass
+    smoothed = load_run_config(Path("run.toml"), [*LINES, "reward_model.label_smoothing = 0.1"])
+    with pytest.raises(InputError, match=r"reward_model\.label_smoothing"), open_run(smoothed, path):
+        pass
+    with open_run(smoothed, path, may_change=["reward_model"]):
+        pass
+    assert read_target(path)[0].reward_model.label_smoothing == 0.1
 
 
 def test_fresh_deletes_what_the_run_has_done_and_takes_other_settings(config: RunConfig, path: Path) -> None:

@@ -102,6 +102,20 @@ async def test_texts_are_read_without_a_tokenizer(start: Callable[..., Session])
     assert (session.notes, session.run.summary()) == ([], {})
 
 
+@pytest.mark.parametrize("long_prompts", ["error", "drop"])
+async def test_broken_prompts_are_left_out_counted_and_listed_where_that_is_wanted(
+    start: Callable[..., Session], long_prompts: str
+) -> None:
+    make_tokenizer().save_pretrained("model")
+    write_prompts(["ab", None, "abc"])
+    session = start("data.broken_rows = 'skip'", f"rollout_actors.long_prompts = '{long_prompts}'")
+    assert [row["prompt"] for row in await stages.prompt_rows(session, "prompts")] == ["ab", "abc"]
+    assert session.run.summary()["data"]["prompts"]["num_broken"] == 1
+    assert session.notes == ["prompts: 1 broken rows left out (see logs/broken_rows_prompts.txt)"]
+    listed = (session.run.path / "logs" / "broken_rows_prompts.txt").read_text()
+    assert listed == "prompts.jsonl, line 2: column 'prompt': not text but None\n"
+
+
 async def test_long_prompts_are_left_out_counted_and_told(start: Callable[..., Session]) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", "abcdefgh", "abc"])
@@ -115,7 +129,7 @@ async def test_long_prompts_are_left_out_counted_and_told(start: Callable[..., S
 async def test_conversations_are_rendered_before_anything_is_sampled(start: Callable[..., Session]) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts([[user("ab")], [user("abcdef")]])
-    with pytest.raises(InputError, match=r"the prompt of row 0 of prompts.jsonl has 7 tokens, more than 6"):
+    with pytest.raises(InputError, match=r"the prompt of prompts.jsonl, line 1 has 7 tokens, more than 6"):
         await stages.prompt_rows(start(), "prompts")
     write_prompts([[user("a")]])
     assert await stages.prompt_rows(start(), "prompts") == [{"prompt": "<bos>[user]a<eos>\n[assistant]"}]
@@ -143,7 +157,8 @@ async def test_counts_go_to_the_summary_and_a_stage_that_goes_on_records_no_step
         session.log_step("sft", {"step": step})
     checkpoint(session, "sft", 4)
     await stages.run_sft(session)
-    assert (learners.given, learners.is_shut_down) == (("sft", Path("model"), Path("sft.jsonl"), None), True)
+    task = stages.Supervised("sft", "sft", model=Path("model"), data=Path("sft.jsonl"), output=session.run.path / "sft")
+    assert (learners.given, learners.is_shut_down) == ((task,), True)
     assert [row["step"] for row in session.run.metrics()] == [1, 2, 3, 4, 5]
     assert session.run.summary()["sft"] == {
         "num_examples": 7,

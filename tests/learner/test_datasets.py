@@ -67,7 +67,7 @@ def test_a_conversation_without_prompt_or_answer_is_named_by_its_row(
     path = written(tmp_path / "a.jsonl", {"messages": [user("a"), assistant("b")]}, {"messages": talk})
     with pytest.raises(InputError) as error:
         read_completions(TOKENIZER, path)
-    assert (error.value.where, error.value.what) == (f"{path}, row 1", what)
+    assert (error.value.where, error.value.what) == (f"{path}, line 2", what)
 
 
 def test_a_template_that_renders_the_prompt_otherwise_in_the_whole_is_refused_by_row(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_template_that_renders_the_prompt_otherwise_in_the_whole_is_refused_by
     for read, path in ((read_completions, sft), (read_pairs, pairs)):
         with pytest.raises(InputError, match="renders the prompt alone otherwise") as error:
             read(changing, path)
-        assert error.value.where == f"{path}, row 1"
+        assert error.value.where == f"{path}, line 2"
 
 
 def test_messages_without_a_chat_template_name_data_and_model(tmp_path: Path) -> None:
@@ -133,14 +133,14 @@ def test_preferences_without_a_common_first_message_are_named_by_row(tmp_path: P
     path = written(
         tmp_path / "a.jsonl", {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]}
     )
-    with pytest.raises(InputError, match=r"row 0: chosen and rejected have no first message in common"):
+    with pytest.raises(InputError, match=r"line 1: chosen and rejected have no first message in common"):
         read_pairs(TOKENIZER, path)
 
 
 def test_a_template_that_cuts_the_answer_is_refused_for_preferences(tmp_path: Path) -> None:
     cutting = make_tokenizer(TEMPLATE.replace("m['content'] | trim", "m['content'][:1]"))
     path = written(tmp_path / "a.jsonl", {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [user("c")]})
-    with pytest.raises(InputError, match="row 0: the chat template does not write the end of the last message"):
+    with pytest.raises(InputError, match="line 1: the chat template does not write the end of the last message"):
         read_pairs(cutting, path)
 
 
@@ -149,7 +149,7 @@ def test_margins_are_read_where_there_are_some(tmp_path: Path) -> None:
     assert read_pairs(TOKENIZER, written(tmp_path / "a.jsonl", row))[0].margin == 0.0
     assert read_pairs(TOKENIZER, written(tmp_path / "b.jsonl", {**row, "margin": 2}))[0].margin == 2.0
     path = written(tmp_path / "c.jsonl", {**row, "margin": 2}, row)
-    with pytest.raises(InputError, match="column 'margin', row 1: not a number but None"):
+    with pytest.raises(InputError, match="line 2: column 'margin': not a number but None"):
         read_pairs(TOKENIZER, path)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,17 +15,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from cluster.datasets import Reading
 from cluster.errors import InputError
 from examples.reviews.grammar import all_prompts, sample_review, topic_of
 from examples.reviews.model import build_model
 from examples.reviews.oracle import praise
+from learner.calibration import measures
 from learner.config import LearnerConfig, RewardModelConfig
-from learner.datasets import Pair
+from learner.datasets import Pair, draw_of
 from learner.reward_model_training import agreement, preference_nll
-from learner.supervised import split
+from learner.supervised import split, split_by_draw
 from learner.supervised_loop import Row
 from learner.supervised_rank import SupervisedSettings
-from tests.learner.supervised_alone import stream
+from tests.learner.supervised_alone import make_rank, stream
 
 CONFIG = RewardModelConfig(num_epochs=2, batch_size=32, learning_rate=5e-3)
 
@@ -123,6 +127,115 @@ def test_the_loss_asks_for_a_distance_that_a_margin_widens() -> None:
     pairs = [Pair([1], [2]), Pair([1], [2]), Pair([1], [2], margin=3.0)]
     wanted = [-math.log(1 / (1 + math.exp(-distance))) for distance in (0.0, 2.0, -1.0)]
     assert preference_nll(chosen, rejected, pairs).tolist() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_smoothed_label_is_partly_the_opposite_one() -> None:
+    chosen, rejected, pairs = torch.tensor([2.0, 0.5]), torch.tensor([0.0, 0.0]), [Pair([1], [2], margin=0.5)] * 2
+    smooth = preference_nll(chosen, rejected, pairs, 0.2)
+    forth, back = (-math.log(1 / (1 + math.exp(-distance))) for distance in (1.5, -1.5))
+    assert smooth.tolist() == pytest.approx([0.8 * forth + 0.2 * back, math.log(2)], abs=1e-6)
+    assert preference_nll(chosen, rejected, pairs, 0.0).tolist() == preference_nll(chosen, rejected, pairs).tolist()
+
+
+def test_the_smoothed_loss_is_lowest_where_the_odds_are_those_of_a_right_label() -> None:
+    distances = torch.linspace(-5, 5, 2001, dtype=torch.float64)
+    nll = preference_nll(distances, torch.zeros_like(distances), [Pair([1], [2])] * 2001, 0.1)
+    assert distances[nll.argmin()].item() == pytest.approx(math.log(0.9 / 0.1), abs=0.005)
+
+
+def test_smoothing_is_trained_with_and_not_measured_with(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    preferences = write_pairs(tmp_path / "preferences.parquet", 40, seed=0)
+    margins = {}
+    for smoothing in (0.0, 0.4):
+        config = RewardModelConfig(num_epochs=4, batch_size=16, learning_rate=5e-3, label_smoothing=smoothing)
+        *_, last = train_reward_model(trained[0] / "model", preferences, tmp_path / "out", config, seed=0)
+        margins[smoothing] = last["margin_mean"]
+    assert abs(margins[0.4]) < margins[0.0] / 2
+
+
+def test_the_folder_says_what_was_measured_and_has_the_statistics_of_the_rewards(
+    trained: tuple[Path, list[dict[str, float]]],
+) -> None:
+    folder, last = trained[0] / "trained", trained[1][-1]
+    rewards = pq.read_table(folder / "held_out_rewards.parquet").to_pydict()
+    assert len(rewards["chosen"]) == 80
+    measured = {name: last[name] for name in ("accuracy", "ece", "nll", "margin_mean")}
+    assert measures(rewards["chosen"], rewards["rejected"]) == pytest.approx(measured)
+    every = torch.tensor(rewards["chosen"] + rewards["rejected"], dtype=torch.float64)
+    statistics = json.loads((folder / "reward_statistics.json").read_text())
+    assert statistics == pytest.approx({"mean": every.mean().item(), "std": every.std(correction=0).item(), "num": 160})
+    record = json.loads((folder / "training.json").read_text())
+    assert (record["member"], record["seed"], record["num_examples"], record["ece"]) == (0, 0, 800, last["ece"])
+    assert record["settings"] == CONFIG.model_dump()
+
+
+def test_members_hold_out_the_same_pairs_and_differ_in_head_and_order(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    preferences = write_pairs(tmp_path / "preferences.parquet", 40, seed=0)
+    config = RewardModelConfig(num_epochs=1, batch_size=8)
+    ranks = [
+        make_rank(
+            SupervisedSettings(
+                LearnerConfig(), config, trained[0] / "model", preferences, tmp_path / "out", 7, member=k
+            )
+        )
+        for k in (0, 1, 2, 1)
+    ]
+    held_out, training = ([getattr(rank, name) for rank in ranks] for name in ("_held_out", "_training"))
+    assert held_out[0] == held_out[1] == held_out[2]
+    assert training[0] == training[1]
+    heads = [rank._model.score.weight.tolist() for rank in ranks]
+    assert heads[0] != heads[1] != heads[2] != heads[0]
+    assert heads[1] == heads[3]
+    losses = [[row["loss"] for row in rank.advance(9)] for rank in ranks]
+    assert losses[1] == losses[3]
+    orders = [rank._generator.get_state().tolist() for rank in ranks]
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_pairs_held_out_by_prompt_stay_held_out_when_pairs_are_added(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    few, more = (write_pairs(tmp_path / f"{num}.parquet", num, seed=num) for num in (60, 50))
+    config = RewardModelConfig(num_epochs=1, batch_size=8, held_out_share=0.3)
+    given = SupervisedSettings(LearnerConfig(), config, trained[0] / "model", few, tmp_path / "out", 0, by_prompt=True)
+    before, after = make_rank(given), make_rank(replace(given, more_path=more))
+    assert after.counts()["num_more"] == 50
+    assert after.counts()["num_examples"] == 110
+    assert [pair for pair in after._held_out if pair in before._held_out] == before._held_out
+    assert [pair for pair in after._training if pair in before._training] == before._training
+    assert all(pair.draw < 0.3 for pair in after._held_out)
+    assert after._held_out
+
+
+def test_broken_pairs_are_left_out_counted_and_listed_where_that_is_wanted(
+    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    preferences = write_pairs(tmp_path / "preferences.parquet", 20, seed=0)
+    rows = pq.read_table(preferences).to_pylist()
+    rows[3]["chosen"], rows[5]["rejected"] = None, None
+    pq.write_table(pa.Table.from_pylist(rows), preferences)
+    settings = SupervisedSettings(LearnerConfig(), CONFIG, trained[0] / "model", preferences, tmp_path / "out", 0)
+    with pytest.raises(InputError, match=r"preferences\.parquet, row 3: column 'chosen': not text but None"):
+        make_rank(settings)
+    rank = make_rank(replace(settings, reading=Reading(broken_rows="skip"), log_dir=tmp_path / "logs"))
+    assert (rank.counts()["num_examples"], rank.counts()["num_broken"]) == (18, 2)
+    lines = (tmp_path / "logs" / "broken_rows_reward_model.txt").read_text().splitlines()
+    assert lines == [
+        f"{preferences}, row {n}: column {c!r}: not text but None" for n, c in ((3, "chosen"), (5, "rejected"))
+    ]
+
+
+def test_a_few_prompts_leave_both_sides_something_and_one_prompt_is_refused() -> None:
+    rows = ["a", "b", "a"]
+    assert split_by_draw(rows, [0.8, 0.9, 0.8], 0.1, Path("pairs")) == (["b"], ["a", "a"])
+    assert split_by_draw(rows, [0.01, 0.02, 0.01], 0.1, Path("pairs")) == (["b"], ["a", "a"])
+    assert draw_of("a") == draw_of("a") != draw_of("b")
+    with pytest.raises(InputError, match="pairs: all pairs have one prompt"):
+        split_by_draw(rows, [0.5] * 3, 0.1, Path("pairs"))
 
 
 def test_a_tie_agrees_by_half() -> None:

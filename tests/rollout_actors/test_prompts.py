@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from cluster.datasets import Reading
 from cluster.errors import InputError
 from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows, ready_rows
 from tests.chat import assistant, make_tokenizer, user
@@ -31,7 +32,7 @@ def test_parquet_and_json_lines_give_the_same_rows(tmp_path: Path) -> None:
         ("missing.jsonl", None, "no such data set"),
         ("rows.jsonl", "", "the data set is empty"),
         ("rows.jsonl", '{"text": "a"}\n', "no column 'prompt'; it has text"),
-        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', "column 'prompt', row 1: not text but None"),
+        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', "line 2: column 'prompt': not text but None"),
     ],
 )
 def test_a_bad_dataset_is_named(tmp_path: Path, name: str, text: str | None, message: str) -> None:
@@ -39,7 +40,7 @@ def test_a_bad_dataset_is_named(tmp_path: Path, name: str, text: str | None, mes
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message) as caught:
         read_rows(tmp_path / name)
-    assert caught.value.where == str(tmp_path / name)
+    assert caught.value.where.startswith(str(tmp_path / name))
 
 
 def test_reading_prompts_imports_neither_torch_nor_ray() -> None:
@@ -84,7 +85,7 @@ def chat_folder(tmp_path: Path) -> Path:
 def test_conversations_become_the_texts_of_the_chat_template(tmp_path: Path, chat_folder: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", CHATS)
     assert holds_messages(read_rows(path))
-    (rows,) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
+    ((rows, _),) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
     text = "<bos>[user]abcd<eos>\n[assistant]ef<eos>\n[user]g<eos>\n[assistant]"
     assert rows[1] == {"prompt": text, "n": 2}
     assert not holds_messages(rows)
@@ -92,7 +93,7 @@ def test_conversations_become_the_texts_of_the_chat_template(tmp_path: Path, cha
 
 def test_a_rendered_prompt_has_the_templates_own_tokens_even_after_a_journey(tmp_path: Path, chat_folder: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", CHATS)
-    (rows,) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
+    ((rows, _),) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
     prompts = [copy.copy(row["prompt"]) for row in rows]
     tokenizer = PromptTokenizer(str(chat_folder), max_prompt_tokens=64)
     expected = [
@@ -109,10 +110,10 @@ def test_prompts_that_are_too_long_are_an_error_or_left_out(tmp_path: Path, chat
     texts = [{"prompt": "abc"}, {"prompt": "abcdefgh"}, {"prompt": "abcdefg"}]
     for rows, limit, kept in ((texts, 8, [0, 2]), (CHATS, 8, [0])):
         path = write_rows(tmp_path / "rows.parquet", rows)
-        whole = next(ready_rows(path, chat_folder, max_prompt_tokens=99, long_prompts="drop"))
-        fitting = next(ready_rows(path, chat_folder, max_prompt_tokens=limit, long_prompts="drop"))
+        whole = next(ready_rows(path, chat_folder, max_prompt_tokens=99, long_prompts="drop")).rows
+        fitting = next(ready_rows(path, chat_folder, max_prompt_tokens=limit, long_prompts="drop")).rows
         assert fitting == [whole[place] for place in kept]
-        with pytest.raises(InputError, match=r"the prompt of row 1 of .*rows\.parquet has \d+ tokens, more than 8"):
+        with pytest.raises(InputError, match=r"the prompt of .*rows\.parquet, row 1 has \d+ tokens, more than 8"):
             next(ready_rows(path, chat_folder, max_prompt_tokens=limit, long_prompts="error"))
         with pytest.raises(InputError, match=rf"all {len(rows)} prompts have more than 1 tokens"):
             next(ready_rows(path, chat_folder, max_prompt_tokens=1, long_prompts="drop"))
@@ -133,3 +134,6 @@ def test_a_conversation_that_the_template_refuses_is_named_by_its_row(tmp_path: 
     with pytest.raises(InputError, match="the chat template refuses it: only one") as error:
         next(ready_rows(path, tmp_path / "chat", max_prompt_tokens=8, long_prompts="error"))
     assert error.value.where == f"{path}, row 1"
+    skipping = Reading(broken_rows="skip")
+    ready = next(ready_rows(path, tmp_path / "chat", max_prompt_tokens=8, long_prompts="error", reading=skipping))
+    assert (len(ready.rows), [str(error.where) for error in ready.broken]) == (len(CHATS) - 1, [f"{path}, row 1"])

@@ -1,0 +1,164 @@
+"""Rows of a data set that cannot be read: where they stand, and whether the first is an error or all are left out.
+
+Knows files and lines, not what a row should hold beyond being one like the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.errors import InputError
+
+
+class BrokenRows:
+    """What becomes of a row that cannot be read: its error is raised, or with "skip" kept in `errors`.
+
+    `num_unpaired` are the rows with a label to which none of the other label answers the same prompt.
+    """
+
+    def __init__(self, rule: Literal["error", "skip"] = "error") -> None:
+        self._rule = rule
+        self.errors: list[InputError] = []
+        self.num_unpaired = 0
+
+    @contextlib.contextmanager
+    def row(self) -> Iterator[None]:
+        """Do something with one row; an InputError ends it, and the reading too unless broken rows are skipped."""
+        try:
+            yield
+        except InputError as error:
+            if self._rule == "error":
+                raise
+            self.errors.append(error)
+
+
+class Places:
+    """Where rows stand in the files of a data set: by line in JSON Lines, by row counted from 0 in others."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._lines: dict[Path, list[int]] = {}
+        self._num_rows: dict[Path, int] = {}
+
+    def of(self, number: int) -> str:
+        """File and line of the row of that number among all rows; looks into the files."""
+        for file in self._files:
+            if file.suffix == ".jsonl":
+                lines = self._lines.setdefault(file, []) or _numbered(file, self._lines[file])
+                if number < len(lines):
+                    return f"{file}, line {lines[number]}"
+                number -= len(lines)
+            else:
+                num_rows = self._rows_of(file)
+                if number < num_rows or len(self._files) == 1:
+                    return f"{file}, row {number}"
+                number -= num_rows
+        raise IndexError(number)
+
+    def _rows_of(self, file: Path) -> int:
+        if file not in self._num_rows:
+            self._num_rows[file] = _num_rows(file)
+        return self._num_rows[file]
+
+
+def _numbered(file: Path, lines: list[int]) -> list[int]:
+    """The numbers, from 1, of the lines that are not blank."""
+    with file.open("rb") as source:
+        lines += [number for number, line in enumerate(source, 1) if line.strip()]
+    return lines
+
+
+def _num_rows(file: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if file.suffix == ".parquet":
+        return int(pq.read_metadata(file).num_rows)
+    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as batches:
+        return sum(batch.num_rows for batch in batches)
+
+
+def first_row(file: Path) -> dict[str, Any] | None:
+    """The first row of JSON Lines that is one. Raises InputError naming the first line where none is."""
+    broken = BrokenRows("skip")
+    found = next((row for _, _, row in _rows(file, broken)), None)
+    if found is None and broken.errors:
+        raise broken.errors[0]
+    return found
+
+
+def rows_alike(file: Path, broken: BrokenRows) -> tuple[list[int], list[dict[str, Any]]]:
+    """The rows of JSON Lines that hold text where most do and messages where most do, and the number of each.
+
+    They are numbered from 0, blank lines not counted.
+    """
+    rows = list(_rows(file, broken))
+    kinds = _kinds([row for _, _, row in rows])
+    numbers, alike = [], []
+    for number, line_number, row in rows:
+        with broken.row():
+            _require_kinds(row, kinds, f"{file}, line {line_number}")
+            numbers.append(number)
+            alike.append(row)
+    return numbers, alike
+
+
+def _rows(file: Path, broken: BrokenRows) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Number, line and content of each row that is a JSON object."""
+    number = -1
+    with file.open("rb") as source:
+        for line_number, line in enumerate(source, 1):
+            if not line.strip():
+                continue
+            number += 1
+            row = None
+            with broken.row():
+                row = _row(line.strip(), f"{file}, line {line_number}")
+            if row is not None:
+                yield number, line_number, row
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(where, f"not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise InputError(where, "not a JSON object")
+    return row
+
+
+def _kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The columns that hold text in at least half of the rows that have them, and those that hold messages."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        for column, value in row.items():
+            if value is not None:
+                found[column][_kind(value)] += 1
+    most = {column: max(counts, key=lambda kind: (counts[kind], kind)) for column, counts in found.items()}
+    return {column: kind for column, kind in most.items() if kind != "others"}
+
+
+def _kind(value: Any) -> str:
+    """ "text", "messages" or "others"; of two that are as frequent the later in the alphabet counts."""
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in value
+    ):
+        return "messages" if value else "others"
+    return "others"
+
+
+def _require_kinds(row: Mapping[str, Any], kinds: Mapping[str, str], where: str) -> None:
+    for column, kind in kinds.items():
+        value = row.get(column)
+        if value not in (None, []) and _kind(value) != kind:
+            wanted = "text" if kind == "text" else "messages of role and content"
+            raise InputError(where, f"column {column!r}: not {wanted} but {value!r:.80}")

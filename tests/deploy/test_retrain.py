@@ -1,0 +1,299 @@
+"""A reward model trained again: on what, how it takes the old one's place, and what a kill at any point leaves."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import InputError
+from deploy import retrain
+from deploy.reward_models import NEXT, TRAINING, entry_of, publish, settle, version_of
+from deploy.run_config import RunConfig, load_run_config
+from deploy.run_directory import RunDirectory, open_run, require_stages
+from deploy.stages import Supervised
+
+RUN = """
+[run]
+name = "run"
+runs_dir = "."
+stages = ["preferences", "reward_model", "ppo"]
+[model]
+path = "model"
+[data]
+prompts = "prompts.jsonl"
+[preferences]
+annotator = "task:judge"
+"""
+FEEDBACK = pa.table(
+    {
+        "prompt": ["p", "p", "q"],
+        "chosen": ["a", "b", "c"],
+        "rejected": ["b", "a", "d"],
+        "annotator": ["Ann", "Bob", "Ann"],
+    }
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text(RUN)
+    return load_run_config(Path("run.toml"))
+
+
+@pytest.fixture
+def run(config: RunConfig, tmp_path: Path) -> RunDirectory:
+    with open_run(config, tmp_path / "run") as opened:
+        pq.write_table(
+            pa.table({"prompt": ["x"], "chosen": ["y"], "rejected": ["z"]}), opened.path / "preferences.parquet"
+        )
+    return opened
+
+
+def write_model(folder: Path, weights: str, *, chosen: float = 1.0, data: list[str] | None = None, **more: Any) -> None:
+    """As much of a trained reward model as a run looks at."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text(weights)
+    pq.write_table(pa.table({"chosen": [chosen, 1.0], "rejected": [0.0, 0.0]}), folder / "held_out_rewards.parquet")
+    names = ("accuracy", "held_out_accuracy", "held_out_loss", "ece", "nll", "margin_mean", "best_step")
+    record = dict.fromkeys(names, 0.5) | {"num_cut": 0, "num_dropped": 0, "num_held_out": 1, "num_examples": 8}
+    record |= {"data": data or ["preferences.parquet"], "settings": {"label_smoothing": 0.0}} | more
+    (folder / "training.json").write_text(json.dumps(record))
+
+
+def weights_of(folder: Path) -> str:
+    return (folder / "model.safetensors").read_text()
+
+
+class Session:
+    """As much of a session as the stage uses; what is trained is written down by `train`."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
+        self.config, self.run = config, run
+        self.notes: list[str] = []
+        self.view = SimpleNamespace(note=self.notes.append, stage=lambda *_: None)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Supervised]:
+    """The tasks that were trained, each in no time."""
+    tasks: list[Supervised] = []
+
+    async def train(session: Session, task: Supervised) -> dict[str, float]:
+        tasks.append(task)
+        data = [path.name for path in (task.data, task.more) if path]
+        num_more = pq.read_metadata(task.more).num_rows if task.more else 0
+        write_model(task.output, f"weights {len(tasks)}", chosen=float(task.member), data=data, num_more=num_more)
+        return {}
+
+    monkeypatch.setattr(retrain, "train", train)
+    return tasks
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch, run: RunDirectory) -> Callable[[pa.Table], None]:
+    """`answer(table)`: that is what people prefer."""
+
+    def put(table: pa.Table) -> None:
+        module = types.ModuleType("reward_service.feedback")
+        module.read_preferences = lambda path: table  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "reward_service.feedback", module)
+        (run.path / "feedback.sqlite").touch()
+
+    return put
+
+
+async def test_every_answer_is_trained_on_beside_the_runs_own_pairs(
+    config: RunConfig, run: RunDirectory, trained: list[Supervised], answer: Callable[[pa.Table], None]
+) -> None:
+    answer(FEEDBACK)
+    retrain.begin(run, config)
+    feedback = pq.read_table(run.path / TRAINING / "feedback.parquet")
+    assert feedback.equals(FEEDBACK.select(["prompt", "chosen", "rejected"]))
+    await retrain.retrain(Session(config, run))
+    (task,) = trained
+    assert (task.data, task.more, task.by_prompt) == (
+        run.path / "preferences.parquet",
+        run.path / TRAINING / "feedback.parquet",
+        True,
+    )
+    summary = run.summary()["reward_model"]
+    assert (summary["num_pairs"], summary["num_pairs_by_source"]) == (8, {"stage": 5, "feedback": 3})
+    assert summary["versions"] == [entry_of(run.path / "reward_model")]
+    assert summary["version"] == f"reward_model@{version_of(run.path / 'reward_model')}"
+    assert not (run.path / TRAINING).exists()
+
+
+async def test_without_answers_the_runs_own_pairs_are_held_out_by_prompt(
+    config: RunConfig, run: RunDirectory, trained: list[Supervised], answer: Callable[[pa.Table], None]
+) -> None:
+    answer(FEEDBACK.slice(0, 0))
+    retrain.begin(run, config)
+    await retrain.retrain(Session(config, run))
+    assert [(task.data.name, task.more, task.by_prompt) for task in trained] == [("preferences.parquet", None, True)]
+    assert run.summary()["reward_model"]["num_pairs_by_source"] == {"stage": 8, "feedback": 0}
+
+
+async def test_answers_alone_are_enough(
+    config: RunConfig, run: RunDirectory, trained: list[Supervised], answer: Callable[[pa.Table], None]
+) -> None:
+    (run.path / "preferences.parquet").unlink()
+    with pytest.raises(InputError, match="preferences: not done"):
+        require_stages(config, run, ["reward_model"])
+    answer(FEEDBACK)
+    assert retrain.has_feedback(run.path)
+    require_stages(config, run, ["reward_model"], have=["preferences"])
+    retrain.begin(run, config)
+    await retrain.retrain(Session(config, run))
+    assert [(task.data.name, task.more) for task in trained] == [("feedback.parquet", None)]
+    assert run.summary()["reward_model"]["num_pairs_by_source"] == {"stage": 0, "feedback": 8}
+
+
+async def test_the_first_training_holds_out_as_before_and_publishes_alike(
+    config: RunConfig, run: RunDirectory, trained: list[Supervised]
+) -> None:
+    session = Session(config, run)
+    await retrain.run_reward_model(session)
+    assert [(task.more, task.by_prompt, task.fresh) for task in trained] == [(None, False, None)]
+    assert weights_of(run.path / "reward_model") == "weights 1"
+    assert "uncertainty" not in run.summary()["reward_model"]
+    assert "reward model: 50.0% of fresh labels predicted" in session.notes
+    assert not (run.path / "reward_models").exists()
+
+
+async def test_members_lie_in_the_folder_of_the_first_and_tell_how_unsure_they_are(
+    run: RunDirectory, trained: list[Supervised]
+) -> None:
+    config = load_run_config(Path("run.toml"), ["reward_model.num_members = 3", "run.seed = 4"])
+    session = Session(config, run)
+    await retrain.run_reward_model(session)
+    folder = run.path / "reward_model"
+    weights = [weights_of(path) for path in (folder, folder / "member-1", folder / "member-2")]
+    assert weights == ["weights 1", "weights 2", "weights 3"]
+    assert [task.name for task in trained] == ["reward_model", "reward_model/member-1", "reward_model/member-2"]
+    assert session.notes[:3] == [f"reward model: member {k}, seed {4 + k}" for k in range(3)]
+    summary = run.summary()["reward_model"]
+    spread = (2 / 3) ** 0.5  # of 0, 1 and 2; the second pair's margins are all 1
+    assert (summary["num_members"], summary["uncertainty"]) == (3, pytest.approx(spread / 2))
+
+
+async def test_members_that_are_done_are_not_trained_again(run: RunDirectory, trained: list[Supervised]) -> None:
+    config = load_run_config(Path("run.toml"), ["reward_model.num_members = 2"])
+    write_model(run.path / TRAINING / "reward_model", "done before")
+    await retrain.run_reward_model(Session(config, run))
+    assert [task.member for task in trained] == [1]
+    assert weights_of(run.path / "reward_model") == "done before"
+
+
+@pytest.mark.parametrize(
+    ("answers", "smoothing", "goes_on"),
+    [(FEEDBACK, 0.0, True), (FEEDBACK.slice(1), 0.0, False), (FEEDBACK.slice(3), 0.0, False), (FEEDBACK, 0.1, False)],
+    ids=["the same", "other answers", "no answers", "other settings"],
+)
+def test_an_interrupted_training_goes_on_with_what_it_was_made_of_alone(
+    run: RunDirectory, answer: Callable[[pa.Table], None], answers: pa.Table, smoothing: float, goes_on: bool
+) -> None:
+    answer(FEEDBACK)
+    retrain.begin(run, load_run_config(Path("run.toml")))
+    left, checkpoint = run.path / TRAINING / "reward_model", run.path / "checkpoints" / "reward_model" / "step-000002"
+    for folder in (left, checkpoint):
+        folder.mkdir(parents=True)
+    stages = ["ppo", "reward_model", "reward_model/member-1"]
+    rows = [json.dumps({"stage": stage, "step": 1}) + "\n" for stage in stages]
+    (run.path / "metrics.jsonl").write_text("".join(rows))
+    answer(answers)
+    retrain.begin(run, load_run_config(Path("run.toml"), [f"reward_model.label_smoothing = {smoothing}"]))
+    assert (left.exists(), checkpoint.exists()) == (goes_on, goes_on)
+    assert [row["stage"] for row in run.metrics()] == (stages if goes_on else ["ppo"])
+
+
+def test_checkpoints_of_a_training_under_way_outlive_the_start_of_the_run(config: RunConfig, run: RunDirectory) -> None:
+    write_model(run.path / "reward_model", "old")
+    checkpoint = run.path / "checkpoints" / "reward_model" / "step-000002"
+    checkpoint.mkdir(parents=True)
+    retrain.begin(run, config)
+    checkpoint.mkdir(parents=True)
+    with open_run(config, run.path):
+        assert checkpoint.exists()
+
+
+async def test_a_first_training_does_not_go_on_with_what_a_second_has_begun(
+    config: RunConfig, run: RunDirectory, trained: list[Supervised]
+) -> None:
+    retrain.begin(run, config)
+    with pytest.raises(InputError, match="its training was interrupted"):
+        await retrain.run_reward_model(Session(config, run))
+
+
+def test_a_new_version_takes_the_old_ones_place_and_the_old_one_is_kept_by_its_digest(run: RunDirectory) -> None:
+    write_model(run.path / TRAINING / "reward_model", "first")
+    first = publish(run)
+    run.update_summary({"held_out.objective": 3.0, "reward_model.noise_ceiling": 0.9})
+    write_model(run.path / TRAINING / "reward_model", "second", num_broken=2)
+    second = publish(run)
+    digest = first["version"].removeprefix("reward_model@")
+    assert weights_of(run.path / "reward_model") == "second"
+    assert weights_of(run.path / "reward_models" / digest) == "first"
+    summary = run.summary()
+    assert summary["reward_model"]["versions"] == [first, second]
+    assert (summary["reward_model"]["num_broken"], summary["reward_model"]["noise_ceiling"]) == (2, 0.9)
+    assert "held_out" not in summary, "what was best by the old rewards is not by the new ones"
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("num_done", range(5))
+def test_a_kill_at_any_point_leaves_a_whole_reward_model_or_one_that_the_next_start_puts_back(
+    config: RunConfig, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, num_done: int
+) -> None:
+    write_model(run.path / "reward_model", "old")
+    write_model(run.path / TRAINING / "reward_model", "new")
+    calls = []
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if len(calls) == num_done:
+                raise Killed
+            calls.append(args)
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", counted(Path.rename))
+        patch.setattr("deploy.reward_models.shutil.rmtree", counted(retrain.shutil.rmtree))
+        with pytest.raises(Killed):
+            publish(run)
+    require_stages(config, run, ["ppo"])
+    with open_run(config, run.path):
+        pass
+    expected = "old" if num_done == 0 else "new"
+    assert weights_of(run.path / "reward_model") == expected
+    assert not (run.path / NEXT).exists()
+    versions = run.summary().get("reward_model", {}).get("versions", [])
+    assert len(versions) == (0 if num_done == 0 else 1)
+    kept = [weights_of(path) for path in (run.path / "reward_models").glob("*")]
+    assert kept == ([] if num_done == 0 else ["old"])
+
+
+def test_the_same_weights_again_are_no_new_version(run: RunDirectory) -> None:
+    for _ in range(3):
+        write_model(run.path / TRAINING / "reward_model", "same")
+        publish(run)
+    assert len(run.summary()["reward_model"]["versions"]) == 1
+    assert [weights_of(path) for path in (run.path / "reward_models").iterdir()] == ["same"]
+    settle(run)
+    assert weights_of(run.path / "reward_model") == "same"
+    assert sorted(path.name for path in run.path.iterdir() if path.name.startswith(".reward")) == []
