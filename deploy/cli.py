@@ -21,8 +21,9 @@ from cluster.errors import AntiphonError, InputError
 from deploy.boundary import first_line, running, say_error
 from deploy.check import check_inputs
 from deploy.ray_token import use_own_token
-from deploy.run_config import RunConfig, require_token_beyond_loopback
+from deploy.run_config import RunConfig
 from deploy.run_directory import (
+    SERVING,
     RunDirectory,
     not_done,
     open_run,
@@ -33,6 +34,8 @@ from deploy.run_directory import (
 )
 from deploy.run_toml import to_toml
 from deploy.view import View
+from reward_service.address import require_token
+from reward_service.tokens import add_token, read_tokens, revoke_token, with_tokens
 
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A run file (RUN.toml) or a run directory.")]
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="A run file.")]
@@ -164,6 +167,11 @@ def _train_again(config: RunConfig, path: Path, *, fresh: bool) -> None:
             from deploy.launch import run as launch
 
             launch(config, run, ["reward_model"], view, again=True)
+    if (path / SERVING).is_dir():
+        from deploy.serving import publish_to_services
+
+        for port in publish_to_services(path):
+            print(f"published to the reward service on port {port}", file=sys.stderr)
     print(f"done: {_short(path)}", file=sys.stderr)
 
 
@@ -251,11 +259,33 @@ def serve_rewards(
     [dim]curl -d '{"prompts": ["..."], "responses": ["..."]}' http://127.0.0.1:8000/v1/rewards[/dim]
     """
     config, path = read_target(target, set_ or (), name=name, runs_dir=runs_dir)
-    require_token_beyond_loopback(host, "--host")
+    service = with_tokens(config.reward_service, path)
+    require_token(service.model_copy(update={"host": host}), os.environ.get("ANTIPHON_TOKEN"), "--host")
     reward_model = _reward_model(config, path)
     from deploy.serve_rewards import serve_rewards as serve
 
-    serve(config.reward_service, reward_model_path=reward_model, host=host, port=port, name=config.run.name)
+    serve(service, reward_model_path=reward_model, host=host, port=port, name=config.run.name, run_path=path)
+
+
+@app.command()
+def token(
+    run: Run,
+    add: Annotated[str | None, typer.Option(metavar="NAME", help="Make a token and print it, this once.")] = None,
+    revoke: Annotated[str | None, typer.Option(metavar="NAME", help="Refuse that token from now on.")] = None,
+) -> None:
+    """List, make and revoke the named tokens that a run's reward service and labelling page take.
+
+    [dim]antiphon token runs/reviews --add ana[/dim]
+    """
+    config, path = read_target(run, ())
+    tokens = with_tokens(config.reward_service, path, always=True).http.tokens
+    assert tokens is not None
+    if add is not None:
+        print(add_token(tokens, add))
+    if revoke is not None:
+        revoke_token(tokens, revoke)
+    if add is None and revoke is None:
+        print("\n".join(read_tokens(tokens)) or "no tokens")
 
 
 def _reward_model(config: RunConfig, path: Path) -> Path | None:
@@ -339,7 +369,6 @@ def label(
     [dim]antiphon label runs/reviews[/dim]
     """
     directory = require_run(run)
-    require_token_beyond_loopback(host, "--host")
     from deploy.label import label as ask
 
     ask(

@@ -36,7 +36,7 @@ from reward_service.http_server import http_server, listening_socket
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.scorer import digest_files
 from reward_service.service import service_url
-from reward_service.tokens import TokenBook
+from reward_service.tokens import TokenBook, with_tokens
 from rollout_actors.prompts import scorer_columns
 
 NUM_SAMPLED = 4
@@ -61,7 +61,7 @@ def label(
         annotators_per_pair=annotators_per_pair,
         policy_version=version,
     )
-    service = config.reward_service.model_copy(update={"host": host, "port": port})
+    service = with_tokens(config.reward_service, run.path).model_copy(update={"host": host, "port": port})
     check_address(service, os.environ.get("ANTIPHON_TOKEN"))
     with interruptible():
         store = FeedbackStore(run.path / FEEDBACK)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reward_service.config import REWARD_MODEL
-from reward_service.scorer import digest_files
+from reward_service.scorer_files import weights_digest
 
 if TYPE_CHECKING:
     from deploy.run_directory import RunDirectory
@@ -43,11 +43,6 @@ def member_folder(folder: Path, member: int) -> Path:
     return folder / f"member-{member}" if member else folder
 
 
-def version_of(folder: Path) -> str:
-    """The digest of a reward model's weights, by which its scorer's version tells it from others."""
-    return digest_files(sorted(folder.glob("*.safetensors")))
-
-
 def publish(run: RunDirectory) -> dict[str, Any]:
     """Put the reward model that lies whole in TRAINING in the place of the run's; returns its entry in the summary."""
     (run.path / TRAINING / "reward_model").rename(run.path / NEXT)
@@ -70,7 +65,7 @@ def settle(run: RunDirectory) -> None:
 
 def _place_for(present: Path, run_path: Path) -> Path:
     """Where the old version is kept; one that is kept already is put aside to be deleted."""
-    kept = run_path / ARCHIVE / version_of(present)
+    kept = run_path / ARCHIVE / weights_digest(present)
     if kept.exists():
         shutil.rmtree(run_path / REPLACED, ignore_errors=True)
         return run_path / REPLACED
@@ -99,7 +94,7 @@ def entry_of(folder: Path) -> dict[str, Any]:
     num_feedback = num if record["data"] == [FEEDBACK] else int(record.get("num_more", 0))
     members = _members(folder)
     entry = {
-        "version": f"{REWARD_MODEL}@{version_of(folder)}",
+        "version": f"{REWARD_MODEL}@{weights_digest(folder)}",
         "num_pairs": num,
         "num_pairs_by_source": {"stage": num - num_feedback, "feedback": num_feedback},
         "num_members": len(members),

@@ -21,7 +21,7 @@ from cluster.datasets import Reading
 from cluster.errors import InputError
 from deploy.setting_errors import input_error
 from learner.config import GROUP_ADVANTAGES, LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
-from reward_service.address import is_loopback
+from reward_service.address import require_token
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.scorer_config import ForbiddenConfig, FunctionConfig
 from rollout_actors.config import RolloutActorsConfig
@@ -226,7 +226,7 @@ def check_fit(config: RunConfig) -> None:
             other = " and no name in reward_service.scorers" if key == "reward_service.scorer" else ""
             raise InputError(key, f"{path!r} is not a dotted path such as package.module:function{other}")
     if config.reward_service.port is not None:
-        require_token_beyond_loopback(config.reward_service.host, "reward_service.host")
+        require_token(config.reward_service, os.environ.get("ANTIPHON_TOKEN"))
 
 
 def dotted_paths(config: RunConfig) -> dict[str, str]:
@@ -366,9 +366,3 @@ def _check_stages(config: RunConfig) -> None:
     labelled = config.data.preferences is not None
     if "preferences" in stages and config.preferences.annotator is None and not labelled:
         raise InputError("preferences.annotator", "stage preferences needs it (or data.preferences)")
-
-
-def require_token_beyond_loopback(host: str, where: str) -> None:
-    """Raise InputError when `host` can be reached from other machines and ANTIPHON_TOKEN is not set."""
-    if not is_loopback(host) and not os.environ.get("ANTIPHON_TOKEN"):
-        raise InputError(where, f"{host} can be reached from other machines: set ANTIPHON_TOKEN first")

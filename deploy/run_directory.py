@@ -24,8 +24,8 @@ from deploy.run_config import RunConfig, load_run_config, read_run_config
 from deploy.run_toml import flat, to_toml
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
-CONFIG, LOCK, FEEDBACK = "config.toml", ".lock", "feedback.sqlite"
-KEPT = (LOCK, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
+CONFIG, LOCK, FEEDBACK, SERVING = "config.toml", ".lock", "feedback.sqlite", "serving"
+KEPT = (LOCK, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
 COMMANDS = {"reward_model": "reward-model", "evaluation": "evaluate"}
 SUPERVISED = ("sft", "reward_model")
 NUM_STEPS = "learner.num_steps"

@@ -39,7 +39,7 @@ def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(value, Mapping):
             yield f"{_key(key)} = {_toml(value)}"
     for key, value in table.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             yield from _tables(f"{name}.{_key(key)}" if name else _key(key), value)
 
 

@@ -14,6 +14,8 @@ from types import FrameType
 
 import ray
 
+from deploy.run_directory import FEEDBACK
+from deploy.serving import announced
 from reward_service.config import RewardServiceConfig
 from reward_service.service import check_reward_service, service_url, start_reward_service, stop_reward_service
 
@@ -21,11 +23,18 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 
 def serve_rewards(
-    target_config: RewardServiceConfig, *, reward_model_path: Path | None, host: str, port: int, name: str
+    target_config: RewardServiceConfig,
+    *,
+    reward_model_path: Path | None,
+    host: str,
+    port: int,
+    name: str,
+    run_path: Path,
 ) -> None:
     """Serve rewards on host:port; prints ``listening on URL`` when ready and returns after SIGINT or SIGTERM.
 
-    The bearer token is ANTIPHON_TOKEN. Call it on the main thread. Raises InputError for a scorer that can't be had,
+    Tokens are ANTIPHON_TOKEN and those of `antiphon token`. Where there is a run directory, people can give feedback at
+    the same address, and `antiphon reward-model RUN` publishes what it trains to this service. Call it on the main thread. Raises InputError for a scorer that can't be had,
     a taken port, and an address beyond loopback without a token.
     """
     config = RewardServiceConfig.model_validate(target_config.model_dump() | {"host": host, "port": port})
@@ -38,9 +47,14 @@ def serve_rewards(
         _start_ray(config)
         for number in previous:
             signal.signal(number, _interrupt)
-        start_reward_service(config, name=name, reward_model_path=reward_model_path, token=token)
-        print(f"listening on {service_url(config)}", flush=True)
-        _wait_for_interrupt()
+        feedback = run_path / FEEDBACK if run_path.is_dir() else None
+        start_reward_service(
+            config, name=name, reward_model_path=reward_model_path, token=token, feedback_path=feedback
+        )
+        address = str(ray.get_runtime_context().gcs_address)
+        with announced(run_path, port=port, ray_address=address, name=name):
+            print(f"listening on {service_url(config)}", flush=True)
+            _wait_for_interrupt()
         stop_reward_service(name)
     except KeyboardInterrupt:
         return

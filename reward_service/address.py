@@ -8,14 +8,14 @@ import socket
 
 from cluster.errors import InputError
 from reward_service.config import RewardServiceConfig
+from reward_service.tokens import TokenBook
 
 
 def check_address(config: RewardServiceConfig, token: str | None) -> None:
     """Raise InputError where a port is set that is taken or, without a token, beyond loopback."""
     if config.port is None:
         return
-    if not token and not is_loopback(config.host):
-        raise InputError("reward_service.host", f"{config.host} is not loopback: set a token in ANTIPHON_TOKEN")
+    require_token(config, token)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -25,6 +25,13 @@ def check_address(config: RewardServiceConfig, token: str | None) -> None:
             if error.errno == errno.EADDRINUSE:
                 raise InputError("reward_service.port", f"{config.port} is taken on {config.host}") from error
             raise InputError("reward_service.host", f"cannot bind {config.host}:{config.port}: {error}") from error
+
+
+def require_token(config: RewardServiceConfig, token: str | None, where: str = "reward_service.host") -> None:
+    """Raise InputError at `where` for a host that other machines can reach, where no token is asked for."""
+    if not is_loopback(config.host) and not TokenBook(token, config.http.tokens).is_required:
+        what = f"{config.host} can be reached from other machines: set ANTIPHON_TOKEN, or antiphon token RUN --add NAME"
+        raise InputError(where, what)
 
 
 def is_loopback(host: str) -> bool:

@@ -21,8 +21,8 @@ from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.batching import Batcher
 from reward_service.config import REWARD_MODEL
-from reward_service.scorer import Outcome, digest_files
-from reward_service.scorer_files import require_safetensors
+from reward_service.scorer import Outcome
+from reward_service.scorer_files import member_folders, weights_digest
 
 UNCERTAINTY = "uncertainty"
 
@@ -40,9 +40,8 @@ class RewardModelScorer:
         self, folder: Path, *, name: str = REWARD_MODEL, max_batch_size: int = 256, max_batch_tokens: int = 16384
     ) -> None:
         folders = [folder, *member_folders(folder)]
-        weights = [path for each in folders for path in _weights(each)]
         self.name = name
-        self.version = f"{name}@{digest_files(weights)}"
+        self.version = f"{name}@{weights_digest(folder)}"
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self._tokenizer.padding_side = "right"
         self._models = [self._load(each) for each in folders]
@@ -129,18 +128,3 @@ def batches_by_length(lengths: Sequence[int], *, max_tokens: int) -> Iterator[li
         batch.append(place)
     if batch:
         yield batch
-
-
-def member_folders(folder: Path) -> list[Path]:
-    """`member-1`, `member-2`, ... of an ensemble, in their order. Raises InputError where one is missing."""
-    found = {path.name for path in folder.glob("member-*") if path.is_dir()}
-    members = [f"member-{number}" for number in range(1, len(found) + 1)]
-    if found != set(members):
-        missing = sorted(set(members) - found)
-        raise InputError(REWARD_MODEL, f"{folder} has {', '.join(sorted(found))} but no {', '.join(missing)}")
-    return [folder / member for member in members]
-
-
-def _weights(folder: Path) -> list[Path]:
-    require_safetensors(folder, REWARD_MODEL)
-    return sorted(folder.glob("*.safetensors"))

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cluster.config import Section
 from cluster.errors import InputError
 from reward_service.composite_config import REWARD_MODEL, CompositeConfig, Statistics
+from reward_service.scorer import digest_files
 from reward_service.scorer_config import (
     ForbiddenConfig,
     JsonSchemaConfig,
@@ -74,6 +75,27 @@ def require_safetensors(folder: Path, where: str) -> None:
     unsafe = sorted(path for pattern in UNSAFE_WEIGHTS for path in folder.glob(pattern))
     if unsafe:
         raise InputError(where, f"{unsafe[0]} is no safetensors, and nothing else is loaded: take it away")
+
+
+def member_folders(folder: Path) -> list[Path]:
+    """`member-1`, `member-2`, ... of an ensemble, in their order. Raises InputError where one is missing."""
+    found = {path.name for path in folder.glob("member-*") if path.is_dir()}
+    members = [f"member-{number}" for number in range(1, len(found) + 1)]
+    if found != set(members):
+        missing = sorted(set(members) - found)
+        raise InputError(REWARD_MODEL, f"{folder} has {', '.join(sorted(found))} but no {', '.join(missing)}")
+    return [folder / member for member in members]
+
+
+def weights_digest(folder: Path) -> str:
+    """Tells a reward model's weights from others', those of all its members included.
+
+    Raises InputError for weights that are no safetensors.
+    """
+    folders = [folder, *member_folders(folder)]
+    for each in folders:
+        require_safetensors(each, REWARD_MODEL)
+    return digest_files([path for each in folders for path in sorted(each.glob("*.safetensors"))])
 
 
 def check_files(scorers: Mapping[str, Section], reward_model_path: Path | None) -> None:

@@ -27,6 +27,7 @@ from reward_service.face_actor import START_TIMEOUT_S as FACE_TIMEOUT_S
 from reward_service.face_actor import FaceActor, face_name
 from reward_service.registry import check_scorers
 from reward_service.replica import RewardService
+from reward_service.scorer_files import weights_digest
 
 START_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 30.0
@@ -50,10 +51,10 @@ class RewardDeployment(RewardService):
         self._log_path = log_path
         self._folders: Mapping[str, str] = {}
 
-    async def reconfigure(self, folders: Mapping[str, str]) -> None:
-        """Serve's word for new settings, at the start too: the folders of the reward models by name."""
-        await self.load(folders)
-        self._folders = folders
+    async def reconfigure(self, models: Mapping[str, Any]) -> None:
+        """Serve's word for new settings, at the start too; see `_user_config`."""
+        await self.load(models["folders"])
+        self._folders = models["folders"]
 
     async def deployed_with(self) -> tuple[RewardServiceConfig, Path | None, Mapping[str, str]]:
         """Settings, log and folders that the application has now."""
@@ -91,7 +92,7 @@ def start_reward_service(
     check_reward_service(config, reward_model_path=reward_model_path, token=token)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_quiet())
-    folders = {REWARD_MODEL: str(reward_model_path)} if reward_model_path else {}
+    folders = {REWARD_MODEL: str(reward_model_path)} if config.needs_reward_model() else {}
     try:
         _deploy(config, name, log_path, folders, unwanted)
         if config.port is not None:
@@ -161,7 +162,7 @@ def _deploy(
     deployment = serve.deployment(RewardDeployment).options(
         name="rewards",
         version=CODE_VERSION,
-        user_config=dict(folders),
+        user_config=_user_config(folders),
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_queued_requests=MAX_QUEUED_REQUESTS,
@@ -177,6 +178,11 @@ def _deploy(
     target = serve.RunTarget(target=deployment.bind(config, log_path), name=application, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
     _await_running(application, unwanted)
+
+
+def _user_config(folders: Mapping[str, str]) -> dict[str, Any]:
+    """Folders of the reward models by name, and what is in them: a folder may be the same and its weights others."""
+    return {"folders": dict(folders), "weights": {name: weights_digest(Path(path)) for name, path in folders.items()}}
 
 
 def _num_replicas(config: RewardServiceConfig) -> dict[str, Any]:

@@ -18,9 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.errors import InputError
+from reward_service.config import RewardServiceConfig
 
 LOGGER = logging.getLogger("antiphon")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FILE = "tokens.json"
+"""A run's own tokens, in its directory."""
 OWN = "ANTIPHON_TOKEN"
 """The name under which the token of the environment goes."""
 
@@ -58,6 +61,14 @@ class TokenBook:
                 LOGGER.error("%s; none of its tokens is good until it can be read", error)
                 self._named = {}
         return self._named
+
+
+def with_tokens(config: RewardServiceConfig, run_path: Path, *, always: bool = False) -> RewardServiceConfig:
+    """The settings with a run's own file of tokens, where none is set and it is there, or `always`."""
+    path = run_path / FILE
+    if config.http.tokens is not None or not (always or path.exists()):
+        return config
+    return config.model_copy(update={"http": config.http.model_copy(update={"tokens": path})})
 
 
 def read_tokens(path: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ import pytest
 
 from cluster.errors import InputError
 from deploy import retrain
-from deploy.reward_models import NEXT, TRAINING, entry_of, publish, settle, version_of
+from deploy.reward_models import NEXT, TRAINING, entry_of, publish, settle
 from deploy.run_config import RunConfig, load_run_config
 from deploy.run_directory import RunDirectory, open_run, require_stages
 from deploy.stages import Supervised
@@ -130,7 +130,7 @@ async def test_every_answer_is_trained_on_beside_the_runs_own_pairs(
     summary = run.summary()["reward_model"]
     assert (summary["num_pairs"], summary["num_pairs_by_source"]) == (8, {"stage": 5, "feedback": 3})
     assert summary["versions"] == [entry_of(run.path / "reward_model")]
-    assert summary["version"] == f"reward_model@{version_of(run.path / 'reward_model')}"
+    assert summary["version"] == f"reward_model@{weights_digest(run.path / 'reward_model')}"
     assert not (run.path / TRAINING).exists()
 
 

@@ -1,0 +1,55 @@
+"""Which reward services stand for a run now, so that a new reward model can be published to them.
+
+Each says where it is in RUN/serving/PORT.json while it runs. Knows nothing of how a service works.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from cluster.remote import NAMESPACE
+from deploy.run_directory import SERVING
+from deploy.scale import answers
+from reward_service.service import publish_reward_model
+
+
+@contextmanager
+def announced(run_path: Path, *, port: int, ray_address: str, name: str) -> Iterator[None]:
+    """Say where the service is while the block runs; nothing where there is no run directory."""
+    if not run_path.is_dir():
+        yield
+        return
+    path = run_path / SERVING / f"{port}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"ray_address": ray_address, "name": name}) + "\n")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def publish_to_services(run_path: Path) -> list[int]:
+    """Publish the run's reward model to every service that stands for it; returns their ports.
+
+    Forgets those whose Ray is gone. Raises as `publish_reward_model` does, after which the others still have the old
+    one.
+    """
+    published = []
+    for path in sorted((run_path / SERVING).glob("*.json")):
+        place = json.loads(path.read_text())
+        if not answers(place["ray_address"]):
+            path.unlink(missing_ok=True)
+            continue
+        ray.init(place["ray_address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
+        try:
+            publish_reward_model(place["name"], (run_path / "reward_model").absolute())
+        finally:
+            ray.shutdown()
+        published.append(int(path.stem))
+    return published
