@@ -43,12 +43,12 @@ def input_error(error: ValidationError, root: type[BaseModel]) -> InputError:
 def _section_of(location: Sequence[str], root: type[BaseModel]) -> tuple[type[BaseModel] | None, list[str]]:
     """The section at that place, where there is one, and the keys that lead there.
 
-    Among sections that are told apart by a tag (`kind`) pydantic's location has the tag too, which is no key.
+    Where there may be one of several sections pydantic's location also has the one it took, which is no key.
     """
     found: Any = root
     keys = []
     for part in location:
-        tagged = {} if isinstance(found, type) else _by_tag(found)
+        tagged = {} if isinstance(found, type) or _is_table(found) else _by_tag(found)
         if part in tagged:
             found = tagged[part]
             continue
@@ -66,9 +66,12 @@ def _is_table(annotation: Any) -> bool:
 
 
 def _by_tag(annotation: Any) -> dict[str, Any]:
-    """The sections of a union that has them by the one value of their `kind`."""
-    choices = [choice for choice in get_args(annotation) if isinstance(choice, type)]
-    unions = [choice for choice in get_args(annotation) if not isinstance(choice, type) and get_args(choice)]
-    sections = [choice for choice in choices if issubclass(choice, BaseModel) and "kind" in choice.model_fields]
-    by_tag = {get_args(section.model_fields["kind"].annotation)[0]: section for section in sections}
-    return by_tag | {tag: section for union in unions for tag, section in _by_tag(union).items()}
+    """The sections of a union by what pydantic calls them: the one value of their `kind`, else their class's name."""
+    found: dict[str, Any] = {}
+    for choice in get_args(annotation):
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            kind = choice.model_fields.get("kind")
+            found[get_args(kind.annotation)[0] if kind else choice.__name__] = choice
+        else:
+            found |= _by_tag(choice)
+    return found

@@ -16,7 +16,11 @@ def limits_of(config: CodeConfig) -> Limits:
 
 
 def code_rule(config: CodeConfig) -> Rule:
-    """The share of the item's tests that the last fenced block passes. A test that is no Python is the item's error."""
+    """The share of the item's tests that the last fenced block passes.
+
+    Code that uses up its CPU time has what it passed till then. A test that is no Python, and code that is not done
+    when its time on the clock is over, are the item's error.
+    """
 
     def rule(request: ScoreRequest) -> Verdict:
         tests = references_of(request, config.tests)
@@ -28,10 +32,11 @@ def code_rule(config: CodeConfig) -> Rule:
             raise RewardError(error.where, f"{error.what} (scoring {request.id})") from error
         if report.broken:
             raise RewardError(config.tests, f"test {report.broken[0]} of {request.id} is no Python")
+        if report.ended == "late":
+            raise RewardError("confinement", f"{request.id} took longer than {config.wall_s:g} s on the clock")
         passed = sum(report.passed)
         share = passed / len(tests)
         reward = float(share == 1) if config.all_or_nothing else share
-        measures = {"num_tests": float(len(tests)), "num_passed": float(passed), "late": float(report.ended == "late")}
-        return reward, measures
+        return reward, {"num_tests": float(len(tests)), "num_passed": float(passed)}
 
     return rule

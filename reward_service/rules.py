@@ -203,9 +203,8 @@ def language_rule(config: LanguageConfig) -> Rule:
     def rule(request: ScoreRequest) -> Verdict:
         if not any(map(str.isalpha, request.response)):
             return 0.0, {"probability": 0.0}
-        probabilities = dict(identifier.rank(request.response))
-        language, _ = identifier.classify(request.response)
-        return float(language == config.language), {"probability": float(probabilities[config.language])}
+        ranked = identifier.rank(request.response)
+        return float(ranked[0][0] == config.language), {"probability": float(dict(ranked)[config.language])}
 
     return rule
 

@@ -36,13 +36,14 @@ class FunctionScorer:
     """Calls a user's function, sync or async, in any of `plugin`'s signatures, and believes nothing it returns.
 
     A sync function runs in one thread of its own, one call at a time, so it need not be thread-safe and never
-    blocks the service. Errors carry `name`; the reward's part is called after the function.
+    blocks the service. Errors carry `name`, and of a
+    dotted path the function's name is what the reward's part is called.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
         self.version = f"{name}@{_source_digest(function)}"
-        self._part = getattr(function, "__name__", name.rpartition(":")[2])
+        self._part = name.rpartition(":")[2]
         self._plugin = Plugin(function)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
 

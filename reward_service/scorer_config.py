@@ -228,7 +228,7 @@ class CodeConfig(Section):
     cpu_s: int = Field(default=5, ge=1)
     """CPU time of an item; what is not passed by then is failed."""
     wall_s: float = Field(default=15.0, gt=0)
-    """Time on the clock of an item, likewise."""
+    """Time on the clock of an item; one that takes longer is an error, for the machine may be to blame."""
     memory_mb: int = Field(default=512, ge=64)
     """Address space of the child."""
     max_threads: int = Field(default=16, ge=1)

@@ -111,7 +111,7 @@ def check_files(scorers: Mapping[str, Section], reward_model_path: Path | None) 
         elif isinstance(config, CompositeConfig):
             for member, statistics in config.normalize.items():
                 folder = reward_model_path if member == REWARD_MODEL else folders.get(member)
-                if statistics == REWARD_STATISTICS.removesuffix(".json") and folder is not None:
+                if statistics == "reward_statistics" and folder is not None:
                     read_statistics(folder)
 
 

@@ -145,6 +145,11 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
             "reward_service.scorers.a.pattern",
             "no regular expression",
         ),
+        (
+            'reward_service.scorers.exact = { kind = "exact", ignore_case = 1 }',
+            "reward_service.scorers.exact.ignore_case",
+            "valid boolean",
+        ),
         ('reward_service.scorers.1a.kind = "exact"', "reward_service.scorers.1a", "is no name"),
         (
             'reward_service.scorers.a = { kind = "composite", parts = { a = 1 } }',
@@ -160,6 +165,12 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
             'reward_service.scorers.a = { kind = "composite", parts = { reward_model = inf } }',
             "reward_service.scorers.a.parts.reward_model",
             "finite number",
+        ),
+        (
+            'reward_service.scorers.a = { kind = "composite", parts = { reward_model = 1 }, '
+            "normalize = { reward_model = { mean = 0.0, std = 0.0 } } }",
+            "reward_service.scorers.a.normalize.reward_model.std",
+            "greater than 0",
         ),
         (
             'reward_service.scorers.a = { kind = "function", path = "task" }',

@@ -13,14 +13,27 @@ import psutil
 import pytest
 
 from cluster.errors import InputError, RewardError
-from cluster.scoring import ScoreRequest
+from cluster.scoring import Score, ScoreRequest
 from reward_service import confined
 from reward_service.code_rule import code_rule
+from reward_service.config import RewardServiceConfig
 from reward_service.confined import Limits, Report, check_confinement, run_confined
+from reward_service.registry import build_scorer
+from reward_service.scorer import close
 from reward_service.scorer_config import CodeConfig
 
-LIMITS = Limits(cpu_s=1, wall_s=3.0, memory_mb=256, max_threads=4, scratch_mb=2)
+LIMITS = Limits(cpu_s=1, wall_s=30.0, memory_mb=256, max_threads=4, scratch_mb=2)
 REFUSES = "import os, socket, ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+
+
+def confines() -> bool:
+    try:
+        return run_confined("", ["pass"], LIMITS).passed == (True,)
+    except RewardError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not confines(), reason="this machine allows no user namespaces")
 
 
 def run(program: str, *tests: str, **limits: Any) -> Report:
@@ -238,11 +251,19 @@ def test_code_is_worth_the_share_of_its_tests_that_pass() -> None:
     response = "Here:\n```python\ndef double(x):\n    return x + 2\n```\n"
     tests = ["assert double(2) == 4", "assert double(3) == 6"]
     rule = code_rule(CodeConfig(kind="code"))
-    assert rule(item(response, references=tests)) == (0.5, {"num_tests": 2.0, "num_passed": 1.0, "late": 0.0})
+    assert rule(item(response, references=tests)) == (0.5, {"num_tests": 2.0, "num_passed": 1.0})
     assert code_rule(CodeConfig(kind="code", all_or_nothing=True))(item(response, references=tests))[0] == 0.0
     other = code_rule(CodeConfig(kind="code", tests="unit_tests"))
     assert other(item("def double(x): return 2 * x", unit_tests=tests))[0] == 1.0
     assert other(item("no code at all", unit_tests=tests[0]))[0] == 0.0
+
+
+def test_code_that_uses_up_its_cpu_time_has_what_it_passed_and_code_that_waits_for_ever_is_an_error() -> None:
+    busy = CodeConfig(kind="code", cpu_s=1, wall_s=60)
+    assert code_rule(busy)(item("x = 1", references=["assert x", "while x: pass"]))[0] == 0.5
+    waiting = CodeConfig(kind="code", cpu_s=1, wall_s=1)
+    with pytest.raises(RewardError, match="i took longer than 1 s on the clock"):
+        code_rule(waiting)(item("import time; time.sleep(60)", references="pass"))
 
 
 @pytest.mark.parametrize(
@@ -258,3 +279,22 @@ def test_an_item_without_tests_that_can_be_run_is_an_error(columns: dict[str, An
     with pytest.raises(RewardError) as caught:
         code_rule(CodeConfig(kind="code"))(item("x = 1", **columns))
     assert caught.value.what == what
+
+
+async def test_a_code_scorer_is_built_where_it_is_confined_and_judges_items_side_by_side() -> None:
+    config = RewardServiceConfig(scorer="code", scorers={"code": {"kind": "code", "cpu_s": 1, "num_processes": 2}})
+    scorer = build_scorer(config, None)
+    items = [item(f"x = {number}", references="assert x < 2") for number in range(3)]
+    outcomes = await scorer.score([*items, item("x = 1")])
+    assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [1.0, 1.0, 0.0]
+    assert str(outcomes[-1]) == "code: i has no references"
+    await close(scorer)
+
+
+def test_a_code_scorer_is_refused_where_nothing_confines_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(confined, "CHILD", tmp_path / "child.py")
+    confined.CHILD.write_text('print(\'{"unconfined": "no namespaces"}\')')
+    config = RewardServiceConfig(scorer="a", scorers={"a": {"kind": "code"}})
+    with pytest.raises(InputError, match=r"this machine can't confine code: no namespaces$") as caught:
+        build_scorer(config, None)
+    assert caught.value.where == "reward_service.scorers.a"

@@ -111,14 +111,14 @@ async def test_the_logs_of_an_openrlhf_function_are_parts_where_they_are_finite_
     first, second = await FunctionScorer("s", openrlhf_logs).score(ITEMS)
     assert isinstance(first, Score)
     assert isinstance(second, Score)
-    assert dict(first.parts) == {"openrlhf_logs": 1.0, "scores": 0.5, "short": pytest.approx(0.1)}
-    assert dict(second.parts) == {"openrlhf_logs": 2.0, "scores": 1.0, "short": pytest.approx(0.2), "bad": 1.0}
+    assert dict(first.parts) == {"s": 1.0, "scores": 0.5, "short": pytest.approx(0.1)}
+    assert dict(second.parts) == {"s": 2.0, "scores": 1.0, "short": pytest.approx(0.2), "bad": 1.0}
 
 
 async def test_a_verl_function_fails_the_item_it_raises_for_alone_and_its_numbers_are_parts() -> None:
     good, bad = await FunctionScorer("s", verl).score(ITEMS)
     assert isinstance(good, Score)
-    assert dict(good.parts) == {"verl": 1.0, "length": 1.0}
+    assert dict(good.parts) == {"s": 1.0, "length": 1.0}
     assert str(bad) == "s: raised ValueError: no such answer (scoring i1)"
 
 

@@ -61,7 +61,6 @@ ALL = {
     "json_schema": {"kind": "json_schema", "json_schema": {"type": "number"}},
     "repetition": {"kind": "repetition"},
     "language": {"kind": "language", "language": "en"},
-    "code": {"kind": "code"},
     "forbidden": {"kind": "forbidden", "phrases": ("bomb",)},
     "guarded": {"kind": "forbidden", "function": "tests.scorers:length"},
     "judge": {"kind": "judge", "url": "http://127.0.0.1:9", "model": "m", "rubric": "{response}"},
@@ -81,7 +80,7 @@ async def test_every_kind_is_built_under_its_name_with_a_version_of_its_own() ->
 
 
 async def test_every_kind_scores_and_says_why() -> None:
-    local = {name: section for name, section in ALL.items() if name not in ("judge", "code")}
+    local = {name: section for name, section in ALL.items() if name != "judge"}
     scorers = build_scorers(settings(scorer="all", **local), None)
     for name, scorer in scorers.items():
         (outcome,) = await scorer.score(texts("7"))
