@@ -18,8 +18,10 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import AntiphonError, InputError
+from deploy.arguments import DryRun, Fresh, Lines, Name, Run, RunFile, RunsDir, Target
 from deploy.boundary import first_line, running, say_error
 from deploy.check import check_inputs
+from deploy.cli_rewards import commands as reward_commands
 from deploy.ray_token import use_own_token
 from deploy.run_config import RunConfig
 from deploy.run_directory import (
@@ -34,20 +36,6 @@ from deploy.run_directory import (
 )
 from deploy.run_toml import to_toml
 from deploy.view import View
-from reward_service.address import require_token
-from reward_service.tokens import add_token, read_tokens, revoke_token, with_tokens
-
-Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A run file (RUN.toml) or a run directory.")]
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="A run file.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-Lines = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="LINE", help="One more line of TOML: 'learner.learning_rate = 5e-7'. Repeatable."),
-]
-RunsDir = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="runs")]
-Name = Annotated[str | None, typer.Option(help="Name of the run.", show_default="the run file's folder")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what the run has done so far and start over.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run file and do nothing.")]
 
 
 class CommandLine(typer.Typer):
@@ -246,94 +234,6 @@ def scale(run: Run, rollout_actors: Annotated[int, typer.Option(min=1, help="How
 
 
 @app.command()
-def serve_rewards(
-    target: Target,
-    host: Annotated[str, typer.Option(help="Beyond loopback, ANTIPHON_TOKEN must be set.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    set_: Lines = None,
-    runs_dir: RunsDir = None,
-    name: Name = None,
-) -> None:
-    """Serve a run's rewards over HTTP, for anyone; prints "listening on URL" when ready.
-
-    [dim]curl -d '{"prompts": ["..."], "responses": ["..."]}' http://127.0.0.1:8000/v1/rewards[/dim]
-    """
-    config, path = read_target(target, set_ or (), name=name, runs_dir=runs_dir)
-    service = with_tokens(config.reward_service, path)
-    require_token(service.model_copy(update={"host": host}), os.environ.get("ANTIPHON_TOKEN"), "--host")
-    reward_model = _reward_model(config, path)
-    from deploy.serve_rewards import serve_rewards as serve
-
-    serve(service, reward_model_path=reward_model, host=host, port=port, name=config.run.name, run_path=path)
-
-
-@app.command()
-def token(
-    run: Run,
-    add: Annotated[str | None, typer.Option(metavar="NAME", help="Make a token and print it, this once.")] = None,
-    revoke: Annotated[str | None, typer.Option(metavar="NAME", help="Refuse that token from now on.")] = None,
-) -> None:
-    """List, make and revoke the named tokens that a run's reward service and labelling page take.
-
-    [dim]antiphon token runs/reviews --add ana[/dim]
-    """
-    config, path = read_target(run, ())
-    tokens = with_tokens(config.reward_service, path, always=True).http.tokens
-    assert tokens is not None
-    if add is not None:
-        print(add_token(tokens, add))
-    if revoke is not None:
-        revoke_token(tokens, revoke)
-    if add is None and revoke is None:
-        print("\n".join(read_tokens(tokens)) or "no tokens")
-
-
-def _reward_model(config: RunConfig, path: Path) -> Path | None:
-    folder = path / "reward_model"
-    if (folder / "config.json").exists():
-        return folder
-    if config.reward_service.needs_reward_model():
-        raise not_done("reward_model")
-    return None
-
-
-@app.command()
-def evaluate_rewards(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pairs: prompt, chosen, rejected, perhaps subset.")],
-    run: Annotated[Path | None, typer.Option(help="Judge the reward model of this run.")] = None,
-    reward_model: Annotated[Path | None, typer.Option(help="Judge the reward model in this folder.")] = None,
-    url: Annotated[str | None, typer.Option(help="Judge what serves rewards there (ANTIPHON_TOKEN).")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder whose chat template writes messages.")] = None,
-    columns: Annotated[list[str] | None, typer.Option(help="What FILE calls a column: prompt=question.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="A broken row is an error, not left out.")] = False,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the results here too.")] = None,
-) -> None:
-    """How often a reward model prefers what was chosen, by subset: on RewardBench's form, JSON Lines or Parquet.
-
-    [dim]antiphon evaluate-rewards pairs.jsonl --run runs/reviews[/dim]
-    """
-    if sum(given is not None for given in (run, reward_model, url)) != 1:
-        raise InputError("evaluate-rewards", "give one of --run, --reward-model and --url")
-    if run is not None:
-        reward_model = require_run(run).path / "reward_model"
-        if not (reward_model / "config.json").exists():
-            raise not_done("reward_model")
-    from deploy.evaluate_rewards import evaluate_rewards as judge
-    from deploy.evaluate_rewards import parse_columns
-
-    named = parse_columns(columns or ())
-    judge(
-        file,
-        reward_model=reward_model,
-        url=url,
-        tokenizer=tokenizer,
-        columns=named,
-        strict=strict,
-        json_path=json_path,
-    )
-
-
-@app.command()
 def chat(
     run: Run, prompt: Annotated[str | None, typer.Option(help="One prompt; without it, type them.")] = None
 ) -> None:
@@ -347,38 +247,7 @@ def chat(
     talk(directory, prompt)
 
 
-@app.command()
-def label(
-    run: Run,
-    host: Annotated[str, typer.Option(help="Beyond loopback, ANTIPHON_TOKEN must be set.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
-    num_pairs: Annotated[
-        int, typer.Option(min=1, help="Pairs of this policy there should be; what is missing is sampled.")
-    ] = 64,
-    annotators_per_pair: Annotated[
-        float, typer.Option(min=1, help="In the mean: 1.1 asks a second person about every tenth pair.")
-    ] = 1.1,
-    random_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of pairs drawn by lot, not where the reward model is unsure.")
-    ] = 0.2,
-) -> None:
-    """Have people choose between responses of a run's newest policy, on a page in the browser.
-
-    Prints "listening on URL" when ready. The choices are kept in RUN/feedback.sqlite.
-
-    [dim]antiphon label runs/reviews[/dim]
-    """
-    directory = require_run(run)
-    from deploy.label import label as ask
-
-    ask(
-        directory,
-        host=host,
-        port=port,
-        num_pairs=num_pairs,
-        annotators_per_pair=annotators_per_pair,
-        random_share=random_share,
-    )
+app.add_typer(reward_commands)
 
 
 @app.command()

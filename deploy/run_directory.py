@@ -22,6 +22,7 @@ from cluster.errors import AntiphonError, InputError
 from deploy.reward_models import NEXT, TRAINING, settle
 from deploy.run_config import RunConfig, load_run_config, read_run_config
 from deploy.run_toml import flat, to_toml
+from reward_service.tokens import FILE as TOKENS_FILE
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
 CONFIG, LOCK, FEEDBACK, SERVING = "config.toml", ".lock", "feedback.sqlite", "serving"

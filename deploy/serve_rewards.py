@@ -34,8 +34,9 @@ def serve_rewards(
     """Serve rewards on host:port; prints ``listening on URL`` when ready and returns after SIGINT or SIGTERM.
 
     Tokens are ANTIPHON_TOKEN and those of `antiphon token`. Where there is a run directory, people can give feedback at
-    the same address, and `antiphon reward-model RUN` publishes what it trains to this service. Call it on the main thread. Raises InputError for a scorer that can't be had,
-    a taken port, and an address beyond loopback without a token.
+    the same address, and `antiphon reward-model RUN` publishes what it trains to this service. Call it on the main
+    thread. Raises InputError for a scorer that can't be had, a taken port, and an address beyond loopback without a
+    token.
     """
     config = RewardServiceConfig.model_validate(target_config.model_dump() | {"host": host, "port": port})
     token = os.environ.get("ANTIPHON_TOKEN") or None

@@ -205,7 +205,7 @@ def test_a_dry_run_prints_the_resolved_run_file_and_makes_nothing(task: Path) ->
         (["scale", "runs", "--rollout-actors", "2"], "error: runs: no such run directory"),
         (["chat", "."], "error: .: not a run directory (it has no config.toml)"),
         (["label", "."], "error: .: not a run directory (it has no config.toml)"),
-        (["serve-rewards", "run.toml", "--host", "0.0.0.0"], "set ANTIPHON_TOKEN first"),
+        (["serve-rewards", "run.toml", "--host", "0.0.0.0"], "set ANTIPHON_TOKEN, or antiphon token RUN --add NAME"),
         (
             ["serve-rewards", "run.toml", "--set", 'reward_service.scorer = "reward_model"'],
             "error: reward_model: not trained (run antiphon reward-model)",

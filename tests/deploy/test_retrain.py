@@ -20,6 +20,7 @@ from deploy.reward_models import NEXT, TRAINING, entry_of, publish, settle
 from deploy.run_config import RunConfig, load_run_config
 from deploy.run_directory import RunDirectory, open_run, require_stages
 from deploy.stages import Supervised
+from reward_service.scorer_files import weights_digest
 
 RUN = """
 [run]
