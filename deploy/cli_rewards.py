@@ -79,6 +79,9 @@ def evaluate_rewards(
     run: Annotated[Path | None, typer.Option(help="Judge the reward model of this run.")] = None,
     reward_model: Annotated[Path | None, typer.Option(help="Judge the reward model in this folder.")] = None,
     url: Annotated[str | None, typer.Option(help="Judge what serves rewards there (ANTIPHON_TOKEN).")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="Which scorer of the service at --url, by name or version.")
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder whose chat template writes messages.")] = None,
     columns: Annotated[list[str] | None, typer.Option(help="What FILE calls a column: prompt=question.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A broken row is an error, not left out.")] = False,
@@ -90,6 +93,8 @@ def evaluate_rewards(
     """
     if sum(given is not None for given in (run, reward_model, url)) != 1:
         raise InputError("evaluate-rewards", "give one of --run, --reward-model and --url")
+    if scorer is not None and url is None:
+        raise InputError("--scorer", "names a scorer of the service at --url, which is not given")
     if run is not None:
         reward_model = require_run(run).path / "reward_model"
         if not (reward_model / "config.json").exists():
@@ -102,6 +107,7 @@ def evaluate_rewards(
         file,
         reward_model=reward_model,
         url=url,
+        scorer=scorer,
         tokenizer=tokenizer,
         columns=named,
         strict=strict,

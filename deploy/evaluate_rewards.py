@@ -36,7 +36,7 @@ OVERALL = "overall"
 class Scores(Protocol):
     """What gives rewards; one that cannot be had is raised, or stands in its place."""
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> Sequence[Score | RewardError]: ...
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> Sequence[Score | RewardError]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ def evaluate_rewards(
     *,
     reward_model: Path | None,
     url: str | None,
+    scorer: str | None,
     tokenizer: Path | None,
     columns: Mapping[str, str],
     strict: bool,
@@ -71,7 +72,7 @@ def evaluate_rewards(
     texts = read_pair_texts(
         file, _tokenizer(tokenizer or reward_model), others=("subset",), columns=columns, broken=broken
     )
-    chosen, rejected, scored = asyncio.run(_rewards(texts, _scores(reward_model, url), broken))
+    chosen, rejected, scored = asyncio.run(_rewards(texts, _scores(reward_model, url, scorer), broken))
     if not scored:
         raise InputError(str(file), f"no pair could be scored; {broken.errors[0]}")
     subsets = texts.examples.columns.get("subset", [None] * len(texts.prompts))
@@ -103,15 +104,26 @@ def _tokenizer(folder: Path | None) -> Any:
     return load_tokenizer(folder)
 
 
-def _scores(reward_model: Path | None, url: str | None) -> Scores:
-    if reward_model is not None:
+class Offline:
+    """The reward model in a folder."""
+
+    def __init__(self, folder: Path) -> None:
         from reward_service.reward_model import RewardModelScorer
 
-        return RewardModelScorer(reward_model)
+        self._scorer = RewardModelScorer(folder)
+
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> Sequence[Score | RewardError]:
+        """One outcome a request."""
+        return await self._scorer.score(requests)
+
+
+def _scores(reward_model: Path | None, url: str | None, scorer: str | None) -> Scores:
+    if reward_model is not None:
+        return Offline(reward_model)
     assert url is not None
     from reward_service.client import HttpRewardClient
 
-    return HttpRewardClient(url, os.environ.get("ANTIPHON_TOKEN"), TIMEOUT_S)
+    return HttpRewardClient(url, os.environ.get("ANTIPHON_TOKEN"), TIMEOUT_S, scorer=scorer)
 
 
 async def _rewards(texts: PairTexts, scores: Scores, broken: BrokenRows) -> tuple[list[float], list[float], list[int]]:
@@ -122,7 +134,7 @@ async def _rewards(texts: PairTexts, scores: Scores, broken: BrokenRows) -> tupl
         task = progress.add_task("scoring", total=len(order))
         for start in range(0, len(order), PAIRS_A_CALL):
             rows = order[start : start + PAIRS_A_CALL]
-            outcomes = await scores.score([request for row in rows for request in _requests(texts, row)])
+            outcomes = await scores.outcomes([request for row in rows for request in _requests(texts, row)])
             for row, first, second in zip(rows, outcomes[::2], outcomes[1::2], strict=True):
                 with broken.row():
                     chosen_reward, rejected_reward = (_reward(texts, row, outcome) for outcome in (first, second))

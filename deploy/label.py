@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from cluster.errors import InputError
+from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory_queue import PromptOrder
 from deploy.boundary import interruptible
@@ -39,6 +40,7 @@ from reward_service.service import service_url
 from reward_service.tokens import TokenBook, with_tokens
 from rollout_actors.prompts import scorer_columns
 
+UNCERTAINTY = "uncertainty"
 NUM_SAMPLED = 4
 """Responses sampled to a prompt: the first two that differ are the pair."""
 GRACE_S = 2
@@ -192,8 +194,17 @@ def _with_rewards(pairs: Sequence[CandidatePair], folder: Path, view: View) -> l
     failed = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
     if failed:
         view.note(f"{len(failed)} responses have no reward ({failed[0]})")
-    rewards = [outcome.reward if isinstance(outcome, Score) else None for outcome in outcomes]
     return [
-        pair.model_copy(update={"first_reward": first, "second_reward": second})
-        for pair, first, second in zip(pairs, rewards[::2], rewards[1::2], strict=True)
+        pair.model_copy(update=_opinion(first, second))
+        for pair, first, second in zip(pairs, outcomes[::2], outcomes[1::2], strict=True)
     ]
+
+
+def _opinion(first: Score | RewardError, second: Score | RewardError) -> dict[str, float]:
+    """Both rewards of a pair, and how unsure an ensemble is of the two."""
+    if isinstance(first, RewardError) or isinstance(second, RewardError):
+        return {}
+    opinion = {"first_reward": first.reward, "second_reward": second.reward}
+    if UNCERTAINTY in first.parts and UNCERTAINTY in second.parts:
+        opinion[UNCERTAINTY] = math.hypot(first.parts[UNCERTAINTY], second.parts[UNCERTAINTY])
+    return opinion

@@ -123,6 +123,26 @@ async def _train_members(session: Session, preferences: Path, *, more: Path | No
         )
         await train(session, task)
     _say(session, publish(run))
+    await _say_agreement(session)
+
+
+async def _say_agreement(session: Session) -> None:
+    """Report how far annotators agree who labelled the same pairs."""
+    path = session.run.path / STORE
+    if not path.exists():
+        return
+    from reward_service.feedback import FeedbackStore
+
+    store = FeedbackStore(path)
+    try:
+        agreement = (await store.summary()).mean_agreement
+    finally:
+        store.close()
+    if agreement is None:
+        return
+    session.run.update_summary({"reward_model.agreement": {"raw": agreement.raw, "kappa": agreement.kappa}})
+    kappa = "" if agreement.kappa is None else f", Cohen's kappa {agreement.kappa:.2f}"
+    session.view.note(f"annotators agree on {agreement.raw:.0%} of the pairs that two of them labelled{kappa}")
 
 
 def _name(member: int) -> str:

@@ -21,6 +21,7 @@ from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from reward_service.config import REWARD_MODEL, RewardServiceConfig, app_name
 from reward_service.handle import ServiceHandle
+from reward_service.scorer import Outcome
 
 WHERE = "reward_service"
 TIMES = 3
@@ -128,6 +129,15 @@ class HttpRewardClient:
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises RewardError naming the scorer or the service."""
+        scores = []
+        for outcome in await self.outcomes(requests):
+            if isinstance(outcome, RewardError):
+                raise outcome
+            scores.append(outcome)
+        return scores
+
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """One outcome a request, in their order: its score, or the RewardError that the service gave in its place."""
         for left in reversed(range(TIMES)):
             try:
                 response = await self._post(requests)
@@ -136,7 +146,9 @@ class HttpRewardClient:
                 if not left or (error.retry_after_s or 0.0) > LONGEST_PAUSE_S:
                     raise
                 await asyncio.sleep(max(PAUSE_S * random.uniform(0.5, 1.0), error.retry_after_s or 0.0))
-        return check_scores(requests, self._scores(response))
+        outcomes = self._outcomes(response)
+        check_scores(requests, outcomes)
+        return outcomes
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -174,27 +186,33 @@ class HttpRewardClient:
             body["columns"] = {name: [request.columns.get(name) for request in requests] for name in names}
         return body | ({"scorer": self._scorer} if self._scorer else {})
 
-    def _scores(self, response: httpx.Response) -> list[Score]:
+    def _outcomes(self, response: httpx.Response) -> list[Outcome]:
         try:
             body = response.json()
             version, items = body["model_version"], list(body["rewards"])
-            failed = [item for item in items if item.get("error") is not None]
-            scores = [Score(i["id"], i["reward"], i.get("parts", {}), version) for i in items if i not in failed]
+            return [
+                Score(item["id"], item["reward"], item.get("parts", {}), version)
+                if item.get("error") is None
+                else RewardError(WHERE, f"no reward for {item['id']}: {item['error']}")
+                for item in items
+            ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{self._url} answered what is no list of rewards: {error!r}"
             raise RewardUnavailable(WHERE, what) from error
-        if failed:
-            raise RewardError(WHERE, f"no reward for {failed[0].get('id')}: {failed[0]['error']}")
-        return scores
 
 
 def check_scores(requests: Sequence[ScoreRequest], scores: Any) -> list[Score]:
-    """The scores, or RewardUnavailable where they are not one finite score a request under its own id."""
-    if not isinstance(scores, list) or not all(isinstance(score, Score) for score in scores):
+    """The scores, or RewardUnavailable where they are not one finite score a request under its own id.
+
+    An error may stand in the place of a score.
+    """
+    if not isinstance(scores, list) or not all(isinstance(score, Score | RewardError) for score in scores):
         raise RewardUnavailable(WHERE, f"answered {type(scores).__name__}, not a list of scores")
     if len(scores) != len(requests):
         raise RewardUnavailable(WHERE, f"answered {len(scores)} scores for {len(requests)} responses")
     for request, score in zip(requests, scores, strict=True):
+        if isinstance(score, RewardError):
+            continue
         if score.id != request.id:
             raise RewardUnavailable(WHERE, f"answered a score for {score.id} where {request.id} was asked")
         if isinstance(score.reward, bool) or not isinstance(score.reward, int | float):
