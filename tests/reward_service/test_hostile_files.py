@@ -1,0 +1,106 @@
+"""Files that would run code in a careless reader: nothing of them runs, and each is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoTokenizer
+
+from cluster.chat_template import MAX_TEMPLATE_LINES
+from cluster.datasets import read_table
+from cluster.errors import InputError
+from reward_service.reward_model import RewardModelScorer
+from reward_service.tokens import read_tokens
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"
+
+
+class Planted:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.mark),))
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    """A folder that must not come into being; that unpickling makes it is shown first."""
+    shown = tmp_path / "shown"
+    pickle.loads(pickle.dumps(Planted(shown)))  # noqa: S301
+    assert shown.exists()
+    return tmp_path / "mark"
+
+
+@pytest.fixture
+def model(reward_model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reward_model_folder, tmp_path / "model"))
+
+
+def test_a_pickle_that_is_named_safetensors_is_not_loaded(model: Path, mark: Path) -> None:
+    (model / "model.safetensors").write_bytes(pickle.dumps(Planted(mark)))
+    with pytest.raises(InputError, match=r"^reward_model: cannot load"):
+        RewardModelScorer(model)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "model.pt"])
+def test_a_pickle_beside_the_weights_is_refused(model: Path, mark: Path, name: str) -> None:
+    (model / name).write_bytes(pickle.dumps(Planted(mark)))
+    with pytest.raises(InputError, match=rf"{name} is no safetensors"):
+        RewardModelScorer(model)
+    assert not mark.exists()
+
+
+def test_code_that_a_model_brings_is_not_run(model: Path, mark: Path) -> None:
+    (model / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Evil: ...\n")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError):
+        RewardModelScorer(model)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["arrow.py_extension_type", "ray.data.arrow_tensor", "ray.data.arrow_pickled_object"])
+def test_a_parquet_file_with_a_pickle_for_an_extension_type_runs_nothing(tmp_path: Path, mark: Path, name: str) -> None:
+    planted = pickle.dumps(Planted(mark))
+    metadata = {"ARROW:extension:name": name, "ARROW:extension:metadata": planted}
+    field = pa.field("prompt", pa.string(), metadata=metadata)
+    table = pa.table([pa.array(["hello"])], schema=pa.schema([field]))
+    pq.write_table(table, tmp_path / "prompts.parquet")
+    assert read_table(tmp_path / "prompts.parquet").column("prompt").to_pylist() == ["hello"]
+    assert not mark.exists()
+
+
+def test_a_chat_template_that_does_not_end_is_stopped(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    tokenizer.chat_template = ENDLESS
+    tokenizer.save_pretrained(model)
+    with pytest.raises(InputError, match=rf"messages: the chat template does not end .*{MAX_TEMPLATE_LINES:,} lines"):
+        RewardModelScorer(model).render([{"role": "user", "content": "hello"}])
+
+
+def test_a_chat_template_that_reaches_for_python_is_refused(model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    tokenizer.chat_template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    tokenizer.save_pretrained(model)
+    with pytest.raises(InputError, match="messages: the chat template refuses it"):
+        RewardModelScorer(model).render([{"role": "user", "content": "hello"}])
+
+
+def test_a_pickle_for_a_file_of_tokens_is_not_loaded(tmp_path: Path, mark: Path) -> None:
+    (tmp_path / "tokens.json").write_bytes(pickle.dumps(Planted(mark)))
+    with pytest.raises(InputError, match="not a file of tokens"):
+        read_tokens(tmp_path / "tokens.json")
+    assert not mark.exists()
