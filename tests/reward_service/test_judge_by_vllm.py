@@ -34,25 +34,18 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     arguments = ["--model", str(folder), "--served-model-name", "ours", "--port", port, "--enforce-eager"]
-    arguments += [
-        "--max-model-len",
-        "128",
-        "--chat-template",
-        str(folder / "template.jinja"),
-        "--no-enable-chunked-prefill",
-    ]
-    arguments += ["--max-num-batched-tokens", "256", "--max-num-seqs", "8"]
+    arguments += ["--max-model-len", "128", "--max-num-batched-tokens", "256", "--max-num-seqs", "8"]
+    arguments += ["--no-enable-chunked-prefill", "--chat-template", str(folder / "template.jinja")]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]
-    log = Path(folder / "log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        _await_health(f"http://127.0.0.1:{port}/health", process, folder / "log")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait()
-        log.close()
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _await_health(f"http://127.0.0.1:{port}/health", process, folder / "log")
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
