@@ -37,7 +37,7 @@ def render(tokenizer: Any, messages: Sequence[Message], where: str, *, is_prompt
     try:
         with _bounded(where):
             text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=is_prompt)
-    except (TemplateError, ValueError, TypeError) as error:
+    except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise InputError(where, f"the chat template refuses it: {error}") from error
     return RenderedPrompt(text)
 

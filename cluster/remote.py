@@ -142,8 +142,13 @@ async def within(awaitable: Awaitable[Any], timeout_s: float, *, where: str, wai
 
 
 async def call_handle(handle: Any, method: str, *args: Any, name: str, **kwargs: Any) -> Any:
-    """Call a method of a Ray Serve deployment handle and await its answer."""
-    return await _await(name, getattr(handle, method).remote(*args, **kwargs))
+    """Call a method of a Ray Serve deployment handle and await its answer; cancelled, it cancels the call."""
+    response = getattr(handle, method).remote(*args, **kwargs)
+    try:
+        return await _await(name, response)
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 async def stream_task(

@@ -35,12 +35,14 @@ def serve_rewards(
     [dim]curl -d '{"prompts": ["..."], "responses": ["..."]}' http://127.0.0.1:8000/v1/rewards[/dim]
     """
     config, path = read_target(target, set_ or (), name=name, runs_dir=runs_dir)
-    service = with_tokens(config.reward_service, path)
-    require_token(service.model_copy(update={"host": host}), os.environ.get("ANTIPHON_TOKEN"), "--host")
+    service = with_tokens(config.reward_service, path).model_copy(update={"host": host})
+    require_token(service, os.environ.get("ANTIPHON_TOKEN"), "--host")
     reward_model = _reward_model(config, path)
     from deploy.serve_rewards import serve_rewards as serve
 
-    serve(service, reward_model_path=reward_model, host=host, port=port, name=config.run.name, run_path=path)
+    serve(
+        config.reward_service, reward_model_path=reward_model, host=host, port=port, name=config.run.name, run_path=path
+    )
 
 
 @commands.command()
@@ -54,7 +56,7 @@ def token(
     [dim]antiphon token runs/reviews --add ana[/dim]
     """
     config, path = read_target(run, ())
-    tokens = with_tokens(config.reward_service, path, always=True).http.tokens
+    tokens = with_tokens(config.reward_service, path).http.tokens
     assert tokens is not None
     if add is not None:
         print(add_token(tokens, add))

@@ -37,7 +37,7 @@ from reward_service.http_server import http_server, listening_socket
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.scorer import digest_files
 from reward_service.service import service_url
-from reward_service.tokens import TokenBook, with_tokens
+from reward_service.tokens import token_book, with_tokens
 from rollout_actors.prompts import scorer_columns
 
 UNCERTAINTY = "uncertainty"
@@ -93,7 +93,7 @@ def label_app(store: FeedbackStore, settings: FeedbackSettings, config: RewardSe
     return guarded_app(
         "Antiphon labelling",
         [feedback_router(store, settings=settings)],
-        tokens=TokenBook(os.environ.get("ANTIPHON_TOKEN") or None, config.http.tokens),
+        tokens=token_book(config, os.environ.get("ANTIPHON_TOKEN") or None),
         limits=config.http,
         metrics=HttpMetrics(),
     )

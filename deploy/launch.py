@@ -21,6 +21,7 @@ from deploy.session import Session
 from deploy.stages import collect_preferences, prepare, run_sft
 from deploy.view import View
 from reward_service.address import check_address
+from reward_service.tokens import with_tokens
 
 
 async def _ppo(session: Session) -> None:
@@ -56,7 +57,7 @@ def run(config: RunConfig, run: RunDirectory, stages: Sequence[str], view: View,
     Raises the error of the part that failed, or KeyboardInterrupt.
     """
     if "ppo" in stages and not run.is_done("ppo", config):
-        check_address(config.reward_service, os.environ.get("ANTIPHON_TOKEN"))
+        check_address(with_tokens(config.reward_service, run.path), os.environ.get("ANTIPHON_TOKEN"))
     asyncio.run(_run(Session(config, run, view), stages, again=again))
 
 

@@ -171,7 +171,8 @@ class Ring:
         async def work(actor: RemoteActor) -> None:
             await actor.run(self._queue, self._store, rewards)
 
-        watching = asyncio.create_task(watch_rewards(lambda: self._session.pool.actors, self._session.view.note))
+        watch = watch_rewards(lambda: self._session.pool.actors, rewards.waiting, self._session.view.note)
+        watching = asyncio.create_task(watch)
         try:
             async with asyncio.TaskGroup() as parts:
                 parts.create_task(

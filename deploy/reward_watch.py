@@ -6,17 +6,21 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-from cluster.errors import ActorDied
-from cluster.remote import RemoteActor
+from cluster.errors import ActorDied, DeadlineExceeded
+from cluster.remote import RemoteActor, within
 
 LOOK_EVERY_S = 2.0
+ANSWER_TIMEOUT_S = 30.0
 
 
-async def watch_rewards(actors: Callable[[], Iterable[RemoteActor]], note: Callable[[str], None]) -> None:
-    """Ask the actors now and then whether they wait for rewards; `note` what the first says, once. Never ends."""
+async def watch_rewards(
+    actors: Callable[[], Iterable[RemoteActor]], own: Callable[[], str | None], note: Callable[[str], None]
+) -> None:
+    """Ask this process (`own`) and the actors now and then whether they wait for rewards; `note` what the first says,
+    once. Never ends."""
     since: float | None = None
     while True:
-        missing = await _first_missing(actors())
+        missing = own() or await _first_missing(actors())
         if missing and since is None:
             since = time.monotonic()
             note(f"paused: waiting for {missing}")
@@ -29,8 +33,10 @@ async def watch_rewards(actors: Callable[[], Iterable[RemoteActor]], note: Calla
 async def _first_missing(actors: Iterable[RemoteActor]) -> str | None:
     for actor in list(actors):
         try:
-            missing: str | None = await actor.missing_rewards()
-        except ActorDied:  # its supervisor says so
+            missing: str | None = await within(
+                actor.missing_rewards(), ANSWER_TIMEOUT_S, where=actor.name, waited_for="it to say what it waits for"
+            )
+        except (ActorDied, DeadlineExceeded):  # its supervisor says so
             continue
         if missing:
             return missing

@@ -14,10 +14,12 @@ from types import FrameType
 
 import ray
 
+from cluster.errors import InputError
 from deploy.run_directory import FEEDBACK
 from deploy.serving import announced
 from reward_service.config import RewardServiceConfig
 from reward_service.service import check_reward_service, service_url, start_reward_service, stop_reward_service
+from reward_service.tokens import with_tokens
 
 OBJECT_STORE_BYTES = 128 * 2**20
 
@@ -38,7 +40,9 @@ def serve_rewards(
     thread. Raises InputError for a scorer that can't be had, a taken port, and an address beyond loopback without a
     token.
     """
-    config = RewardServiceConfig.model_validate(target_config.model_dump() | {"host": host, "port": port})
+    if target_config.url is not None:
+        raise InputError("reward_service.url", f"the rewards of this run are served elsewhere, at {target_config.url}")
+    config = with_tokens(target_config, run_path).model_copy(update={"host": host, "port": port})
     token = os.environ.get("ANTIPHON_TOKEN") or None
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

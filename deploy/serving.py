@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 
+from cluster.errors import AntiphonError
 from cluster.remote import NAMESPACE
 from deploy.run_directory import SERVING
 from deploy.scale import answers
@@ -37,10 +38,9 @@ def announced(run_path: Path, *, port: int, ray_address: str, name: str) -> Iter
 def publish_to_services(run_path: Path) -> list[int]:
     """Publish the run's reward model to every service that stands for it; returns their ports.
 
-    Forgets those whose Ray is gone. Raises as `publish_reward_model` does, after which the others still have the old
-    one.
+    Forgets those whose Ray is gone. Raises the first error of those that could not take it, after all were asked.
     """
-    published = []
+    published, errors = [], []
     for path in sorted((run_path / SERVING).glob("*.json")):
         place = json.loads(path.read_text())
         if not answers(place["ray_address"]):
@@ -49,7 +49,11 @@ def publish_to_services(run_path: Path) -> list[int]:
         ray.init(place["ray_address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
         try:
             publish_reward_model(place["name"], (run_path / "reward_model").absolute())
+            published.append(int(path.stem))
+        except AntiphonError as error:
+            errors.append(type(error)(f"reward service on port {path.stem}", str(error)))
         finally:
             ray.shutdown()
-        published.append(int(path.stem))
+    if errors:
+        raise errors[0]
     return published

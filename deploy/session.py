@@ -34,6 +34,7 @@ from deploy.view import View
 from reward_service.client import Patient, run_client
 from reward_service.config import RewardServiceConfig
 from reward_service.service import start_reward_service, stop_reward_service
+from reward_service.tokens import with_tokens
 from rollout_actors.rollout_actor import Response, RolloutActor
 
 SPARE_ACTORS = 4
@@ -68,6 +69,7 @@ class Session:
         self._rollout_metrics: dict[str, dict[str, float]] = {}
         self._sampled_before: tuple[float, float] = (0, time.monotonic())
         self._reward_client: Patient | None = None
+        self._has_service = False
 
     def connect(self) -> str:
         """Start a Ray of our own, or join the one that RAY_ADDRESS names; returns its address."""
@@ -137,6 +139,7 @@ class Session:
             config = self.config.reward_service
             with self.start_up.phase("reward_service"):
                 if config.url is None:
+                    self._has_service = True
                     await self._start_reward_service(config)
                 client = self._new_reward_client()
                 await client.score([])
@@ -148,7 +151,7 @@ class Session:
         unwanted = threading.Event()
         start = functools.partial(
             start_reward_service,
-            config,
+            with_tokens(config, self.run.path),
             name=self.config.run.name,
             reward_model_path=self.run.path / "reward_model",
             token=os.environ.get("ANTIPHON_TOKEN"),
@@ -245,7 +248,7 @@ class Session:
         if not ray.is_initialized():
             return
         await self.pool.close()
-        if self._reward_client is not None and self.config.reward_service.url is None:
+        if self._has_service:
             await asyncio.to_thread(stop_reward_service, self.config.run.name)
         await asyncio.to_thread(ray.shutdown)
 

@@ -8,7 +8,7 @@ import socket
 
 from cluster.errors import InputError
 from reward_service.config import RewardServiceConfig
-from reward_service.tokens import TokenBook
+from reward_service.tokens import token_book
 
 
 def check_address(config: RewardServiceConfig, token: str | None) -> None:
@@ -29,7 +29,7 @@ def check_address(config: RewardServiceConfig, token: str | None) -> None:
 
 def require_token(config: RewardServiceConfig, token: str | None, where: str = "reward_service.host") -> None:
     """Raise InputError at `where` for a host that other machines can reach, where no token is asked for."""
-    if not is_loopback(config.host) and not TokenBook(token, config.http.tokens).is_required:
+    if not is_loopback(config.host) and not token_book(config, token).is_required:
         what = f"{config.host} can be reached from other machines: set ANTIPHON_TOKEN, or antiphon token RUN --add NAME"
         raise InputError(where, what)
 

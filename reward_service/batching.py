@@ -47,12 +47,15 @@ class Batcher(Generic[Item, Result]):
             items = [item for item, _ in batch]
             try:
                 results = await loop.run_in_executor(self._thread, self._function, items)
-            except Exception as error:  # noqa: BLE001 not swallowed: each caller of this batch raises it
+                answered = list(zip(batch, results, strict=True))
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001 not swallowed: each caller raises it; a library may panic
                 for _, future in batch:
                     if not future.done():
-                        future.set_exception(error)
+                        future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
                 continue
-            for (_, future), result in zip(batch, results, strict=True):
+            for (_, future), result in answered:
                 if not future.done():
                     future.set_result(result)
 

@@ -9,6 +9,7 @@ data until its first call, so it travels between processes.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 import time
@@ -24,8 +25,6 @@ from reward_service.handle import ServiceHandle
 from reward_service.scorer import Outcome
 
 WHERE = "reward_service"
-TIMES = 3
-"""How often one call is tried by HTTP before the service counts as unavailable."""
 PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 
 
@@ -44,14 +43,15 @@ def run_client(config: RewardServiceConfig, run_name: str, token: str | None) ->
     if config.url is None:
         return Patient(HandleRewardClient(run_name, config.timeout_s), config.patience_s)
     scorer = None if config.scorer == REWARD_MODEL else config.scorer
-    return Patient(HttpRewardClient(config.url, token, config.timeout_s, scorer=scorer), config.patience_s)
+    http = HttpRewardClient(config.url, token, config.timeout_s, scorer=scorer, num_tries=1)
+    return Patient(http, config.patience_s)
 
 
 class Patient:
-    """Asks a client again while its service is unavailable, for at most `patience_s` since its last answer.
+    """Asks a client again while its service is unavailable, for at most `patience_s` since its last answer to anybody.
 
     Nothing else is waited for meanwhile, so a run pauses; `waiting` says for what. Pauses between tries grow and are
-    jittered, and are as long as the service asks for.
+    jittered, and are as long as the service asks for, where that leaves one more try.
     """
 
     def __init__(self, client: Client, patience_s: float) -> None:
@@ -59,6 +59,7 @@ class Patient:
         self._patience_s = patience_s
         self._missing: dict[int, str] = {}
         self._calls = 0
+        self._answered_at = -math.inf
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Patient, (self._client, self._patience_s))
@@ -66,14 +67,17 @@ class Patient:
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises the last RewardUnavailable when patience is spent."""
         self._calls += 1
-        call, give_up_at, pause_s = self._calls, time.monotonic() + self._patience_s, PAUSE_S
+        call, started, pause_s = self._calls, time.monotonic(), PAUSE_S
         try:
             while True:
                 try:
-                    return await self._client.score(requests)
+                    scores = await self._client.score(requests)
+                    self._answered_at = time.monotonic()
+                    return scores
                 except RewardUnavailable as error:
-                    wait_s = max(pause_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0)
-                    if time.monotonic() + wait_s > give_up_at:
+                    left_s = max(started, self._answered_at) + self._patience_s - time.monotonic()
+                    wait_s = min(max(pause_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0), left_s)
+                    if left_s <= 0:
                         raise self._spent(requests, error) from error
                     self._missing[call] = f"{len(requests)} rewards ({_named(requests)}): {error.what}"
                 await asyncio.sleep(wait_s)
@@ -117,7 +121,10 @@ class HttpRewardClient:
     What is refused for a moment (429, 5xx) or not answered is tried again a few times, with jitter.
     """
 
-    def __init__(self, url: str, token: str | None, timeout_s: float, *, scorer: str | None = None) -> None:
+    def __init__(
+        self, url: str, token: str | None, timeout_s: float, *, scorer: str | None = None, num_tries: int = 3
+    ) -> None:
+        self._num_tries = num_tries
         self._url = url.rstrip("/")
         self._token = token
         self._timeout_s = timeout_s
@@ -125,7 +132,7 @@ class HttpRewardClient:
         self._client: httpx.AsyncClient | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_http_client, (self._url, self._token, self._timeout_s, self._scorer))
+        return (_http_client, (self._url, self._token, self._timeout_s, self._scorer, self._num_tries))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises RewardError naming the scorer or the service."""
@@ -138,7 +145,7 @@ class HttpRewardClient:
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         """One outcome a request, in their order: its score, or the RewardError that the service gave in its place."""
-        for left in reversed(range(TIMES)):
+        for left in reversed(range(self._num_tries)):
             try:
                 response = await self._post(requests)
                 break
@@ -146,7 +153,7 @@ class HttpRewardClient:
                 if not left or (error.retry_after_s or 0.0) > LONGEST_PAUSE_S:
                     raise
                 await asyncio.sleep(max(PAUSE_S * random.uniform(0.5, 1.0), error.retry_after_s or 0.0))
-        outcomes = self._outcomes(response)
+        outcomes = self._outcomes(requests, response)
         check_scores(requests, outcomes)
         return outcomes
 
@@ -162,11 +169,12 @@ class HttpRewardClient:
             headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
             self._client = httpx.AsyncClient(headers=headers, timeout=self._timeout_s, trust_env=False)
         url = f"{self._url}/v1/rewards"
+        body = self._body(requests)
         try:
-            response = await asyncio.wait_for(self._client.post(url, json=self._body(requests)), self._timeout_s)
+            response = await asyncio.wait_for(self._client.post(url, json=body), self._timeout_s)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise RewardUnavailable(WHERE, f"waited {self._timeout_s:g} s for {url}") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise RewardUnavailable(WHERE, f"{url}: {type(error).__name__}: {error}") from error
         if response.status_code == 200:
             return response
@@ -177,27 +185,26 @@ class HttpRewardClient:
 
     def _body(self, requests: Sequence[ScoreRequest]) -> dict[str, Any]:
         body: dict[str, Any] = {
+            "timeout_s": self._timeout_s,
             "ids": [request.id for request in requests],
             "prompts": [request.prompt for request in requests],
             "responses": [request.response for request in requests],
         }
         names = sorted({name for request in requests for name in request.columns})
         if names:
-            body["columns"] = {name: [request.columns.get(name) for request in requests] for name in names}
+            columns = {name: [request.columns.get(name) for request in requests] for name in names}
+            body["columns"] = {name: _as_json(name, values) for name, values in columns.items()}
         return body | ({"scorer": self._scorer} if self._scorer else {})
 
-    def _outcomes(self, response: httpx.Response) -> list[Outcome]:
+    def _outcomes(self, requests: Sequence[ScoreRequest], response: httpx.Response) -> list[Outcome]:
         try:
             body = response.json()
             version, items = body["model_version"], list(body["rewards"])
-            return [
-                Score(item["id"], item["reward"], item.get("parts", {}), version)
-                if item.get("error") is None
-                else RewardError(WHERE, f"no reward for {item['id']}: {item['error']}")
-                for item in items
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"{self._url} answered what is no list of rewards: {error!r}"
+            if not isinstance(version, str):
+                raise TypeError(f"model_version is {version!r}")
+            return [_outcome(item, request.id, version) for item, request in zip(items, requests, strict=True)]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"{self._url} answered what is no list of {len(requests)} rewards: {error!r}"
             raise RewardUnavailable(WHERE, what) from error
 
 
@@ -217,7 +224,7 @@ def check_scores(requests: Sequence[ScoreRequest], scores: Any) -> list[Score]:
             raise RewardUnavailable(WHERE, f"answered a score for {score.id} where {request.id} was asked")
         if isinstance(score.reward, bool) or not isinstance(score.reward, int | float):
             raise RewardUnavailable(WHERE, f"answered {score.reward!r} for {score.id}, not a number")
-        if not math.isfinite(score.reward):
+        if not _is_finite(score.reward):
             raise RewardUnavailable(WHERE, f"answered {score.reward} for {score.id}, not a finite number")
         if not isinstance(score.parts, dict) or not all(map(_is_finite, score.parts.values())):
             raise RewardUnavailable(WHERE, f"answered parts for {score.id} that are not finite numbers by name")
@@ -225,17 +232,41 @@ def check_scores(requests: Sequence[ScoreRequest], scores: Any) -> list[Score]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether it is a number that a double holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
-def _http_client(url: str, token: str | None, timeout_s: float, scorer: str | None) -> HttpRewardClient:
-    return HttpRewardClient(url, token, timeout_s, scorer=scorer)
+def _outcome(item: Any, id: str, version: str) -> Outcome:
+    if item["id"] != id:
+        raise ValueError(f"an answer for {item['id']!r} where {id} was asked")
+    if item.get("error") is None:
+        return Score(id, item["reward"], item.get("parts", {}), version)
+    kind = RewardUnavailable if item.get("unavailable") is True else RewardError
+    return kind(WHERE, f"no reward for {id}: {item['error']}")
+
+
+def _as_json(name: str, values: list[Any]) -> list[Any]:
+    """The column, or RewardError naming it where it holds what JSON can't."""
+    try:
+        json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RewardError(WHERE, f"the column {name} can't travel over HTTP: {error}") from error
+    return values
+
+
+def _http_client(url: str, token: str | None, timeout_s: float, scorer: str | None, num_tries: int) -> HttpRewardClient:
+    return HttpRewardClient(url, token, timeout_s, scorer=scorer, num_tries=num_tries)
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
     """Seconds that the service asked for; None where it gave a date or nothing."""
     given = response.headers.get("Retry-After", "")
-    return float(given) if given.isdigit() else None
+    return float(given) if given.isascii() and given.isdigit() else None
 
 
 def _named(requests: Sequence[ScoreRequest]) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 
-from cluster.errors import NotApplicable, RewardError
+from cluster.errors import NotApplicable, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from reward_service.composite_config import CompositeConfig, Statistics
 from reward_service.scorer import Outcome, Scorer, digest_of
@@ -53,7 +53,8 @@ class CompositeScorer:
             if isinstance(outcome, Score):
                 scores[member] = outcome
             elif not isinstance(outcome, NotApplicable):
-                return RewardError(self.name, f"its part {member}: {outcome.what}")
+                kind = RewardUnavailable if isinstance(outcome, RewardUnavailable) else RewardError
+                return kind(self.name, f"its part {member}: {outcome.what}")
         weighted = [self._weighted(member, scores[member].reward) for member in self._config.parts if member in scores]
         if not weighted:
             return NotApplicable(self.name, f"none of its parts applies to {request.id}")

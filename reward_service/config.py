@@ -35,6 +35,10 @@ class HttpConfig(Section):
     """How long a client may take to send the head of a request."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """How long a client may take to send the body of a request."""
+    write_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a client may leave an answer unread."""
+    require_token: bool = False
+    """Ask for a token though there is none yet; beyond loopback, and where there is one, it is asked for anyway."""
     ssl_certfile: Path | None = None
     """Certificate chain (PEM); with it the service speaks HTTPS."""
     ssl_keyfile: Path | None = None

@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from pydantic_core import from_json
 
 from cluster.scoring import ScoreRequest
 
 MAX_ITEMS = 4096
-MAX_CONTAINERS = 100_000
-"""Lists and objects in one body; JSON may be nested 200 deep (pydantic's own bound)."""
+MAX_CONTAINERS, MAX_COMMAS, MAX_KEYS = 100_000, 1_000_000, 64
+"""Lists and objects, commas (in texts too) and keys at the top of one body; JSON may be nested 200 deep (pydantic's own
+bound)."""
+MAX_NAME = 256
+"""Longest id and name, which answers repeat."""
 
 
 def parse_json(body: bytes) -> Any:
     """The value of a body. Raises json.JSONDecodeError for what is not JSON, NaN and Infinity, and too many values."""
-    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
-        raise json.JSONDecodeError(f"more than {MAX_CONTAINERS} lists and objects", "", 0)
+    if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS or body.count(b",") > MAX_COMMAS:
+        raise json.JSONDecodeError(f"more than {MAX_CONTAINERS} lists and objects or {MAX_COMMAS} commas", "", 0)
     try:
-        return from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise json.JSONDecodeError(str(error), "", 0) from None
+    if isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise json.JSONDecodeError(f"more than {MAX_KEYS} keys", "", 0)
+    return value
 
 
 def _unicode(text: str) -> str:
@@ -33,14 +39,17 @@ def _unicode(text: str) -> str:
     return text
 
 
-def _finite(value: JsonValue) -> JsonValue:
+def _finite(value: Any) -> Any:
     json.dumps(value, allow_nan=False)
     return value
 
 
-FiniteJson = Annotated[JsonValue, AfterValidator(_finite)]
-"""Any JSON value whose numbers are finite (1e999 is not)."""
+Column = Annotated[list[Any], Field(max_length=MAX_ITEMS), AfterValidator(_finite)]
+"""One JSON value an item, whose numbers are finite (1e999 is not)."""
 Text = Annotated[str, AfterValidator(_unicode)]
+Name = Annotated[Text, Field(max_length=MAX_NAME)]
+Texts = Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
+"""One text an item; validation stops at the first that is none."""
 """A text without lone surrogates."""
 
 
@@ -57,22 +66,25 @@ class ChatMessage(_Message):
     """What is said."""
 
 
+Conversation = Annotated[list[ChatMessage], Field(max_length=MAX_ITEMS, fail_fast=True)]
+
+
 class RewardsRequest(_Message):
     """Responses to score; every list has one entry a response."""
 
-    responses: list[Text] = Field(max_length=MAX_ITEMS)
+    responses: Texts
     """What was answered."""
-    prompts: list[Text] | None = Field(default=None, max_length=MAX_ITEMS)
+    prompts: Texts | None = None
     """What was asked; this or `messages`."""
-    messages: list[list[ChatMessage]] | None = Field(default=None, max_length=MAX_ITEMS)
+    messages: Annotated[list[Conversation], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     """What was asked, as conversations, which the chat template of the reward model renders."""
-    ids: list[Text] | None = None
+    ids: Annotated[list[Name], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     """Names of the items, each its own; their positions unless given."""
-    references: list[FiniteJson] | None = None
+    references: Column | None = None
     """Handed to the scorer as the column `references`."""
-    columns: dict[Text, list[FiniteJson]] | None = None
+    columns: Annotated[dict[Name, Column], Field(max_length=MAX_KEYS)] | None = None
     """Further columns for the scorer, by name."""
-    scorer: Text | None = None
+    scorer: Name | None = None
     """The scorer meant, by name or by name@version; this service's default unless given."""
     timeout_s: float | None = Field(default=None, gt=0)
     """Deadline of this call, at most the service's own."""
@@ -119,6 +131,8 @@ class ItemReward(_Message):
     """What the reward is made of, by name."""
     error: str | None = None
     """Who failed and how, where there is no reward."""
+    unavailable: bool = False
+    """Whether it may be had later: somebody whom the scorer asks is down or busy."""
 
 
 class RewardsResponse(_Message):

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from cluster.errors import RewardError
+from reward_service.address import require_token
 from reward_service.config import RewardServiceConfig
 from reward_service.feedback import FeedbackStore
 from reward_service.feedback_routes import feedback_router
@@ -19,7 +20,7 @@ from reward_service.handle import HandleBackend
 from reward_service.http_face import build_app
 from reward_service.http_server import http_server, listening_socket
 from reward_service.pair_choice import FeedbackSettings
-from reward_service.tokens import TokenBook
+from reward_service.tokens import token_book
 
 START_TIMEOUT_S = 30.0
 
@@ -32,19 +33,20 @@ def face_name(run_name: str) -> str:
 class FaceActor:
     """Listens from its constructor on; with a `feedback_path` people can give feedback here too, which is kept there.
 
-    Raises InputError for an address that can't be had.
+    Raises InputError for an address that can't be had, or that other machines can reach without a token.
     """
 
     def __init__(
         self, config: RewardServiceConfig, application: str, token: str | None, feedback_path: Path | None
     ) -> None:
         assert config.port is not None
+        require_token(config, token)
         routers = []
         if feedback_path is not None:
             routers.append(feedback_router(FeedbackStore(feedback_path), settings=FeedbackSettings()))
         app = build_app(
             HandleBackend(application),
-            tokens=TokenBook(token, config.http.tokens),
+            tokens=token_book(config, token),
             limits=config.http,
             timeout_s=config.timeout_s,
             routers=routers,
@@ -55,7 +57,12 @@ class FaceActor:
         self._thread.start()
 
     def _serve(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._socket]))
+        """Listen to the end; one that nobody asked for ends the process, so that Ray starts it again."""
+        try:
+            asyncio.run(self._server.serve(sockets=[self._socket]))
+        finally:
+            if not self._server.should_exit:
+                os._exit(1)
 
     async def listening(self) -> None:
         """Wait until connections are taken. Raises RewardError where the server ended or does not come up."""

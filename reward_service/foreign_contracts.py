@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from cluster.scoring import ScoreRequest
-from reward_service.contracts import MAX_ITEMS, FiniteJson, Text
+from reward_service.contracts import Column, Text, Texts
 
 
 class _Foreign(BaseModel):
@@ -22,11 +22,11 @@ class _Foreign(BaseModel):
 class GetRewardRequest(_Foreign):
     """OpenRLHF's question: whole texts, their prompts and their labels."""
 
-    query: list[Text] = Field(max_length=MAX_ITEMS)
+    query: Texts
     """Prompt and response together."""
-    prompts: list[Text] | None = None
+    prompts: Texts | None = None
     """The prompts alone; each must begin its query. Without them the query is one response to an empty prompt."""
-    labels: list[FiniteJson] | None = None
+    labels: Column | None = None
     """Handed to the scorer as the columns `references` and `labels`."""
 
     @model_validator(mode="after")
@@ -64,7 +64,7 @@ class ClassifyRequest(_Foreign):
 
     model: Text | None = None
     """The scorer meant, if it is one of this service; any other name means the default."""
-    input: Text | Annotated[list[Text], Field(max_length=MAX_ITEMS, min_length=1)]
+    input: Text | Annotated[Texts, Field(min_length=1)]
     """One text or several."""
     use_activation: bool | None = None
     """Whether to answer sigmoid(reward), as vLLM does for one label; it does unless told otherwise."""

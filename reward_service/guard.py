@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reward_service.address import is_loopback
 from reward_service.config import HttpConfig
 from reward_service.http_metrics import HttpMetrics
 from reward_service.problems import error_answer
@@ -32,8 +34,9 @@ class Refusal(Exception):
 
 
 class Guard:
-    """Refuses, in this order: a wrong token (401), too many requests (429), a coded body (415), one that is too long
-    (413) or too slow (408), and bodies that together are more than may be held (503)."""
+    """Refuses, in this order: a wrong token (401), a foreign host where none is asked for (403), too many requests
+    (429), a coded body (415), one that is too long (413) or too slow (408), and bodies that together are more than may
+    be held (503). /healthz is answered always, and takes no body."""
 
     def __init__(self, app: ASGIApp, *, tokens: TokenBook, limits: HttpConfig, metrics: HttpMetrics) -> None:
         self._app = app
@@ -54,12 +57,13 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        self._num_inside += 1
+        num = int(scope["path"] != OPEN_PATH)
+        self._num_inside += num
         self._metrics.in_flight.set(self._num_inside)
         try:
             await self._pass(scope, receive, noting)
         finally:
-            self._num_inside -= 1
+            self._num_inside -= num
             self._metrics.in_flight.set(self._num_inside)
             self._metrics.answered(scope, status, time.monotonic() - started)
 
@@ -81,11 +85,16 @@ class Guard:
 
     def _check_head(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
-        if scope["path"] != OPEN_PATH:
+        if scope["path"] == OPEN_PATH:
+            if _has_body(scope):
+                raise Refusal(413, f"{OPEN_PATH} takes no body", closes=True)
+        else:
             name = self._tokens.name_of(headers.get(b"authorization", b""))
             scope.setdefault("state", {})["token_name"] = name
             if self._tokens.is_required and name is None:
                 raise Refusal(401, "a token is required, as a bearer or as a password", closes=_has_body(scope))
+        if not self._tokens.is_required and not _is_meant_for_this_machine(headers.get(b"host", b"")):
+            raise Refusal(403, "without a token only this machine's own names are answered to", closes=_has_body(scope))
         if self._num_inside > self._limits.max_waiting_requests:
             what = f"{self._limits.max_waiting_requests} requests are under way; come again"
             raise Refusal(429, what, closes=_has_body(scope))
@@ -122,6 +131,12 @@ class Guard:
 
     def _too_large(self) -> str:
         return f"a body may have at most {self._limits.max_body_bytes} bytes"
+
+
+def _is_meant_for_this_machine(host: bytes) -> bool:
+    """Whether a Host header names loopback: a page that rebinds its own name to it does not."""
+    name = urlsplit(f"//{host.decode('latin-1')}").hostname
+    return name is not None and is_loopback(name)
 
 
 def _has_body(scope: Scope) -> bool:

@@ -15,7 +15,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from cluster.errors import ActorDied, RewardUnavailable
+from cluster.errors import ActorDied, RewardError, RewardUnavailable
 from cluster.remote import call_handle, within
 from cluster.scoring import ScoreRequest
 from reward_service.backend import ScorerInfo
@@ -26,6 +26,8 @@ LOOK_EVERY_S = 2.0
 """How often a call that waits looks whether the application is still there."""
 PAUSE_S = 0.05
 """Before a call is made again whose replica died."""
+MAX_DEATHS = 4
+"""Replicas that may die with one call: a call that kills whoever has it must not kill all."""
 
 
 class ServiceHandle:
@@ -42,20 +44,24 @@ class ServiceHandle:
     async def call(self, method: str, *args: Any, timeout_s: float, waited_for: str) -> Any:
         """The method's answer, from whichever replica gives it.
 
-        Raises what the method raises; RewardUnavailable where the application is gone, broken or has too many calls
-        waiting; DeadlineExceeded after `timeout_s`.
+        Raises what the method raises; RewardError where it killed one replica after the other; RewardUnavailable where
+        the application is gone, broken or has too many calls waiting; DeadlineExceeded after `timeout_s`.
         """
         return await within(
             self._answer(method, args), timeout_s, where=WHERE, waited_for=f"application {self.app_name} {waited_for}"
         )
 
     async def _answer(self, method: str, args: tuple[Any, ...]) -> Any:
-        while True:
+        for left in reversed(range(MAX_DEATHS)):
             try:
                 return await self._watched(method, args)
-            except ActorDied:
-                await asyncio.sleep(PAUSE_S)
-                await self._look_up(max_age_s=0.0)
+            except ActorDied as error:
+                if not left:
+                    what = f"{MAX_DEATHS} replicas of {self.app_name} died one after the other with this call"
+                    raise RewardError(WHERE, f"{what}: {error.what}") from error
+            await asyncio.sleep(PAUSE_S)
+            await self._look_up(max_age_s=0.0)
+        raise AssertionError("unreachable")
 
     async def _watched(self, method: str, args: tuple[Any, ...]) -> Any:
         """Await one call, looking now and then whether anyone is left to answer it."""

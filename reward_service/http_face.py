@@ -62,6 +62,8 @@ class Calls:
         """One score an item, for contracts that know no error of one item: the first is the call's, naming it."""
         scores = []
         for position, outcome in enumerate(await self.outcomes(items, scorer)):
+            if isinstance(outcome, RewardUnavailable):
+                raise refusal(503, str(outcome), f"{field}.{position}", retry_after_s=RETRY_AFTER_S)
             if isinstance(outcome, RewardError):
                 raise refusal(422, str(outcome), f"{field}.{position}")
             scores.append(outcome)
@@ -112,7 +114,7 @@ def _own_routes(calls: Calls) -> APIRouter:
 
 async def _version(calls: Calls, scorer: str | None) -> str:
     """The version meant where no item tells it."""
-    for info in await calls.models():
+    for info in await calls.models(READY_TIMEOUT_S):
         if scorer is None or scorer in (info.name, *info.versions):
             return scorer if scorer in info.versions else info.version
     raise refusal(422, f"no scorer {scorer!r}", "scorer")
@@ -148,13 +150,18 @@ def _foreign_routes(calls: Calls) -> APIRouter:
 
 
 async def _pooled(calls: Calls, body: foreign.ClassifyRequest) -> list[Score]:
-    known = {name for info in await calls.models() for name in (info.name, *info.versions)} if body.model else set()
+    known = (
+        {name for info in await calls.models(READY_TIMEOUT_S) for name in (info.name, *info.versions)}
+        if body.model
+        else set()
+    )
     return await calls.scores(body.items(), body.model if body.model in known else None, "input")
 
 
 def _item(request: ScoreRequest, outcome: Outcome) -> ItemReward:
     if isinstance(outcome, RewardError):
-        return ItemReward(id=request.id, reward=None, error=str(outcome))
+        later = isinstance(outcome, RewardUnavailable)
+        return ItemReward(id=request.id, reward=None, error=str(outcome), unavailable=later)
     return ItemReward(id=request.id, reward=outcome.reward, parts=dict(outcome.parts))
 
 

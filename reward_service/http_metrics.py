@@ -10,7 +10,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class HttpMetrics:
-    """Counters of requests by route and status, their seconds, and the rewards given and not given by scorer."""
+    """Counters of requests by route and status, their seconds, and the rewards given and not given."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -26,7 +26,7 @@ class HttpMetrics:
         )
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
-        """A request was answered; status 0 where its client went before."""
+        """A request was answered; status 0 where it ended without an answer."""
         route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if route != "none" else "any"
         self._requests.labels(route, method, str(status)).inc()

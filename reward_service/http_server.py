@@ -1,6 +1,6 @@
-"""Serves an ASGI app over HTTP/1.1 with uvicorn, bounded where uvicorn is not: heads, their time, connections.
+"""Serves an ASGI app over HTTP/1.1 with uvicorn, bounded where uvicorn is not: heads, their time, connections, readers.
 
-Knows nothing of rewards. A client that is slow, endless or no HTTP at all costs its connection and little memory.
+Knows nothing of rewards. A client that is slow, endless, deaf or no HTTP at all costs its connection and little memory.
 """
 
 from __future__ import annotations
@@ -64,63 +64,128 @@ def http_server(app: ASGIApp, limits: HttpConfig, *, drain_timeout_s: float) -> 
 
 
 def _protocol(limits: HttpConfig) -> type[HttpToolsProtocol]:
-    class Bounded(HttpToolsProtocol):
-        """One connection: its heads have a size and a time, and there are not too many of its kind."""
+    class LimitedProtocol(Bounded):
+        pass
 
-        _timer: asyncio.TimerHandle | None = None
-        _num_head_bytes = 0
-        _in_head = True
+    LimitedProtocol.limits = limits
+    return LimitedProtocol
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > limits.max_connections:
-                self._refuse(503, f"{limits.max_connections} connections are open; come again")
-            else:
+
+class Bounded(HttpToolsProtocol):
+    """One connection, one request at a time: heads have a size and a time, answers have to be read.
+
+    Headers after a body (trailers) are refused: a proxy in front may not have seen them. A request that comes before
+    the answer to the one before it is not answered: the connection ends after that answer.
+    """
+
+    limits: HttpConfig
+    _timer: asyncio.TimerHandle | None = None
+    _abort: asyncio.TimerHandle | None = None
+    _num_head_bytes = 0
+    _in_head = True
+    _is_deaf = False
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse(503, f"{self.limits.max_connections} connections are open; come again")
+        else:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_timer()
+        self._forget_abort()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:
+        """A client that has said all it had to say still gets its answer."""
+        if not self._is_answering():
+            return False
+        self.cycle.keep_alive = False
+        return True
+
+    def pause_writing(self) -> None:
+        self._abort_later()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._forget_abort()
+        super().resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing() or self._is_deaf:
+            return
+        if self._in_head:
+            self._num_head_bytes += len(data)
+            if self._timer is None and not self._is_answering():
                 self._expect_head()
+        super().data_received(data)
+        if self._in_head and self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(431, f"the head of a request may have at most {MAX_HEAD_BYTES} bytes")
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._forget_timer()
-            super().connection_lost(exc)
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+        else:
+            self._refuse(400, "headers after the body are not taken")
 
-        def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
-                return
-            if self._in_head:
-                self._num_head_bytes += len(data)
-                if self._timer is None:
-                    self._expect_head()
-            super().data_received(data)
-            if self._in_head and self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(431, f"the head of a request may have at most {MAX_HEAD_BYTES} bytes")
-
-        def on_headers_complete(self) -> None:
-            self._forget_timer()
-            self._in_head = False
+    def on_headers_complete(self) -> None:
+        self._forget_timer()
+        self._in_head = False
+        if self._is_deaf or self._is_answering():
+            self._is_deaf = True
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+        elif not self.transport.is_closing():
             super().on_headers_complete()
 
-        def on_message_complete(self) -> None:
+    def on_body(self, body: bytes) -> None:
+        if not self._is_deaf and not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_deaf and self.cycle is not None:
             super().on_message_complete()
-            self._in_head, self._num_head_bytes = True, 0
+        self._in_head, self._num_head_bytes = True, 0
 
-        def send_400_response(self, msg: str) -> None:
-            self._refuse(400, msg)
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._num_head_bytes and not self.transport.is_closing():
+            self._expect_head()
 
-        def _expect_head(self) -> None:
-            what = f"the head of the request was not sent within {limits.header_timeout_s:g} s"
-            self._timer = self.loop.call_later(limits.header_timeout_s, self._refuse, 408, what)
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
 
-        def _forget_timer(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
-        def _refuse(self, status: int, message: str) -> None:
-            self._forget_timer()
-            if not self.transport.is_closing():
-                self.transport.write(_raw_answer(status, message))
-                self.transport.close()
+    def _expect_head(self) -> None:
+        what = f"the head of the request was not sent within {self.limits.header_timeout_s:g} s"
+        self._timer = self.loop.call_later(self.limits.header_timeout_s, self._refuse, 408, what)
 
-    return Bounded
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _abort_later(self) -> None:
+        if self._abort is None:
+            self._abort = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
+
+    def _forget_abort(self) -> None:
+        if self._abort is not None:
+            self._abort.cancel()
+            self._abort = None
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer before there is a request, or in its stead; an answer under way is cut off."""
+        self._forget_timer()
+        if self.transport.is_closing():
+            return
+        if not self._is_answering() or not self.cycle.response_started:
+            self.transport.write(_raw_answer(status, message))
+        self.transport.close()
+        self._abort_later()
 
 
 def _raw_answer(status: int, message: str) -> bytes:

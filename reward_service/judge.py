@@ -18,7 +18,7 @@ import httpx
 import regex
 import tenacity
 
-from cluster.errors import InputError, RewardError
+from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from reward_service.checked import last_block
 from reward_service.rules import last_match, number_of, references_of
@@ -42,7 +42,8 @@ class Busy(Exception):
 class JudgeScorer:
     """Asks one question an item, a bounded number at a time. Raises InputError where the key's variable is not set.
 
-    What can't be had within the item's deadline, and an opinion without a number, is an error naming the item.
+    An opinion without a number is an error naming the item; one that can't be had within the item's deadline may be had
+    later (RewardUnavailable).
     """
 
     def __init__(self, name: str, config: JudgeConfig) -> None:
@@ -72,7 +73,7 @@ class JudgeScorer:
         except UnicodeEncodeError as error:
             return RewardError(self.name, f"{request.id} is not valid Unicode: {error.reason}")
         except RewardError as error:
-            return RewardError(self.name, f"{error.what} (scoring {request.id})")
+            return type(error)(self.name, f"{error.what} (scoring {request.id})")
         low, high = self._config.low, self._config.high
         reward = number if low is None or high is None else (number - low) / (high - low)
         return Score(request.id, reward, {"opinion": number, self.name: reward}, self.version)
@@ -88,7 +89,7 @@ class JudgeScorer:
         return [*system, {"role": "user", "content": filled}]
 
     async def _opinion(self, messages: list[dict[str, str]]) -> str:
-        """What the model says. Raises RewardError when the endpoint refuses, or does not answer in time."""
+        """What the model says. Raises RewardError where it is refused, RewardUnavailable where nobody answers."""
         config = self._config
         body = {
             "model": config.model,
@@ -106,9 +107,10 @@ class JudgeScorer:
             async with asyncio.timeout(config.timeout_s):
                 return await retrying(self._ask, body)
         except TimeoutError:
-            raise RewardError("judge", f"{config.url} did not answer within {config.timeout_s:g} s") from None
-        except (Busy, httpx.HTTPError) as error:
-            raise RewardError("judge", f"{config.url}: {type(error).__name__}: {error}") from error
+            what = f"{config.url} did not answer within {config.timeout_s:g} s"
+            raise RewardUnavailable("judge", what) from None
+        except (Busy, httpx.RequestError) as error:
+            raise RewardUnavailable("judge", f"{config.url}: {type(error).__name__}: {error}") from error
 
     async def _ask(self, body: dict[str, Any]) -> str:
         if self._client is None:

@@ -17,6 +17,7 @@ from reward_service.contracts import ErrorResponse, Problem
 CODES = {
     400: "malformed",
     401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     408: "too_slow",
@@ -25,6 +26,7 @@ CODES = {
     415: "unsupported_media_type",
     422: "invalid",
     429: "too_many_requests",
+    431: "too_large",
     500: "internal",
     503: "unavailable",
     504: "deadline_exceeded",
@@ -32,6 +34,7 @@ CODES = {
 MEANINGS = {
     400: "The request is not HTTP, its body not JSON, or it ended early.",
     401: "The token is missing, wrong or revoked.",
+    403: "Without a token only this machine is answered to.",
     404: "There is nothing of that name.",
     405: "The route has no such method.",
     408: "The body was not sent in time.",
@@ -40,10 +43,11 @@ MEANINGS = {
     415: "The body is compressed.",
     422: "The request is not what the contract says.",
     429: "Too many requests are under way; Retry-After says when to come again.",
+    431: "The head of the request is too long.",
     503: "Nobody can answer now; Retry-After says when to come again.",
     504: "Scoring took longer than its deadline.",
 }
-ANY_ROUTE = (400, 401, 405, 408, 413, 415, 429, 503)
+ANY_ROUTE = (400, 401, 403, 405, 408, 413, 415, 429, 431, 503)
 """What the guard and the server may answer on any route."""
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cluster.errors import InputError, RewardError
+from cluster.errors import RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.backend import ScorerInfo, UnknownScorer
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.registry import build_scorers
 from reward_service.scorer import Outcome, Scorer, close
 
+HUNG_AFTER = 3
+"""Deadlines after which a call counts as hung."""
 NUM_GENERATIONS = 2
 """The present scorers and those before, whose versions can still be asked for."""
 
@@ -38,6 +40,14 @@ class RewardService:
         self._generations: list[Generation] = []
         self._retired: list[Generation] = []
         self._num_scored = 0
+        self._since: dict[object, float] = {}
+
+    async def check_health(self) -> None:
+        """Raise RewardError where a call has been under way far beyond its deadline: its scorer hangs, and with it all
+        that comes after. Ray Serve starts such a replica again."""
+        oldest_s = time.monotonic() - min(self._since.values(), default=time.monotonic())
+        if oldest_s > HUNG_AFTER * self._config.timeout_s:
+            raise RewardError("reward_service", f"a call has been under way for {oldest_s:.0f} s: its scorer hangs")
 
     async def load(self, folders: Mapping[str, str]) -> None:
         """Build the scorers, reward models by name from these folders; the present ones serve until they are whole.
@@ -57,14 +67,16 @@ class RewardService:
     async def outcomes(self, requests: Sequence[ScoreRequest], scorer: str | None = None) -> list[Outcome]:
         """One outcome a request, in their order: its score, or the RewardError in its place.
 
-        `scorer` is a name or a version, the default unless given. Conversations in the column `messages` become
-        prompts. Raises UnknownScorer, and InputError for conversations that no reward model here can read.
+        `scorer` is a name or a version, the default unless given. Raises UnknownScorer.
         """
         generation, found = self._find(scorer)
+        call = object()
         generation.num_calls += 1
+        self._since[call] = time.monotonic()
         try:
-            outcomes = await found.score(self._rendered(requests))
+            outcomes = await found.score(requests)
         finally:
+            del self._since[call]
             generation.num_calls -= 1
             await self._close_retired()
         self._num_scored += sum(isinstance(outcome, Score) for outcome in outcomes)
@@ -109,18 +121,6 @@ class RewardService:
         for generation in self._generations[1:]:
             for name, scorer in generation.scorers.items():
                 yield generation, name, scorer
-
-    def _rendered(self, requests: Sequence[ScoreRequest]) -> Sequence[ScoreRequest]:
-        if not any("messages" in request.columns and not request.prompt for request in requests):
-            return requests
-        for _, scorer in self._present():
-            render: Callable[[Any], str] | None = getattr(scorer, "render", None)
-            if render is not None:
-                return [
-                    request if request.prompt else replace(request, prompt=render(request.columns["messages"]))
-                    for request in requests
-                ]
-        raise InputError("messages", "no reward model here has a chat template that could render them")
 
     async def _close_retired(self) -> None:
         ended = [generation for generation in self._retired if not generation.num_calls]

@@ -24,7 +24,7 @@ from reward_service.config import REWARD_MODEL
 from reward_service.scorer import Outcome
 from reward_service.scorer_files import member_folders, weights_digest
 
-UNCERTAINTY = "uncertainty"
+UNCERTAINTY, MESSAGES = "uncertainty", "messages"
 
 
 class RewardModelScorer:
@@ -75,25 +75,40 @@ class RewardModelScorer:
         """Let the thread end after the batch it is in."""
         self._batcher.close()
 
-    def render(self, messages: Sequence[Any]) -> str:
-        """A conversation as the prompt that the chat template makes of it. Raises InputError at `messages`."""
-        require_template(self._tokenizer, "messages")
-        return render(self._tokenizer, messages, "messages", is_prompt=True)
-
     def score_batch(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """All requests that fit the model's context, in as few forward passes as their lengths allow."""
-        texts = [request.prompt + request.response + self._tokenizer.eos_token for request in requests]
-        token_ids = scored_token_ids(self._tokenizer, texts)
-        outcomes: list[Outcome] = [
-            RewardError(self.name, f"{request.id} has {len(ids)} tokens; the model reads at most {self._max_tokens}")
-            for request, ids in zip(requests, token_ids, strict=True)
-        ]
-        fitting = [i for i, ids in enumerate(token_ids) if len(ids) <= self._max_tokens]
+        """All requests that can be read and fit the model's context, in as few passes as their lengths allow."""
+        outcomes: dict[int, Outcome] = {}
+        token_ids = self._token_ids(requests, outcomes)
+        fitting = list(token_ids)
         for places in batches_by_length([len(token_ids[i]) for i in fitting], max_tokens=self._max_batch_tokens):
             batch = [fitting[place] for place in places]
             for i, rewards in zip(batch, self._forward([token_ids[i] for i in batch]), strict=True):
                 outcomes[i] = self._outcome(requests[i], rewards)
-        return outcomes
+        return [outcomes[i] for i in range(len(requests))]
+
+    def _token_ids(self, requests: Sequence[ScoreRequest], outcomes: dict[int, Outcome]) -> dict[int, list[int]]:
+        """The token ids of each request by its place; the errors of those that have none go into `outcomes`."""
+        texts: dict[int, str] = {}
+        for i, request in enumerate(requests):
+            try:
+                texts[i] = self._prompt(request) + request.response + self._tokenizer.eos_token
+            except InputError as error:
+                outcomes[i] = RewardError(self.name, f"{request.id}: {error}")
+        found = {}
+        for i, ids in zip(texts, scored_token_ids(self._tokenizer, list(texts.values())), strict=True):
+            if len(ids) <= self._max_tokens:
+                found[i] = ids
+            else:
+                what = f"{requests[i].id} has {len(ids)} tokens; the model reads at most {self._max_tokens}"
+                outcomes[i] = RewardError(self.name, what)
+        return found
+
+    def _prompt(self, request: ScoreRequest) -> str:
+        """The prompt, or what this model's chat template makes of the column `messages` where that stands for it."""
+        if request.prompt or MESSAGES not in request.columns:
+            return request.prompt
+        require_template(self._tokenizer, MESSAGES)
+        return render(self._tokenizer, request.columns[MESSAGES], MESSAGES, is_prompt=True)
 
     def _forward(self, token_ids: list[list[int]]) -> list[list[float]]:
         """Every member's reward of each text, in one padded pass a member."""

@@ -6,20 +6,22 @@ Both ways lead to the same scorers and the same count. Knows nothing of runs but
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import serve
 from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from cluster.errors import InputError, RewardError
+from cluster.errors import ActorDied, DeadlineExceeded, InputError, RewardError
 from cluster.remote import RemoteActor, kill_actor, redirect_output, start_actor, within
 from reward_service.address import check_address
 from reward_service.config import REWARD_MODEL, RewardServiceConfig, app_name
@@ -31,24 +33,32 @@ from reward_service.scorer_files import weights_digest
 
 START_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 30.0
+DRAIN_TIMEOUT_S = 15.0
 HEALTH_EVERY_S = 2.0
 MAX_ONGOING_REQUESTS = 256
 MAX_QUEUED_REQUESTS = 4096
-CODE_VERSION = "1"
-"""Serve restarts the replicas of a deployment whose version changes; new models are loaded by the running ones."""
 WHERE = "reward_service"
 _faces: dict[str, RemoteActor] = {}
 """The faces that this process started: Ray ends an actor, named or not, whose first handle nobody holds."""
 
 
+class Deployed(NamedTuple):
+    """What the replicas of an application are made of. Serve starts others in their place where `version` differs."""
+
+    config: RewardServiceConfig
+    log_path: Path | None
+    version: str
+
+
 class RewardDeployment(RewardService):
     """One replica, in a process of its own."""
 
-    def __init__(self, config: RewardServiceConfig, log_path: Path | None) -> None:
+    def __init__(self, config: RewardServiceConfig, log_path: Path | None, deployed_as: str) -> None:
         if log_path is not None:
             redirect_output(log_path)
         super().__init__(config)
         self._log_path = log_path
+        self._deployed_as = deployed_as
         self._folders: Mapping[str, str] = {}
 
     async def reconfigure(self, models: Mapping[str, Any]) -> None:
@@ -56,9 +66,9 @@ class RewardDeployment(RewardService):
         await self.load(models["folders"])
         self._folders = models["folders"]
 
-    async def deployed_with(self) -> tuple[RewardServiceConfig, Path | None, Mapping[str, str]]:
-        """Settings, log and folders that the application has now."""
-        return self._config, self._log_path, self._folders
+    async def deployed_with(self) -> tuple[Deployed, Mapping[str, str]]:
+        """How the application was deployed, and the folders that it has now."""
+        return Deployed(self._config, self._log_path, self._deployed_as), self._folders
 
     async def pid(self) -> int:
         """This replica's process."""
@@ -94,7 +104,7 @@ def start_reward_service(
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_quiet())
     folders = {REWARD_MODEL: str(reward_model_path)} if config.needs_reward_model() else {}
     try:
-        _deploy(config, name, log_path, folders, unwanted)
+        _deploy(Deployed(config, log_path, secrets.token_hex(6)), name, folders, unwanted)
         if config.port is not None:
             _start_face(config, name, token, log_path, feedback_path)
     except BaseException:
@@ -117,14 +127,22 @@ def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL)
     except RayServeException as error:
         raise InputError(app_name(name), "no such application runs on this Ray") from error
     RewardModelScorer(folder)
-    config, log_path, folders = handle.broadcast("deployed_with").results(timeout_s=CALL_TIMEOUT_S)[0]
-    _deploy(config, name, log_path, {**folders, scorer: str(folder)}, threading.Event())
+    deployed, folders = handle.broadcast("deployed_with").results(timeout_s=CALL_TIMEOUT_S)[0]
+    if scorer not in folders and scorer not in deployed.config.scorers:
+        raise InputError(app_name(name), f"serves no reward model {scorer}")
+    _deploy(deployed, name, {**folders, scorer: str(folder)}, threading.Event())
 
 
 def stop_reward_service(name: str) -> None:
-    """End the application of run `name` and the face that this process started, and nothing else that Serve runs."""
+    """End the application of run `name` and the face that this process started, and nothing else that Serve runs.
+
+    Call it from a thread without an event loop: the face answers first what it has, for a bounded time.
+    """
     face = _faces.pop(name, None)
     if face is not None:
+        with contextlib.suppress(DeadlineExceeded, ActorDied):
+            waited_for = "its HTTP face to answer what it has"
+            asyncio.run(within(face.drain(), DRAIN_TIMEOUT_S, where=WHERE, waited_for=waited_for))
         kill_actor(face)
     serve.delete(app_name(name))
 
@@ -153,15 +171,15 @@ def _quiet() -> LoggingConfig:
 
 
 def _deploy(
-    config: RewardServiceConfig,
+    deployed: Deployed,
     name: str,
-    log_path: Path | None,
     folders: Mapping[str, str],
     unwanted: threading.Event,
 ) -> None:
+    config = deployed.config
     deployment = serve.deployment(RewardDeployment).options(
         name="rewards",
-        version=CODE_VERSION,
+        version=deployed.version,
         user_config=_user_config(folders),
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
@@ -175,7 +193,7 @@ def _deploy(
         **_num_replicas(config),
     )
     application = app_name(name)
-    target = serve.RunTarget(target=deployment.bind(config, log_path), name=application, route_prefix=None)
+    target = serve.RunTarget(target=deployment.bind(*deployed), name=application, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
     _await_running(application, unwanted)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import fcntl
 import hashlib
 import hmac
 import json
@@ -14,13 +15,15 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import InputError
 from reward_service.config import RewardServiceConfig
 
 LOGGER = logging.getLogger("antiphon")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FILE = "tokens.json"
 """A run's own tokens, in its directory."""
@@ -35,12 +38,12 @@ class TokenBook:
     Raises InputError for a file that is none.
     """
 
-    def __init__(self, token: str | None, path: Path | None = None) -> None:
+    def __init__(self, token: str | None, path: Path | None = None, *, is_required: bool = False) -> None:
         self._own = {OWN: _digest(token.encode())} if token else {}
         self._path = path
         self._stamp = _stamp(path)
         self._named = read_tokens(path) if path else {}
-        self.is_required = bool(self._own or self._named)
+        self.is_required = bool(is_required or self._own or self._named)
 
     def name_of(self, authorization: bytes) -> str | None:
         """The name of the token in that header, or None where none that is good now is in it."""
@@ -53,32 +56,41 @@ class TokenBook:
 
     def _current(self) -> dict[str, str]:
         stamp = _stamp(self._path)
-        if self._path is not None and stamp != self._stamp:
-            self._stamp = stamp
-            try:
-                self._named = read_tokens(self._path)
-            except InputError as error:
-                LOGGER.error("%s; none of its tokens is good until it can be read", error)
-                self._named = {}
+        if self._path is None or (stamp is not None and stamp == self._stamp):
+            return self._named
+        try:
+            self._named, self._stamp = read_tokens(self._path), stamp
+        except InputError as error:
+            LOGGER.error("%s; none of its tokens is good until it can be read", error)
+            self._named, self._stamp = {}, None
         return self._named
 
 
-def with_tokens(config: RewardServiceConfig, run_path: Path, *, always: bool = False) -> RewardServiceConfig:
-    """The settings with a run's own file of tokens, where none is set and it is there, or `always`."""
-    path = run_path / FILE
-    if config.http.tokens is not None or not (always or path.exists()):
-        return config
-    return config.model_copy(update={"http": config.http.model_copy(update={"tokens": path})})
+def with_tokens(config: RewardServiceConfig, run_path: Path) -> RewardServiceConfig:
+    """The settings with the file of tokens that they name, or else the run's own, as an absolute path.
+
+    A file that is named asks for a token though it may hold none yet.
+    """
+    http = config.http
+    path, is_required = http.tokens or run_path / FILE, http.require_token or http.tokens is not None
+    http = http.model_copy(update={"tokens": path.absolute(), "require_token": is_required})
+    return config.model_copy(update={"http": http})
+
+
+def token_book(config: RewardServiceConfig, token: str | None) -> TokenBook:
+    """The tokens of these settings. Raises InputError for a file that is none."""
+    return TokenBook(token, config.http.tokens, is_required=config.http.require_token)
 
 
 def read_tokens(path: Path) -> dict[str, str]:
     """SHA-256 digests of the tokens by name; none where there is no file. Raises InputError for another file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["tokens"]
-        assert all(isinstance(digest, str) and len(digest) == 64 for digest in found.values())
+        if not all(DIGEST.fullmatch(digest) for digest in found.values()):
+            raise ValueError("a digest is none")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(str(path), f"not a file of tokens: {type(error).__name__}: {error}") from error
     return dict(found)
 
@@ -90,21 +102,34 @@ def add_token(path: Path, name: str) -> str:
     """
     if not NAME.fullmatch(name) or name == OWN:
         raise InputError("token", f"{name!r} is no name for a token (letters, digits, . _ -)")
-    tokens = read_tokens(path)
-    if name in tokens:
-        raise InputError("token", f"there is a token {name!r} already (revoke it first)")
     token = secrets.token_urlsafe(32)
-    _write(path, tokens | {name: _digest(token.encode())})
+    with _alone(path):
+        tokens = read_tokens(path)
+        if name in tokens:
+            raise InputError("token", f"there is a token {name!r} already (revoke it first)")
+        _write(path, tokens | {name: _digest(token.encode())})
     return token
 
 
 def revoke_token(path: Path, name: str) -> None:
     """Forget a token: calls with it are refused from now on. Raises InputError where there is none of that name."""
-    tokens = read_tokens(path)
-    if name not in tokens:
-        raise InputError("token", f"no token {name!r} in {path}")
-    del tokens[name]
-    _write(path, tokens)
+    with _alone(path):
+        tokens = read_tokens(path)
+        if name not in tokens:
+            raise InputError("token", f"no token {name!r} in {path}")
+        del tokens[name]
+        _write(path, tokens)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Nobody else changes the file meanwhile."""
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, tokens: Mapping[str, str]) -> None:
@@ -137,6 +162,6 @@ def _digest(token: bytes) -> str:
 def _stamp(path: Path | None) -> tuple[int, int, int] | None:
     try:
         status = os.stat(path) if path else None
-    except FileNotFoundError:
+    except OSError:
         return None
     return (status.st_mtime_ns, status.st_size, status.st_ino) if status else None

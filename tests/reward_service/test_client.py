@@ -44,9 +44,9 @@ def answering(*answers: Any) -> tuple[HttpRewardClient, list[httpx.Request]]:
     ("body", "what"),
     [
         ("no json", "JSONDecodeError"),
-        ([], "no list of rewards"),
-        ({"rewards": [], "model_version": "v"}, "0 scores for 1 responses"),
-        ({"rewards": [{"id": "y", "reward": 1.0}], "model_version": "v"}, "a score for y where x was asked"),
+        ([], "no list of 1 rewards"),
+        ({"rewards": [], "model_version": "v"}, "no list of 1 rewards"),
+        ({"rewards": [{"id": "y", "reward": 1.0}], "model_version": "v"}, "an answer for 'y' where x was asked"),
         ({"rewards": [{"id": "x", "reward": "1"}], "model_version": "v"}, "'1' for x, not a number"),
         ({"rewards": [{"id": "x", "reward": True}], "model_version": "v"}, "True for x, not a number"),
         ({"rewards": [{"id": "x", "reward": None}], "model_version": "v"}, "None for x, not a number"),
@@ -131,9 +131,29 @@ async def test_spent_patience_raises_what_was_missing() -> None:
         await Patient(Moody(1000), patience_s=0.01).score([ITEM])
 
 
-async def test_patience_waits_as_long_as_the_service_asks_and_not_beyond_its_own_end() -> None:
-    with pytest.raises(RewardUnavailable, match="no rewards for x in 5 s"):
-        await Patient(Moody(1, retry_after_s=6.0), patience_s=5.0).score([ITEM])
+async def test_patience_waits_as_long_as_the_service_asks_and_tries_once_more_at_its_own_end() -> None:
+    moody = Moody(1, retry_after_s=60.0)
+    assert [score.id for score in await Patient(moody, patience_s=0.05).score([ITEM])] == ["x"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"rewards": [{"id": "x", "reward": 10**400}], "model_version": "v"},
+        {"rewards": [{"id": "x", "reward": 1.0}], "model_version": 7},
+        {"rewards": [{"id": "y", "reward": None, "error": "no"}], "model_version": "v"},
+        {"rewards": [{"id": "x", "reward": None, "error": "busy", "unavailable": True}], "model_version": "v"},
+        "[" * 100_000,
+    ],
+)
+async def test_nonsense_of_every_kind_is_something_to_wait_for(body: Any) -> None:
+    with pytest.raises(RewardUnavailable):
+        await answering((200, body))[0].score([ITEM])
+
+
+async def test_a_column_that_json_cannot_hold_is_named() -> None:
+    with pytest.raises(RewardError, match="the column level can't travel over HTTP"):
+        await answering((200, GOOD))[0].score([ScoreRequest("x", "p", "a", {"level": float("nan")})])
 
 
 async def test_an_answer_that_is_final_is_not_waited_for() -> None:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from cluster.errors import DeadlineExceeded, RewardUnavailable
+from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
 from cluster.remote import within
 from cluster.scoring import Score, ScoreRequest
 from reward_service.backend import Backend, ScorerInfo
@@ -54,7 +55,7 @@ def face(
         timeout_s=timeout_s,
     )
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://service")
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 async def test_rewards_come_back_under_their_ids_with_parts_and_version() -> None:
@@ -62,8 +63,8 @@ async def test_rewards_come_back_under_their_ids_with_parts_and_version() -> Non
     answer = await face().post("/v1/rewards", json=body)
     assert answer.status_code == 200
     assert answer.json()["rewards"] == [
-        {"id": "x", "reward": 1.0, "parts": {"length": 1.0}, "error": None},
-        {"id": "y", "reward": 2.0, "parts": {"length": 2.0}, "error": None},
+        {"id": "x", "reward": 1.0, "parts": {"length": 1.0}, "error": None, "unavailable": False},
+        {"id": "y", "reward": 2.0, "parts": {"length": 2.0}, "error": None, "unavailable": False},
     ]
     assert answer.json()["model_version"].startswith("tests.scorers:length@")
 
@@ -101,7 +102,7 @@ async def test_an_item_that_cannot_be_scored_has_a_null_reward_and_says_why() ->
         ('{"responses": ["a"]}', 422, "invalid", None),
         ('{"prompts": ["p"], "responses": ["a"], "columns": {"n": []}}', 422, "invalid", None),
         ('{"prompts": ["p"], "responses": ["a"], "timeout_s": 0}', 422, "invalid", "timeout_s"),
-        ('{"prompts": ["p"], "responses": ["a"], "references": [1e999]}', 422, "invalid", "references.0"),
+        ('{"prompts": ["p"], "responses": ["a"], "references": [1e999]}', 422, "invalid", "references"),
         ("[" * 10_000, 400, "malformed", None),
         ("[" + "[]," * 200_000 + "[]]", 400, "malformed", None),
         ('{"prompts": ["p"], "responses": ["' + "a" * 10 + "\\x00" + '"]}', 400, "malformed", None),
@@ -314,6 +315,58 @@ async def test_too_many_requests_are_refused_and_told_when_to_come_again() -> No
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     go_on.set()
     assert (await first).status_code == 200
+
+
+async def test_health_is_answered_whatever_is_under_way_and_takes_no_body() -> None:
+    client = face(max_waiting_requests=1, token="secret")
+    assert (await client.get("/healthz")).status_code == 200
+    refused = await client.post("/healthz", content=b"{}")
+    assert (refused.status_code, refused.headers["connection"]) == (413, "close")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("localhost:80", 200), ("127.0.0.1", 200), ("[::1]:8", 200), ("evil.example", 403)]
+)
+async def test_without_a_token_only_this_machines_own_names_are_answered_to(host: str, status: int) -> None:
+    assert (await face().get("/v1/models", headers={"host": host})).status_code == status
+    authorized = {"host": host, "authorization": "Bearer secret"}
+    assert (await face(token="secret").get("/v1/models", headers=authorized)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rewards", '{"prompts": ["p"], "responses": ["a"], "ids": [' + "1," * 300_000 + "1]}"),
+        ("/v1/rewards", '{"prompts": ["p"], "responses": ["a"], "references": [' + "1," * 300_000 + "1]}"),
+        ("/v1/rewards", "{" + ",".join(f'"{i}": 1' for i in range(60_000)) + "}"),
+        ("/get_reward", '{"query": ["a"], "prompts": [' + "1," * 300_000 + "1]}"),
+        ("/classify", '{"input": [' + "1," * 300_000 + "1]}"),
+    ],
+)
+async def test_a_body_of_very_many_values_is_refused_at_once(path: str, body: str) -> None:
+    started = time.monotonic()
+    answer = await face().post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert time.monotonic() - started < 1.5
+
+
+async def test_an_item_that_may_be_scored_later_is_told_from_one_that_cannot_be() -> None:
+    class Halting(Refusing):
+        async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
+            return [RewardUnavailable("judge", "busy"), RewardError("judge", "no number")]
+
+        async def models(self, *, timeout_s: float) -> list[ScorerInfo]:
+            return [ScorerInfo("judge", "judge@1", ("judge@1",), is_default=True)]
+
+    client = face(backend=Halting(RuntimeError()))
+    body = {"prompts": ["p", "p"], "responses": ["a", "b"]}
+    answer = (await client.post("/v1/rewards", json=body)).json()
+    assert [(item["error"], item["unavailable"]) for item in answer["rewards"]] == [
+        ("judge: busy", True),
+        ("judge: no number", False),
+    ]
+    foreign = await client.post("/get_reward", json={"query": ["a", "b"]})
+    assert (foreign.status_code, foreign.headers["retry-after"]) == (503, "1")
 
 
 async def test_bodies_that_together_are_too_much_are_refused() -> None:

@@ -27,9 +27,15 @@ from reward_service.scorer import FunctionScorer
 from reward_service.tokens import TokenBook
 from tests.reward_service.test_http_face import ServiceBackend
 
-LIMITS = {"header_timeout_s": 0.6, "body_timeout_s": 0.6, "max_body_bytes": 2**20, "max_connections": 40}
+LIMITS = {
+    "header_timeout_s": 0.6,
+    "body_timeout_s": 0.6,
+    "write_timeout_s": 0.6,
+    "max_body_bytes": 2**21,
+    "max_connections": 40,
+}
 GIB = 2**30
-HEAD = b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def serve(*, token: str | None = None, **limits: Any) -> Iterator[tuple[str, int]]:
@@ -40,6 +46,7 @@ def serve(*, token: str | None = None, **limits: Any) -> Iterator[tuple[str, int
     config = HttpConfig(**limits)
     app = build_app(ServiceBackend(service), tokens=TokenBook(token), limits=config, timeout_s=5.0)
     bound = listening_socket("127.0.0.1", 0)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
     server = http_server(app, config, drain_timeout_s=1)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
     thread.start()
@@ -87,7 +94,7 @@ def status_and_code(answer: bytes) -> tuple[int, str]:
         (b"\x00" * 1000, 400, "malformed"),
         (b"hello there\r\n\r\n", 400, "malformed"),
         (b"GET /healthz HTTP/9.9\r\n\r\n", 400, "malformed"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 2 * MAX_HEAD_BYTES, 431, "too_large"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2 * MAX_HEAD_BYTES, 431, "too_large"),
         (b"GET /" + b"a" * 2 * MAX_HEAD_BYTES, 431, "too_large"),
         (HEAD + b"Content-Length: 1073741824\r\n\r\n", 413, "too_large"),
         (HEAD + b"Content-Length: -1\r\n\r\n", 400, "malformed"),
@@ -157,7 +164,7 @@ def test_an_endless_chunked_body_is_refused_and_costs_no_memory(address: tuple[s
 def test_connections_beyond_the_limit_are_refused_and_others_go_on(address: tuple[str, int]) -> None:
     held = [socket.create_connection(address, timeout=5) for _ in range(LIMITS["max_connections"])]
     try:
-        answer, _ = exchange(address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer, _ = exchange(address, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert status_and_code(answer) == (503, "unavailable")
     finally:
         for connection in held:
@@ -172,7 +179,7 @@ def test_connections_beyond_the_limit_are_refused_and_others_go_on(address: tupl
 
 
 def test_a_connection_is_kept_for_further_requests(address: tuple[str, int]) -> None:
-    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.create_connection(address, timeout=5) as connection:
         for _ in range(3):
             connection.sendall(request)
@@ -180,11 +187,55 @@ def test_a_connection_is_kept_for_further_requests(address: tuple[str, int]) -> 
             while not received.endswith(b"}"):
                 received += connection.recv(65536)
             assert received.startswith(b"HTTP/1.1 200")
-        connection.sendall(request + request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        received = b""
-        while part := connection.recv(65536):
+
+
+def test_requests_that_do_not_wait_for_an_answer_get_one_and_cost_no_memory(address: tuple[str, int]) -> None:
+    before, peak = psutil.Process().memory_info().rss, 0
+    received = b""
+    with socket.create_connection(address, timeout=5) as connection:
+        try:
+            for _ in range(300):
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
+                peak = max(peak, psutil.Process().memory_info().rss)
+        except (BrokenPipeError, ConnectionResetError, TimeoutError):
+            pass
+        while part := _read(connection):
             received += part
-    assert received.count(b"HTTP/1.1 200") == 2
+    assert received.count(b"HTTP/1.1 ") <= 1
+    assert peak - before < 50 * 2**20
+
+
+def test_answers_that_are_not_read_end_the_connection(address: tuple[str, int]) -> None:
+    responses = ["x" * 64 for _ in range(4000)]
+    ids = [f"{i:0200d}" for i in range(4000)]
+    body = json.dumps({"prompts": responses, "responses": responses, "ids": ids}).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(address)
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        time.sleep(2.5)
+        received = b""
+        while part := _read(connection):
+            received += part
+    assert received.startswith(b"HTTP/1.1 200")
+    assert len(received) < len(body) // 2
+
+
+def test_headers_after_the_body_are_refused(address: tuple[str, int]) -> None:
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nAuthorization: Bearer x\r\n\r\n"
+    assert status_and_code(exchange(address, chunked)[0]) == (400, "malformed")
+
+
+def test_a_client_that_has_said_all_still_gets_its_answer(address: tuple[str, int]) -> None:
+    body = b'{"prompts": ["p"], "responses": ["abc"]}'
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while part := _read(connection):
+            received += part
+    assert received.startswith(b"HTTP/1.1 200")
 
 
 def test_with_a_certificate_it_speaks_https(tmp_path: Path) -> None:

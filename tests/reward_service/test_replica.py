@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.errors import InputError
+from cluster.errors import RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.backend import UnknownScorer
 from reward_service.config import RewardServiceConfig
@@ -81,16 +81,17 @@ async def test_a_scorer_is_closed_when_it_is_retired_and_its_last_call_has_ended
     assert old.is_closed
 
 
-async def test_conversations_become_prompts_by_the_first_scorer_that_can_read_them() -> None:
-    class Reading(Numbered):
-        def render(self, messages: Sequence[dict[str, str]]) -> str:
-            return "|".join(message["content"] for message in messages)
-
-        async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-            return [Score(r.id, float(len(r.prompt)), {}, self.version) for r in requests]
-
-    item = ScoreRequest("x", "", "a", {"messages": [{"role": "user", "content": "one"}, {"content": "two"}]})
-    service = service_of(Numbered("a", 1), Reading("b", 2))
-    assert (await service.score([item, ITEM], "b"))[0].reward == 7.0
-    with pytest.raises(InputError, match="messages: no reward model here has a chat template"):
-        await service_of(Numbered("a", 1)).score([item])
+async def test_a_call_that_hangs_makes_the_replica_unhealthy() -> None:
+    stuck = Numbered("a", 1)
+    stuck.go_on.clear()
+    service = RewardService(RewardServiceConfig(scorer="a", timeout_s=0.001))
+    service.take({"a": stuck})
+    await service.check_health()
+    call = asyncio.create_task(reward(service))
+    await stuck.begun.wait()
+    await asyncio.sleep(0.01)
+    with pytest.raises(RewardError, match="its scorer hangs"):
+        await service.check_health()
+    stuck.go_on.set()
+    assert await call == 1.0
+    await service.check_health()

@@ -187,3 +187,24 @@ def test_a_pickle_that_is_called_safetensors_is_refused_and_never_unpickled(
     with pytest.raises(InputError, match=r"^reward_model: cannot load"):
         RewardModelScorer(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_conversation_is_the_prompt_that_this_models_template_makes_of_it(
+    reward_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(reward_model_folder, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    scorer = RewardModelScorer(folder)
+    messages = [{"role": "user", "content": "say"}]
+    asked = [ScoreRequest("a", "", "abc", {"messages": messages}), ScoreRequest("b", "", "abc", {"messages": 1})]
+    good, bad = scorer.score_batch(asked)
+    (direct,) = scorer.score_batch([ScoreRequest("a", "say ", "abc")])
+    assert isinstance(good, Score)
+    assert isinstance(direct, Score)
+    assert good.reward == pytest.approx(direct.reward, abs=1e-6)
+    assert isinstance(bad, RewardError)
+    (without,) = RewardModelScorer(reward_model_folder).score_batch(asked[:1])
+    assert isinstance(without, RewardError)
+    assert "has no chat template" in without.what

@@ -86,7 +86,7 @@ def test_wrong_settings_are_refused_before_anything_starts() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"^reward_service\.port: {port} is taken on 127\.0\.0\.1"):
             start_function("refused", "length", port=port)
-    with pytest.raises(InputError, match=r"^reward_service\.host: 0\.0\.0\.0 is not loopback: set a token"):
+    with pytest.raises(InputError, match=r"^reward_service\.host: 0\.0\.0\.0 can be reached from other machines"):
         start_function("refused", "length", host="0.0.0.0", port=free_port())
     with pytest.raises(InputError, match=r"^reward_service\.scorer: "):
         start_function("refused", "no_such")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from reward_service.tokens import TokenBook, add_token, read_tokens, revoke_token
+from reward_service.config import HttpConfig, RewardServiceConfig
+from reward_service.tokens import TokenBook, add_token, read_tokens, revoke_token, token_book, with_tokens
 
 
 def test_tokens_are_known_by_their_names_as_bearers_and_as_passwords(tmp_path: Path) -> None:
@@ -38,6 +39,21 @@ def test_tokens_come_and_go_while_the_service_runs_and_the_last_one_closes_the_d
     revoke_token(path, "bob")
     assert book.name_of(f"Bearer {ana}".encode()) is None
     assert book.is_required
+
+
+def test_a_book_that_asks_for_a_token_does_so_though_it_has_none(tmp_path: Path) -> None:
+    assert TokenBook(None, tmp_path / "none.json", is_required=True).is_required
+
+
+def test_a_run_has_its_own_file_and_one_that_is_named_asks_for_a_token_from_the_start(tmp_path: Path) -> None:
+    own = with_tokens(RewardServiceConfig(), tmp_path)
+    assert (own.http.tokens, own.http.require_token) == (tmp_path / "tokens.json", False)
+    assert not token_book(own, None).is_required
+    named = with_tokens(RewardServiceConfig(http=HttpConfig(tokens=Path("t.json"))), tmp_path)
+    assert (named.http.tokens, named.http.require_token) == (Path("t.json").absolute(), True)
+    assert token_book(named, None).is_required
+    add_token(tmp_path / "tokens.json", "ana")
+    assert token_book(own, None).is_required
 
 
 def test_without_any_token_none_is_required(tmp_path: Path) -> None:
