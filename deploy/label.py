@@ -201,10 +201,9 @@ def _with_rewards(pairs: Sequence[CandidatePair], folder: Path, view: View) -> l
 
 
 def _opinion(first: Score | RewardError, second: Score | RewardError) -> dict[str, float]:
-    """Both rewards of a pair, and how unsure an ensemble is of the two."""
-    if isinstance(first, RewardError) or isinstance(second, RewardError):
-        return {}
-    opinion = {"first_reward": first.reward, "second_reward": second.reward}
-    if UNCERTAINTY in first.parts and UNCERTAINTY in second.parts:
-        opinion[UNCERTAINTY] = math.hypot(first.parts[UNCERTAINTY], second.parts[UNCERTAINTY])
-    return opinion
+    """The rewards that a pair has, and how unsure an ensemble is of the two."""
+    scores = {"first": first, "second": second}
+    given = {place: score for place, score in scores.items() if isinstance(score, Score)}
+    doubts = [score.parts[UNCERTAINTY] for score in given.values() if UNCERTAINTY in score.parts]
+    opinion = {f"{place}_reward": score.reward for place, score in given.items()}
+    return opinion | ({UNCERTAINTY: math.hypot(*doubts)} if len(doubts) == 2 else {})
