@@ -19,6 +19,7 @@ from cluster.errors import LearnerError
 from deploy.cli import app
 from deploy.run_config import RunConfig
 from deploy.run_directory import RunDirectory
+from reward_service.tokens import TokenBook
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -263,3 +264,19 @@ def test_every_command_explains_itself(antiphon: Callable[..., tuple[int, str, s
         assert f" {command} " in out
         code, help_text, _ = antiphon(command, "--help")
         assert (code, f"antiphon {command}" in help_text) == (0, True)
+
+
+def test_tokens_are_made_shown_once_listed_and_revoked(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path
+) -> None:
+    run = task / "runs" / "tiny"
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text(antiphon("train", "run.toml", "--name", "tiny", "--dry-run")[1])
+    assert antiphon("token", str(run))[:2] == (0, "no tokens\n")
+    code, token, _ = antiphon("token", str(run), "--add", "ana")
+    assert (code, len(token.strip())) == (0, 43)
+    assert antiphon("token", str(run))[:2] == (0, "ana\n")
+    assert TokenBook(None, run / "tokens.json").name_of(f"Bearer {token.strip()}".encode()) == "ana"
+    assert antiphon("token", str(run), "--add", "ana")[0] == 2
+    assert antiphon("token", str(run), "--revoke", "ana")[0] == 0
+    assert antiphon("token", str(run), "--revoke", "ana")[0] == 2

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import InputError
+from deploy import serving
+from deploy.serving import announced, publish_to_services
+
+
+class Published:
+    """Stands for Ray and the services on it: what was joined and what was published where."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.joined: list[str] = []
+        self.taken: list[tuple[str, Path]] = []
+        self.dead: set[str] = set()
+        self.unwilling: set[str] = set()
+        monkeypatch.setattr(serving, "answers", lambda address: address not in self.dead)
+        monkeypatch.setattr(serving.ray, "init", lambda address, **options: self.joined.append(address))
+        monkeypatch.setattr(serving.ray, "shutdown", lambda: self.joined.append("left"))
+        monkeypatch.setattr(serving, "publish_reward_model", self.publish)
+
+    def publish(self, name: str, folder: Path) -> None:
+        if name in self.unwilling:
+            raise InputError(name, "no such application runs on this Ray")
+        self.taken.append((name, folder))
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Published:
+    return Published(monkeypatch)
+
+
+@pytest.fixture
+def announce(tmp_path: Path) -> Iterator[Callable[[int, str, str], None]]:
+    """Announces a service by port, Ray and name, until the end of the test."""
+    with ExitStack() as services:
+        yield lambda port, address, name: services.enter_context(
+            announced(tmp_path, port=port, ray_address=address, name=name)
+        )
+
+
+def test_a_service_is_announced_while_it_runs(tmp_path: Path) -> None:
+    with announced(tmp_path, port=8000, ray_address="here:1", name="run"):
+        place = json.loads((tmp_path / "serving" / "8000.json").read_text())
+        assert place == {"ray_address": "here:1", "name": "run"}
+    assert list((tmp_path / "serving").iterdir()) == []
+
+
+def test_without_a_run_directory_nothing_is_announced(tmp_path: Path) -> None:
+    with announced(tmp_path / "none", port=8000, ray_address="here:1", name="run"):
+        assert not (tmp_path / "none").exists()
+
+
+def test_a_new_reward_model_goes_to_every_service_that_is_alive(
+    tmp_path: Path, ray: Published, announce: Callable[[int, str, str], None]
+) -> None:
+    for port, address in ((8000, "here:1"), (8001, "gone:1"), (8002, "there:1")):
+        announce(port, address, f"run-{port}")
+    ray.dead = {"gone:1"}
+    assert publish_to_services(tmp_path) == [8000, 8002]
+    folder = (tmp_path / "reward_model").absolute()
+    assert ray.taken == [("run-8000", folder), ("run-8002", folder)]
+    assert ray.joined == ["here:1", "left", "there:1", "left"]
+    assert [path.name for path in sorted((tmp_path / "serving").iterdir())] == ["8000.json", "8002.json"]
+
+
+def test_one_service_that_cannot_take_it_is_named_after_all_were_asked(
+    tmp_path: Path, ray: Published, announce: Callable[[int, str, str], None]
+) -> None:
+    for port in (8000, 8001):
+        announce(port, "here:1", f"run-{port}")
+    ray.unwilling = {"run-8000"}
+    with pytest.raises(InputError, match="reward service on port 8000: run-8000: no such application"):
+        publish_to_services(tmp_path)
+    assert [name for name, _ in ray.taken] == ["run-8001"]
