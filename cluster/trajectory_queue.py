@@ -29,6 +29,11 @@ class QueuePosition:
     num_trained: int = 0
     num_void: int = 0
 
+    @property
+    def next_group(self) -> int:
+        """The number of the next prompt that is admitted."""
+        return self.num_trained + self.num_void
+
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
@@ -85,7 +90,7 @@ class TrajectoryQueue:
         self._num_groups = num_steps * config.groups_per_step
         self._num_trained = position.num_trained
         self._num_void = position.num_void
-        self._next_group = position.num_trained + position.num_void
+        self._next_group = position.next_group
         self._next_index = position.num_trained
         self._published_version: int | None = None
         self._reopened: list[tuple[int, Ticket | None]] = []

@@ -1,0 +1,38 @@
+"""Puts what the learner does into the run's log: TRAIN before a version is published, PUBLISH after it.
+
+What the rollout actors do the queue records. Knows neither the log's files nor PPO.
+"""
+
+from __future__ import annotations
+
+from cluster import records
+from cluster.trajectory_queue import KeepsRecords
+from cluster.weights import Manifest
+from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult
+
+
+class RecordedLearners:
+    """Learners whose steps are on the disk, as trained, before anybody hears of their results."""
+
+    def __init__(self, learners: LearnsFromGroups, recorder: KeepsRecords) -> None:
+        self._learners = learners
+        self._recorder = recorder
+
+    async def step(self, step: int, groups: Groups) -> StepResult:
+        """One step, recorded."""
+        result = await self._learners.step(step, groups)
+        await self._recorder.record(records.train(step, groups))
+        return result
+
+
+class RecordedWeights:
+    """Weights whose publications are recorded."""
+
+    def __init__(self, weights: PublishesWeights, recorder: KeepsRecords) -> None:
+        self._weights = weights
+        self._recorder = recorder
+
+    async def publish(self, manifest: Manifest) -> None:
+        """Make a version available, then record with which checksums."""
+        await self._weights.publish(manifest)
+        await self._recorder.record([records.publish(manifest)])
