@@ -72,6 +72,11 @@ class History:
         self._published = {number: row for number, row in self._published.items() if number <= version}
 
     @property
+    def steps(self) -> list[int]:
+        """The trained steps."""
+        return sorted(self._steps)
+
+    @property
     def versions(self) -> list[int]:
         """The published versions."""
         return sorted(self._published)
