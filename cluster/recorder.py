@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -41,6 +42,7 @@ class Recorder:
         self._lock: IO[bytes] | None = None
         self._compacting: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
+        self._is_open = False
         self._ended_by: AntiphonError | None = None
 
     async def begin(self, incarnation: str, *, version: int, group: int) -> None:
@@ -50,22 +52,17 @@ class Recorder:
         """
         await self.record([start(incarnation, version=version, group=group)])
 
-    async def record(self, records: Sequence[Record], *, durable: bool = True) -> None:
+    async def record(self, records: Sequence[Record]) -> None:
         """Take all of these records in this order, and return when they are on the disk.
 
-        Without `durable` they are only given their place and reach the disk with the next that are. Raises
-        TrajectoryRefused, having taken none, where one comes from an actor that was declared dead.
+        Raises TrajectoryRefused, having taken none, where one comes from an actor that was declared dead.
         """
-        await self._open()
         self._require_open()
+        await self._open()
         self._sequencer.require_alive(records)
-        try:
+        with self._ended_by_errors():
             self._pending += [self._numbered(record) for record in records if self._sequencer.accept(record)]
-        except RecorderError as error:
-            self._ended_by = error
-            raise
-        if durable:
-            await self._commit()
+        await self._commit()
 
     async def close(self) -> None:
         """Write what is pending and make the last file Parquet. No record is taken after that."""
@@ -73,8 +70,9 @@ class Recorder:
         await self._commit()
         self._ended_by = RecorderError(str(self._folder), "the log is closed")
         async with self._writing:
-            await self._close_file()
-            await self._compacted()
+            with self._ended_by_errors():
+                await self._close_file()
+                await self._compacted()
         assert self._lock is not None
         self._lock.close()
 
@@ -86,18 +84,29 @@ class Recorder:
         self._num_records += 1
         return {"number": self._num_records - 1, "time_s": time.time(), **record}
 
+    @contextmanager
+    def _ended_by_errors(self) -> Iterator[None]:
+        """What the disk does not do, and what comes too early, ends the log."""
+        try:
+            yield
+        except AntiphonError as error:
+            self._ended_by = error
+            raise
+        except (OSError, pa.ArrowException) as error:
+            self._ended_by = RecorderError(str(self._folder), f"cannot be written ({error})")
+            raise self._ended_by from error
+
     async def _open(self) -> None:
         """Become the one writer and take up what the log holds; the first call does it, after a restart as well."""
+        if self._is_open:
+            return
         async with self._writing:
-            if self._lock is not None:
-                return
-            self._lock = await self._locked()
-            try:
-                await asyncio.to_thread(self._take_up)
-            except AntiphonError as error:
-                self._ended_by = error
-            except (OSError, pa.ArrowException) as error:
-                self._ended_by = RecorderError(str(self._folder), f"cannot be read ({error})")
+            self._require_open()
+            if not self._is_open:
+                with self._ended_by_errors():
+                    self._lock = await self._locked()
+                    await asyncio.to_thread(self._take_up)
+                self._is_open = True
 
     async def _locked(self) -> IO[bytes]:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -130,12 +139,9 @@ class Recorder:
             records, self._pending = self._pending, []
             self._require_open()
             if records:
-                try:
+                with self._ended_by_errors():
                     await asyncio.to_thread(self._append, records)
                     await self._rotate()
-                except (OSError, pa.ArrowException) as error:
-                    self._ended_by = RecorderError(str(self._folder), f"cannot be written ({error})")
-                    raise self._ended_by from error
 
     def _append(self, records: Sequence[Record]) -> None:
         assert self._file is not None

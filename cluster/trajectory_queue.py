@@ -66,8 +66,8 @@ class PromptOrder:
 class KeepsRecords(Protocol):
     """The recorder, as the queue sees it."""
 
-    def record(self, records: Sequence[records.Record], *, durable: bool = True) -> Awaitable[None]:
-        """Take these records in this order; where `durable`, return when they are on the disk."""
+    def record(self, records: Sequence[records.Record]) -> Awaitable[None]:
+        """Take these records in this order and return when they are on the disk."""
 
 
 class TrajectoryQueue:
@@ -119,7 +119,7 @@ class TrajectoryQueue:
                 first_new = self._next_group
                 tickets = [self._draw(owner) for _ in range(min(share, max_groups))]
                 new = [records.admit(ticket) for ticket in tickets if ticket.group >= first_new]
-                await self._record(new, durable=False)
+                await self._record(new)
                 self._open.update({ticket.admission_index: ticket for ticket in tickets})
                 return tickets
         finally:
@@ -148,9 +148,15 @@ class TrajectoryQueue:
         self._next_group += 1
         return Ticket(group, index, self._floor(index), self._run_seed, self._order.row(group), owner)
 
-    async def _record(self, new: Sequence[records.Record], *, durable: bool = True) -> None:
-        if self._recorder is not None and new:
-            await self._recorder.record(new, durable=durable)
+    async def _record(self, new: Sequence[records.Record]) -> None:
+        """Have it recorded. Raises DeadlineExceeded where that takes longer than a step may wait for its groups."""
+        if self._recorder is None or not new:
+            return
+        timeout_s = self._config.take_timeout_s
+        try:
+            await asyncio.wait_for(self._recorder.record(new), timeout_s)
+        except TimeoutError as error:
+            raise DeadlineExceeded("trajectory_queue", f"waited {timeout_s:g} s for the recorder") from error
 
     async def put(self, groups: Sequence[FinishedGroup]) -> None:
         """Hand in finished groups: all of them, or none and TrajectoryRefused where the owner no longer holds one or
@@ -207,7 +213,7 @@ class TrajectoryQueue:
         """Give a group up; the next prompt takes its number and its floor."""
         async with self._changed:
             self._require_held(ticket)
-            await self._record([records.void(ticket, reason)], durable=False)
+            await self._record([records.void(ticket, reason)])
             del self._open[ticket.admission_index]
             self._num_void += 1
             self._voided.append((ticket.group, reason))

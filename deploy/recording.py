@@ -5,10 +5,16 @@ What the rollout actors do the queue records. Knows neither the log's files nor 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cluster import records
+from cluster.records import Record
+from cluster.remote import within
 from cluster.trajectory_queue import KeepsRecords
 from cluster.weights import Manifest
 from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult
+
+RECORD_TIMEOUT_S = 600.0
 
 
 class RecordedLearners:
@@ -21,7 +27,7 @@ class RecordedLearners:
     async def step(self, step: int, groups: Groups) -> StepResult:
         """One step, recorded."""
         result = await self._learners.step(step, groups)
-        await self._recorder.record(records.train(step, groups))
+        await _record(self._recorder, records.train(step, groups))
         return result
 
 
@@ -35,4 +41,8 @@ class RecordedWeights:
     async def publish(self, manifest: Manifest) -> None:
         """Make a version available, then record with which checksums."""
         await self._weights.publish(manifest)
-        await self._recorder.record([records.publish(manifest)])
+        await _record(self._recorder, [records.publish(manifest)])
+
+
+async def _record(recorder: KeepsRecords, new: Sequence[Record]) -> None:
+    await within(recorder.record(new), RECORD_TIMEOUT_S, where="recorder", waited_for="the disk")

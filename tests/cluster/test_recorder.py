@@ -135,14 +135,6 @@ async def test_what_waits_together_is_written_with_one_wait_for_the_disk(
     assert len(kinds(tmp_path)) == 1 + 20 * 5
 
 
-async def test_what_need_not_be_durable_keeps_its_place_and_is_written_with_the_next(tmp_path: Path) -> None:
-    writer = await begun(tmp_path)
-    await writer.record([records.admit(ticket(0))], durable=False)
-    assert kinds(tmp_path) == ["START"]
-    await writer.record(list(records.finished(trajectory(0))))
-    assert kinds(tmp_path) == ["START", "ADMIT", "TOKENS", "TOKENS", "TOKENS", "SCORE"]
-
-
 async def test_a_repeated_call_changes_nothing(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     calls = [

@@ -195,12 +195,11 @@ class FakeRecorder:
         self.gate.set()
         self.error: TrajectoryRefused | None = None
 
-    async def record(self, records: Sequence[Record], *, durable: bool = True) -> None:
+    async def record(self, records: Sequence[Record]) -> None:
         if self.error is not None:
             raise self.error
         self.told += records
-        if durable:
-            await self.gate.wait()
+        await self.gate.wait()
 
     def kinds(self) -> list[str]:
         return [record["kind"] for record in self.told]
@@ -261,3 +260,10 @@ async def test_a_voided_group_and_its_replacement_are_recorded() -> None:
         ("VOID", 0, "the prompt is poisoned", None),
         ("ADMIT", 2, None, 0),
     ]
+
+
+async def test_a_recorder_that_does_not_answer_is_waited_for_until_a_deadline_and_named() -> None:
+    queue, recorder, (first, _) = await recorded_queue(take_timeout_s=0.02)
+    recorder.gate.clear()
+    with pytest.raises(DeadlineExceeded, match=r"trajectory_queue: waited 0\.02 s for the recorder"):
+        await queue.put([(first, finished(first))])

@@ -29,8 +29,7 @@ class Ring:
     async def publish(self, manifest: Manifest) -> None:
         self.events.append(f"publish {manifest.version}")
 
-    async def record(self, records: Sequence[Record], *, durable: bool = True) -> None:
-        assert durable
+    async def record(self, records: Sequence[Record]) -> None:
         self.events.append(records[0]["kind"])
         self.records += records
 
