@@ -1,4 +1,4 @@
-"""A whole asynchronous run, its recorder and then all of it killed on its way, replayed from its log: every version's bits and every token.
+"""A whole asynchronous run, its recorder and then all of it killed, replayed from its log to the bit and the token.
 
 Minutes, so `make chaos` runs it and `make test` does not.
 """
