@@ -84,6 +84,11 @@ class LearnerDied(LearnerError):
     """A learner's process is gone; `where` is its rank."""
 
 
+class RecorderError(AntiphonError):
+    """The log of a run cannot be written or read, or it holds something else than what happened; `where` is its
+    file, or what a record is about."""
+
+
 class FeedbackRefused(AntiphonError):
     """Feedback that cannot be stored as it is; `where` is the field that is wrong."""
 

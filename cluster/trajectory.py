@@ -123,7 +123,7 @@ _SEGMENT = pa.struct(
         ("actor", pa.string()),
     ]
 )
-_TURN = pa.struct([("start", pa.int32()), ("length", pa.int32()), ("reward", pa.float64())])
+TURN = pa.struct([("start", pa.int32()), ("length", pa.int32()), ("reward", pa.float64())])
 SCHEMA = pa.schema(
     [
         ("uid", pa.string()),
@@ -133,7 +133,7 @@ SCHEMA = pa.schema(
         ("mask", pa.list_(pa.bool_())),
         ("behavior_logprobs", pa.list_(pa.float32())),
         ("segments", pa.list_(_SEGMENT)),
-        ("turns", pa.list_(_TURN)),
+        ("turns", pa.list_(TURN)),
         ("reward", pa.float64()),
         ("reward_parts", pa.map_(pa.string(), pa.float64())),
         ("scorer_version", pa.string()),

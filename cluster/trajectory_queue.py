@@ -2,7 +2,8 @@
 
 Group i is trained in step i // B + 1, admitted once version i // B - L is published, and carries that version as its
 floor. A group that cannot be finished is voided and the next prompt takes its number and floor, so that always
-admitted = trained + void + open. Knows neither engines nor rewards; the recorder's durability comes on top.
+admitted = trained + void + open. Where it is given a recorder, everything it decides is recorded, and what was sampled
+and scored is on the disk before a step can take it. Knows neither engines nor rewards.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import asyncio
 import heapq
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
+from cluster import records
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import DeadlineExceeded, TrajectoryRefused
 from cluster.trajectory import FinishedGroup, Ticket, Trajectory
@@ -26,6 +28,11 @@ class QueuePosition:
 
     num_trained: int = 0
     num_void: int = 0
+
+    @property
+    def next_group(self) -> int:
+        """The number of the next prompt that is admitted."""
+        return self.num_trained + self.num_void
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,13 @@ class PromptOrder:
         return self._rows[self._permutation[place]]
 
 
+class KeepsRecords(Protocol):
+    """The recorder, as the queue sees it."""
+
+    def record(self, records: Sequence[records.Record]) -> Awaitable[None]:
+        """Take these records in this order and return when they are on the disk."""
+
+
 class TrajectoryQueue:
     """Admits prompts, collects their groups and hands each step its groups in admission order."""
 
@@ -67,18 +81,21 @@ class TrajectoryQueue:
         run_seed: int,
         num_steps: int,
         position: QueuePosition = QueuePosition(),
+        recorder: KeepsRecords | None = None,
     ) -> None:
         self._config = config
         self._order = PromptOrder(rows, run_seed)
         self._run_seed = run_seed
+        self._recorder = recorder
         self._num_groups = num_steps * config.groups_per_step
         self._num_trained = position.num_trained
         self._num_void = position.num_void
-        self._next_group = position.num_trained + position.num_void
+        self._next_group = position.next_group
         self._next_index = position.num_trained
         self._published_version: int | None = None
         self._reopened: list[tuple[int, Ticket | None]] = []
         self._open: dict[int, Ticket] = {}
+        self._arriving: dict[int, Ticket] = {}
         self._ready: dict[int, list[Trajectory]] = {}
         self._gone: set[str] = set()
         self._num_asking = 0
@@ -99,7 +116,10 @@ class TrajectoryQueue:
                 if owner in self._gone:
                     return []
                 share = math.ceil(self._num_admissible() / self._num_asking)
+                first_new = self._next_group
                 tickets = [self._draw(owner) for _ in range(min(share, max_groups))]
+                new = [records.admit(ticket) for ticket in tickets if ticket.group >= first_new]
+                await self._record(new)
                 self._open.update({ticket.admission_index: ticket for ticket in tickets})
                 return tickets
         finally:
@@ -128,17 +148,44 @@ class TrajectoryQueue:
         self._next_group += 1
         return Ticket(group, index, self._floor(index), self._run_seed, self._order.row(group), owner)
 
+    async def _record(self, new: Sequence[records.Record]) -> None:
+        """Have it recorded. Raises DeadlineExceeded where that takes longer than a step may wait for its groups."""
+        if self._recorder is None or not new:
+            return
+        timeout_s = self._config.take_timeout_s
+        try:
+            await asyncio.wait_for(self._recorder.record(new), timeout_s)
+        except TimeoutError as error:
+            raise DeadlineExceeded("trajectory_queue", f"waited {timeout_s:g} s for the recorder") from error
+
     async def put(self, groups: Sequence[FinishedGroup]) -> None:
         """Hand in finished groups: all of them, or none and TrajectoryRefused where the owner no longer holds one or
-        a record is bad."""
+        a record is bad. Returns when they are recorded; until then they are nobody's to hand over."""
         async with self._changed:
             for ticket, trajectories in groups:
                 self._require_held(ticket)
                 for trajectory in trajectories:
                     self._check(ticket, trajectory)
+            for ticket, _ in groups:
+                self._arriving[ticket.admission_index] = self._open.pop(ticket.admission_index)
+        try:
+            finished = [t for _, trajectories in groups for t in trajectories]
+            await self._record([record for trajectory in finished for record in records.finished(trajectory)])
+        except BaseException:
+            await self._arrived(groups, reopened=True)
+            raise
+        await self._arrived(groups, reopened=False)
+
+    async def _arrived(self, groups: Sequence[FinishedGroup], *, reopened: bool) -> None:
+        """Groups are recorded and wait for their step, or are not and fall free for others."""
+        async with self._changed:
             for ticket, trajectories in groups:
-                del self._open[ticket.admission_index]
-                self._ready[ticket.admission_index] = list(trajectories)
+                index = ticket.admission_index
+                held = self._arriving.pop(index)
+                if reopened:
+                    heapq.heappush(self._reopened, (index, held))
+                else:
+                    self._ready[index] = list(trajectories)
             self._changed.notify_all()
 
     def _require_held(self, ticket: Ticket) -> None:
@@ -166,6 +213,7 @@ class TrajectoryQueue:
         """Give a group up; the next prompt takes its number and its floor."""
         async with self._changed:
             self._require_held(ticket)
+            await self._record([records.void(ticket, reason)])
             del self._open[ticket.admission_index]
             self._num_void += 1
             self._voided.append((ticket.group, reason))
@@ -181,6 +229,11 @@ class TrajectoryQueue:
                 heapq.heappush(self._reopened, (index, self._open.pop(index)))
             self._changed.notify_all()
             return indices
+
+    async def declare_dead(self, owner: str) -> list[int]:
+        """Hand over what `owner` holds, and have nothing recorded any more that it sends."""
+        await self._record([records.fence(owner)])
+        return await self.hand_over(owner)
 
     async def take(self, step: int) -> list[list[Trajectory]]:
         """The groups of `step` in admission order; waits for the rollout actors' `put`.
@@ -199,7 +252,8 @@ class TrajectoryQueue:
         return [[replace(t, step=step) for t in group] for group in groups]
 
     def _missing(self, step: int, missing: list[int]) -> str:
-        holders = {i: self._open[i].owner if i in self._open else "nobody" for i in missing[:8]}
+        held = self._open | self._arriving
+        holders = {i: held[i].owner if i in held else "nobody" for i in missing[:8]}
         names = ", ".join(f"group {i} (held by {holder})" for i, holder in holders.items())
         return f"step {step} waited {self._config.take_timeout_s:g} s for {len(missing)} groups: {names}"
 
@@ -211,7 +265,8 @@ class TrajectoryQueue:
 
     async def counts(self) -> QueueCounts:
         """The ledger now. Groups waiting in the queue, held by an actor or between actors are open."""
-        num_open = len(self._open) + len(self._ready) + sum(ticket is not None for _, ticket in self._reopened)
+        num_held = len(self._open) + len(self._arriving) + len(self._ready)
+        num_open = num_held + sum(ticket is not None for _, ticket in self._reopened)
         num_admitted = self._num_trained + self._num_void + num_open
         return QueueCounts(num_admitted, self._num_trained, self._num_void, num_open)
 

@@ -247,6 +247,28 @@ def chat(
     talk(directory, prompt)
 
 
+@app.command()
+def replay(
+    run: Run,
+    steps: Annotated[str | None, typer.Option(metavar="A:B", help="These alone, from the checkpoint before.")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Sample every segment again as well.")] = False,
+    what_if: Annotated[
+        list[str] | None, typer.Option(metavar="LINE", help="Train with another learner setting; a line of TOML.")
+    ] = None,
+) -> None:
+    """Train what a run has recorded again and compare every version, bit for bit.
+
+    The first step that differs is named and ends the command with 1. Other settings are no replay: their curves are
+    shown beside the recorded ones.
+
+    [dim]antiphon replay runs/letters --what-if 'learner.clip = 0.1'[/dim]
+    """
+    directory = require_run(run)
+    from deploy.replay import replay as again
+
+    again(directory, steps=steps, what_if=what_if or (), tokens=tokens)
+
+
 app.add_typer(reward_commands)
 
 

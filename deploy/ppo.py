@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.recorder import Recorder
 from cluster.remote import RemoteActor, start_actor
 from cluster.supervision import RunControl, control_name
 from cluster.trajectory import write_trajectories
@@ -21,7 +23,9 @@ from cluster.trajectory_queue import QueueCounts, QueuePosition, TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.evaluate import HeldOut
 from deploy.healing import NUM_RESTARTS, HealedLearners
+from deploy.recording import RecordedLearners, RecordedWeights
 from deploy.reward_watch import watch_rewards
+from deploy.run_directory import RECORDS
 from deploy.session import Session, dtype_of
 from deploy.stages import policy_path, prompt_rows
 from learner.learner_group import PPOLearnerGroup
@@ -66,6 +70,7 @@ async def run_ppo(session: Session) -> None:
     try:
         await ring.turn()
         await ring.learners.save_policy(session.run.path / "policy")
+        await ring.recorder.close()
     finally:
         await ring.learners.shutdown()
 
@@ -81,6 +86,13 @@ async def _close_ring(session: Session, resume: Path | None, started: float) -> 
         registered_as=control_name(config.run.name),
         log_path=session.log_path("run_control"),
     )
+    recorder = start_actor(
+        Recorder,
+        session.run.path / RECORDS,
+        name="recorder",
+        log_path=session.log_path("recorder"),
+        here_and_again=True,
+    )
     queue = start_actor(
         TrajectoryQueue,
         config.trajectory_queue,
@@ -88,27 +100,37 @@ async def _close_ring(session: Session, resume: Path | None, started: float) -> 
         run_seed=config.run.seed,
         num_steps=config.learner.num_steps,
         position=position,
+        recorder=recorder,
         name="trajectory_queue",
         log_path=session.log_path("trajectory_queue"),
     )
     store = start_actor(WeightStore, name="weight_store", log_path=session.log_path("weight_store"))
     first_step = position.num_trained // config.trajectory_queue.groups_per_step + 1
-    learners = await _start_parts(session, resume, first_step)
-    return Ring(session, control, queue, store, learners, first_step, started)
+    learners = await _start_parts(session, recorder, resume, first_step, position)
+    return Ring(session, control, queue, store, recorder, learners, first_step, started)
 
 
-async def _start_parts(session: Session, resume: Path | None, first_step: int) -> PPOLearnerGroup:
-    """Engines, reward service and learner group start side by side; one that fails ends the others' start."""
+async def _start_parts(
+    session: Session, recorder: RemoteActor, resume: Path | None, first_step: int, position: QueuePosition
+) -> PPOLearnerGroup:
+    """Engines, reward service, log and learner group start side by side; one that fails ends the others' start."""
     policy = policy_path(session.config, session.run.path)
     async with asyncio.TaskGroup() as starting:
         starting.create_task(session.rollout_actors(session.config.rollout_actors.num_actors, policy))
         starting.create_task(session.rewards())
+        starting.create_task(_begin(recorder, first_step - 1, position))
         with session.start_up.phase("learner_group"):
-            learners = await _start_learners(session, resume, first_step)
+            learners = await start_learners(session, resume, first_step)
     return learners
 
 
-async def _start_learners(session: Session, checkpoint: Path | None, first_step: int) -> PPOLearnerGroup:
+async def _begin(recorder: RemoteActor, version: int, position: QueuePosition) -> None:
+    """Tell the log that this command begins the run or goes on with it."""
+    await recorder.begin(uuid.uuid4().hex, version=version, group=position.next_group)
+
+
+async def start_learners(session: Session, checkpoint: Path | None, first_step: int) -> PPOLearnerGroup:
+    """The learner group of a run, at version `first_step` - 1: the checkpoint's, or else that which PPO starts from."""
     config, policy = session.config, policy_path(session.config, session.run.path)
     return await PPOLearnerGroup.start(
         config.learner,
@@ -133,6 +155,7 @@ class Ring:
         control: RemoteActor,
         queue: RemoteActor,
         store: RemoteActor,
+        recorder: RemoteActor,
         learners: PPOLearnerGroup,
         first_step: int,
         started: float,
@@ -140,8 +163,9 @@ class Ring:
         self._session = session
         self._control = control
         self._queue = queue
-        self._weights = PublishedWeights(store, queue)
+        self._weights = RecordedWeights(PublishedWeights(store, queue), recorder)
         self._store = store
+        self.recorder = recorder
         self._first_step = first_step
         self._started = self._ready = started
         before = session.run.last_ppo_step()
@@ -151,7 +175,7 @@ class Ring:
         self._recording: asyncio.Task[None] | None = None
         self.learners = HealedLearners(
             learners,
-            partial(_start_learners, session),
+            partial(start_learners, session),
             config=session.config.learner,
             run=session.run,
             version=first_step - 1,
@@ -177,7 +201,7 @@ class Ring:
             async with asyncio.TaskGroup() as parts:
                 parts.create_task(
                     self._session.pool.supervise(
-                        work, lost=self._queue.hand_over, wanted=self._control.wait_num_rollout_actors
+                        work, lost=self._queue.declare_dead, wanted=self._control.wait_num_rollout_actors
                     )
                 )
                 parts.create_task(self._train(parts))
@@ -191,7 +215,7 @@ class Ring:
         await train(
             first_step=self._first_step,
             num_steps=self._session.config.learner.num_steps,
-            learners=Watched(self.learners, self._session),
+            learners=RecordedLearners(Watched(self.learners, self._session), self.recorder),
             queue=self._queue,
             weights=self._weights,
             report=report,

@@ -127,8 +127,12 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-def load_run_config(path: Path, overrides: Sequence[str] = (), *, beside: bool = True) -> RunConfig:
+def load_run_config(
+    path: Path, overrides: Sequence[str] = (), *, beside: bool = True, option: str = "--set"
+) -> RunConfig:
     """Read a run file, then each override: one more line of TOML, such as ``learner.learning_rate = 5e-7``.
+
+    `option` is what an override was given with.
 
     A relative path to a model or a data set is looked for beside the run file first, then in the working directory
     (with `beside=False`, as for the resolved file in a run directory, only there). It is kept relative to the working
@@ -137,7 +141,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = (), *, beside: bool =
     """
     settings = _read(path)
     for line in overrides:
-        settings = _merged(settings, _parse_line(line))
+        settings = _merged(settings, _parse_line(line, option))
     config = _validated(settings)
     config = _with_paths(config, path.parent if beside else Path())
     if not config.run.name:
@@ -160,12 +164,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(str(path), f"not TOML: {error}") from error
 
 
-def _parse_line(line: str) -> dict[str, Any]:
+def _parse_line(line: str, option: str) -> dict[str, Any]:
     try:
         return tomllib.loads(line)
     except tomllib.TOMLDecodeError as error:
         hint = "; text needs quotes" if "value" in str(error).lower() else ""
-        raise InputError("--set", f"{line!r} is not a line of TOML ({error}{hint})") from error
+        raise InputError(option, f"{line!r} is not a line of TOML ({error}{hint})") from error
 
 
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class UnderWay:
     temperature: float
     min_policy_version: int
     future: asyncio.Future[SampledResponse]
+    first_seed: int | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
@@ -51,7 +52,8 @@ class UnderWay:
 
     def request(self, id_: str) -> SamplingRequest:
         """Begin the next segment: go on from prompt + partial response with a seed of the segment's own."""
-        self.seed = segment_seed(self.uid, len(self.segments))
+        given = None if self.segments else self.first_seed
+        self.seed = segment_seed(self.uid, len(self.segments)) if given is None else given
         self.segment_start = len(self.token_ids)
         return SamplingRequest(
             id=id_,

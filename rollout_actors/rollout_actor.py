@@ -21,7 +21,7 @@ from cluster.trajectory import FinishedGroup, Ticket
 from cluster.weights import Manifest
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.deliveries import Deliveries
-from rollout_actors.engine import GenerationEngine
+from rollout_actors.engine import GenerationEngine, SamplingRequest
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse
 from rollout_actors.reward_client import RewardClient
@@ -269,6 +269,27 @@ class RolloutActor:
             for place, (text, s) in enumerate(zip(texts, sampled, strict=True))
         ]
         return [responses[i * num : (i + 1) * num] for i in range(len(prompts))]
+
+    async def go_on(self, requests: Sequence[SamplingRequest]) -> list[list[int]]:
+        """The tokens that follow each request's, sampled under the loaded weights from its own seed."""
+        sampled = await asyncio.gather(
+            *(
+                self._engine.sample(
+                    request.id,
+                    request.token_ids,
+                    max_tokens=request.max_tokens,
+                    temperature=request.temperature,
+                    seed=request.seed,
+                )
+                for request in requests
+            )
+        )
+        return [response.token_ids for response in sampled]
+
+    async def load_published(self, manifest: Manifest) -> None:
+        """Load a version from where it was published, unproved; for use outside `run`."""
+        tensors = await asyncio.to_thread(self._fetch_tensors, manifest)
+        await self._engine.load(tensors, version=manifest.version)
 
     async def load_policy(self, path: str, *, version: int = UNLOADED_VERSION) -> None:
         """Load the weights of a Hugging Face folder under the label `version`; for use outside `run`.

@@ -112,13 +112,15 @@ class EngineThread:
         max_tokens: int,
         temperature: float,
         min_policy_version: int = UNLOADED_VERSION,
+        seed: int | None = None,
     ) -> SampledResponse:
         """Sample one response; waits until weights of at least `min_policy_version` are loaded.
 
-        Cancelling the call forgets the response. The tokens depend on uid, prompt and weights alone.
+        Cancelling the call forgets the response. The tokens depend on uid, prompt and weights alone; with a `seed`,
+        which the first segment then has, on that and not on the uid.
         """
         response = UnderWay(
-            uid, list(prompt_token_ids), max_tokens, temperature, min_policy_version, self._new_future()
+            uid, list(prompt_token_ids), max_tokens, temperature, min_policy_version, self._new_future(), seed
         )
         self._put(lambda: self._waiting.append(response))
         try:

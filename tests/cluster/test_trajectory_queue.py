@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import DeadlineExceeded, TrajectoryRefused
+from cluster.records import Record
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn
 from cluster.trajectory_queue import PromptOrder, QueuePosition, TrajectoryQueue
 
@@ -182,3 +184,86 @@ async def test_a_call_that_an_actor_left_behind_when_it_died_is_granted_nothing(
     await queue.published(0)
     assert await left_behind == []
     assert (await queue.counts()).num_open == 0
+
+
+class FakeRecorder:
+    """Keeps what it is told, and says so once `gate` is open; raises `error` instead, where there is one."""
+
+    def __init__(self) -> None:
+        self.told: list[Record] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: TrajectoryRefused | None = None
+
+    async def record(self, records: Sequence[Record]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.told += records
+        await self.gate.wait()
+
+    def kinds(self) -> list[str]:
+        return [record["kind"] for record in self.told]
+
+
+async def recorded_queue(**kwargs) -> tuple[TrajectoryQueue, FakeRecorder, list[Ticket]]:
+    """A queue whose first step's groups are held by `a`, and its recorder."""
+    recorder = FakeRecorder()
+    queue = make_queue(max_policy_lag=0, recorder=recorder, **kwargs)
+    await queue.published(0)
+    return queue, recorder, await admit_all(queue)
+
+
+async def test_a_step_takes_no_group_before_it_is_recorded() -> None:
+    queue, recorder, tickets = await recorded_queue()
+    recorder.gate.clear()
+    putting = asyncio.create_task(queue.put([(ticket, finished(ticket)) for ticket in tickets]))
+    taking = asyncio.create_task(queue.take(1))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (putting.done(), taking.done(), (await queue.counts()).num_open) == (False, False, 2)
+    recorder.gate.set()
+    assert len(await taking) == 2
+    assert recorder.kinds() == ["ADMIT", "ADMIT", "TOKENS", "SCORE", "TOKENS", "SCORE"]
+    assert [r["group"] for r in recorder.told[:2]] == [0, 1]
+
+
+async def test_what_is_being_recorded_when_its_actor_dies_is_not_sampled_again() -> None:
+    queue, recorder, (first, _) = await recorded_queue()
+    recorder.gate.clear()
+    putting = asyncio.create_task(queue.put([(first, finished(first))]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    dying = asyncio.create_task(queue.declare_dead("a"))
+    recorder.gate.set()
+    assert await dying == [1]
+    await putting
+    assert [ticket.group for ticket in await admit_all(queue, "b")] == [1]
+    assert recorder.kinds() == ["ADMIT", "ADMIT", "TOKENS", "SCORE", "FENCE"]
+
+
+async def test_what_the_recorder_refuses_falls_free_for_others() -> None:
+    queue, recorder, (first, _) = await recorded_queue()
+    recorder.error = TrajectoryRefused(first.uid(0), "a was declared dead before it sent this")
+    with pytest.raises(TrajectoryRefused, match="declared dead"):
+        await queue.put([(first, finished(first))])
+    recorder.error = None
+    again = await admit_all(queue, "b")
+    assert [(ticket.group, ticket.owner) for ticket in again] == [(0, "b")]
+    assert recorder.kinds() == ["ADMIT", "ADMIT"], "it was admitted once"
+
+
+async def test_a_voided_group_and_its_replacement_are_recorded() -> None:
+    queue, recorder, (first, _) = await recorded_queue(num_steps=1)
+    await queue.void(first, "the prompt is poisoned")
+    await admit_all(queue)
+    assert [(r["kind"], r["group"], r.get("reason"), r.get("admission_index")) for r in recorder.told[2:]] == [
+        ("VOID", 0, "the prompt is poisoned", None),
+        ("ADMIT", 2, None, 0),
+    ]
+
+
+async def test_a_recorder_that_does_not_answer_is_waited_for_until_a_deadline_and_named() -> None:
+    queue, recorder, (first, _) = await recorded_queue(take_timeout_s=0.02)
+    recorder.gate.clear()
+    with pytest.raises(DeadlineExceeded, match=r"trajectory_queue: waited 0\.02 s for the recorder"):
+        await queue.put([(first, finished(first))])

@@ -1,0 +1,177 @@
+"""The files of an append-only log: Arrow IPC streams with a checksum for every record batch, Parquet once closed.
+
+`records-NNNNNN.arrows` is written batch by batch, each on the disk before the next begins, so that only the last one
+of a file can be torn: a file cut anywhere is read to its last whole batch, and nothing is ever appended to an old file.
+A closed one becomes `records-NNNNNN.parquet`. Knows what a column is called and no kind of record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.errors import RecorderError
+from cluster.records import SCHEMA, Record
+
+STREAM, CLOSED = ".arrows", ".parquet"
+CHECKSUM = b"blake2b"
+VERSION = b"antiphon_records"
+
+
+class LogFile:
+    """One file of the log, being written. Its methods block: the disk is waited for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("xb", buffering=0)
+        self._writer = pa.ipc.new_stream(self._file, SCHEMA)
+        self._sync()
+        sync_folder(path.parent)
+
+    @property
+    def size_bytes(self) -> int:
+        """What is on the disk."""
+        return self._file.tell()
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write one batch; on the disk when this returns."""
+        batch = pa.RecordBatch.from_pylist(records, schema=SCHEMA)
+        self._writer.write_batch(batch, custom_metadata={CHECKSUM: _checksum(batch)})
+        self._sync()
+
+    def close(self) -> None:
+        """End the stream: nothing more is written here."""
+        self._writer.close()
+        self._sync()
+        self._file.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+
+def _checksum(batch: pa.RecordBatch) -> bytes:
+    """Over the batch as it is written."""
+    return hashlib.blake2b(batch.serialize(), digest_size=16).hexdigest().encode()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk know the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def next_path(folder: Path) -> Path:
+    """Where the next file of the log goes."""
+    last = max((int(name.removeprefix("records-")) for name in _names(folder)), default=-1)
+    return folder / f"records-{last + 1:06d}{STREAM}"
+
+
+def open_streams(folder: Path) -> list[Path]:
+    """The files that were never closed, or not yet made Parquet."""
+    return sorted(folder.glob(f"records-*{STREAM}"))
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted({path.stem for ending in (STREAM, CLOSED) for path in folder.glob(f"records-*{ending}")})
+
+
+def compact(stream: Path) -> None:
+    """Make Parquet of a file that nobody writes to any more, whole or not at all; one without records is deleted."""
+    table = _read_stream(stream)
+    if table.num_rows:
+        partial = stream.with_suffix(".partial")
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(stream.with_suffix(CLOSED))
+        sync_folder(stream.parent)
+    stream.unlink()
+
+
+def read_log(folder: Path, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
+    """Every record of a log, in order, with these columns of SCHEMA; those that an older writer did not know are null.
+
+    Raises RecorderError naming the file that is damaged, or the records that are missing.
+    """
+    wanted = list(dict.fromkeys(["number", *columns]))
+    tables = [_conformed(_read(folder, name, wanted), wanted, folder / name) for name in _names(folder)]
+    schema = pa.schema([SCHEMA.field(name) for name in wanted])
+    table = pa.concat_tables([schema.empty_table(), *tables])
+    numbers = table["number"].to_numpy()
+    wrong = np.flatnonzero(numbers != np.arange(len(numbers)))
+    if len(wrong):
+        raise RecorderError(str(folder), f"record {wrong[0]} is missing: {numbers[wrong[0]]} stands in its place")
+    return table
+
+
+def _read(folder: Path, name: str, columns: Sequence[str]) -> pa.Table:
+    """One file: the stream, or the Parquet that it has become meanwhile."""
+    try:
+        return _read_stream(folder / f"{name}{STREAM}")
+    except FileNotFoundError:
+        path = folder / f"{name}{CLOSED}"
+    try:
+        known = set(pq.read_schema(path).names)
+        return pq.read_table(path, columns=[c for c in columns if c in known], page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise RecorderError(str(path), f"is damaged ({_first_line(error)})") from error
+
+
+def _read_stream(path: Path) -> pa.Table:
+    batches = list(whole_batches(path.read_bytes(), path))
+    return pa.Table.from_batches(batches) if batches else SCHEMA.empty_table()
+
+
+def whole_batches(data: bytes, where: Path) -> Iterator[pa.RecordBatch]:
+    """The batches in a stream's bytes, up to one that is torn.
+
+    Raises RecorderError where an altered one is not the last: that was no crash.
+    """
+    source = pa.BufferReader(data)
+    try:
+        reader = pa.ipc.open_stream(source)
+    except (OSError, pa.ArrowException):
+        return
+    while True:
+        try:
+            batch, metadata = reader.read_next_batch_with_custom_metadata()
+            batch.validate(full=True)
+            is_whole = metadata[CHECKSUM] == _checksum(batch)
+        except StopIteration:
+            return
+        except (OSError, pa.ArrowException):
+            is_whole = False
+        if is_whole:
+            yield batch
+        elif source.tell() < len(data):
+            raise RecorderError(str(where), f"is damaged before byte {source.tell():,}")
+        else:
+            return
+
+
+def _conformed(table: pa.Table, columns: Sequence[str], where: Path) -> pa.Table:
+    """The columns in the types of SCHEMA, whoever wrote them."""
+    version = (table.schema.metadata or {}).get(VERSION)
+    if version != SCHEMA.metadata[VERSION]:
+        raise RecorderError(str(where), f"holds records of version {version!r}, not {SCHEMA.metadata[VERSION]!r}")
+    arrays = []
+    for field in (SCHEMA.field(name) for name in columns):
+        try:
+            known = field.name in table.column_names
+            arrays.append(table[field.name].cast(field.type) if known else pa.nulls(len(table), field.type))
+        except pa.ArrowException as error:
+            raise RecorderError(str(where), f"{field.name} is no {field.type} ({_first_line(error)})") from error
+    return pa.table(arrays, schema=pa.schema([SCHEMA.field(name) for name in columns]))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "empty")

@@ -1,0 +1,168 @@
+"""The flight recorder: the one writer of a run's log, which gives everything that happened its place.
+
+A plain class with async methods that runs as an async Ray actor; Ray starts it again when its process dies, and it
+goes on from its own log. Calls may be repeated: what is recorded already changes nothing. Records that wait together
+are written with one wait for the disk, off the event loop. Knows no queue, no engine and no learner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+
+from cluster.errors import AntiphonError, RecorderError
+from cluster.record_log import LogFile, compact, next_path, open_streams, read_log
+from cluster.records import Record, start
+from cluster.sequencer import COLUMNS, Sequencer
+
+MAX_FILE_BYTES = 64 * 2**20
+"""A file of the log is closed once it holds this much."""
+LOCK_WAIT_S = 30.0
+"""How long the recorder of a command that was killed may take to go."""
+LOCK_RETRY_S = 0.1
+
+
+class Recorder:
+    """Appends to the log in `folder`. Any error of the disk is the end: every later call raises it."""
+
+    def __init__(self, folder: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+        self._folder = folder
+        self._max_file_bytes = max_file_bytes
+        self._sequencer = Sequencer()
+        self._num_records = 0
+        self._pending: list[Record] = []
+        self._file: LogFile | None = None
+        self._lock: IO[bytes] | None = None
+        self._compacting: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
+        self._is_open = False
+        self._ended_by: AntiphonError | None = None
+
+    async def begin(self, incarnation: str, *, version: int, group: int) -> None:
+        """A command, which calls itself `incarnation`, begins the run or goes on with it after `version`.
+
+        What the log holds of later versions, and of groups from `group` on, is done again.
+        """
+        await self.record([start(incarnation, version=version, group=group)])
+
+    async def record(self, records: Sequence[Record]) -> None:
+        """Take all of these records in this order, and return when they are on the disk.
+
+        Raises TrajectoryRefused, having taken none, where one comes from an actor that was declared dead.
+        """
+        self._require_open()
+        await self._open()
+        self._sequencer.require_alive(records)
+        with self._ended_by_errors():
+            self._pending += [self._numbered(record) for record in records if self._sequencer.accept(record)]
+        await self._commit()
+
+    async def close(self) -> None:
+        """Write what is pending and make the last file Parquet. No record is taken after that."""
+        await self._open()
+        await self._commit()
+        self._ended_by = RecorderError(str(self._folder), "the log is closed")
+        async with self._writing:
+            with self._ended_by_errors():
+                await self._close_file()
+                await self._compacted()
+        assert self._lock is not None
+        self._lock.close()
+
+    def _require_open(self) -> None:
+        if self._ended_by is not None:
+            raise self._ended_by
+
+    def _numbered(self, record: Record) -> Record:
+        self._num_records += 1
+        return {"number": self._num_records - 1, "time_s": time.time(), **record}
+
+    @contextmanager
+    def _ended_by_errors(self) -> Iterator[None]:
+        """What the disk does not do, and what comes too early, ends the log."""
+        try:
+            yield
+        except AntiphonError as error:
+            self._ended_by = error
+            raise
+        except (OSError, pa.ArrowException) as error:
+            self._ended_by = RecorderError(str(self._folder), f"cannot be written ({error})")
+            raise self._ended_by from error
+
+    async def _open(self) -> None:
+        """Become the one writer and take up what the log holds; the first call does it, after a restart as well."""
+        if self._is_open:
+            return
+        async with self._writing:
+            self._require_open()
+            if not self._is_open:
+                with self._ended_by_errors():
+                    self._lock = await self._locked()
+                    await asyncio.to_thread(self._take_up)
+                self._is_open = True
+
+    async def _locked(self) -> IO[bytes]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = (self._folder / ".lock").open("ab")
+        give_up_at = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > give_up_at:
+                    lock.close()
+                    raise RecorderError(str(self._folder), "another recorder writes to this log") from error
+            else:
+                return lock
+            await asyncio.sleep(LOCK_RETRY_S)
+
+    def _take_up(self) -> None:
+        table = read_log(self._folder, COLUMNS)
+        self._num_records = len(table)
+        starts = [i for i, kind in enumerate(table["kind"].to_pylist()) if kind == "START"]
+        for record in table.slice(starts[-1] if starts else 0).to_pylist():
+            self._sequencer.accept(record)
+        for stream in open_streams(self._folder):
+            compact(stream)
+        self._file = LogFile(next_path(self._folder))
+
+    async def _commit(self) -> None:
+        """Return when everything pending is on the disk. Whoever comes first writes for all who wait behind it."""
+        async with self._writing:
+            records, self._pending = self._pending, []
+            self._require_open()
+            if records:
+                with self._ended_by_errors():
+                    await asyncio.to_thread(self._append, records)
+                    await self._rotate()
+
+    def _append(self, records: Sequence[Record]) -> None:
+        assert self._file is not None
+        self._file.append(records)
+
+    async def _rotate(self) -> None:
+        """Close a file that is full, begin another, and make the closed one Parquet meanwhile."""
+        assert self._file is not None
+        if self._file.size_bytes >= self._max_file_bytes:
+            await self._close_file()
+            self._file = await asyncio.to_thread(LogFile, next_path(self._folder))
+
+    async def _close_file(self) -> None:
+        """The one before is Parquet by then."""
+        await self._compacted()
+        if self._file is not None:
+            file, self._file = self._file, None
+            await asyncio.to_thread(file.close)
+            self._compacting = asyncio.create_task(asyncio.to_thread(compact, file.path))
+
+    async def _compacted(self) -> None:
+        compacting, self._compacting = self._compacting, None
+        if compacting is not None:
+            await compacting

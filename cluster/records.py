@@ -1,0 +1,205 @@
+"""What the flight recorder writes down: one row of one schema for everything that happened in a run.
+
+| kind | one for | says |
+|---|---|---|
+| START | a command | the run goes on after `version`; later steps, and groups from `group` on, are done again |
+| ADMIT | a group | its number (`admission_index`), prompt, run's seed and floor |
+| TOKENS | a closed segment | its tokens, their log-probabilities, version, seed, the actor and its generation |
+| SCORE | a trajectory | its reward with parts and scorer version, turns and finish reason; its segments are complete |
+| VOID | a group | why it was given up |
+| TRAIN | a trajectory | step, and position in the step's batch |
+| PUBLISH | a version | (incarnation of the learner, number, checksum of every tensor) |
+| FENCE | an actor | this generation of it, and those before, were declared dead |
+
+A column is null where a kind does not use it; each field of `SCHEMA` says under `help` what it holds. SCHEMA_VERSION
+changes when a column changes its meaning; new columns and kinds do not change it. Knows no file and no order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.errors import TrajectoryRefused
+from cluster.trajectory import TURN, Segment, Ticket, Trajectory, Turn
+from cluster.weights import Manifest
+
+SCHEMA_VERSION = b"1"
+Record = dict[str, Any]
+"""Columns by name; those left out are null."""
+
+
+def _column(name: str, kind: pa.DataType, what: str) -> pa.Field:
+    return pa.field(name, kind, metadata={b"help": what.encode()})
+
+
+SCHEMA = pa.schema(
+    [
+        _column("number", pa.int64(), "place of the record in the log, from 0"),
+        _column("time_s", pa.float64(), "when the recorder took it, seconds since 1970"),
+        _column("kind", pa.string(), "START, ADMIT, TOKENS, SCORE, VOID, TRAIN, PUBLISH or FENCE"),
+        _column("incarnation", pa.string(), "START: of the command; PUBLISH: of the learner"),
+        _column("version", pa.int64(), "START, PUBLISH: policy version"),
+        _column("group", pa.int64(), "START: the first group still to come; else the group it is about"),
+        _column("uid", pa.string(), "TOKENS, SCORE, TRAIN: the trajectory; ADMIT, VOID: the first of its group"),
+        _column("admission_index", pa.int64(), "ADMIT, SCORE: place in training"),
+        _column("prompt", pa.string(), "ADMIT: the prompt's text"),
+        _column("seed", pa.int64(), "ADMIT: the run's; TOKENS: the segment's"),
+        _column("min_policy_version", pa.int64(), "ADMIT: no token may be of an older version"),
+        _column("segment", pa.int32(), "TOKENS: number of the segment in its trajectory"),
+        _column("given_token_ids", pa.list_(pa.int32()), "TOKENS, SCORE: what stands before and was not sampled"),
+        _column("token_ids", pa.list_(pa.int32()), "TOKENS: what was sampled"),
+        _column("logprobs", pa.list_(pa.float32()), "TOKENS: log-probability of each, in nats"),
+        _column("policy_version", pa.int64(), "TOKENS: the version that sampled them"),
+        _column("actor", pa.string(), "TOKENS, FENCE: the actor"),
+        _column("generation", pa.int64(), "TOKENS, FENCE: how often it had been replaced"),
+        _column("task", pa.string(), "SCORE: name of the run"),
+        _column("reward", pa.float64(), "SCORE: what the scorer gave"),
+        _column("reward_parts", pa.map_(pa.string(), pa.float64()), "SCORE: what it is made of"),
+        _column("scorer_version", pa.string(), "SCORE: what gave it"),
+        _column("turns", pa.list_(TURN), "SCORE: the responses in the conversation, with their own rewards"),
+        _column("finish_reason", pa.string(), "SCORE: stop or length"),
+        _column("reason", pa.string(), "VOID: why"),
+        _column("step", pa.int64(), "TRAIN: the step"),
+        _column("position", pa.int64(), "TRAIN: place in its batch"),
+        _column("checksums", pa.map_(pa.string(), pa.string()), "PUBLISH: of every tensor, by its name"),
+    ],
+    metadata={b"antiphon_records": SCHEMA_VERSION},
+)
+
+
+def start(incarnation: str, *, version: int, group: int) -> Record:
+    """A command begins a run, or goes on with it after `version`."""
+    return {"kind": "START", "incarnation": incarnation, "version": version, "group": group}
+
+
+def admit(ticket: Ticket) -> Record:
+    """A prompt was admitted."""
+    return {
+        "kind": "ADMIT",
+        "group": ticket.group,
+        "uid": ticket.uid(0),
+        "admission_index": ticket.admission_index,
+        "prompt": ticket.row["prompt"],
+        "seed": ticket.run_seed,
+        "min_policy_version": ticket.min_policy_version,
+    }
+
+
+def finished(trajectory: Trajectory) -> Iterator[Record]:
+    """The TOKENS of each segment, then the SCORE.
+
+    Raises TrajectoryRefused where segments are not in order: what stands before one could not be told.
+    """
+    trajectory.check()
+    end = 0
+    for number, segment in enumerate(trajectory.segments):
+        if segment.start < end:
+            raise TrajectoryRefused(trajectory.uid, f"segment {number} starts before the one before it ends")
+        yield _tokens(trajectory, number, segment, trajectory.token_ids[end : segment.start])
+        end = segment.start + segment.length
+    yield {
+        "kind": "SCORE",
+        "group": trajectory.group,
+        "uid": trajectory.uid,
+        "admission_index": trajectory.admission_index,
+        "given_token_ids": trajectory.token_ids[end:],
+        "task": trajectory.task,
+        "reward": trajectory.reward,
+        "reward_parts": list(trajectory.reward_parts.items()),
+        "scorer_version": trajectory.scorer_version,
+        "turns": [{name: getattr(turn, name) for name in Turn.__slots__} for turn in trajectory.turns],
+        "finish_reason": trajectory.finish_reason,
+    }
+
+
+def _tokens(trajectory: Trajectory, number: int, segment: Segment, given: Sequence[int]) -> Record:
+    span = slice(segment.start, segment.start + segment.length)
+    actor, generation = actor_generation(segment.actor)
+    return {
+        "kind": "TOKENS",
+        "group": trajectory.group,
+        "uid": trajectory.uid,
+        "segment": number,
+        "given_token_ids": given,
+        "token_ids": trajectory.token_ids[span],
+        "logprobs": trajectory.behavior_logprobs[span],
+        "policy_version": segment.policy_version,
+        "seed": segment.seed,
+        "actor": actor,
+        "generation": generation,
+    }
+
+
+def to_trajectory(tokens: Sequence[Record], score: Record, *, step: int) -> Trajectory:
+    """The trajectory that `finished` took apart, as it was trained in `step`."""
+    token_ids, mask, logprobs, segments = list[int](), list[bool](), list[float](), list[Segment]()
+    for record in tokens:
+        given, sampled = record["given_token_ids"], record["token_ids"]
+        actor = actor_name(record["actor"], record["generation"])
+        start = len(token_ids) + len(given)
+        segments.append(Segment(record["policy_version"], start, len(sampled), record["seed"], actor))
+        token_ids += [*given, *sampled]
+        mask += [False] * len(given) + [True] * len(sampled)
+        logprobs += [0.0] * len(given) + record["logprobs"]
+    given = score["given_token_ids"]
+    return Trajectory(
+        uid=score["uid"],
+        group=score["group"],
+        task=score["task"],
+        token_ids=[*token_ids, *given],
+        mask=mask + [False] * len(given),
+        behavior_logprobs=logprobs + [0.0] * len(given),
+        segments=segments,
+        turns=[Turn(**turn) for turn in score["turns"]],
+        admission_index=score["admission_index"],
+        finish_reason=score["finish_reason"],
+        reward=score["reward"],
+        reward_parts=dict(score["reward_parts"]),
+        scorer_version=score["scorer_version"],
+        step=step,
+    ).check()
+
+
+def void(ticket: Ticket, reason: str) -> Record:
+    """A group was given up."""
+    return {"kind": "VOID", "group": ticket.group, "uid": ticket.uid(0), "reason": reason}
+
+
+def train(step: int, groups: Sequence[Sequence[Trajectory]]) -> list[Record]:
+    """A step was trained on these groups, in this order."""
+    trajectories = [trajectory for group in groups for trajectory in group]
+    return [
+        {"kind": "TRAIN", "group": trajectory.group, "uid": trajectory.uid, "step": step, "position": position}
+        for position, trajectory in enumerate(trajectories)
+    ]
+
+
+def publish(manifest: Manifest) -> Record:
+    """A version was published."""
+    return {
+        "kind": "PUBLISH",
+        "incarnation": manifest.incarnation,
+        "version": manifest.version,
+        "checksums": list(manifest.checksums().items()),
+    }
+
+
+def fence(name: str) -> Record:
+    """An actor was declared dead."""
+    actor, generation = actor_generation(name)
+    return {"kind": "FENCE", "actor": actor, "generation": generation}
+
+
+def actor_generation(name: str) -> tuple[str, int]:
+    """The actor that a name such as `rollout-0+2` stands for, and how often it had been replaced."""
+    match = re.fullmatch(r"(.*)\+(\d+)", name)
+    return (match[1], int(match[2])) if match else (name, 0)
+
+
+def actor_name(actor: str, generation: int) -> str:
+    """The inverse of `actor_generation`."""
+    return f"{actor}+{generation}" if generation else actor

@@ -1,0 +1,66 @@
+"""What stands of a log: steps as they were trained, the ledger, and what a later command did again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from cluster import records
+from cluster.errors import RecorderError
+from cluster.history import History
+from cluster.record_log import LogFile
+from cluster.records import Record
+from tests.cluster.test_recorder import manifest, ticket, told, trajectory
+
+
+def write(folder: Path, *told: Record) -> History:
+    numbered = [{"number": number, "time_s": 0.0, **record} for number, record in enumerate(told)]
+    log = LogFile(folder / "records-000000.arrows")
+    log.append(numbered)
+    log.close()
+    return History(folder)
+
+
+def trained(step: int, *groups: int) -> list[Record]:
+    return records.train(step, [[trajectory(group)] for group in groups])
+
+
+def counts(history: History) -> tuple[int, ...]:
+    return tuple(asdict(history.counts()).values())
+
+
+BEGIN = records.start("one", version=0, group=0)
+
+
+def test_a_steps_groups_come_back_in_the_order_they_were_trained_in(tmp_path: Path) -> None:
+    history = write(tmp_path, BEGIN, *told(0), *told(1), *told(2), *trained(1, 2, 0), *trained(2, 1))
+    assert history.groups(1) == [[replace(trajectory(2), step=1)], [replace(trajectory(0), step=1)]]
+    assert history.groups(2) == [[replace(trajectory(1), step=2)]]
+    with pytest.raises(RecorderError, match="step 3 is not in the log"):
+        history.groups(3)
+
+
+def test_the_ledger_is_counted_from_the_log(tmp_path: Path) -> None:
+    history = write(
+        tmp_path, BEGIN, *told(0), *told(1), records.void(ticket(1), "poisoned"), *told(2), *told(3), *trained(1, 0)
+    )
+    assert counts(history) == (4, 1, 1, 2)
+
+
+def test_what_a_later_command_does_again_no_longer_stands(tmp_path: Path) -> None:
+    first = [BEGIN, records.publish(manifest(0)), *told(0), *trained(1, 0), records.publish(manifest(1))]
+    lost = [*told(1), *told(2), *trained(2, 1), records.publish(manifest(2, "lost"))]
+    again = [records.start("two", version=1, group=1), records.publish(manifest(1, "second")), *told(1)]
+    history = write(tmp_path, *first, *lost, *again)
+    assert history.versions == [0, 1]
+    assert counts(history) == (2, 1, 0, 1)
+    with pytest.raises(RecorderError, match="step 2 is not in the log"):
+        history.groups(2)
+
+
+def test_a_versions_checksums_are_those_it_was_published_with_last(tmp_path: Path) -> None:
+    other = records.publish(manifest(1, "rebuilt")) | {"checksums": [("w", "other")]}
+    history = write(tmp_path, BEGIN, records.publish(manifest(0)), records.publish(manifest(1)), other)
+    assert [history.checksums(version) for version in (0, 1)] == [{"w": "sum-0"}, {"w": "other"}]
