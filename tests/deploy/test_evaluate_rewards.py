@@ -33,7 +33,7 @@ class Lengths:
     def __init__(self) -> None:
         self.asked: list[ScoreRequest] = []
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
         self.asked += requests
         return [
             RewardError("lengths", f"{request.id} has an x")
@@ -47,12 +47,13 @@ class Lengths:
 def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """`judge(rows, lines=, **options)`: the report of a file that `Lengths` scores; `asked` has the requests."""
     lengths = Lengths()
-    monkeypatch.setattr(module, "_scores", lambda reward_model, url: lengths)
+    monkeypatch.setattr(module, "_scores", lambda reward_model, url, scorer: lengths)
 
     def run(rows: list[Any], **options: Any) -> dict[str, Any]:
         path, report = tmp_path / "pairs.jsonl", tmp_path / "report.json"
         path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
         settings = {"reward_model": None, "url": "http://x", "tokenizer": None, "columns": {}, "strict": False}
+        settings["scorer"] = None
         evaluate_rewards(path, json_path=report, **(settings | options))
         return {**json.loads(report.read_text()), "asked": lengths.asked}
 
@@ -137,7 +138,7 @@ def test_a_reward_model_in_a_folder_scores_as_it_does_alone(tmp_path: Path, caps
     model.save_pretrained(folder)
     rows = [*PAIRS, {"prompt": "p" * 200, "chosen": "a", "rejected": "b", "subset": "long"}]
     pq.write_table(pa.Table.from_pylist(rows), path)
-    options: dict[str, Any] = {"url": None, "tokenizer": None, "columns": {}, "strict": False}
+    options: dict[str, Any] = {"url": None, "scorer": None, "tokenizer": None, "columns": {}, "strict": False}
     evaluate_rewards(path, reward_model=folder, json_path=tmp_path / "report.json", **options)
     report = json.loads((tmp_path / "report.json").read_text())
     tokenizer, margins = make_tokenizer(), []
@@ -193,6 +194,7 @@ def test_a_service_is_asked_with_the_token(
     path, report = tmp_path / "pairs.parquet", tmp_path / "report.json"
     pq.write_table(pa.Table.from_pylist(PAIRS), path)
     options: dict[str, Any] = {"reward_model": None, "tokenizer": None, "columns": {}, "strict": False}
+    options["scorer"] = None
     evaluate_rewards(path, url=url, json_path=report, **options)
     assert json.loads(report.read_text())["results"]["overall"]["accuracy"] == 0.625
     assert set(tokens) == {"Bearer secret"}

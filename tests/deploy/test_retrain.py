@@ -101,6 +101,18 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Supervised]:
     return tasks
 
 
+class Agreeing:
+    """A store whose annotators agree on three pairs of four."""
+
+    def __init__(self, path: Path) -> None:
+        assert path.name == "feedback.sqlite"
+
+    async def summary(self) -> types.SimpleNamespace:
+        return types.SimpleNamespace(mean_agreement=types.SimpleNamespace(raw=0.75, kappa=0.5))
+
+    def close(self) -> None: ...
+
+
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch, run: RunDirectory) -> Callable[[pa.Table], None]:
     """`answer(table)`: that is what people prefer."""
@@ -108,6 +120,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, run: RunDirectory) -> Callable[[pa.T
     def put(table: pa.Table) -> None:
         module = types.ModuleType("reward_service.feedback")
         module.read_preferences = lambda path: table  # type: ignore[attr-defined]
+        module.FeedbackStore = Agreeing  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "reward_service.feedback", module)
         (run.path / "feedback.sqlite").touch()
 
@@ -130,6 +143,7 @@ async def test_every_answer_is_trained_on_beside_the_runs_own_pairs(
     )
     summary = run.summary()["reward_model"]
     assert (summary["num_pairs"], summary["num_pairs_by_source"]) == (8, {"stage": 5, "feedback": 3})
+    assert summary["agreement"] == {"raw": 0.75, "kappa": 0.5}
     assert summary["versions"] == [entry_of(run.path / "reward_model")]
     assert summary["version"] == f"reward_model@{weights_digest(run.path / 'reward_model')}"
     assert not (run.path / TRAINING).exists()
