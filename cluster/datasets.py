@@ -34,6 +34,8 @@ PAIR = FORMS["preferences"][0]
 SUFFIXES = (".parquet", ".jsonl")
 JSON_BLOCK_BYTES = 64 * 2**20
 """Longest row of JSON Lines that can be read."""
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, AttributeError, TypeError)
+"""What a file raises that is not what its name says; the last two, an extension type that another library reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ def _schema(path: Path) -> tuple[int, pa.Schema]:
                 return file.metadata.num_rows, file.schema_arrow
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
             return sum(batch.num_rows for batch in batches), batches.schema
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
@@ -186,7 +188,7 @@ def _table(path: Path, broken: BrokenRows) -> tuple[pa.Table, Iterable[int], int
         else:
             with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
                 table = batches.read_all()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
     return table, range(table.num_rows), table.num_rows
 
