@@ -66,7 +66,7 @@ class ChatMessage(_Message):
     """What is said."""
 
 
-Conversation = Annotated[list[ChatMessage], Field(max_length=MAX_ITEMS, fail_fast=True)]
+Conversation = Annotated[list[ChatMessage], Field(max_length=256, fail_fast=True)]
 
 
 class RewardsRequest(_Message):
