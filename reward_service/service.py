@@ -140,11 +140,12 @@ def stop_reward_service(name: str) -> None:
     """
     face = _faces.pop(name, None)
     if face is not None:
-        with contextlib.suppress(DeadlineExceeded, ActorDied):
+        with contextlib.suppress(DeadlineExceeded, ActorDied):  # what it has not answered by then is cut off
             waited_for = "its HTTP face to answer what it has"
             asyncio.run(within(face.drain(), DRAIN_TIMEOUT_S, where=WHERE, waited_for=waited_for))
         kill_actor(face)
-    serve.delete(app_name(name))
+    with contextlib.suppress(RayServeException):  # no Serve runs on this Ray, so nothing of ours does
+        serve.delete(app_name(name))
 
 
 def replica_pids(name: str) -> list[int]:

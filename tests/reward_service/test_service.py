@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from safetensors.torch import load_file, save_file
 
 from cluster.errors import InputError, RewardError, RewardUnavailable
@@ -101,6 +102,14 @@ def test_a_start_that_is_not_wanted_any_more_is_given_up_and_leaves_no_applicati
     with pytest.raises(RewardError, match="given up"):
         start_reward_service(config, name="unwanted", reward_model_path=None, token=None, unwanted=unwanted)
     assert app_name("unwanted") not in serve.status().applications
+
+
+def test_stopping_a_service_where_no_serve_runs_hides_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def delete(name: str) -> None:
+        raise RayServeException("There is no Serve instance running on this Ray cluster.")
+
+    monkeypatch.setattr(serve, "delete", delete)
+    stop_reward_service("nobody")
 
 
 async def test_handle_and_http_give_the_rewards_of_a_direct_forward(url: str, reward_model_folder: Path) -> None:
