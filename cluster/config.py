@@ -21,5 +21,8 @@ class TrajectoryQueueConfig(Section):
     """Groups (prompts with all their responses) trained in one step."""
     max_policy_lag: int = Field(default=1, ge=0)
     """Upper bound of a trained token's age in policy versions; 0 is synchronous PPO."""
+    max_void_share: float = Field(default=0.02, ge=0, le=1)
+    """Share of the groups that may be voided, because they cannot be scored or kill their actor, before the run ends
+    with the last one's reason; as many as a step has are allowed always. 0 ends it at the first."""
     take_timeout_s: float = Field(default=600.0, gt=0)
     """How long a step waits for its groups before the run ends naming who holds them."""

@@ -37,6 +37,10 @@ class TrajectoryRefused(AntiphonError):
     """A trajectory broke a rule of the record or of the queue; `where` is its uid."""
 
 
+class GroupsVoided(AntiphonError):
+    """More groups were given up than the run allows; `where` is the last one's first uid."""
+
+
 class RewardError(AntiphonError):
     """A reward could not be had; `where` is the scorer or the service."""
 

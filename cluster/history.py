@@ -1,25 +1,30 @@
 """The history that stands: what a run's log says happened, without what a later command did again.
 
-Counts the ledger and gives back the trajectories of each step as they were trained. Reads; writes nothing.
+Counts the ledger, gives back the trajectories of each step as they were trained, and says where a run can go on. Reads;
+writes nothing, and keeps an index of the log in memory, not what was sampled.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache, partial
+from itertools import accumulate, groupby
 from pathlib import Path
 
-import pyarrow as pa
-
+from cluster.admission import OpenGroup, Standing
 from cluster.errors import RecorderError
-from cluster.record_log import read_log
-from cluster.records import Record, to_trajectory
+from cluster.record_log import ROWS_AT_ONCE, read_file, read_files
+from cluster.records import Record, to_partial, to_trajectory
 from cluster.trajectory import Trajectory
 from cluster.trajectory_queue import QueueCounts
 
-INDEX = ("kind", "group", "uid", "step", "position", "version")
+INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version")
 """The columns that are read for every record; the others for the trajectories that are asked for."""
+FILES_AT_ONCE = 2
+"""Files of the log that are kept in memory after they were read."""
 
 
 @dataclass(slots=True)
@@ -36,21 +41,25 @@ class History:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._table: pa.Table = read_log(folder)
-        self._admitted: set[int] = set()
+        files = read_files(folder, INDEX)
+        self._names = list(files)
+        self._starts = [0, *accumulate(map(len, files.values()))]
+        self._file = lru_cache(FILES_AT_ONCE)(partial(read_file, folder))
+        self._admitted: dict[int, int] = {}
         self._void: set[int] = set()
         self._rows: dict[str, _Rows] = {}
         self._steps: dict[int, dict[int, str]] = defaultdict(dict)
         self._published: dict[int, int] = {}
-        for row, record in enumerate(self._table.select(INDEX).to_pylist()):
-            self._take(row, record)
+        batches = (batch for table in files.values() for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE))
+        for record in (record for batch in batches for record in batch.to_pylist()):
+            self._take(record["number"], record)
 
     def _take(self, row: int, record: Record) -> None:
         match record["kind"]:
             case "START":
                 self._rewind(record["version"], record["group"])
             case "ADMIT":
-                self._admitted.add(record["group"])
+                self._admitted[record["group"]] = record["admission_index"]
             case "TOKENS":
                 self._rows.setdefault(record["uid"], _Rows(record["group"], [])).tokens.append(row)
             case "SCORE":
@@ -64,7 +73,7 @@ class History:
 
     def _rewind(self, version: int, group: int) -> None:
         """Forget what a command that goes on after `version`, with `group` the next to admit, does again."""
-        self._admitted = {number for number in self._admitted if number < group}
+        self._admitted = {number: index for number, index in self._admitted.items() if number < group}
         self._void = {number for number in self._void if number < group}
         self._rows = {uid: rows for uid, rows in self._rows.items() if rows.group < group}
         for step in [step for step in self._steps if step > version]:
@@ -83,29 +92,73 @@ class History:
 
     def checksums(self, version: int) -> dict[str, str]:
         """Each tensor's checksum of a version that was published, as it was last."""
-        record = self._records([self._published[version]], "checksums")[0]
+        record = self._records([self._published[version]])[0]
         return dict(record["checksums"])
 
     def counts(self) -> QueueCounts:
         """The ledger, in groups: num_admitted = num_trained + num_void + num_open."""
-        trained = {self._rows[uid].group for step in self._steps.values() for uid in step.values()}
-        num_open = len(self._admitted - trained - self._void)
-        return QueueCounts(len(self._admitted), len(trained), len(self._void), num_open)
+        return QueueCounts(len(self._admitted), len(self._trained()), len(self._void), len(self._open()))
+
+    def _trained(self) -> set[int]:
+        return {self._rows[uid].group for step in self._steps.values() for uid in step.values()}
+
+    def _open(self) -> list[int]:
+        return sorted(set(self._admitted) - self._trained() - self._void)
+
+    def standing(self, num_responses: int) -> Standing:
+        """Where the run goes on that samples so many responses to a prompt: no group of it is admitted again.
+
+        What is scored waits for its step; what is begun goes on from its closed segments.
+        """
+        uids: dict[int, list[str]] = defaultdict(list)
+        for uid, rows in self._rows.items():
+            uids[rows.group].append(uid)
+        ready, begun = [], []
+        for group in self._open():
+            rows_of = [self._rows[uid] for uid in sorted(uids[group], key=_place)]
+            if len(rows_of) == num_responses and all(rows.score is not None for rows in rows_of):
+                ready.append(tuple(self._trajectories(rows_of, step=None)))
+            else:
+                responses = tuple(to_partial(self._records(rows.tokens)) for rows in rows_of)
+                begun.append(OpenGroup(group, self._admitted[group], responses))
+        places = {index for group, index in self._admitted.items() if group not in self._void}
+        next_index = max(self._admitted.values(), default=-1) + 1
+        return Standing(
+            num_trained=len(self._trained()),
+            num_void=len(self._void),
+            next_group=max(self._admitted, default=-1) + 1,
+            next_index=next_index,
+            vacant=tuple(index for index in range(next_index) if index not in places),
+            open=tuple(begun),
+            ready=tuple(ready),
+        )
 
     def groups(self, step: int) -> list[list[Trajectory]]:
         """The groups of a step as they were trained, in their order. Raises RecorderError where it was not trained."""
         if step not in self._steps:
             raise RecorderError(str(self._folder), f"step {step} is not in the log")
         uids = [uid for _, uid in sorted(self._steps[step].items())]
-        where = [self._rows[uid] for uid in uids]
-        records = iter(self._records([row for rows in where for row in (*rows.tokens, _score(rows))]))
-        trajectories = [to_trajectory([next(records) for _ in rows.tokens], next(records), step=step) for rows in where]
+        trajectories = self._trajectories([self._rows[uid] for uid in uids], step=step)
         return [list(group) for _, group in groupby(trajectories, key=lambda trajectory: trajectory.group)]
 
-    def _records(self, rows: list[int], *columns: str) -> list[Record]:
-        table = self._table.select(columns) if columns else self._table
-        records: list[Record] = table.take(rows).to_pylist()
-        return records
+    def _trajectories(self, where: Sequence[_Rows], *, step: int | None) -> list[Trajectory]:
+        records = iter(self._records([row for rows in where for row in (*rows.tokens, _score(rows))]))
+        return [to_trajectory([next(records) for _ in rows.tokens], next(records), step=step) for rows in where]
+
+    def _records(self, rows: Sequence[int]) -> list[Record]:
+        """The records in these places of the log, in this order."""
+        files = [bisect_right(self._starts, row) - 1 for row in rows]
+        found: dict[int, Record] = {}
+        for place in sorted(set(files)):
+            there = [row for row, file in zip(rows, files, strict=True) if file == place]
+            table = self._file(self._names[place]).take([row - self._starts[place] for row in there])
+            found |= zip(there, table.to_pylist(), strict=True)
+        return [found[row] for row in rows]
+
+
+def _place(uid: str) -> int:
+    """Which response of its group it is."""
+    return int(uid.rpartition("-")[2])
 
 
 def _score(rows: _Rows) -> int:

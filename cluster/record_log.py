@@ -22,6 +22,8 @@ from cluster.records import SCHEMA, Record
 STREAM, CLOSED = ".arrows", ".parquet"
 CHECKSUM = b"blake2b"
 VERSION = b"antiphon_records"
+ROWS_AT_ONCE = 65_536
+"""Records that are unpacked at once by those who go through a log."""
 
 
 class LogFile:
@@ -103,14 +105,28 @@ def read_log(folder: Path, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
     Raises RecorderError naming the file that is damaged, or the records that are missing.
     """
     wanted = list(dict.fromkeys(["number", *columns]))
-    tables = [_conformed(_read(folder, name, wanted), wanted, folder / name) for name in _names(folder)]
     schema = pa.schema([SCHEMA.field(name) for name in wanted])
-    table = pa.concat_tables([schema.empty_table(), *tables])
-    numbers = table["number"].to_numpy()
-    wrong = np.flatnonzero(numbers != np.arange(len(numbers)))
-    if len(wrong):
-        raise RecorderError(str(folder), f"record {wrong[0]} is missing: {numbers[wrong[0]]} stands in its place")
-    return table
+    return pa.concat_tables([schema.empty_table(), *read_files(folder, columns).values()])
+
+
+def read_files(folder: Path, columns: Sequence[str] = SCHEMA.names) -> dict[str, pa.Table]:
+    """The log as `read_log` gives it, file by file under their names; raises what it raises."""
+    tables, num = {}, 0
+    for name in _names(folder):
+        tables[name] = table = read_file(folder, name, columns)
+        numbers = table["number"].to_numpy()
+        wrong = np.flatnonzero(numbers != np.arange(num, num + len(numbers)))
+        if len(wrong):
+            missing, there = num + wrong[0], numbers[wrong[0]]
+            raise RecorderError(str(folder), f"record {missing} is missing: {there} stands in its place")
+        num += len(numbers)
+    return tables
+
+
+def read_file(folder: Path, name: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
+    """One file of the log, whatever it has become meanwhile."""
+    wanted = list(dict.fromkeys(["number", *columns]))
+    return _conformed(_read(folder, name, wanted), wanted, folder / name)
 
 
 def _read(folder: Path, name: str, columns: Sequence[str]) -> pa.Table:

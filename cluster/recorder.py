@@ -18,7 +18,7 @@ from typing import IO
 import pyarrow as pa
 
 from cluster.errors import AntiphonError, RecorderError
-from cluster.record_log import LogFile, compact, next_path, open_streams, read_log
+from cluster.record_log import ROWS_AT_ONCE, LogFile, compact, next_path, open_streams, read_files
 from cluster.records import Record, start
 from cluster.sequencer import COLUMNS, Sequencer
 
@@ -44,6 +44,11 @@ class Recorder:
         self._writing = asyncio.Lock()
         self._is_open = False
         self._ended_by: AntiphonError | None = None
+
+    async def open(self) -> None:
+        """Become the one writer: from now on nothing is added to the log but by calls of this one."""
+        self._require_open()
+        await self._open()
 
     async def begin(self, incarnation: str, *, version: int, group: int) -> None:
         """A command, which calls itself `incarnation`, begins the run or goes on with it after `version`.
@@ -124,11 +129,11 @@ class Recorder:
             await asyncio.sleep(LOCK_RETRY_S)
 
     def _take_up(self) -> None:
-        table = read_log(self._folder, COLUMNS)
-        self._num_records = len(table)
-        starts = [i for i, kind in enumerate(table["kind"].to_pylist()) if kind == "START"]
-        for record in table.slice(starts[-1] if starts else 0).to_pylist():
-            self._sequencer.accept(record)
+        for table in read_files(self._folder, COLUMNS).values():
+            self._num_records += len(table)
+            for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
+                for record in batch.to_pylist():
+                    self._sequencer.accept(record)
         for stream in open_streams(self._folder):
             compact(stream)
         self._file = LogFile(next_path(self._folder))

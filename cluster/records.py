@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.errors import TrajectoryRefused
-from cluster.trajectory import TURN, Segment, Ticket, Trajectory, Turn
+from cluster.trajectory import TURN, BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
 from cluster.weights import Manifest
 
 SCHEMA_VERSION = b"1"
@@ -61,7 +61,7 @@ SCHEMA = pa.schema(
         _column("reward_parts", pa.map_(pa.string(), pa.float64()), "SCORE: what it is made of"),
         _column("scorer_version", pa.string(), "SCORE: what gave it"),
         _column("turns", pa.list_(TURN), "SCORE: the responses in the conversation, with their own rewards"),
-        _column("finish_reason", pa.string(), "SCORE: stop or length"),
+        _column("finish_reason", pa.string(), "SCORE, TOKENS of a last segment: stop or length"),
         _column("reason", pa.string(), "VOID: why"),
         _column("step", pa.int64(), "TRAIN: the step"),
         _column("position", pa.int64(), "TRAIN: place in its batch"),
@@ -95,12 +95,22 @@ def finished(trajectory: Trajectory) -> Iterator[Record]:
     Raises TrajectoryRefused where segments are not in order: what stands before one could not be told.
     """
     trajectory.check()
-    end = 0
+    end, last = 0, len(trajectory.segments) - 1
     for number, segment in enumerate(trajectory.segments):
         if segment.start < end:
             raise TrajectoryRefused(trajectory.uid, f"segment {number} starts before the one before it ends")
-        yield _tokens(trajectory, number, segment, trajectory.token_ids[end : segment.start])
+        given = trajectory.token_ids[end : segment.start]
         end = segment.start + segment.length
+        yield _tokens(
+            group=trajectory.group,
+            uid=trajectory.uid,
+            number=number,
+            segment=segment,
+            given=given,
+            token_ids=trajectory.token_ids[segment.start : end],
+            logprobs=trajectory.behavior_logprobs[segment.start : end],
+            finish_reason=trajectory.finish_reason if number == last else None,
+        )
     yield {
         "kind": "SCORE",
         "group": trajectory.group,
@@ -116,25 +126,66 @@ def finished(trajectory: Trajectory) -> Iterator[Record]:
     }
 
 
-def _tokens(trajectory: Trajectory, number: int, segment: Segment, given: Sequence[int]) -> Record:
-    span = slice(segment.start, segment.start + segment.length)
+def begun(group: BegunGroup) -> Iterator[Record]:
+    """The TOKENS of the segments that are closed of a group under way."""
+    ticket, prompt_token_ids, responses = group
+    for response in responses:
+        last = len(response.segments) - 1
+        for number, segment in enumerate(response.segments):
+            span = slice(segment.start, segment.start + segment.length)
+            yield _tokens(
+                group=ticket.group,
+                uid=response.uid,
+                number=number,
+                segment=segment,
+                given=[] if number else prompt_token_ids,
+                token_ids=response.token_ids[span],
+                logprobs=response.logprobs[span],
+                finish_reason=response.finish_reason if number == last else None,
+            )
+
+
+def _tokens(
+    *,
+    group: int,
+    uid: str,
+    number: int,
+    segment: Segment,
+    given: Sequence[int],
+    token_ids: Sequence[int],
+    logprobs: Sequence[float],
+    finish_reason: str | None,
+) -> Record:
     actor, generation = actor_generation(segment.actor)
     return {
         "kind": "TOKENS",
-        "group": trajectory.group,
-        "uid": trajectory.uid,
+        "group": group,
+        "uid": uid,
         "segment": number,
         "given_token_ids": given,
-        "token_ids": trajectory.token_ids[span],
-        "logprobs": trajectory.behavior_logprobs[span],
+        "token_ids": token_ids,
+        "logprobs": logprobs,
         "policy_version": segment.policy_version,
         "seed": segment.seed,
         "actor": actor,
         "generation": generation,
+        "finish_reason": finish_reason,
     }
 
 
-def to_trajectory(tokens: Sequence[Record], score: Record, *, step: int) -> Trajectory:
+def to_partial(tokens: Sequence[Record]) -> PartialResponse:
+    """What `begun` took apart of one response: its closed segments, in order."""
+    token_ids, logprobs, segments = list[int](), list[float](), list[Segment]()
+    for record in tokens:
+        actor = actor_name(record["actor"], record["generation"])
+        sampled = record["token_ids"]
+        segments.append(Segment(record["policy_version"], len(token_ids), len(sampled), record["seed"], actor))
+        token_ids += sampled
+        logprobs += record["logprobs"]
+    return PartialResponse(tokens[0]["uid"], token_ids, logprobs, segments, tokens[-1]["finish_reason"])
+
+
+def to_trajectory(tokens: Sequence[Record], score: Record, *, step: int | None = None) -> Trajectory:
     """The trajectory that `finished` took apart, as it was trained in `step`."""
     token_ids, mask, logprobs, segments = list[int](), list[bool](), list[float](), list[Segment]()
     for record in tokens:

@@ -30,11 +30,8 @@ class Sequencer:
     """The state of one log."""
 
     def __init__(self) -> None:
-        self._reset(None, 0)
-
-    def _reset(self, incarnation: str | None, next_group: int) -> None:
-        self._started = incarnation
-        self._next_group = next_group
+        self._started: str | None = None
+        self._next_group = 0
         self._open: dict[int, _Group] = {}
         self._fenced: dict[str, int] = {}
         self._published: tuple[str, int] | None = None
@@ -64,9 +61,12 @@ class Sequencer:
         return accept(record)
 
     def _start(self, record: Record) -> bool:
+        """A command's actors have the names of those before; what is open goes on, and later groups come again."""
         if record["incarnation"] == self._started:
             return False
-        self._reset(record["incarnation"], record["group"])
+        self._started, self._next_group = record["incarnation"], record["group"]
+        self._open = {number: group for number, group in self._open.items() if number < self._next_group}
+        self._fenced, self._published = {}, None
         return True
 
     def _admit(self, record: Record) -> bool:

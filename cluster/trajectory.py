@@ -86,10 +86,25 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
+class PartialResponse:
+    """What is kept of a response under way: its closed segments, whose `start` counts from its first token.
+
+    `finish_reason` is None where more is to be sampled.
+    """
+
+    uid: str
+    token_ids: list[int]
+    logprobs: list[float]
+    segments: list[Segment]
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """An admitted prompt: its place in training, the oldest weights it may be sampled with, and who holds it.
 
-    `row` is the prompt's data row; `row["prompt"]` is its text and the other columns go to the scorer.
+    `row` is the prompt's data row; `row["prompt"]` is its text and the other columns go to the scorer. `begun` is what
+    others have sampled of its responses.
     """
 
     group: int
@@ -98,6 +113,7 @@ class Ticket:
     run_seed: int
     row: Mapping[str, Any]
     owner: str
+    begun: tuple[PartialResponse, ...] = ()
 
     def uid(self, index: int) -> str:
         """The uid of response `index` of this group."""
@@ -106,6 +122,8 @@ class Ticket:
 
 FinishedGroup = tuple[Ticket, Sequence[Trajectory]]
 """A ticket with the trajectories that came of it."""
+BegunGroup = tuple[Ticket, Sequence[int], Sequence[PartialResponse]]
+"""A ticket with its prompt's token ids and what is kept of its responses."""
 
 
 def segment_seed(uid: str, segment: int) -> int:

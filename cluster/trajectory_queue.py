@@ -9,30 +9,16 @@ and scored is on the disk before a step can take it. Knows neither engines nor r
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
-import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from cluster import records
+from cluster.admission import Admission, Standing
 from cluster.config import TrajectoryQueueConfig
-from cluster.errors import DeadlineExceeded, TrajectoryRefused
-from cluster.trajectory import FinishedGroup, Ticket, Trajectory
-
-
-@dataclass(frozen=True, slots=True)
-class QueuePosition:
-    """Where a run stands in its data: what a checkpoint stores and a resumed queue starts from."""
-
-    num_trained: int = 0
-    num_void: int = 0
-
-    @property
-    def next_group(self) -> int:
-        """The number of the next prompt that is admitted."""
-        return self.num_trained + self.num_void
+from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
+from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticket, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +29,6 @@ class QueueCounts:
     num_trained: int
     num_void: int
     num_open: int
-
-
-class PromptOrder:
-    """Which data row prompt number g is: a seeded permutation of the rows an epoch, never the order of arrival."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], seed: int) -> None:
-        self._rows = rows
-        self._seed = seed
-        self._epoch = -1
-        self._permutation: list[int] = []
-
-    def row(self, group: int) -> Mapping[str, Any]:
-        epoch, place = divmod(group, len(self._rows))
-        if epoch != self._epoch:
-            self._permutation = list(range(len(self._rows)))
-            random.Random(f"prompts:{self._seed}:{epoch}").shuffle(self._permutation)
-            self._epoch = epoch
-        return self._rows[self._permutation[place]]
 
 
 class KeepsRecords(Protocol):
@@ -80,73 +48,59 @@ class TrajectoryQueue:
         *,
         run_seed: int,
         num_steps: int,
-        position: QueuePosition = QueuePosition(),
+        standing: Standing = Standing(),
         recorder: KeepsRecords | None = None,
     ) -> None:
         self._config = config
-        self._order = PromptOrder(rows, run_seed)
-        self._run_seed = run_seed
         self._recorder = recorder
-        self._num_groups = num_steps * config.groups_per_step
-        self._num_trained = position.num_trained
-        self._num_void = position.num_void
-        self._next_group = position.next_group
-        self._next_index = position.num_trained
+        self._admission = Admission(config, rows, run_seed=run_seed, num_steps=num_steps, standing=standing)
+        self._num_trained = standing.num_trained
+        self._num_void = standing.num_void
         self._published_version: int | None = None
-        self._reopened: list[tuple[int, Ticket | None]] = []
         self._open: dict[int, Ticket] = {}
         self._arriving: dict[int, Ticket] = {}
-        self._ready: dict[int, list[Trajectory]] = {}
+        self._ready = {group[0].admission_index: list(group) for group in standing.ready}
+        self._keeping: dict[str, set[asyncio.Future[None]]] = {}
         self._gone: set[str] = set()
+        self._dead: set[str] = set()
         self._num_asking = 0
-        self._voided: list[tuple[int, str]] = []
+        self._voided: list[tuple[str, str]] = []
         self._changed = asyncio.Condition()
 
     async def admit(self, owner: str, *, max_groups: int, timeout_s: float) -> list[Ticket]:
-        """The next admissible prompts, now held by `owner`; woken by `published`, `void` and `hand_over`.
+        """The next admissible prompts, now held by `owner`; woken by `published`, `put`, `void` and `hand_over`.
 
         At most `max_groups`, and no more than an equal share among those who are asking. Empty when nothing became
-        admissible within `timeout_s`, and to an owner whose groups were handed over meanwhile.
+        admissible within `timeout_s`, and to an owner whose groups were handed over meanwhile. Raises TrajectoryRefused
+        to one that was declared dead.
         """
+        self._require_alive(owner)
         self._gone.discard(owner)
         self._num_asking += 1
         try:
             async with self._changed:
-                await self._wait(lambda: self._num_admissible() > 0, timeout_s)
+                await self._wait(lambda: self._num_admissible(owner) > 0, timeout_s)
                 if owner in self._gone:
                     return []
-                share = math.ceil(self._num_admissible() / self._num_asking)
-                first_new = self._next_group
-                tickets = [self._draw(owner) for _ in range(min(share, max_groups))]
-                new = [records.admit(ticket) for ticket in tickets if ticket.group >= first_new]
-                await self._record(new)
+                num = self._num_admissible(owner)
+                first_new = self._admission.next_group
+                share = min(math.ceil(num / self._num_asking), max_groups)
+                tickets = self._admission.draw(owner, self._held_by(owner), share)
+                await self._record([records.admit(ticket) for ticket in tickets if ticket.group >= first_new])
                 self._open.update({ticket.admission_index: ticket for ticket in tickets})
                 return tickets
         finally:
             self._num_asking -= 1
 
-    def _num_admissible(self) -> int:
-        num_fresh = 0
-        if self._published_version is not None:
-            num_steps = self._published_version + self._config.max_policy_lag + 1
-            limit = min(self._num_groups, num_steps * self._config.groups_per_step)
-            num_fresh = max(0, limit - self._next_index)
-        return len(self._reopened) + num_fresh
+    def _require_alive(self, owner: str) -> None:
+        if owner in self._dead:
+            raise TrajectoryRefused(owner, "was declared dead")
 
-    def _floor(self, index: int) -> int:
-        return max(0, index // self._config.groups_per_step - self._config.max_policy_lag)
+    def _num_admissible(self, owner: str) -> int:
+        return self._admission.num_admissible(self._published_version, self._held_by(owner))
 
-    def _draw(self, owner: str) -> Ticket:
-        if self._reopened:
-            index, ticket = heapq.heappop(self._reopened)
-            if ticket is not None:
-                return replace(ticket, owner=owner)
-        else:
-            index = self._next_index
-            self._next_index += 1
-        group = self._next_group
-        self._next_group += 1
-        return Ticket(group, index, self._floor(index), self._run_seed, self._order.row(group), owner)
+    def _held_by(self, owner: str) -> list[Ticket]:
+        return [ticket for _, ticket in sorted(self._open.items()) if ticket.owner == owner]
 
     async def _record(self, new: Sequence[records.Record]) -> None:
         """Have it recorded. Raises DeadlineExceeded where that takes longer than a step may wait for its groups."""
@@ -157,6 +111,31 @@ class TrajectoryQueue:
             await asyncio.wait_for(self._recorder.record(new), timeout_s)
         except TimeoutError as error:
             raise DeadlineExceeded("trajectory_queue", f"waited {timeout_s:g} s for the recorder") from error
+
+    async def keep(self, owner: str, groups: Sequence[BegunGroup]) -> None:
+        """Keep the closed segments of groups under way, so that whoever takes a group over goes on from them.
+
+        Returns when they are recorded. Nothing is kept of a group that `owner` holds no longer: it was put or voided.
+        Raises TrajectoryRefused where `owner` was declared dead.
+        """
+        self._require_alive(owner)
+        kept = [group for group in groups if self._holder(group[0]) == owner]
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        keeping = self._keeping.setdefault(owner, set())
+        keeping.add(done)
+        try:
+            await self._record([record for group in kept for record in records.begun(group)])
+            for ticket, _, responses in kept:
+                self._keep(ticket, responses)
+        finally:
+            keeping.discard(done)
+            done.set_result(None)
+
+    def _keep(self, ticket: Ticket, responses: Sequence[PartialResponse]) -> None:
+        if self._holder(ticket) == ticket.owner:
+            held = self._open[ticket.admission_index]
+            begun = {response.uid: response for response in (*held.begun, *responses)}
+            self._open[ticket.admission_index] = replace(held, begun=tuple(begun.values()))
 
     async def put(self, groups: Sequence[FinishedGroup]) -> None:
         """Hand in finished groups: all of them, or none and TrajectoryRefused where the owner no longer holds one or
@@ -180,18 +159,21 @@ class TrajectoryQueue:
         """Groups are recorded and wait for their step, or are not and fall free for others."""
         async with self._changed:
             for ticket, trajectories in groups:
-                index = ticket.admission_index
-                held = self._arriving.pop(index)
+                held = self._arriving.pop(ticket.admission_index)
                 if reopened:
-                    heapq.heappush(self._reopened, (index, held))
+                    self._admission.give_back(held)
                 else:
-                    self._ready[index] = list(trajectories)
+                    self._admission.finished(held)
+                    self._ready[ticket.admission_index] = list(trajectories)
             self._changed.notify_all()
 
-    def _require_held(self, ticket: Ticket) -> None:
+    def _holder(self, ticket: Ticket) -> str:
         held = self._open.get(ticket.admission_index)
-        if held is None or (held.owner, held.group) != (ticket.owner, ticket.group):
-            holder = held.owner if held else "nobody"
+        return held.owner if held is not None and held.group == ticket.group else "nobody"
+
+    def _require_held(self, ticket: Ticket) -> None:
+        holder = self._holder(ticket)
+        if holder != ticket.owner:
             raise TrajectoryRefused(ticket.uid(0), f"{ticket.owner} no longer holds this group ({holder} does)")
 
     def _check(self, ticket: Ticket, trajectory: Trajectory) -> None:
@@ -210,30 +192,58 @@ class TrajectoryQueue:
                 raise TrajectoryRefused(trajectory.uid, f"version {segment.policy_version} is not published yet")
 
     async def void(self, ticket: Ticket, reason: str) -> None:
-        """Give a group up; the next prompt takes its number and its floor."""
+        """Give a group up; the next prompt takes its number and its floor.
+
+        Raises GroupsVoided where that makes more than `max_void_share` allows.
+        """
         async with self._changed:
             self._require_held(ticket)
-            await self._record([records.void(ticket, reason)])
-            del self._open[ticket.admission_index]
-            self._num_void += 1
-            self._voided.append((ticket.group, reason))
-            heapq.heappush(self._reopened, (ticket.admission_index, None))
-            self._changed.notify_all()
+            await self._void(ticket, reason)
+
+    async def _void(self, ticket: Ticket, reason: str) -> None:
+        await self._record([records.void(ticket, reason)])
+        del self._open[ticket.admission_index]
+        self._num_void += 1
+        self._voided.append((ticket.uid(0), reason))
+        self._admission.void(ticket)
+        self._changed.notify_all()
+        num_admitted, share = self._counts().num_admitted, self._config.max_void_share
+        if not share or self._num_void > max(self._config.groups_per_step, share * num_admitted):
+            what = f"{reason}; {self._num_void} of {num_admitted} groups voided (trajectory_queue.max_void_share)"
+            raise GroupsVoided(ticket.uid(0), what)
 
     async def hand_over(self, owner: str) -> list[int]:
         """Take back every group `owner` holds, for others to finish under the same floor; returns their numbers."""
+        await self._let_go(owner)
         async with self._changed:
-            self._gone.add(owner)
-            indices = sorted(index for index, ticket in self._open.items() if ticket.owner == owner)
-            for index in indices:
-                heapq.heappush(self._reopened, (index, self._open.pop(index)))
-            self._changed.notify_all()
-            return indices
+            return self._give_back(owner)
+
+    async def _let_go(self, owner: str) -> None:
+        """Take nothing more from `owner`, and wait until what it has sent is kept."""
+        self._gone.add(owner)
+        await asyncio.gather(*self._keeping.pop(owner, ()))
+
+    def _give_back(self, owner: str) -> list[int]:
+        held = self._held_by(owner)
+        for ticket in held:
+            self._admission.give_back(self._open.pop(ticket.admission_index))
+        self._changed.notify_all()
+        return [ticket.admission_index for ticket in held]
 
     async def declare_dead(self, owner: str) -> list[int]:
-        """Hand over what `owner` holds, and have nothing recorded any more that it sends."""
+        """Hand over what `owner` holds, and have nothing recorded any more that it sends.
+
+        A group that is the only one suspected of having killed it, and others before, is voided.
+        """
+        self._dead.add(owner)
+        await self._let_go(owner)
         await self._record([records.fence(owner)])
-        return await self.hand_over(owner)
+        async with self._changed:
+            culprit = self._admission.died(owner, self._held_by(owner))
+            if culprit is not None:
+                killed = ", ".join(self._admission.deaths(culprit))
+                await self._void(culprit, f"its prompt was under way at the death of {killed}")
+            return self._give_back(owner)
 
     async def take(self, step: int) -> list[list[Trajectory]]:
         """The groups of `step` in admission order; waits for the rollout actors' `put`.
@@ -265,14 +275,23 @@ class TrajectoryQueue:
 
     async def counts(self) -> QueueCounts:
         """The ledger now. Groups waiting in the queue, held by an actor or between actors are open."""
-        num_held = len(self._open) + len(self._arriving) + len(self._ready)
-        num_open = num_held + sum(ticket is not None for _, ticket in self._reopened)
+        return self._counts()
+
+    def _counts(self) -> QueueCounts:
+        num_open = len(self._open) + len(self._arriving) + len(self._ready) + self._admission.num_given_back
         num_admitted = self._num_trained + self._num_void + num_open
         return QueueCounts(num_admitted, self._num_trained, self._num_void, num_open)
 
-    async def voided(self) -> list[tuple[int, str]]:
-        """Every voided group with its reason."""
+    async def voided(self) -> list[tuple[str, str]]:
+        """Every group that was voided since this queue began, by the uid of its first response, with its reason."""
         return list(self._voided)
+
+    async def holders(self) -> dict[str, list[int]]:
+        """Who holds which groups, by their places in training."""
+        holders: dict[str, list[int]] = {}
+        for index, ticket in sorted((self._open | self._arriving).items()):
+            holders.setdefault(ticket.owner, []).append(index)
+        return holders
 
     async def _wait(self, ready: Callable[[], bool], timeout_s: float) -> None:
         try:

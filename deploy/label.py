@@ -17,9 +17,9 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from cluster.admission import PromptOrder
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from cluster.trajectory_queue import PromptOrder
 from deploy.boundary import interruptible
 from deploy.run_config import RunConfig, read_run_config
 from deploy.run_directory import CONFIG, FEEDBACK, RunDirectory, checkpoint_step

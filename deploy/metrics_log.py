@@ -1,4 +1,4 @@
-"""Writes a run's metrics: a line of metrics.jsonl and TensorBoard's scalars for every step.
+"""Writes a run's metrics: a line of metrics.jsonl, which may be rewritten meanwhile, and TensorBoard's scalars.
 
 Knows no metric by name but `stage` and `step`. TensorBoard's own event writer is used, so torch is not needed.
 """
@@ -22,14 +22,14 @@ class MetricsLog:
 
     def __init__(self, run_path: Path) -> None:
         self._tensorboard = run_path / "tensorboard"
-        self._rows = (run_path / "metrics.jsonl").open("a", encoding="utf-8")
+        self._rows = run_path / "metrics.jsonl"
         self._writers: dict[str, EventFileWriter] = {}
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one step's row, which names its `stage` and `step`; a number that is not finite is written null."""
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-        self._rows.write(json.dumps(clean) + "\n")
-        self._rows.flush()
+        with self._rows.open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps(clean) + "\n")
         stage, step = str(row["stage"]), int(row["step"])
         numbers = {key: float(v) for key, v in row.items() if isinstance(v, int | float) and key != "step"}
         values = [Summary.Value(tag=key, simple_value=number) for key, number in numbers.items()]
@@ -49,6 +49,5 @@ class MetricsLog:
 
     def close(self) -> None:
         """Write out what is buffered."""
-        self._rows.close()
         for writer in self._writers.values():
             writer.close()

@@ -19,13 +19,14 @@ from cluster.recorder import Recorder
 from cluster.remote import RemoteActor, start_actor
 from cluster.supervision import RunControl, control_name
 from cluster.trajectory import write_trajectories
-from cluster.trajectory_queue import QueueCounts, QueuePosition, TrajectoryQueue
+from cluster.trajectory_queue import QueueCounts, TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.evaluate import HeldOut
 from deploy.healing import NUM_RESTARTS, HealedLearners
 from deploy.recording import RecordedLearners, RecordedWeights
+from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption
 from deploy.reward_watch import watch_rewards
-from deploy.run_directory import RECORDS
+from deploy.run_directory import RECORDS, checkpoint_step
 from deploy.session import Session, dtype_of
 from deploy.stages import policy_path, prompt_rows
 from learner.learner_group import PPOLearnerGroup
@@ -64,9 +65,8 @@ class Watched:
 async def run_ppo(session: Session) -> None:
     """Train the policy; ends with `policy/`. Goes on from the newest checkpoint if there is one."""
     started = time.monotonic()
-    resume = session.run.newest_checkpoint("ppo")
     session.view.stage("ppo", session.config.learner.num_steps)
-    ring = await _close_ring(session, resume, started)
+    ring = await _close_ring(session, started)
     try:
         await ring.turn()
         await ring.learners.save_policy(session.run.path / "policy")
@@ -75,10 +75,8 @@ async def run_ppo(session: Session) -> None:
         await ring.learners.shutdown()
 
 
-async def _close_ring(session: Session, resume: Path | None, started: float) -> Ring:
+async def _close_ring(session: Session, started: float) -> Ring:
     config = session.config
-    position = QueuePosition(**json.loads((resume / "position.json").read_text())) if resume else QueuePosition()
-    rows = await prompt_rows(session, "prompts")
     control = start_actor(
         RunControl,
         config.rollout_actors.num_actors,
@@ -93,40 +91,45 @@ async def _close_ring(session: Session, resume: Path | None, started: float) -> 
         log_path=session.log_path("recorder"),
         here_and_again=True,
     )
+    store = start_actor(WeightStore, name="weight_store", log_path=session.log_path("weight_store"))
+    queue, resumed, learners = await _start_parts(session, recorder)
+    return Ring(session, control, queue, store, recorder, learners, resumed, started)
+
+
+async def _start_parts(session: Session, recorder: RemoteActor) -> tuple[RemoteActor, Resumption, PPOLearnerGroup]:
+    """Engines, reward service, queue and learner group start side by side; one that fails ends the others' start."""
+    policy, checkpoint = policy_path(session.config, session.run.path), session.run.newest_checkpoint("ppo")
+    async with asyncio.TaskGroup() as starting:
+        starting.create_task(session.rollout_actors(session.config.rollout_actors.num_actors, policy))
+        starting.create_task(session.rewards())
+        data = starting.create_task(_go_on(session, recorder))
+        with session.start_up.phase("learner_group"):
+            first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
+            learners = await start_learners(session, checkpoint, first_step)
+    return *data.result(), learners
+
+
+async def _go_on(session: Session, recorder: RemoteActor) -> tuple[RemoteActor, Resumption]:
+    """The queue where the log says that the run stands, and the log told that this command goes on with it."""
+    config = session.config
+    await recorder.open()
+    resumed = await asyncio.to_thread(resumption, session.run, config)
+    session.run.rewind_metrics("ppo", resumed.trained)
+    await recorder.begin(uuid.uuid4().hex, version=resumed.trained, group=resumed.standing.next_group)
     queue = start_actor(
         TrajectoryQueue,
         config.trajectory_queue,
-        rows,
+        await prompt_rows(session, "prompts"),
         run_seed=config.run.seed,
         num_steps=config.learner.num_steps,
-        position=position,
+        standing=resumed.standing,
         recorder=recorder,
         name="trajectory_queue",
         log_path=session.log_path("trajectory_queue"),
     )
-    store = start_actor(WeightStore, name="weight_store", log_path=session.log_path("weight_store"))
-    first_step = position.num_trained // config.trajectory_queue.groups_per_step + 1
-    learners = await _start_parts(session, recorder, resume, first_step, position)
-    return Ring(session, control, queue, store, recorder, learners, first_step, started)
-
-
-async def _start_parts(
-    session: Session, recorder: RemoteActor, resume: Path | None, first_step: int, position: QueuePosition
-) -> PPOLearnerGroup:
-    """Engines, reward service, log and learner group start side by side; one that fails ends the others' start."""
-    policy = policy_path(session.config, session.run.path)
-    async with asyncio.TaskGroup() as starting:
-        starting.create_task(session.rollout_actors(session.config.rollout_actors.num_actors, policy))
-        starting.create_task(session.rewards())
-        starting.create_task(_begin(recorder, first_step - 1, position))
-        with session.start_up.phase("learner_group"):
-            learners = await start_learners(session, resume, first_step)
-    return learners
-
-
-async def _begin(recorder: RemoteActor, version: int, position: QueuePosition) -> None:
-    """Tell the log that this command begins the run or goes on with it."""
-    await recorder.begin(uuid.uuid4().hex, version=version, group=position.next_group)
+    if story := resumed.story():
+        session.view.note(story)
+    return queue, resumed
 
 
 async def start_learners(session: Session, checkpoint: Path | None, first_step: int) -> PPOLearnerGroup:
@@ -157,18 +160,21 @@ class Ring:
         store: RemoteActor,
         recorder: RemoteActor,
         learners: PPOLearnerGroup,
-        first_step: int,
+        resumed: Resumption,
         started: float,
     ) -> None:
         self._session = session
         self._control = control
         self._queue = queue
-        self._weights = RecordedWeights(PublishedWeights(store, queue), recorder)
+        published = RecordedWeights(PublishedWeights(store, queue), recorder)
+        self._weights = PublishedOnce(published, resumed, session.view.note)
         self._store = store
         self.recorder = recorder
-        self._first_step = first_step
+        self._resumed = resumed
         self._started = self._ready = started
         before = session.run.last_ppo_step()
+        self._last_row = before.get("step", 0)
+        self._num_noted_void = 0
         self._num_episodes = before.get("num_episodes", 0)
         self._num_optimizer_steps = before.get("optimizer_step", 0)
         self._policy_lag_max = session.run.summary().get("policy_lag_max", 0.0)
@@ -178,7 +184,7 @@ class Ring:
             partial(start_learners, session),
             config=session.config.learner,
             run=session.run,
-            version=first_step - 1,
+            version=resumed.kept,
             weights=self._weights,
             recorded=self._recorded,
             note=session.view.note,
@@ -213,10 +219,10 @@ class Ring:
             await self._report(step, groups, result, parts)
 
         await train(
-            first_step=self._first_step,
+            first_step=self._resumed.kept + 1,
             num_steps=self._session.config.learner.num_steps,
             learners=RecordedLearners(Watched(self.learners, self._session), self.recorder),
-            queue=self._queue,
+            queue=RecordedFirst(self._queue, self._resumed),
             weights=self._weights,
             report=report,
         )
@@ -227,14 +233,22 @@ class Ring:
 
         What is kept was recorded first: a run goes on from a step that is whole on disk.
         """
-        if step == self._first_step:
+        if step == self._resumed.trained + 1:
             self._first_step_done(result.metrics["learner/step_s"])
         now_s, counts = time.monotonic() - self._started, await self._queue.counts()
+        await self._note_voided(counts.num_void - self._resumed.standing.num_void)
         await self._recorded()
         self._recording = parts.create_task(self._record(step, groups, result, now_s, counts))
         if self._is_kept(step):
             await self._recorded()
             await self._keep(step, counts)
+
+    async def _note_voided(self, num: int) -> None:
+        """Say which groups were given up since the last step, and why."""
+        if num > self._num_noted_void:
+            for uid, reason in (await self._queue.voided())[self._num_noted_void : num]:
+                self._session.view.note(f"the group of {uid} is void: {reason}")
+            self._num_noted_void = num
 
     async def _recorded(self) -> None:
         """Wait for the record under way; its error ends the run by itself."""
@@ -242,7 +256,10 @@ class Ring:
             await asyncio.wait({self._recording})
 
     async def _record(self, step: int, groups: Groups, result: StepResult, now_s: float, counts: QueueCounts) -> None:
-        """Write the step's trajectories and its row of metrics."""
+        """Write the step's trajectories and its row of metrics, unless both were written before the run stopped."""
+        if step <= self._last_row:
+            self._session.view.step({"step": step, **result.metrics})
+            return
         trajectories = [trajectory for group in groups for trajectory in group]
         path = self._session.run.path / "trajectories" / f"step-{step:06d}.arrow"
         await asyncio.to_thread(write_trajectories, path, trajectories)
@@ -296,8 +313,9 @@ class Ring:
         """Write a checkpoint, and evaluate when it is time; the best, the newest two and those to keep stay."""
         config, run = self._session.config, self._session.run
         path = run.path / "checkpoints" / "ppo" / f"step-{step:06d}"
-        position = QueuePosition(step * config.trajectory_queue.groups_per_step, counts.num_void)
-        await self.learners.save_checkpoint(path, extra={"position.json": json.dumps(asdict(position))})
+        num_trained = step * config.trajectory_queue.groups_per_step
+        position = {"num_trained": num_trained, "num_void": counts.num_void}
+        await self.learners.save_checkpoint(path, extra={POSITION: json.dumps(position)})
         best = self._is_evaluated(step) and await self._held_out.evaluate(step)
         every_steps = config.learner.keep_every_steps
         run.keep_checkpoints("ppo", newest=2, best=path if best else None, every_steps=every_steps)

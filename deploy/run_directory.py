@@ -290,11 +290,11 @@ def _shown(value: Any) -> str:
 
 
 def _rewind(run: RunDirectory, config: RunConfig) -> None:
-    """Forget the metrics of steps that will be done again."""
+    """Forget the metrics of steps that will be done again; PPO's log says which of its steps those are."""
     if not (run.path / "metrics.jsonl").exists():
         return
     for stage in config.run.stages:
-        if not run.is_done(stage, config):
+        if stage != "ppo" and not run.is_done(stage, config):
             newest = run.newest_checkpoint(stage)
             run.rewind_metrics(stage, checkpoint_step(newest) if newest else 0)
 

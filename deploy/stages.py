@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.admission import PromptOrder
 from cluster.broken_rows import BrokenRows
 from cluster.errors import AntiphonError
 from cluster.remote import stream_task
-from cluster.trajectory_queue import PromptOrder
 from deploy import dotted
 from deploy.run_config import RunConfig
 from deploy.run_directory import checkpoint_step

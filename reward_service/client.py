@@ -1,9 +1,9 @@
 """Clients of the reward service, by Serve handle inside the cluster and by HTTP outside, with one contract.
 
-`score` gives exactly one finite reward a request, in their order, or raises: RewardUnavailable where the service is
-down, busy, silent or answers nonsense, so that the same may be asked again; RewardError where it said that there is
-no reward. `Patient` asks again for as long as a run is willing to wait. Knows nothing of scorers. A client is plain
-data until its first call, so it travels between processes.
+`outcomes` gives exactly one finite reward a request, in their order, or in its place the RewardError that says why
+there is none; `score` raises the first of those. Both raise RewardUnavailable where the service is down, busy, silent
+or answers nonsense, so that the same may be asked again. `Patient` asks again for as long as a run is willing to wait.
+Knows nothing of scorers. A client is plain data until its first call, so it travels between processes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 class Client(Protocol):
     """Scores, or raises as the module says."""
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """One score a request, in their order."""
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """One outcome a request, in their order."""
 
 
 def run_client(config: RewardServiceConfig, run_name: str, token: str | None) -> Patient:
@@ -65,15 +65,22 @@ class Patient:
         return (Patient, (self._client, self._patience_s))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """One score a request, in their order. Raises the last RewardUnavailable when patience is spent."""
+        """One score a request, in their order. Raises what `outcomes` raises, and the first error among them."""
+        return all_scores(await self.outcomes(requests))
+
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """One outcome a request, in their order; none of them is RewardUnavailable: that is waited for.
+
+        Raises the last RewardUnavailable when patience is spent.
+        """
         self._calls += 1
         call, started, pause_s = self._calls, time.monotonic(), PAUSE_S
         try:
             while True:
                 try:
-                    scores = await self._client.score(requests)
+                    outcomes = _all_available(await self._client.outcomes(requests))
                     self._answered_at = time.monotonic()
-                    return scores
+                    return outcomes
                 except RewardUnavailable as error:
                     left_s = max(started, self._answered_at) + self._patience_s - time.monotonic()
                     wait_s = min(max(pause_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0), left_s)
@@ -107,12 +114,18 @@ class HandleRewardClient:
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises RewardError naming the scorer or the service."""
+        return all_scores(await self.outcomes(requests))
+
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """One outcome a request, in their order: its score, or the RewardError that its scorer gave in its place."""
         waited_for = f"to score {len(requests)} responses"
         try:
-            scores = await self._service.call("score", list(requests), timeout_s=self._timeout_s, waited_for=waited_for)
+            outcomes = await self._service.call(
+                "outcomes", list(requests), timeout_s=self._timeout_s, waited_for=waited_for
+            )
         except DeadlineExceeded as error:
             raise RewardUnavailable(WHERE, error.what) from error
-        return check_scores(requests, scores)
+        return check_outcomes(requests, outcomes)
 
 
 class HttpRewardClient:
@@ -136,12 +149,7 @@ class HttpRewardClient:
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises RewardError naming the scorer or the service."""
-        scores = []
-        for outcome in await self.outcomes(requests):
-            if isinstance(outcome, RewardError):
-                raise outcome
-            scores.append(outcome)
-        return scores
+        return all_scores(await self.outcomes(requests))
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         """One outcome a request, in their order: its score, or the RewardError that the service gave in its place."""
@@ -153,9 +161,7 @@ class HttpRewardClient:
                 if not left or (error.retry_after_s or 0.0) > LONGEST_PAUSE_S:
                     raise
                 await asyncio.sleep(max(PAUSE_S * random.uniform(0.5, 1.0), error.retry_after_s or 0.0))
-        outcomes = self._outcomes(requests, response)
-        check_scores(requests, outcomes)
-        return outcomes
+        return check_outcomes(requests, self._outcomes(requests, response))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -208,11 +214,26 @@ class HttpRewardClient:
             raise RewardUnavailable(WHERE, what) from error
 
 
-def check_scores(requests: Sequence[ScoreRequest], scores: Any) -> list[Score]:
-    """The scores, or RewardUnavailable where they are not one finite score a request under its own id.
+def all_scores(outcomes: Sequence[Outcome]) -> list[Score]:
+    """The outcomes, all of them scores. Raises the first error among them."""
+    scores = []
+    for outcome in outcomes:
+        if isinstance(outcome, RewardError):
+            raise outcome
+        scores.append(outcome)
+    return scores
 
-    An error may stand in the place of a score.
-    """
+
+def _all_available(outcomes: list[Outcome]) -> list[Outcome]:
+    """The outcomes. Raises the first that may be another one later."""
+    for outcome in outcomes:
+        if isinstance(outcome, RewardUnavailable):
+            raise outcome
+    return outcomes
+
+
+def check_outcomes(requests: Sequence[ScoreRequest], scores: Any) -> list[Outcome]:
+    """The outcomes, or RewardUnavailable where they are not one finite score, or error, a request under its own id."""
     if not isinstance(scores, list) or not all(isinstance(score, Score | RewardError) for score in scores):
         raise RewardUnavailable(WHERE, f"answered {type(scores).__name__}, not a list of scores")
     if len(scores) != len(requests):

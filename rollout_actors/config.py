@@ -22,6 +22,9 @@ class RolloutActorsConfig(Section):
     """What becomes of a longer one: an error, or it is left out. The summary counts those left out."""
     max_response_tokens: int = Field(default=512, ge=1)
     """Longest response; a longer one is cut and finishes with reason `length`."""
+    max_segment_tokens: int = Field(default=1024, ge=1)
+    """Tokens after which a segment is closed and kept, so that the death of an actor costs a response no more than
+    that; the next one is prefilled with what stands before it."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature, also the one trained at."""
     kv_after_swap: Literal["recompute"] = "recompute"

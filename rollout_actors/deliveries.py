@@ -2,7 +2,7 @@
 
 Groups whose responses end within GATHER_S of each other are scored with one call and put with one call: every call
 takes the interpreter away from the engine's thread. Waves do not wait for each other and sampling does not wait for
-them, so a slow scorer holds up nobody. Knows neither engine nor weights.
+them, so a slow scorer holds up nobody. A group that cannot be scored is voided. Knows neither engine nor weights.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, Protocol
 
+from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import FinishedGroup, Ticket, Trajectory, Turn
 from rollout_actors.prompts import PromptTokenizer, scorer_columns
@@ -26,6 +27,9 @@ class TakesFinishedGroups(Protocol):
 
     def put(self, groups: Sequence[FinishedGroup]) -> Awaitable[None]:
         """Take all of these groups, or raise."""
+
+    def void(self, ticket: Ticket, reason: str) -> Awaitable[None]:
+        """Give a group up, or raise where too many are."""
 
 
 class SampledGroup(NamedTuple):
@@ -77,19 +81,34 @@ class Deliveries:
     async def failed(self) -> None:
         """Wait for the first wave that fails and raise its error; for ever where none does.
 
-        RewardError where a reward of its groups cannot be had, TrajectoryRefused where the queue refuses one.
+        RewardUnavailable where the service is not waited for any longer, GroupsVoided where too many groups cannot be
+        scored, TrajectoryRefused where the queue refuses one.
         """
         await asyncio.shield(self._failed)
 
     async def _deliver(self, wave: Sequence[SampledGroup]) -> None:
-        requests = self._requests(wave)
-        scores = iter(await self._rewards.score(requests))
-        await self._queue.put(
-            [
-                (group.ticket, [self._trajectory(group, response, next(scores)) for response in group.responses])
-                for group in wave
-            ]
-        )
+        """Put the groups whose responses all have rewards, void the others. An error for all is each one's own."""
+        try:
+            outcomes = iter(await self._rewards.outcomes(self._requests(wave)))
+        except RewardUnavailable:
+            raise
+        except RewardError as error:
+            if len(wave) == 1:
+                await self._queue.void(wave[0].ticket, str(error))
+            else:
+                await asyncio.gather(*(self._deliver([group]) for group in wave))
+            return
+        finished = []
+        for group in wave:
+            judged = [(response, next(outcomes)) for response in group.responses]
+            errors = [outcome for _, outcome in judged if isinstance(outcome, RewardError)]
+            if errors:
+                await self._queue.void(group.ticket, str(errors[0]))
+                continue
+            trajectories = [self._trajectory(group, r, outcome) for r, outcome in judged if isinstance(outcome, Score)]
+            finished.append((group.ticket, trajectories))
+        if finished:
+            await self._queue.put(finished)
 
     def _requests(self, wave: Sequence[SampledGroup]) -> list[ScoreRequest]:
         answered = [(group.ticket.row, response) for group in wave for response in group.responses]

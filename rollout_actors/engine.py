@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 
+UNLOADED_VERSION = -1
+"""Label of the weights that an engine was started from, before any version was loaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingRequest:
     """Continue `token_ids` by at most `max_tokens`, sampled with a generator of its own started at `seed`."""

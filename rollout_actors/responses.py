@@ -1,4 +1,4 @@
-"""A response from its first token to its last: how swaps cut it into segments, and what it is when it is done.
+"""A response from its first token to its last: what cuts it into segments, and what it is when it is done.
 
 Pure bookkeeping of the engine thread: knows neither engines, threads nor weights.
 """
@@ -6,10 +6,10 @@ Pure bookkeeping of the engine thread: knows neither engines, threads nor weight
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from cluster.trajectory import Segment, segment_seed
+from cluster.trajectory import PartialResponse, Segment, segment_seed
 from rollout_actors.engine import SamplingRequest
 
 
@@ -29,7 +29,10 @@ class SampledResponse:
 
 @dataclass(slots=True, eq=False)
 class UnderWay:
-    """One response being sampled or waiting for weights; once handed over, the engine thread alone touches it."""
+    """One response being sampled or waiting for weights; once handed over, the engine thread alone touches it.
+
+    `on_closed` is to hear of what there is whenever a segment is closed.
+    """
 
     uid: str
     prompt_token_ids: list[int]
@@ -38,17 +41,25 @@ class UnderWay:
     min_policy_version: int
     future: asyncio.Future[SampledResponse]
     first_seed: int | None = None
+    max_segment_tokens: int | None = None
+    on_closed: Callable[[PartialResponse], None] | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     seed: int = 0
     segment_start: int = 0
 
-    def end_segment(self, version: int, actor: str) -> None:
-        """Record what was sampled since the segment began; nothing sampled, no segment."""
+    def go_on_from(self, begun: PartialResponse) -> None:
+        """Take what others have sampled of it for its beginning."""
+        self.token_ids, self.logprobs = list(begun.token_ids), list(begun.logprobs)
+        self.segments = list(begun.segments)
+
+    def end_segment(self, version: int, actor: str) -> bool:
+        """Record what was sampled since the segment began; False where nothing was: that is no segment."""
         length = len(self.token_ids) - self.segment_start
         if length:
             self.segments.append(Segment(version, self.segment_start, length, self.seed, actor))
+        return length > 0
 
     def request(self, id_: str) -> SamplingRequest:
         """Begin the next segment: go on from prompt + partial response with a seed of the segment's own."""
@@ -58,10 +69,21 @@ class UnderWay:
         return SamplingRequest(
             id=id_,
             token_ids=self.prompt_token_ids + self.token_ids,
-            max_tokens=self.max_tokens - len(self.token_ids),
+            max_tokens=min(self._num_left(), self.max_segment_tokens or self._num_left()),
             seed=self.seed,
             temperature=self.temperature,
         )
+
+    def _num_left(self) -> int:
+        return self.max_tokens - len(self.token_ids)
+
+    def ends(self, finish_reason: str) -> bool:
+        """Whether the response ends where its segment does."""
+        return finish_reason != "length" or not self._num_left()
+
+    def partial(self, finish_reason: str | None = None) -> PartialResponse:
+        """What there is when a segment has been closed."""
+        return PartialResponse(self.uid, list(self.token_ids), list(self.logprobs), list(self.segments), finish_reason)
 
     def finished(self, finish_reason: str) -> SampledResponse:
         return SampledResponse(self.uid, self.token_ids, self.logprobs, self.segments, finish_reason)

@@ -7,7 +7,6 @@ handed to `run`. Knows neither the learner nor other actors: weights are pulled,
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.errors import EngineError, InputError, WeightsLost
+from cluster.errors import EngineError, WeightsLost
 from cluster.remote import within
-from cluster.trajectory import FinishedGroup, Ticket
+from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticket
 from cluster.weights import Manifest
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.deliveries import Deliveries
-from rollout_actors.engine import GenerationEngine, SamplingRequest
+from rollout_actors.engine import UNLOADED_VERSION, GenerationEngine, SamplingRequest
+from rollout_actors.loading import build_vllm, fetch_from_object_store, read_policy
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse
 from rollout_actors.reward_client import RewardClient
-from rollout_actors.sampling import UNLOADED_VERSION, EngineThread
+from rollout_actors.safekeeping import Safekeeping
+from rollout_actors.sampling import EngineThread
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +34,7 @@ if TYPE_CHECKING:
 ADMIT_WAIT_S = 1.0
 """How long one call for a ticket waits at the queue; a leaving actor waits for its last one."""
 PULL_WAIT_S = 30.0
-FETCH_TIMEOUT_S = 300.0
 LOST_WAIT_S = 1.0
-MIN_MODEL_LEN = 128
 FLOOR_TIMEOUT_S = 600.0
 """How long an admitted group waits for the weights it must not be older than."""
 
@@ -44,7 +43,9 @@ class Queue(Protocol):
     """The face of `cluster.trajectory_queue.TrajectoryQueue` that an actor uses."""
 
     def admit(self, owner: str, *, max_groups: int, timeout_s: float) -> Awaitable[list[Ticket]]: ...
+    def keep(self, owner: str, groups: Sequence[BegunGroup]) -> Awaitable[None]: ...
     def put(self, groups: Sequence[FinishedGroup]) -> Awaitable[None]: ...
+    def void(self, ticket: Ticket, reason: str) -> Awaitable[None]: ...
     def hand_over(self, owner: str) -> Awaitable[list[int]]: ...
 
 
@@ -87,9 +88,9 @@ class RolloutActor:
         self._config = config
         self._model_path = model_path
         self._task = task
-        self._fetch_tensors = fetch_tensors or _fetch_from_object_store
+        self._fetch_tensors = fetch_tensors or fetch_from_object_store
         self._engine = EngineThread(
-            build_engine or partial(_build_vllm, config, model_path=model_path, dtype=dtype, seed=seed),
+            build_engine or partial(build_vllm, config, model_path=model_path, dtype=dtype, seed=seed),
             name=name,
             dtype=str(config.engine.get("dtype", dtype)),
             before_step=before_step,
@@ -179,9 +180,11 @@ class RolloutActor:
         """
         num_ahead = self._config.num_concurrent_groups // 2
         deliveries = Deliveries(self._task, self._tokenizer, queue, rewards)
+        safekeeping = Safekeeping(self._name, queue)
         under_way: set[asyncio.Future[Any]] = set()
         leaving = asyncio.ensure_future(self._leaving.wait())
         failing = asyncio.ensure_future(deliveries.failed())
+        keeping = asyncio.ensure_future(safekeeping.send_now_and_then())
         admission: asyncio.Future[list[Ticket]] | None = None
         try:
             while not self._leaving.is_set():
@@ -192,29 +195,32 @@ class RolloutActor:
                     )
                 if not under_way:
                     deliveries.flush()
-                waits = {leaving, failing, *under_way, *([admission] if admission else [])}
+                waits = {leaving, failing, keeping, *under_way, *([admission] if admission else [])}
                 done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for task in done & {failing, *under_way}:
+                for task in done & {failing, keeping, *under_way}:
                     task.result()
                 under_way -= done
                 if admission is not None and admission.done():
                     tickets, admission = admission.result(), None
                     prompts = self._tokenizer.encode([ticket.row["prompt"] for ticket in tickets])
                     under_way |= {
-                        asyncio.ensure_future(self._roll_out(ticket, token_ids, deliveries))
+                        asyncio.ensure_future(self._roll_out(ticket, token_ids, safekeeping, deliveries))
                         for ticket, token_ids in zip(tickets, prompts, strict=True)
                     }
         finally:
-            await _cancelled({leaving, failing, *under_way})
+            await _cancelled({leaving, failing, keeping, *under_way})
             await deliveries.cancel()
             if admission is not None:
                 await asyncio.gather(admission, return_exceptions=True)
         if admission is not None:
             admission.result()
+        await safekeeping.send()
         await queue.hand_over(self._name)
 
-    async def _roll_out(self, ticket: Ticket, prompt_token_ids: Sequence[int], deliveries: Deliveries) -> None:
-        """One group: sample its responses and hand them to the deliveries."""
+    async def _roll_out(
+        self, ticket: Ticket, prompt_token_ids: Sequence[int], safekeeping: Safekeeping, deliveries: Deliveries
+    ) -> None:
+        """One group: sample what is missing of its responses and hand them to the deliveries."""
         floor = ticket.min_policy_version
         await within(
             self._engine.loaded(floor),
@@ -222,13 +228,36 @@ class RolloutActor:
             where=self._name,
             waited_for=f"weights of version {floor}, which group {ticket.group} must not be older than",
         )
+        begun = {response.uid: response for response in ticket.begun}
+        uids = [ticket.uid(index) for index in range(self._config.responses_per_prompt)]
+        hear = partial(safekeeping.closed, ticket, prompt_token_ids)
         responses = await asyncio.gather(
-            *(
-                self._sample(ticket.uid(index), prompt_token_ids, self._config.temperature, floor)
-                for index in range(self._config.responses_per_prompt)
-            )
+            *(self._go_on(uid, prompt_token_ids, floor, begun.get(uid), hear) for uid in uids)
         )
+        safekeeping.sampled(ticket)
         deliveries.add(ticket, prompt_token_ids, responses)
+
+    async def _go_on(
+        self,
+        uid: str,
+        prompt_token_ids: Sequence[int],
+        floor: int,
+        begun: PartialResponse | None,
+        on_closed: Callable[[PartialResponse], None],
+    ) -> SampledResponse:
+        """A response for training, from its first token or from where others have left it."""
+        if begun is not None and begun.finish_reason is not None:
+            return SampledResponse(uid, begun.token_ids, begun.logprobs, begun.segments, begun.finish_reason)
+        return await self._engine.sample(
+            uid,
+            prompt_token_ids,
+            max_tokens=self._config.max_response_tokens,
+            temperature=self._config.temperature,
+            min_policy_version=floor,
+            max_segment_tokens=self._config.max_segment_tokens,
+            begun=begun,
+            on_closed=on_closed,
+        )
 
     def _sample(
         self, uid: str, prompt_token_ids: Sequence[int], temperature: float, floor: int
@@ -298,7 +327,7 @@ class RolloutActor:
         """
         if self._run is not None and not self._run.done():
             raise EngineError(self._name, "loads no policy from a folder while it samples for training")
-        await self._engine.load(await asyncio.to_thread(_read_policy, Path(path)), version=version)
+        await self._engine.load(await asyncio.to_thread(read_policy, Path(path)), version=version)
 
     async def loaded(self, version: int) -> None:
         """Wait until weights of at least `version` are loaded."""
@@ -332,38 +361,3 @@ async def _cancelled(tasks: set[asyncio.Future[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _build_vllm(config: RolloutActorsConfig, *, model_path: str, dtype: str, seed: int) -> GenerationEngine:
-    from rollout_actors.vllm_engine import VllmEngine
-
-    sizes = {"max_num_seqs": config.num_concurrent_groups * config.responses_per_prompt}
-    return VllmEngine(
-        model_path,
-        engine_args=sizes | config.engine,
-        max_model_len=_max_model_len(config, Path(model_path)),
-        seed=seed,
-        dtype=dtype,
-    )
-
-
-def _max_model_len(config: RolloutActorsConfig, folder: Path) -> int:
-    """Room for a whole conversation, and for probe prompts where conversations are short, within the context."""
-    context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    wanted = max(config.max_prompt_tokens + config.max_response_tokens + 1, MIN_MODEL_LEN)
-    return wanted if context is None else min(wanted, int(context))
-
-
-def _fetch_from_object_store(manifest: Manifest) -> Mapping[str, torch.Tensor]:
-    from cluster.weights_object_store import fetch_tensors
-
-    return fetch_tensors(manifest, timeout_s=FETCH_TIMEOUT_S)
-
-
-def _read_policy(folder: Path) -> Mapping[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(str(folder), "holds no safetensors")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}

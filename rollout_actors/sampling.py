@@ -2,7 +2,8 @@
 
 Around the thread, asyncio tasks submit requests and await responses. The thread takes what is new, swaps when newer
 weights are whole, steps, and hands on what finished; a swap interrupts the responses under way and continues each
-from prompt + partial response, so it is a segment boundary. Knows neither tickets, rewards nor Ray.
+from prompt + partial response, so it is a segment boundary, and so is every so many tokens. Knows neither tickets,
+rewards nor Ray.
 """
 
 from __future__ import annotations
@@ -17,34 +18,18 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import AntiphonError, EngineError
+from cluster.trajectory import PartialResponse
 from cluster.weights import Manifest
-from rollout_actors.engine import GenerationEngine, Sampled
+from rollout_actors.engine import UNLOADED_VERSION, GenerationEngine, Sampled
 from rollout_actors.responses import SampledResponse, UnderWay
+from rollout_actors.sampling_metrics import SamplingMetrics
 from rollout_actors.swap_proof import SwapProof, Verdict
 
 if TYPE_CHECKING:
     import torch
 
-UNLOADED_VERSION = -1
-"""Label of the weights that an engine was started from, before any version was loaded."""
 MAX_INTERVALS = 4096
 SAME_INTERVAL_S = 0.02
-
-
-@dataclass(slots=True)
-class SamplingMetrics:
-    """Totals since the engine thread started; `busy_s` is time inside the engine's steps, swaps apart."""
-
-    policy_version: int = UNLOADED_VERSION
-    num_sampled_tokens: int = 0
-    num_responses: int = 0
-    busy_s: float = 0.0
-    swap_s: float = 0.0
-    num_swaps_proved: int = 0
-    num_swaps_checksum_only: int = 0
-    num_prefilled_again_tokens: int = 0
-    prefill_again_s: float = 0.0
-    """Steps in which a response interrupted by a swap had not sampled again yet: an upper bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +98,29 @@ class EngineThread:
         temperature: float,
         min_policy_version: int = UNLOADED_VERSION,
         seed: int | None = None,
+        max_segment_tokens: int | None = None,
+        begun: PartialResponse | None = None,
+        on_closed: Callable[[PartialResponse], None] | None = None,
     ) -> SampledResponse:
         """Sample one response; waits until weights of at least `min_policy_version` are loaded.
 
         Cancelling the call forgets the response. The tokens depend on uid, prompt and weights alone; with a `seed`,
-        which the first segment then has, on that and not on the uid.
+        which the first segment then has, on that and not on the uid. A segment has at most `max_segment_tokens`;
+        `on_closed` hears whenever one is closed. What is `begun` is gone on with.
         """
         response = UnderWay(
-            uid, list(prompt_token_ids), max_tokens, temperature, min_policy_version, self._new_future(), seed
+            uid,
+            list(prompt_token_ids),
+            max_tokens,
+            temperature,
+            min_policy_version,
+            self._new_future(),
+            seed,
+            max_segment_tokens,
+            on_closed,
         )
+        if begun is not None:
+            response.go_on_from(begun)
         self._put(lambda: self._waiting.append(response))
         try:
             return await response.future
@@ -283,9 +282,12 @@ class EngineThread:
 
     def _interrupt(self) -> None:
         self._engine.abort(list(self._under_way))
+        closed: list[tuple[UnderWay, str | None]] = []
         for response in reversed(self._under_way.values()):
-            response.end_segment(self._version, self._name)
+            if response.end_segment(self._version, self._name):
+                closed.append((response, None))
             self._waiting.appendleft(response)
+        self._tell(closed)
         self._under_way.clear()
         self._prefilling_again.clear()
 
@@ -350,6 +352,7 @@ class EngineThread:
     def _hand_on(self, sampled: Sequence[Sampled]) -> None:
         """Keep the new tokens; resolve the responses that finished, all with one wake-up of the event loop."""
         finished: list[tuple[asyncio.Future[Any], Any]] = []
+        closed: list[tuple[UnderWay, str | None]] = []
         for new in sampled:
             response = self._under_way[new.id]
             response.token_ids += new.token_ids
@@ -359,13 +362,30 @@ class EngineThread:
             if new.finish_reason is not None:
                 del self._under_way[new.id]
                 response.end_segment(self._version, self._name)
-                finished.append((response.future, response.finished(new.finish_reason)))
+                if response.ends(new.finish_reason):
+                    closed.append((response, new.finish_reason))
+                    finished.append((response.future, response.finished(new.finish_reason)))
+                else:
+                    closed.append((response, None))
+                    self._submit(response)
         self._metrics.num_responses += len(finished)
+        self._tell(closed)
         if finished:
             self._resolve(finished)
 
+    def _tell(self, closed: Sequence[tuple[UnderWay, str | None]]) -> None:
+        """Have those who want to hear of closed segments hear of them, with the finish reasons of the last ones."""
+        heard = [(r.on_closed, r.partial(reason)) for r, reason in closed if r.on_closed is not None]
+        if heard:
+            self._loop.call_soon_threadsafe(_call_all, heard)
+
     def _resolve(self, results: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
         self._loop.call_soon_threadsafe(_set_results, results)
+
+
+def _call_all(heard: Sequence[tuple[Callable[[PartialResponse], None], PartialResponse]]) -> None:
+    for hear, partial in heard:
+        hear(partial)
 
 
 def _set_results(results: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:

@@ -92,17 +92,24 @@ class FakeEngine:
 
 @dataclass
 class FakeRewardClient:
-    """Scores with a Python function; `error` is raised instead; `gate`, where set, holds every score back."""
+    """Scores with a Python function; `error` is raised instead, and `refused` stand in the place of scores.
+
+    `gate`, where set, holds every score back.
+    """
 
     score_one: Callable[[ScoreRequest], float] = lambda request: float(len(request.response))
     error: RewardError | None = None
     gate: asyncio.Event | None = None
+    refused: dict[str, RewardError] = field(default_factory=dict)
     requests: list[ScoreRequest] = field(default_factory=list)
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
         self.requests += requests
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
             raise self.error
-        return [Score(request.id, self.score_one(request), {}, "fake") for request in requests]
+        return [self._outcome(request) for request in requests]
+
+    def _outcome(self, request: ScoreRequest) -> Score | RewardError:
+        return self.refused.get(request.id) or Score(request.id, self.score_one(request), {}, "fake")

@@ -48,7 +48,15 @@ def started_by(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [child for child in started_by(process) if child.name().startswith("ray::RolloutAct")]
+    return [child for child in started_by(process) if _name_of(child).startswith("ray::RolloutAct")]
+
+
+def _name_of(process: psutil.Process) -> str:
+    """Its name; none where it has ended since it was listed."""
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def names_of(pids: set[int]) -> set[str]:

@@ -13,12 +13,13 @@ import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
+from cluster.admission import PromptOrder
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import ActorDied, RewardError
 from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.supervision import ActorPool, RunControl
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
-from cluster.trajectory_queue import PromptOrder, QueueCounts, TrajectoryQueue
+from cluster.trajectory_queue import QueueCounts, TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.ppo import PublishedWeights
 from examples.letters.scorers import count_a

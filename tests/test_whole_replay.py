@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from cluster.history import History
+from cluster.record_log import read_log
 from tests.test_commands import ROOT, metrics, started_by, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
@@ -70,8 +71,13 @@ def test_a_killed_asynchronous_run_that_went_on_replays_bit_for_bit_and_token_fo
         wait_for(lambda: len(metrics(run)) >= 12, killed)
     finally:
         kill_all(killed)
-    output_of(train(tmp_path))
+    second = train(tmp_path)
+    _, said = second.communicate(timeout=600)
+    assert second.returncode == 0, said
+    assert "ppo: goes on from " in said
 
+    kinds = read_log(run / "records", ["kind"])["kind"].to_pylist()
+    assert kinds.count("ADMIT") == B * NUM_STEPS, "a prompt was admitted twice"
     history = History(run / "records")
     assert history.steps == list(range(1, NUM_STEPS + 1))
     assert astuple(history.counts()) == (B * NUM_STEPS, B * NUM_STEPS, 0, 0)

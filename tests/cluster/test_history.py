@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from cluster import records
+from cluster.admission import OpenGroup
 from cluster.errors import RecorderError
 from cluster.history import History
 from cluster.record_log import LogFile
 from cluster.records import Record
+from cluster.trajectory import PartialResponse, Segment
 from tests.cluster.test_recorder import manifest, ticket, told, trajectory
 
 
@@ -58,6 +60,33 @@ def test_what_a_later_command_does_again_no_longer_stands(tmp_path: Path) -> Non
     assert counts(history) == (2, 1, 0, 1)
     with pytest.raises(RecorderError, match="step 2 is not in the log"):
         history.groups(2)
+
+
+def test_a_run_goes_on_where_its_log_ends_with_nothing_admitted_again(tmp_path: Path) -> None:
+    token_ids, logprobs, segments = (
+        [5, 6, 7],
+        [-1.0, -0.5, -0.25],
+        [Segment(3, 0, 2, 11, "a"), Segment(4, 2, 1, 12, "a+1")],
+    )
+    partial = PartialResponse("7-2-0", token_ids, logprobs, segments)
+    history = write(
+        tmp_path,
+        BEGIN,
+        *(*told(0), *told(1), *trained(1, 0)),
+        records.admit(ticket(2)),
+        *records.begun((ticket(2), [9], [partial])),
+        *(records.admit(ticket(3)), records.void(ticket(3), "poisoned"), records.admit(ticket(4))),
+    )
+    standing = history.standing(1)
+    assert (standing.num_trained, standing.num_void, standing.next_group, standing.next_index) == (1, 1, 5, 5)
+    assert standing.ready == ((trajectory(1),),)
+    assert standing.open == (OpenGroup(2, 2, (partial,)), OpenGroup(4, 4))
+    assert standing.vacant == (3,)
+
+
+def test_a_group_is_finished_once_all_its_responses_are_scored(tmp_path: Path) -> None:
+    (group,) = write(tmp_path, BEGIN, *told(0)).standing(2).open
+    assert [(response.uid, response.finish_reason) for response in group.begun] == [("7-0-0", "length")]
 
 
 def test_a_versions_checksums_are_those_it_was_published_with_last(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cluster import record_log, recorder, records
 from cluster.errors import RecorderError, TrajectoryRefused
 from cluster.record_log import read_log
 from cluster.recorder import Recorder
-from cluster.trajectory import Segment, Ticket, Trajectory, Turn
+from cluster.trajectory import PartialResponse, Segment, Ticket, Trajectory, Turn
 from cluster.weights import Manifest, TensorEntry
 
 
@@ -208,6 +208,18 @@ async def test_a_recorder_that_was_killed_goes_on_from_its_own_log(tmp_path: Pat
         *("START", "ADMIT", "TOKENS", "TOKENS", "TOKENS", "SCORE", "ADMIT", "FENCE"),
         *("TRAIN", "TOKENS", "TOKENS", "TOKENS", "SCORE"),
     ]
+
+
+async def test_a_command_goes_on_with_what_is_open(tmp_path: Path) -> None:
+    writer = await begun(tmp_path)
+    partial = PartialResponse("7-0-0", [1, 2], [-0.5, -1.5], [Segment(3, 0, 2, 11, "rollout-0")])
+    await writer.record([records.admit(ticket(0)), *records.begun((ticket(0), [0], [partial]))])
+    await writer.begin("two", version=0, group=1)
+    await writer.record(list(records.finished(trajectory(0))))
+    assert kinds(tmp_path) == ["START", "ADMIT", "TOKENS", "START", "TOKENS", "TOKENS", "SCORE"]
+    successor = await begun(crashed(tmp_path, tmp_path / "copy"), "three", group=1)
+    await successor.record(records.train(1, [[trajectory(0)]]))
+    assert kinds(tmp_path / "copy")[-2:] == ["START", "TRAIN"]
 
 
 async def test_a_command_that_goes_on_admits_again_what_was_open_and_hears_old_names(tmp_path: Path) -> None:

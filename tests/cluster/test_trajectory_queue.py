@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pytest
 
+from cluster.admission import OpenGroup, PromptOrder, Standing
 from cluster.config import TrajectoryQueueConfig
-from cluster.errors import DeadlineExceeded, TrajectoryRefused
+from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
 from cluster.records import Record
-from cluster.trajectory import Segment, Ticket, Trajectory, Turn
-from cluster.trajectory_queue import PromptOrder, QueuePosition, TrajectoryQueue
+from cluster.trajectory import BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
+from cluster.trajectory_queue import TrajectoryQueue
 
 ROWS = [{"prompt": f"p{i}"} for i in range(5)]
 
 
 def make_queue(groups_per_step: int = 2, max_policy_lag: int = 1, num_steps: int = 4, **kwargs) -> TrajectoryQueue:
+    settings = {"max_void_share": kwargs.pop("max_void_share")} if "max_void_share" in kwargs else {}
     config = TrajectoryQueueConfig(
-        groups_per_step=groups_per_step, max_policy_lag=max_policy_lag, take_timeout_s=kwargs.pop("take_timeout_s", 5)
+        groups_per_step=groups_per_step,
+        max_policy_lag=max_policy_lag,
+        take_timeout_s=kwargs.pop("take_timeout_s", 5),
+        **settings,
     )
     return TrajectoryQueue(config, ROWS, run_seed=7, num_steps=num_steps, **kwargs)
 
@@ -130,7 +136,7 @@ async def test_a_voided_group_is_replaced_under_the_same_number_and_floor_with_a
     assert [g[0].uid for g in await queue.take(1)] == [replacement.uid(0), second.uid(0)]
     counts = await queue.counts()
     assert (counts.num_admitted, counts.num_trained, counts.num_void, counts.num_open) == (3, 2, 1, 0)
-    assert await queue.voided() == [(0, "the prompt is poisoned")]
+    assert await queue.voided() == [(first.uid(0), "the prompt is poisoned")]
 
 
 async def test_what_an_actor_held_is_finished_by_another_under_its_floor_and_the_first_is_refused() -> None:
@@ -151,7 +157,7 @@ async def test_what_an_actor_held_is_finished_by_another_under_its_floor_and_the
     [(0, 1.0, "older than its floor 1"), (2, 1.0, "version 2 is not published yet"), (1, None, "has no reward")],
 )
 async def test_a_trajectory_that_breaks_a_rule_is_refused(version: int, reward: float | None, what: str) -> None:
-    queue = make_queue(max_policy_lag=0, position=QueuePosition(num_trained=2))
+    queue = make_queue(max_policy_lag=0, standing=Standing.at(2, 0))
     await queue.published(1)
     ticket = (await admit_all(queue))[0]
     with pytest.raises(TrajectoryRefused, match=what):
@@ -159,7 +165,7 @@ async def test_a_trajectory_that_breaks_a_rule_is_refused(version: int, reward: 
 
 
 async def test_a_resumed_queue_goes_on_with_the_next_number_and_the_next_prompt() -> None:
-    whole, resumed = make_queue(), make_queue(position=QueuePosition(num_trained=4))
+    whole, resumed = make_queue(), make_queue(standing=Standing.at(4, 0))
     for queue in (whole, resumed):
         await queue.published(3)
     assert [(t.admission_index, t.row) for t in await admit_all(whole)][4:] == [
@@ -260,6 +266,118 @@ async def test_a_voided_group_and_its_replacement_are_recorded() -> None:
         ("VOID", 0, "the prompt is poisoned", None),
         ("ADMIT", 2, None, 0),
     ]
+
+
+def begun(ticket: Ticket, num_tokens: int) -> BegunGroup:
+    """A response of which so many tokens are sampled, a segment each."""
+    segments = [Segment(0, place, 1, 0, ticket.owner) for place in range(num_tokens)]
+    return ticket, [9], [PartialResponse(ticket.uid(0), [2] * num_tokens, [-1.0] * num_tokens, segments)]
+
+
+async def test_what_is_kept_of_a_group_goes_to_whoever_takes_it_over() -> None:
+    queue, recorder, (first, second) = await recorded_queue()
+    await queue.keep("a", [begun(first, 1), begun(second, 1)])
+    await queue.keep("a", [begun(first, 2)])
+    await queue.declare_dead("a")
+    taken = await admit_all(queue, "b")
+    assert [[len(response.token_ids) for response in ticket.begun] for ticket in taken] == [[2], [1]]
+    assert recorder.kinds()[2:] == ["TOKENS", "TOKENS", "TOKENS", "TOKENS", "FENCE"]
+    assert [record["given_token_ids"] for record in recorder.told if record["kind"] == "TOKENS"][2:] == [[9], []]
+
+
+async def test_a_group_is_handed_over_after_what_its_dead_actor_sent_of_it_is_recorded() -> None:
+    queue, recorder, (first, _) = await recorded_queue()
+    recorder.gate.clear()
+    keeping = asyncio.create_task(queue.keep("a", [begun(first, 1)]))
+    await asyncio.sleep(0)
+    dying = asyncio.create_task(queue.declare_dead("a"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not dying.done()
+    recorder.gate.set()
+    await keeping
+    assert await dying == [0, 1]
+    assert [len(ticket.begun) for ticket in await admit_all(queue, "b")] == [1, 0]
+
+
+async def test_nothing_is_kept_for_an_actor_declared_dead_or_of_a_group_that_was_put() -> None:
+    queue, recorder, (first, second) = await recorded_queue()
+    await queue.put([(first, finished(first))])
+    told = len(recorder.told)
+    await queue.keep("a", [begun(first, 1)])
+    assert len(recorder.told) == told
+    await queue.declare_dead("a")
+    with pytest.raises(TrajectoryRefused, match="a: was declared dead"):
+        await queue.keep("a", [begun(second, 1)])
+    assert [ticket.begun for ticket in await admit_all(queue, "b")] == [()]
+
+
+async def test_a_group_that_kills_alone_is_voided_at_the_second_death() -> None:
+    queue = make_queue(groups_per_step=1, max_policy_lag=0, num_steps=1)
+    await queue.published(0)
+    await admit_all(queue, "a")
+    await queue.declare_dead("a")
+    await admit_all(queue, "b")
+    assert await queue.declare_dead("b") == []
+    assert await queue.voided() == [("7-0-0", "its prompt was under way at the death of a, b")]
+    (replacement,) = await admit_all(queue, "c")
+    assert (replacement.group, replacement.admission_index, replacement.min_policy_version) == (1, 0, 0)
+
+
+async def test_groups_suspected_together_are_given_out_one_at_a_time_and_only_the_one_that_kills_is_voided() -> None:
+    queue = make_queue(groups_per_step=3, max_policy_lag=0, num_steps=1)
+    await queue.published(0)
+    for owner in ("a", "b"):
+        assert len(await admit_all(queue, owner)) == 3
+        await queue.declare_dead(owner)
+    (innocent,) = await admit_all(queue, "c")
+    assert await admit_all(queue, "c") == [], "one suspect at a time"
+    await queue.put([(innocent, finished(innocent))])
+    (culprit,) = await admit_all(queue, "c")
+    assert await queue.declare_dead("c") == []
+    assert [uid for uid, _ in await queue.voided()] == [culprit.uid(0)]
+    rest = [*await admit_all(queue, "d"), *await admit_all(queue, "d")]
+    assert sorted(ticket.group for ticket in rest) == [2, 3]
+
+
+async def test_actors_that_leave_make_nothing_suspicious() -> None:
+    queue = make_queue(groups_per_step=1, max_policy_lag=0, num_steps=1)
+    await queue.published(0)
+    for owner in ("a", "b", "c", "d"):
+        assert len(await admit_all(queue, owner)) == 1
+        await queue.hand_over(owner)
+    assert await queue.voided() == []
+
+
+@pytest.mark.parametrize(("share", "num_allowed"), [(0.0, 0), (0.01, 2), (0.9, 9)])
+async def test_more_voided_groups_than_allowed_end_the_run_with_the_reason(share: float, num_allowed: int) -> None:
+    queue = make_queue(max_policy_lag=0, num_steps=1, max_void_share=share)
+    await queue.published(0)
+    for _ in range(num_allowed):
+        (ticket, *_) = await admit_all(queue)
+        await queue.void(ticket, "no reward")
+    (ticket, *_) = await admit_all(queue)
+    with pytest.raises(GroupsVoided, match=r"no reward; \d+ of \d+ groups voided \(trajectory_queue.max_void_share\)"):
+        await queue.void(ticket, "no reward")
+
+
+async def test_a_queue_goes_on_with_what_was_open_finished_and_vacant() -> None:
+    ready = finished(Ticket(0, 0, 0, 7, ROWS[0], "a"))
+    standing = Standing(
+        num_void=1,
+        next_group=4,
+        next_index=3,
+        vacant=(1,),
+        open=(OpenGroup(3, 2, (PartialResponse("7-3-0", [5], [-1.0], [Segment(0, 0, 1, 0, "a")]),)),),
+        ready=(tuple(ready),),
+    )
+    queue = make_queue(groups_per_step=4, max_policy_lag=0, num_steps=1, standing=standing)
+    assert tuple(asdict(await queue.counts()).values()) == (3, 0, 1, 2)
+    await queue.published(0)
+    tickets = await admit_all(queue, "b")
+    assert [(t.group, t.admission_index, len(t.begun)) for t in tickets] == [(4, 1, 0), (3, 2, 1), (5, 3, 0)]
+    await queue.put([(ticket, finished(ticket)) for ticket in tickets])
+    assert [group[0].group for group in await queue.take(1)] == [0, 4, 3, 5]
 
 
 async def test_a_recorder_that_does_not_answer_is_waited_for_until_a_deadline_and_named() -> None:

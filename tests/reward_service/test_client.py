@@ -107,7 +107,7 @@ class Moody:
         self.retry_after_s = retry_after_s
         self.tried = asyncio.Event()
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
         self.num_bad -= 1
         if self.num_bad >= 0:
             self.tried.set()
@@ -158,11 +158,26 @@ async def test_a_column_that_json_cannot_hold_is_named() -> None:
 
 async def test_an_answer_that_is_final_is_not_waited_for() -> None:
     class Final:
-        async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
             raise RewardError("scorer", "broken")
 
     with pytest.raises(RewardError, match="scorer: broken"):
         await Patient(Final(), patience_s=60.0).score([ITEM])
+
+
+async def test_what_is_missing_of_one_item_is_waited_for_and_what_is_refused_of_one_is_final() -> None:
+    answers: list[list[Score | RewardError]] = [
+        [RewardUnavailable("reward_service", "busy"), Score("y", 1.0, {}, "v")],
+        [RewardError("scorer", "no JSON"), Score("y", 2.0, {}, "v")],
+    ]
+
+    class Mixed:
+        async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
+            return answers.pop(0)
+
+    first, second = await Patient(Mixed(), patience_s=60.0).outcomes([ITEM, ScoreRequest("y", "p", "b")])
+    assert (str(first), second) == ("scorer: no JSON", Score("y", 2.0, {}, "v"))
+    assert not answers
 
 
 def test_a_run_uses_its_own_service_or_the_one_it_is_pointed_at_and_both_clients_travel() -> None:

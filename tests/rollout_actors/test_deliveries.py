@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import RewardError
+from cluster.errors import RewardError, RewardUnavailable
+from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import FinishedGroup, Segment, Ticket
 from rollout_actors import deliveries
 from rollout_actors.deliveries import Deliveries
@@ -24,6 +25,7 @@ class Puts:
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
+        self.voided: list[tuple[int, str]] = []
         self.changed = asyncio.Condition()
 
     async def put(self, groups: Sequence[FinishedGroup]) -> None:
@@ -31,9 +33,15 @@ class Puts:
             self.calls.append([ticket.group for ticket, _ in groups])
             self.changed.notify_all()
 
-    async def wait_num(self, num: int) -> None:
+    async def void(self, ticket: Ticket, reason: str) -> None:
         async with self.changed:
-            await asyncio.wait_for(self.changed.wait_for(lambda: len(self.calls) >= num), 10)
+            self.voided.append((ticket.group, reason))
+            self.changed.notify_all()
+
+    async def wait_num(self, num: int) -> None:
+        """Wait for so many calls of both kinds."""
+        async with self.changed:
+            await asyncio.wait_for(self.changed.wait_for(lambda: len(self.calls) + len(self.voided) >= num), 10)
 
 
 class Rig:
@@ -88,12 +96,33 @@ async def test_a_wave_does_not_wait_for_the_one_before_it(rig: Rig) -> None:
     assert rig.puts.calls == [[1], [0]]
 
 
-async def test_a_reward_that_cannot_be_had_is_raised_and_nothing_of_its_wave_is_put(rig: Rig) -> None:
-    rig.rewards.error = RewardError("scorer", "gave nothing for 3-1-0")
+async def test_a_service_that_is_waited_for_no_longer_is_raised_and_nothing_of_its_wave_is_put(rig: Rig) -> None:
+    rig.rewards.error = RewardUnavailable("reward_service", "no rewards in 300 s")
     rig.add(0, 1)
-    with pytest.raises(RewardError, match="gave nothing for 3-1-0"):
+    with pytest.raises(RewardUnavailable, match="no rewards in 300 s"):
         await rig.deliveries.failed()
-    assert rig.puts.calls == []
+    assert (rig.puts.calls, rig.puts.voided) == ([], [])
+
+
+async def test_a_group_that_cannot_be_scored_is_voided_and_the_others_of_its_wave_are_put(rig: Rig) -> None:
+    rig.rewards.refused["3-1-0"] = RewardError("scorer", "gave nothing for 3-1-0")
+    rig.add(0, 1, 2)
+    await rig.puts.wait_num(2)
+    assert rig.puts.calls == [[0, 2]]
+    assert rig.puts.voided == [(1, "scorer: gave nothing for 3-1-0")]
+
+
+async def test_an_error_for_a_whole_wave_voids_no_group_but_those_that_have_it_alone(rig: Rig) -> None:
+    async def deadly(requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
+        if any(request.id == "3-1-0" for request in requests):
+            raise RewardError("reward_service", "4 replicas died one after the other with this call")
+        return [Score(request.id, 1.0, {}, "v") for request in requests]
+
+    rig.rewards.outcomes = deadly  # type: ignore[method-assign]
+    rig.add(0, 1, 2)
+    await rig.puts.wait_num(3)
+    assert sorted(rig.puts.calls) == [[0], [2]]
+    assert [group for group, _ in rig.puts.voided] == [1]
 
 
 async def test_nothing_is_put_after_a_cancellation(rig: Rig) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 import pytest
 
 from cluster.config import TrajectoryQueueConfig
-from cluster.errors import EngineError, InputError, RewardError, WeightsLost
+from cluster.errors import EngineError, GroupsVoided, InputError, RewardError, TrajectoryRefused, WeightsLost
 from cluster.scoring import ScoreRequest
-from cluster.trajectory import Ticket, segment_seed
+from cluster.trajectory import BegunGroup, Ticket, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
-from rollout_actors import rollout_actor
+from rollout_actors import rollout_actor, safekeeping
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.rollout_actor import RolloutActor
 from tests.fakes import FakeEngine, FakeRewardClient, fake_manifest, fake_probe
@@ -152,15 +153,68 @@ async def test_no_group_is_sampled_with_weights_older_than_its_floor(tied_folder
         await running
 
 
-async def test_a_reward_that_cannot_be_had_ends_the_run_with_its_error(tied_folder: Path) -> None:
+async def test_rewards_that_cannot_be_had_at_all_end_the_run_with_their_error(tied_folder: Path) -> None:
     rig = Rig(tied_folder)
-    rig.rewards.error = RewardError("scorer", "gave nothing for 3-0-0")
+    rig.rewards.error = RewardError("scorer", "is broken")
     async with rig.actor() as actor:
         running = rig.run(actor)
         await rig.publish(0)
-        with pytest.raises(RewardError, match="gave nothing"):
+        with pytest.raises(GroupsVoided, match=r"scorer: is broken; \d of \d groups voided"):
             await running
     assert (await rig.queue.counts()).num_trained == 0
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+async def test_the_next_prompt_takes_the_place_of_one_that_cannot_be_scored(tied_folder: Path, lag: int) -> None:
+    rig = Rig(tied_folder, lag=lag)
+    rig.rewards.refused["3-0-1"] = RewardError("scorer", "gave nothing for 3-0-1")
+    async with rig.actor() as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        groups = await rig.queue.take(1)
+        assert [group[0].admission_index for group in groups] == list(range(len(groups)))
+        assert "3-0-0" not in {trajectory.uid for group in groups for trajectory in group}
+        await actor.leave()
+        await running
+    assert await rig.queue.voided() == [("3-0-0", "scorer: gave nothing for 3-0-1")]
+
+
+async def test_what_a_dead_actor_had_closed_is_gone_on_with_by_another(
+    tied_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safekeeping, "KEEP_EVERY_S", 0.0)
+    rig = Rig(tied_folder, groups=1, num_steps=1, responses_per_prompt=2, max_response_tokens=6, max_segment_tokens=2)
+    kept, stuck = asyncio.Event(), threading.Event()
+    keep = rig.queue.keep
+
+    async def keep_and_tell(owner: str, groups: Sequence[BegunGroup]) -> None:
+        await keep(owner, groups)
+        if sum(len(response.token_ids) for _, _, responses in groups for response in responses) == 8:
+            kept.set()
+
+    rig.queue.keep = keep_and_tell  # type: ignore[method-assign]
+    steps = iter(range(1, 100))
+    async with rig.actor(before_step=lambda: stuck.wait() if next(steps) > 4 else None) as dead:
+        dying = rig.run(dead)
+        await rig.publish(0)
+        await asyncio.wait_for(kept.wait(), 20)
+        await rig.queue.declare_dead("rollout-0")
+        async with rig.actor("rollout-1") as heir:
+            running = rig.run(heir)
+            (group,) = await rig.queue.take(1)
+            await heir.leave()
+            await running
+        stuck.set()
+        with contextlib.suppress(TrajectoryRefused):
+            await dying
+    for trajectory in group:
+        assert [(s.actor, s.length) for s in trajectory.segments] == [
+            *(("rollout-0", 2), ("rollout-0", 2)),
+            ("rollout-1", 2),
+        ]
+        assert [s.seed for s in trajectory.segments] == [segment_seed(trajectory.uid, number) for number in range(3)]
+    adds = [event for event in rig.engines["rollout-1"].events if event[0] == "add"]
+    assert sorted(len(tokens) for _, tokens, _ in adds) == [7, 7], "prompt and what was kept"
 
 
 async def test_an_engine_that_disagrees_ends_the_run_with_the_actors_name(tied_folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import EngineError, InputError
-from cluster.trajectory import segment_seed
+from cluster.trajectory import PartialResponse, segment_seed
 from rollout_actors.responses import SampledResponse
 from rollout_actors.sampling import EngineThread
 from tests.fakes import EOS, FakeEngine, fake_manifest, fake_probe
@@ -97,6 +97,31 @@ async def test_a_swap_cuts_segments_and_goes_on_from_the_partial_response(rig: R
     assert rig.named("add") == [("add", [4, 5], seeds[0]), ("add", [4, 5, *response.token_ids[:3]], seeds[1])]
     assert response.logprobs == [-0.5] * 3 + [-0.6] * 5
     assert rig.engine.metrics()["num_prefilled_again_tokens"] == 5
+
+
+async def test_a_segment_is_closed_after_so_many_tokens_and_heard_of(rig: Rig) -> None:
+    heard: list[PartialResponse] = []
+    rig.offer(0)
+    response = await rig.engine.sample(
+        "0-0-0", [4, 5], max_tokens=5, temperature=1.0, max_segment_tokens=2, on_closed=heard.append
+    )
+    assert [(s.start, s.length, s.seed) for s in response.segments] == [
+        (start, length, segment_seed("0-0-0", number))
+        for number, (start, length) in enumerate([(0, 2), (2, 2), (4, 1)])
+    ]
+    assert (len(response.token_ids), response.finish_reason) == (5, "length")
+    assert [len(partial.token_ids) for partial in heard] == [2, 4, 5]
+    assert [partial.finish_reason for partial in heard] == [None, None, "length"]
+    assert heard[1].segments == response.segments[:2]
+
+
+async def test_what_others_have_begun_is_gone_on_with(rig: Rig) -> None:
+    rig.offer(0)
+    whole = await rig.engine.sample("0-0-0", [4, 5], max_tokens=6, temperature=1.0, max_segment_tokens=3)
+    begun = PartialResponse("0-0-0", whole.token_ids[:3], whole.logprobs[:3], whole.segments[:1])
+    again = await rig.engine.sample("0-0-0", [4, 5], max_tokens=6, temperature=1.0, max_segment_tokens=3, begun=begun)
+    assert again == whole
+    assert len(begun.token_ids) == 3, "it was left as it was"
 
 
 async def test_a_segment_in_which_nothing_was_sampled_leaves_no_record(rig: Rig) -> None:

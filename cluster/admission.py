@@ -1,0 +1,172 @@
+"""Which group comes next: numbers, floors, and what becomes of groups that are given back, voided or suspected.
+
+Group i is trained in step i // B + 1 and carries version i // B - L as its floor. A voided group leaves its place in
+training to the next prompt. Plain bookkeeping: knows no actor's calls, no results and no log.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.config import TrajectoryQueueConfig
+from cluster.trajectory import PartialResponse, Ticket, Trajectory
+
+SUSPECT_DEATHS = 2
+"""Actors that died while they held a group, from which on it is suspected: it may be what killed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGroup:
+    """A group that was admitted and is to be finished."""
+
+    group: int
+    admission_index: int
+    begun: tuple[PartialResponse, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a run stands in its data, which a queue goes on from.
+
+    `vacant` are the places in training whose group was voided and not replaced; `ready` are the groups that are
+    finished and wait for their step.
+    """
+
+    num_trained: int = 0
+    num_void: int = 0
+    next_group: int = 0
+    next_index: int = 0
+    vacant: tuple[int, ...] = ()
+    open: tuple[OpenGroup, ...] = ()
+    ready: tuple[tuple[Trajectory, ...], ...] = ()
+
+    @classmethod
+    def at(cls, num_trained: int, num_void: int) -> Standing:
+        """So many groups trained and voided, and none open."""
+        return cls(num_trained, num_void, num_trained + num_void, num_trained)
+
+
+class PromptOrder:
+    """Which data row prompt number g is: a seeded permutation of the rows an epoch, never the order of arrival."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], seed: int) -> None:
+        self._rows = rows
+        self._seed = seed
+        self._epoch = -1
+        self._permutation: list[int] = []
+
+    def row(self, group: int) -> Mapping[str, Any]:
+        epoch, place = divmod(group, len(self._rows))
+        if epoch != self._epoch:
+            self._permutation = list(range(len(self._rows)))
+            random.Random(f"prompts:{self._seed}:{epoch}").shuffle(self._permutation)
+            self._epoch = epoch
+        return self._rows[self._permutation[place]]
+
+
+class Admission:
+    """Draws tickets: places that fell free first, in order, then new ones, as far as the published version allows."""
+
+    def __init__(
+        self,
+        config: TrajectoryQueueConfig,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        run_seed: int,
+        num_steps: int,
+        standing: Standing,
+    ) -> None:
+        self._config = config
+        self._order = PromptOrder(rows, run_seed)
+        self._run_seed = run_seed
+        self._num_groups = num_steps * config.groups_per_step
+        self._next_group = standing.next_group
+        self._next_index = standing.next_index
+        self._free: list[tuple[int, Ticket | None]] = [(index, None) for index in standing.vacant]
+        self._suspects: list[tuple[int, Ticket | None]] = []
+        self._deaths: dict[int, tuple[str, ...]] = {}
+        for group in standing.open:
+            ticket = replace(self._ticket(group.group, group.admission_index, owner=""), begun=group.begun)
+            self._free.append((group.admission_index, ticket))
+        heapq.heapify(self._free)
+
+    @property
+    def next_group(self) -> int:
+        """The number of the next prompt that is admitted."""
+        return self._next_group
+
+    @property
+    def num_given_back(self) -> int:
+        """Groups that are admitted and held by nobody."""
+        return sum(ticket is not None for _, ticket in self._free) + len(self._suspects)
+
+    def num_admissible(self, published_version: int | None, held: Collection[Ticket]) -> int:
+        """Tickets that may be drawn now by an owner who holds these."""
+        num_fresh = 0
+        if published_version is not None:
+            num_steps = published_version + self._config.max_policy_lag + 1
+            limit = min(self._num_groups, num_steps * self._config.groups_per_step)
+            num_fresh = max(0, limit - self._next_index)
+        return len(self._free) + num_fresh + self._may_have_suspect(held)
+
+    def _may_have_suspect(self, held: Collection[Ticket]) -> bool:
+        """Whether there is a suspect for an owner who holds these: one at a time, so that it is known who kills."""
+        return bool(self._suspects) and not any(self._is_suspect(ticket) for ticket in held)
+
+    def _is_suspect(self, ticket: Ticket) -> bool:
+        return len(self._deaths.get(ticket.group, ())) >= SUSPECT_DEATHS
+
+    def draw(self, owner: str, held: Collection[Ticket], num: int) -> list[Ticket]:
+        """The next `num` tickets for an owner who holds `held` already; no more than are admissible for it."""
+        tickets: list[Ticket] = []
+        if num and self._may_have_suspect(held):
+            ticket = heapq.heappop(self._suspects)[1]
+            assert ticket is not None
+            tickets.append(replace(ticket, owner=owner))
+        while len(tickets) < num:
+            tickets.append(self._next(owner))
+        return tickets
+
+    def _next(self, owner: str) -> Ticket:
+        if self._free:
+            index, ticket = heapq.heappop(self._free)
+            if ticket is not None:
+                return replace(ticket, owner=owner)
+        else:
+            index = self._next_index
+            self._next_index += 1
+        group = self._next_group
+        self._next_group += 1
+        return self._ticket(group, index, owner)
+
+    def _ticket(self, group: int, index: int, owner: str) -> Ticket:
+        floor = max(0, index // self._config.groups_per_step - self._config.max_policy_lag)
+        return Ticket(group, index, floor, self._run_seed, self._order.row(group), owner)
+
+    def give_back(self, ticket: Ticket) -> None:
+        """Somebody else finishes the group, under the same floor."""
+        heapq.heappush(self._suspects if self._is_suspect(ticket) else self._free, (ticket.admission_index, ticket))
+
+    def void(self, ticket: Ticket) -> None:
+        """The next prompt takes the group's place."""
+        self._deaths.pop(ticket.group, None)
+        heapq.heappush(self._free, (ticket.admission_index, None))
+
+    def finished(self, ticket: Ticket) -> None:
+        """The group is finished: it killed nobody."""
+        self._deaths.pop(ticket.group, None)
+
+    def died(self, owner: str, held: Collection[Ticket]) -> Ticket | None:
+        """An owner died with these groups. Returns the one that is to blame, where only one is suspected."""
+        for ticket in held:
+            self._deaths[ticket.group] = (*self._deaths.get(ticket.group, ()), owner)
+        suspects = [ticket for ticket in held if self._is_suspect(ticket)]
+        return suspects[0] if len(suspects) == 1 else None
+
+    def deaths(self, ticket: Ticket) -> tuple[str, ...]:
+        """Who died with this group."""
+        return self._deaths.get(ticket.group, ())

@@ -1,0 +1,118 @@
+"""Where a run goes on from: its newest checkpoint, and what its log says happened since.
+
+The steps since the checkpoint are trained again from the log, in the same order and unseen by anyone; then the run goes
+on as if it had never stopped: what was finished waits for its step, what was begun goes on from its closed segments.
+Knows neither engines nor PPO.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.admission import Standing
+from cluster.history import History
+from cluster.trajectory import Trajectory
+from cluster.weights import Manifest
+from deploy.run_config import RunConfig
+from deploy.run_directory import RECORDS, RunDirectory, checkpoint_step
+from learner.training_loop import PublishesWeights, TakesGroups
+
+POSITION = "position.json"
+"""In a checkpoint: how many groups were trained and voided, for a run whose log is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """The `checkpoint`, which holds version `kept`; the last step that was trained; and where the data stands then."""
+
+    checkpoint: Path | None
+    kept: int
+    trained: int
+    standing: Standing
+    history: History | None = None
+
+    def story(self) -> str | None:
+        """What the run goes on from, takes over and does again, in words; None where it begins."""
+        if self.trained == 0 and not self.standing.next_group:
+            return None
+        origin = f"checkpoint step {self.kept}" if self.checkpoint else "the start"
+        num_again, num_ready, num_open = self.trained - self.kept, len(self.standing.ready), len(self.standing.open)
+        num_tokens = sum(len(response.token_ids) for group in self.standing.open for response in group.begun)
+        parts = [f"ppo: goes on from {origin}"]
+        if num_again:
+            parts.append(f"trains {_steps(self.kept + 1, self.trained)} again from the log")
+        if num_ready:
+            parts.append(f"takes over {num_ready:,} finished groups")
+        if num_open:
+            parts.append(f"goes on with {num_open:,} groups under way ({num_tokens:,} tokens)")
+        return "; ".join(parts)
+
+
+def _steps(first: int, last: int) -> str:
+    return f"step {first}" if first == last else f"steps {first} to {last}"
+
+
+def resumption(run: RunDirectory, config: RunConfig) -> Resumption:
+    """Where the run goes on. Nobody may write to its log meanwhile. Raises RecorderError where the log is damaged.
+
+    A run whose log is gone goes on from its checkpoint alone.
+    """
+    checkpoint = run.newest_checkpoint("ppo")
+    kept = checkpoint_step(checkpoint) if checkpoint else 0
+    history = History(run.path / RECORDS)
+    trained = max(history.steps, default=0)
+    if checkpoint is not None and trained < kept:
+        position = json.loads((checkpoint / POSITION).read_text())
+        return Resumption(checkpoint, kept, kept, Standing.at(position["num_trained"], position["num_void"]))
+    standing = history.standing(config.rollout_actors.responses_per_prompt)
+    return Resumption(checkpoint, kept, trained, standing, history)
+
+
+class RecordedFirst:
+    """The queue, after the steps that were trained before: those come from the log."""
+
+    def __init__(self, queue: TakesGroups, resumed: Resumption) -> None:
+        self._queue = queue
+        self._trained = resumed.trained
+        self._history = resumed.history
+
+    async def take(self, step: int) -> list[list[Trajectory]]:
+        """The groups of a step, in admission order."""
+        if step <= self._trained:
+            assert self._history is not None, "a run without a log trains nothing again"
+            return await asyncio.to_thread(self._history.groups, step)
+        self._history = None
+        return await self._queue.take(step)
+
+
+class PublishedOnce:
+    """The weights, published from the version on that the run goes on with; those before were published before.
+
+    What is trained again is compared with what was published; `note` hears of a difference.
+    """
+
+    def __init__(self, weights: PublishesWeights, resumed: Resumption, note: Callable[[str], None]) -> None:
+        self._weights = weights
+        self._first = resumed.trained
+        self._history = resumed.history
+        self._note = note
+
+    async def publish(self, manifest: Manifest) -> None:
+        """Make a version available unless it was before."""
+        await self._compare(manifest)
+        if manifest.version >= self._first:
+            self._history = None
+            await self._weights.publish(manifest)
+
+    async def _compare(self, manifest: Manifest) -> None:
+        if self._history is None or manifest.version not in self._history.versions:
+            return
+        recorded = await asyncio.to_thread(self._history.checksums, manifest.version)
+        differing = [name for name, checksum in manifest.checksums().items() if recorded.get(name) != checksum]
+        if differing:
+            num = f"{len(differing)} of {len(recorded)} tensors"
+            self._note(f"ppo: version {manifest.version} trained again differs in {num} from what was published")

@@ -1,0 +1,57 @@
+"""What a rollout actor's engine is built from and where its weights come from. Knows no sampling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.errors import InputError
+from cluster.weights import Manifest
+from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.engine import GenerationEngine
+
+if TYPE_CHECKING:
+    import torch
+
+FETCH_TIMEOUT_S = 300.0
+MIN_MODEL_LEN = 128
+
+
+def build_vllm(config: RolloutActorsConfig, *, model_path: str, dtype: str, seed: int) -> GenerationEngine:
+    """vLLM with that model, warm, with room for what an actor samples at once."""
+    from rollout_actors.vllm_engine import VllmEngine
+
+    sizes = {"max_num_seqs": config.num_concurrent_groups * config.responses_per_prompt}
+    return VllmEngine(
+        model_path,
+        engine_args=sizes | config.engine,
+        max_model_len=_max_model_len(config, Path(model_path)),
+        seed=seed,
+        dtype=dtype,
+    )
+
+
+def _max_model_len(config: RolloutActorsConfig, folder: Path) -> int:
+    """Room for a whole conversation, and for probe prompts where conversations are short, within the context."""
+    context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    wanted = max(config.max_prompt_tokens + config.max_response_tokens + 1, MIN_MODEL_LEN)
+    return wanted if context is None else min(wanted, int(context))
+
+
+def fetch_from_object_store(manifest: Manifest) -> Mapping[str, torch.Tensor]:
+    """The tensors of a published version, each with its checksum proved. Blocks."""
+    from cluster.weights_object_store import fetch_tensors
+
+    return fetch_tensors(manifest, timeout_s=FETCH_TIMEOUT_S)
+
+
+def read_policy(folder: Path) -> Mapping[str, torch.Tensor]:
+    """The tensors of a Hugging Face folder. Raises InputError where it holds no safetensors."""
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(str(folder), "holds no safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
