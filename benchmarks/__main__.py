@@ -43,7 +43,7 @@ def speed(folder: Path) -> list[Row]:
         return (
             asyncio.run(rollout_actor.measure(model, rows))
             + asyncio.run(learner_step.measure(model))
-            + asyncio.run(overlap.measure(str(model)))
+            + asyncio.run(overlap.measure())
         )
     finally:
         ray.shutdown()

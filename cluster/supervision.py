@@ -1,7 +1,8 @@
 """Keeps a changing set of actors at work and says what happens when one fails.
 
 The policy: a failed actor is replaced once its work has been handed over, as often as its budget says; one failure
-more, or no actor left, ends the run with that actor's own error. Knows nothing of what the actors do.
+more, or no actor left, ends the run with that actor's own error. One that does not start in time while others are at
+work, because no machine has room for it, is told in a note and done without. Knows nothing of what the actors do.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cluster.errors import ActorDied, AntiphonError, EngineError, WeightsRefused
+from cluster.errors import ActorDied, AntiphonError, DeadlineExceeded, EngineError, WeightsRefused
 from cluster.remote import RemoteActor
 
 HEALED = (ActorDied, EngineError, WeightsRefused)
@@ -52,6 +53,24 @@ class ActorPool:
         started = list(await asyncio.gather(*(self._start(self._next_name()) for _ in range(num))))
         await self._join(started)
         return started
+
+    async def add_with_room(self, num: int) -> list[RemoteActor]:
+        """As `add`, but one that does not start in time is told in a note and left out."""
+        started: list[RemoteActor] = []
+        for outcome in await asyncio.gather(*(self.add(1) for _ in range(num)), return_exceptions=True):
+            if isinstance(outcome, DeadlineExceeded):
+                self.do_without(outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                started += outcome
+        return started
+
+    def do_without(self, error: DeadlineExceeded) -> None:
+        """Go on with the actors that there are. Raises the error where there is none."""
+        if not self.actors:
+            raise error
+        self._note(f"{error}; the run goes on with {len(self.actors)}")
 
     async def _join(self, actors: list[RemoteActor]) -> None:
         async with self._joined:
@@ -160,7 +179,11 @@ class _Crew:
                 if actor.name in self._leaving:
                     await self._pool.discharge(actor)
                     return
-                actor = await self._pool.replace(actor, error)
+                try:
+                    actor = await self._pool.replace(actor, error)
+                except DeadlineExceeded as late:
+                    self._pool.do_without(late)
+                    return
             else:
                 if actor.name in self._leaving:
                     await self._pool.discharge(actor)
@@ -175,7 +198,7 @@ class _Crew:
             for actor in staying[num:]:
                 self._leaving.add(actor.name)
                 await _tell_to_leave(actor)
-            for actor in await self._pool.add(num - len(staying)):
+            for actor in await self._pool.add_with_room(num - len(staying)):
                 self.employ(actor)
 
     async def all_done(self, resizing: asyncio.Task[Any]) -> None:
@@ -202,18 +225,29 @@ class RunControl:
 
     def __init__(self, num_rollout_actors: int) -> None:
         self._num_rollout_actors = num_rollout_actors
+        self._is_a_persons = False
         self._changed = asyncio.Condition()
 
     async def set_num_rollout_actors(self, num: int) -> int:
-        """Ask for another number of rollout actors; returns the number asked for before."""
+        """A person asks for another number of rollout actors; returns the number asked for before."""
+        self._is_a_persons = True
+        return await self._set(num)
+
+    async def suggest_num_rollout_actors(self, num: int) -> bool:
+        """A policy asks for another number, which counts until a person has asked; whether it did."""
+        if not self._is_a_persons:
+            await self._set(num)
+        return not self._is_a_persons
+
+    async def _set(self, num: int) -> int:
         async with self._changed:
             before, self._num_rollout_actors = self._num_rollout_actors, num
             self._changed.notify_all()
             return before
 
     async def wait_num_rollout_actors(self, than: int) -> int:
-        """Wait until another number than `than` is asked for; woken by `set_num_rollout_actors`, ended by
-        cancellation of the run."""
+        """Wait until another number than `than` is asked for; woken by `set_num_rollout_actors` and its like, ended
+        by cancellation of the run."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._num_rollout_actors != than)
             return self._num_rollout_actors

@@ -21,6 +21,7 @@ from cluster.supervision import RunControl, control_name
 from cluster.trajectory import write_trajectories
 from cluster.trajectory_queue import QueueCounts, TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
+from deploy.elastic import ElasticQueue, FollowsIdleShare
 from deploy.evaluate import HeldOut
 from deploy.healing import NUM_RESTARTS, HealedLearners
 from deploy.recording import RecordedLearners, RecordedWeights
@@ -30,7 +31,7 @@ from deploy.run_directory import RECORDS, checkpoint_step
 from deploy.session import Session, dtype_of
 from deploy.stages import policy_path, prompt_rows
 from learner.learner_group import PPOLearnerGroup
-from learner.training_loop import Groups, StepResult, train
+from learner.training_loop import Groups, StepResult, TakesGroups, train
 
 
 class PublishedWeights:
@@ -222,11 +223,25 @@ class Ring:
             first_step=self._resumed.kept + 1,
             num_steps=self._session.config.learner.num_steps,
             learners=RecordedLearners(Watched(self.learners, self._session), self.recorder),
-            queue=RecordedFirst(self._queue, self._resumed),
+            queue=RecordedFirst(self._taken_from(), self._resumed),
             weights=self._weights,
             report=report,
         )
         await self._session.pool.dismiss()
+
+    def _taken_from(self) -> TakesGroups:
+        """The queue; where the number of actors may change by itself, what is waited for there changes it."""
+        session, settings = self._session, self._session.config.rollout_actors
+        if settings.max_actors is None:
+            return self._queue
+        policy = FollowsIdleShare(min_actors=settings.num_actors, max_actors=settings.max_actors)
+        return ElasticQueue(
+            self._queue,
+            policy,
+            self._control,
+            num_actors=lambda: len(session.pool.actors),
+            note=session.view.note,
+        )
 
     async def _report(self, step: int, groups: Groups, result: StepResult, parts: asyncio.TaskGroup) -> None:
         """Record a step beside the next one, after the record of the one before; keep it now if it is time.

@@ -216,6 +216,7 @@ def _replaced(config: RunConfig, section: str, **values: Any) -> RunConfig:
 def check_fit(config: RunConfig) -> None:
     """Raise InputError naming the key for settings that are right one by one and don't fit together."""
     _check_model_and_data(config)
+    _check_actors(config.rollout_actors)
     _check_batch(config)
     _check_learner(config.learner)
     _check_critic(config)
@@ -274,6 +275,12 @@ def _check_model_and_data(config: RunConfig) -> None:
     for stage in config.run.stages:
         if stage in given and given[stage] is None:
             raise InputError(f"data.{'sft' if stage == 'sft' else 'prompts'}", f"stage {stage} needs it (or a builder)")
+
+
+def _check_actors(settings: RolloutActorsConfig) -> None:
+    if settings.max_actors is not None and settings.max_actors < settings.num_actors:
+        what = f"{settings.max_actors} is less than rollout_actors.num_actors = {settings.num_actors}"
+        raise InputError("rollout_actors.max_actors", what)
 
 
 def _check_batch(config: RunConfig) -> None:

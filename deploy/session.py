@@ -89,7 +89,8 @@ class Session:
         """Enough of Ray's CPUs for every part and for actors that join later, whatever this machine has."""
         config = self.config
         needed = (
-            (config.rollout_actors.num_actors + SPARE_ACTORS) * config.rollout_actors.num_cpus
+            max(config.rollout_actors.num_actors + SPARE_ACTORS, config.rollout_actors.max_actors or 0)
+            * config.rollout_actors.num_cpus
             + config.learner.num_learners * config.learner.num_cpus
             + config.reward_service.num_replicas * config.reward_service.num_cpus
         )

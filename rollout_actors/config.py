@@ -14,6 +14,9 @@ class RolloutActorsConfig(Section):
 
     num_actors: int = Field(default=1, ge=1)
     """Rollout actors at the start; `antiphon scale` changes it while the run goes on."""
+    max_actors: int | None = Field(default=None, ge=1)
+    """Where it is set, actors join while the learner waits for groups, up to this many, and leave while it never does,
+    down to num_actors; `antiphon scale` ends that."""
     responses_per_prompt: int = Field(default=4, ge=1)
     """Responses sampled for each prompt: the size of a group."""
     max_prompt_tokens: int = Field(default=512, ge=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import ActorDied, InputError
+from cluster.errors import ActorDied, DeadlineExceeded, InputError
 from cluster.supervision import ActorPool, RunControl
 
 
@@ -37,13 +37,23 @@ class Stage:
 
     def __init__(self, num_actors: int = 1) -> None:
         self.events: list[str] = []
+        self.notes: list[str] = []
+        self.without_room: set[str] = set()
+        self.noted = asyncio.Event()
         self.actors: dict[str, StandIn] = {}
         self.control = RunControl(num_actors)
         self.started = asyncio.Condition()
-        self.pool = ActorPool(self.start, self.stop, name="rollout", max_restarts=1, note=lambda text: None)
+        self.pool = ActorPool(self.start, self.stop, name="rollout", max_restarts=1, note=self.note)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        if "goes on with" in text:
+            self.noted.set()
 
     async def start(self, name: str) -> Any:
         self.events.append(f"start {name}")
+        if name in self.without_room:
+            raise DeadlineExceeded(name, "waited 1 s for its engine to start")
         self.actors[name] = StandIn(name, self.events)
         async with self.started:
             self.started.notify_all()
@@ -134,3 +144,39 @@ async def test_without_supervision_the_error_of_the_actor_that_was_asked_comes_o
     stage.actors["rollout-0"].end(ActorDied("rollout-0", "killed"))
     with pytest.raises(ActorDied, match="rollout-0: killed"):
         await stage.pool.ask("work")
+
+
+async def test_actors_that_find_no_room_are_told_and_the_others_join() -> None:
+    stage = Stage()
+    stage.without_room.add("rollout-1")
+    await stage.pool.fill(1)
+    supervising = stage.supervise()
+    await stage.control.set_num_rollout_actors(3)
+    await stage.until_started("rollout-2")
+    await asyncio.wait_for(stage.noted.wait(), 5)
+    await stage.pool.dismiss()
+    await asyncio.wait_for(supervising, 5)
+    assert stage.notes == ["rollout-1: waited 1 s for its engine to start; the run goes on with 2"]
+
+
+async def test_a_replacement_without_room_is_done_without_while_others_are_at_work() -> None:
+    stage = Stage(num_actors=2)
+    stage.without_room.add("rollout-1+1")
+    await stage.pool.fill(2)
+    supervising = stage.supervise()
+    stage.actors["rollout-1"].end(ActorDied("rollout-1", "its node is gone"))
+    await asyncio.wait_for(stage.noted.wait(), 5)
+    assert not supervising.done()
+    await stage.pool.dismiss()
+    await asyncio.wait_for(supervising, 5)
+    assert [actor.name for actor in stage.pool.actors] == ["rollout-0"]
+
+
+async def test_where_no_actor_is_left_a_replacement_without_room_ends_the_run() -> None:
+    stage = Stage()
+    stage.without_room.add("rollout-0+1")
+    await stage.pool.fill(1)
+    supervising = stage.supervise()
+    stage.actors["rollout-0"].end(ActorDied("rollout-0", "its node is gone"))
+    with pytest.raises(DeadlineExceeded, match=r"rollout-0\+1"):
+        await asyncio.wait_for(supervising, 5)

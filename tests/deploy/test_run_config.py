@@ -91,6 +91,12 @@ def test_a_path_elsewhere_is_kept_absolute(run_file: Path) -> None:
     assert load_run_config(run_file, ['data.sft = "/data/sft.parquet"']).data.sft == Path("/data/sft.parquet")
 
 
+def test_fewer_actors_at_most_than_at_the_start_is_an_error(run_file: Path) -> None:
+    lines = ["rollout_actors.num_actors = 2", "rollout_actors.max_actors = 1"]
+    with pytest.raises(InputError, match=r"rollout_actors.max_actors: 1 is less than rollout_actors.num_actors = 2"):
+        load_run_config(run_file, lines)
+
+
 def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> None:
     lines = ['learner.advantages = "rloo"', "rollout_actors.responses_per_prompt = 1"]
     with pytest.raises(InputError, match=r"learner.advantages: rloo .*responses_per_prompt is 1"):

@@ -1,0 +1,159 @@
+"""A whole ring in Ray actors, of which only engines, rewards and learner are stand-ins: it starts in seconds.
+
+Queue, recorder, weight store, rollout actors with their supervision, training loop and recording are the real ones.
+Benchmarks measure what these cost, chaos tests kill its parts. Knows no figure and no fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
+from cluster.config import TrajectoryQueueConfig
+from cluster.recorder import Recorder
+from cluster.remote import RemoteActor, kill_actor, start_actor, within
+from cluster.supervision import ActorPool, RunControl
+from cluster.trajectory_queue import QueueCounts, TrajectoryQueue
+from cluster.weights import Manifest, WeightStore
+from deploy.recording import RecordedLearners, RecordedWeights
+from learner.training_loop import Groups, StepResult, train
+from rollout_actors.config import RolloutActorsConfig
+
+ROWS = [{"prompt": f"prompt {number}"} for number in range(1000)]
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How large a ring is, how long it turns, and how long its stand-ins take."""
+
+    num_actors: int
+    num_steps: int
+    groups_per_step: int = 16
+    max_policy_lag: int = 2
+    responses_per_prompt: int = 1
+    max_response_tokens: int = 64
+    num_concurrent_groups: int = 8
+    max_restarts: int = 1
+    pace: Pace = field(default_factory=Pace)
+    learn_s: float = 0.0
+
+    def rollout_actors(self) -> RolloutActorsConfig:
+        """Settings of every actor."""
+        return RolloutActorsConfig(
+            num_actors=self.num_actors,
+            responses_per_prompt=self.responses_per_prompt,
+            max_response_tokens=self.max_response_tokens,
+            num_concurrent_groups=self.num_concurrent_groups,
+            max_restarts=self.max_restarts,
+        )
+
+    def trajectory_queue(self) -> TrajectoryQueueConfig:
+        """Settings of the queue."""
+        return TrajectoryQueueConfig(
+            groups_per_step=self.groups_per_step, max_policy_lag=self.max_policy_lag, take_timeout_s=120
+        )
+
+
+class Published:
+    """Publication: the store wakes the actors, the queue admits what waited for the version."""
+
+    def __init__(self, store: WeightStore | RemoteActor, queue: TrajectoryQueue | RemoteActor) -> None:
+        self._store, self._queue = store, queue
+
+    async def publish(self, published: Manifest) -> None:
+        """Make a version available, then admit the groups it lets in."""
+        await self._store.publish(published)
+        await self._queue.published(published.version)
+
+
+Report = Callable[[int], Awaitable[None]]
+
+
+async def _no_report(step: int) -> None:
+    return None
+
+
+class StandInRing:
+    """The parts of one run; `turn` runs it from version 0 to its last step. Actors wait in `pool` until then."""
+
+    def __init__(self, plan: Plan, queue: RemoteActor, store: RemoteActor, recorder: RemoteActor) -> None:
+        self.plan = plan
+        self.queue = queue
+        self.store = store
+        self.recorder = recorder
+        self.control = RunControl(plan.num_actors)
+        self.notes: list[str] = []
+        self.pool = ActorPool(
+            self._start_actor, _stop_actor, name="rollout", max_restarts=plan.max_restarts, note=self.notes.append
+        )
+
+    async def _start_actor(self, name: str) -> RemoteActor:
+        actor = start_actor(StandInActor, name, self.plan.rollout_actors(), self.plan.pace, name=name)
+        await within(actor.start(), START_TIMEOUT_S, where=name, waited_for="its start")
+        return actor
+
+    async def turn(self, report: Report = _no_report) -> QueueCounts:
+        """Train every step while the actors sample; `report` hears of each when it is done. Returns the ledger."""
+        weights = RecordedWeights(Published(self.store, self.queue), self.recorder)
+        await self.recorder.begin("stand-in", version=0, group=0)
+        await weights.publish(manifest(0))
+
+        async def work(actor: RemoteActor) -> None:
+            await actor.run(self.queue, self.store, OneToAll())
+
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(
+                self.pool.supervise(work, lost=self.queue.declare_dead, wanted=self.control.wait_num_rollout_actors)
+            )
+            parts.create_task(self._train(weights, report))
+        counts: QueueCounts = await self.queue.counts()
+        return counts
+
+    async def _train(self, weights: RecordedWeights, report: Report) -> None:
+        async def hear(step: int, groups: Groups, result: StepResult) -> None:
+            await report(step)
+
+        await train(
+            first_step=1,
+            num_steps=self.plan.num_steps,
+            learners=RecordedLearners(StandInLearners(self.plan.learn_s), self.recorder),
+            queue=self.queue,
+            weights=weights,
+            report=hear,
+        )
+        await self.pool.dismiss()
+
+
+async def _stop_actor(actor: RemoteActor) -> None:
+    kill_actor(actor)
+
+
+@asynccontextmanager
+async def stand_in_ring(plan: Plan, folder: Path, *, recorder_class: type = Recorder) -> AsyncIterator[StandInRing]:
+    """A ring whose actors are ready, on the Ray that there is; its log is in `folder`. All its processes end with the
+    context, after the log is closed."""
+    recorder = start_actor(recorder_class, folder, name="recorder", here_and_again=True)
+    queue = start_actor(
+        TrajectoryQueue,
+        plan.trajectory_queue(),
+        ROWS,
+        run_seed=0,
+        num_steps=plan.num_steps,
+        recorder=recorder,
+        name="trajectory_queue",
+    )
+    store = start_actor(WeightStore, name="weight_store")
+    ring = StandInRing(plan, queue, store, recorder)
+    try:
+        await ring.pool.fill(plan.num_actors)
+        yield ring
+        await recorder.close()
+    finally:
+        await ring.pool.close()
+        for part in (queue, store, recorder):
+            kill_actor(part)

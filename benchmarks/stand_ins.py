@@ -1,0 +1,201 @@
+"""Stand-ins for what is slow in a ring: an engine that waits instead of computing, rewards that are 1, a learner.
+
+The rollout actor, the queue, the recorder and the weight store around them are the real ones. Nothing here needs a
+model, a tokenizer's files or torch, so that an actor starts in a second. Knows no ring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import NormalDist
+from typing import Any
+
+from cluster.errors import RewardError
+from cluster.scoring import Score, ScoreRequest
+from cluster.weights import Manifest
+from learner.training_loop import Groups, StepResult
+from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.engine import Sampled, SamplingRequest
+from rollout_actors.rollout_actor import RolloutActor
+
+NUM_TOKENS = 64
+PROBE_TOKEN_IDS = ((4, 5, 6), (7, 8))
+
+
+@dataclass(frozen=True, slots=True)
+class LogNormalLengths:
+    """Response lengths whose logarithm is normal; a spread of 1 has its 99th percentile at ten times the median."""
+
+    median_tokens: float
+    spread: float = 1.0
+
+    def left(self, num_done: int, seed: int) -> int:
+        """How many tokens more a response has that has `num_done`: at least 1.
+
+        Drawn anew from what lengths above `num_done` remain, so that a swap in the middle of a response changes its
+        length and not the distribution of lengths.
+        """
+        logarithm = NormalDist(math.log(self.median_tokens), self.spread)
+        shorter = logarithm.cdf(math.log(num_done)) if num_done else 0.0
+        place = shorter + random.Random(seed).random() * (1 - shorter)
+        length = math.ceil(math.exp(logarithm.inv_cdf(min(max(place, 1e-12), 1 - 1e-12))))
+        return max(1, length - num_done)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a stand-in engine samples: the seconds of a step, the tokens it gives, and how long responses are."""
+
+    step_s: float = 0.0
+    tokens_a_step: int = 1
+    lengths: LogNormalLengths | None = None
+    """Without it, every response is as long as it may be."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A request, the place of its next token in the response, and where it ends."""
+
+    request: SamplingRequest
+    place: int
+    end: int
+    finish_reason: str
+
+
+class StandInEngine:
+    """Behind `GenerationEngine`: each token is a function of its segment's seed and its place in the response.
+
+    Computes on the probe prompts what `manifest` says of the version that it was told to load.
+    """
+
+    def __init__(self, pace: Pace, max_response_tokens: int) -> None:
+        self._pace = pace
+        self._max_response_tokens = max_response_tokens
+        self._under_way: dict[str, _UnderWay] = {}
+        self._version = -1
+
+    def add(self, request: SamplingRequest) -> None:
+        """Take a request; how much of its response is there already its `max_tokens` tells."""
+        num_done = self._max_response_tokens - request.max_tokens
+        lengths = self._pace.lengths
+        left = request.max_tokens if lengths is None else lengths.left(num_done, request.seed)
+        reason = "stop" if left < request.max_tokens else "length"
+        end = num_done + min(left, request.max_tokens)
+        self._under_way[request.id] = _UnderWay(request, num_done, end, reason)
+
+    def step(self) -> list[Sampled]:
+        """Wait for as long as a step takes."""
+        time.sleep(self._pace.step_s)
+        return [self._advance(under_way) for under_way in list(self._under_way.values())]
+
+    def _advance(self, under_way: _UnderWay) -> Sampled:
+        first, request = under_way.place, under_way.request
+        under_way.place = min(first + self._pace.tokens_a_step, under_way.end)
+        token_ids = [(request.seed + place) % NUM_TOKENS for place in range(first, under_way.place)]
+        has_ended = under_way.place == under_way.end
+        if has_ended:
+            self.abort([request.id])
+        return Sampled(request.id, token_ids, [-1.0] * len(token_ids), under_way.finish_reason if has_ended else None)
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Forget these requests."""
+        for id_ in ids:
+            del self._under_way[id_]
+
+    def has_work(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._under_way)
+
+    def load(self, tensors: Mapping[str, Any], *, version: int) -> None:
+        """Be of that version."""
+        assert not self._under_way
+        self._version = version
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """What the version computes."""
+        return _probe(self._version, sequences)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def _probe(version: int, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    return [[-1.0 - 0.1 * version - 0.001 * token for token in sequence[1:]] for sequence in sequences]
+
+
+def manifest(version: int) -> Manifest:
+    """A version without tensors that a `StandInEngine` agrees with."""
+    previous = _probe(version - 1, PROBE_TOKEN_IDS) if version else None
+    return Manifest(version, "stand-in", (), PROBE_TOKEN_IDS, _probe(version, PROBE_TOKEN_IDS), previous)
+
+
+class Characters:
+    """In the place of a tokenizer, whose import takes seconds: a character is a token."""
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Each prompt's token ids [P]."""
+        return [[ord(character) % NUM_TOKENS for character in prompt] for prompt in prompts]
+
+    def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each response."""
+        return ["".join(chr(ord("A") + token) for token in token_ids) for token_ids in responses]
+
+
+class StandInActor(RolloutActor):
+    """A rollout actor whose engine and tokenizer are stand-ins, and whose weights have no tensors."""
+
+    def __init__(self, name: str, config: RolloutActorsConfig, pace: Pace) -> None:
+        super().__init__(
+            name,
+            config,
+            model_path="",
+            dtype="float32",
+            task="stand-in",
+            seed=0,
+            build_engine=partial(StandInEngine, pace, config.max_response_tokens),
+            fetch_tensors=_no_tensors,
+        )
+
+    async def start(self) -> None:
+        """Start the engine's thread."""
+        self._tokenizer: Any = Characters()
+        await self._engine.start()
+
+    async def pid(self) -> int:
+        """The process to kill."""
+        return os.getpid()
+
+
+def _no_tensors(manifest: Manifest) -> dict[str, Any]:
+    return {}
+
+
+class OneToAll:
+    """Every reward is 1."""
+
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
+        """One score a request."""
+        return [Score(request.id, 1.0, {}, "one") for request in requests]
+
+    def waiting(self) -> str | None:
+        """Nothing is ever missing."""
+        return None
+
+
+class StandInLearners:
+    """A step is some seconds of waiting."""
+
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+
+    async def step(self, step: int, groups: Groups) -> StepResult:
+        """The version that follows."""
+        await asyncio.sleep(self._step_s)
+        return StepResult(manifest(step), {}, 1)
