@@ -1,6 +1,7 @@
 """Keeps a changing set of actors at work and says what happens when one fails.
 
-The policy: a failed actor is replaced once its work has been handed over, as often as its budget says; one failure
+The policy: a failed actor is replaced once its work has been handed over, as often in an hour as its budget says, after
+a pause that grows where it fails again soon; one that does not answer its probes has failed; one failure
 more, or no actor left, ends the run with that actor's own error. One that does not start in time while others are at
 work, because no machine has room for it, is told in a note and done without. Knows nothing of what the actors do.
 """
@@ -9,19 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from cluster.errors import ActorDied, AntiphonError, DeadlineExceeded, EngineError, WeightsRefused
+from cluster.health import Health, State
 from cluster.remote import RemoteActor
 
 HEALED = (ActorDied, EngineError, WeightsRefused)
+BUDGET_WINDOW_S = 3600.0
+BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
+"""Pause before a restart that follows another within LONGEST_BACKOFF_S; doubled for each one more."""
 
 
 class ActorPool:
     """A set of actors that `resize` grows and shrinks and `supervise` keeps at work.
 
-    `start(name)` returns a ready actor; `stop(actor)` ends its process; names are never used twice.
+    `start(name)` returns a ready actor; `stop(actor)` ends its process; names are never used twice. Where there is a
+    `health`, every actor at work is probed.
     """
 
     def __init__(
@@ -32,14 +39,16 @@ class ActorPool:
         name: str,
         max_restarts: int,
         note: Callable[[str], None],
+        health: Health | None = None,
     ) -> None:
         self._start = start
+        self.health = health
         self._stop = stop
         self._name = name
         self._max_restarts = max_restarts
         self._note = note
         self._num_started = 0
-        self._restarts: dict[str, int] = {}
+        self._restarts: dict[str, list[float]] = {}
         self._joined = asyncio.Condition()
         self._supervised = False
         self.actors: list[RemoteActor] = []
@@ -84,13 +93,17 @@ class ActorPool:
         while True:
             async with self._joined:
                 await self._joined.wait_for(lambda: any(actor.name not in failed for actor in self.actors))
-            actor = next(actor for actor in self.actors if actor.name not in failed)
+            there = [actor for actor in self.actors if actor.name not in failed]
+            actor = next((actor for actor in there if not self._is_suspect(actor)), there[0])
             try:
                 return await getattr(actor, method)(*args, **kwargs)
             except HEALED:
                 if not self._supervised:
                     raise
                 failed.add(actor.name)
+
+    def _is_suspect(self, actor: RemoteActor) -> bool:
+        return self.health is not None and self.health.states.get(actor.name) == State.SUSPECT
 
     def _next_name(self) -> str:
         name = f"{self._name}-{self._num_started}"
@@ -127,13 +140,16 @@ class ActorPool:
         """A new actor for a failed one. Raises the failed one's error when its budget is spent."""
         self.actors.remove(actor)
         await self._stop(actor)
-        slot = actor.name.split("+")[0]
-        restarts = self._restarts.get(slot, 0)
-        if restarts >= self._max_restarts:
+        slot, now = actor.name.split("+")[0], time.monotonic()
+        restarts = self._restarts.setdefault(slot, [])
+        if sum(now - at < BUDGET_WINDOW_S for at in restarts) >= self._max_restarts:
             raise error
-        self._restarts[slot] = restarts + 1
+        num_lately = sum(now - at < LONGEST_BACKOFF_S for at in restarts)
+        restarts.append(now)
         self._note(f"{actor.name} failed ({error.what}); starting it again")
-        replacement = await self._start(f"{slot}+{restarts + 1}")
+        if num_lately:
+            await asyncio.sleep(min(BACKOFF_S * 2 ** (num_lately - 1), LONGEST_BACKOFF_S))
+        replacement = await self._start(f"{slot}+{len(restarts)}")
         await self._join([replacement])
         return replacement
 
@@ -173,7 +189,7 @@ class _Crew:
     async def _keep_at_work(self, actor: RemoteActor) -> None:
         while True:
             try:
-                await self._work(actor)
+                await self._work_probed(actor)
             except HEALED as error:
                 await self._lost(actor.name)
                 if actor.name in self._leaving:
@@ -188,6 +204,21 @@ class _Crew:
                 if actor.name in self._leaving:
                     await self._pool.discharge(actor)
                 return
+
+    async def _work_probed(self, actor: RemoteActor) -> None:
+        """The actor's work; its end where it does not answer its probes."""
+        health = self._pool.health
+        if health is None:
+            return await self._work(actor)
+        work, probes = asyncio.ensure_future(self._work(actor)), asyncio.ensure_future(health.watch(actor))
+        try:
+            await asyncio.wait({work, probes}, return_when=asyncio.FIRST_COMPLETED)
+            (work if work.done() else probes).result()
+        finally:
+            for task in (work, probes):
+                task.cancel()
+            await asyncio.gather(work, probes, return_exceptions=True)
+            health.states.pop(actor.name, None)
 
     async def follow(self, wanted: Callable[[int], Awaitable[int]]) -> None:
         """Consume wishes for another number of actors, one after the other; ended by cancellation."""

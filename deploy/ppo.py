@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.health import State
 from cluster.recorder import Recorder
 from cluster.remote import RemoteActor, start_actor
 from cluster.supervision import RunControl, control_name
@@ -26,10 +27,11 @@ from deploy.evaluate import HeldOut
 from deploy.healing import NUM_RESTARTS, HealedLearners
 from deploy.recording import RecordedLearners, RecordedWeights
 from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption
-from deploy.reward_watch import watch_rewards
+from deploy.reward_watch import first_missing, watch_rewards
 from deploy.run_directory import RECORDS, checkpoint_step
 from deploy.session import Session, dtype_of
 from deploy.stages import policy_path, prompt_rows
+from deploy.watchdog import ToldCalls, watch
 from learner.learner_group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, TakesGroups, train
 
@@ -190,6 +192,11 @@ class Ring:
             recorded=self._recorded,
             note=session.view.note,
         )
+        self._calls = ToldCalls(
+            RecordedFirst(self._taken_from(), resumed),
+            RecordedLearners(Watched(self.learners, session), recorder),
+            self._weights,
+        )
         self._held_out = HeldOut(session, self.learners)
 
     async def turn(self) -> None:
@@ -202,31 +209,55 @@ class Ring:
         async def work(actor: RemoteActor) -> None:
             await actor.run(self._queue, self._store, rewards)
 
-        watch = watch_rewards(lambda: self._session.pool.actors, rewards.waiting, self._session.view.note)
-        watching = asyncio.create_task(watch)
+        watching = asyncio.create_task(
+            watch_rewards(lambda: self._session.pool.actors, rewards.waiting, self._session.view.note)
+        )
         try:
             async with asyncio.TaskGroup() as parts:
+                timeout_s = self._session.config.run.progress_timeout_s
+                watchdog = parts.create_task(watch(self._progress, self._who_waits, timeout_s=timeout_s))
                 parts.create_task(
                     self._session.pool.supervise(
                         work, lost=self._queue.declare_dead, wanted=self._control.wait_num_rollout_actors
                     )
                 )
-                parts.create_task(self._train(parts))
+                parts.create_task(self._train(parts, watchdog))
         finally:
             watching.cancel()
 
-    async def _train(self, parts: asyncio.TaskGroup) -> None:
+    async def _progress(self) -> object:
+        """Something else whenever anything has moved, or rewards are waited for."""
+        session = self._session
+        rewards = await session.rewards()
+        if rewards.waiting() or await first_missing(session.pool.actors):
+            return object()
+        totals, counts = await session.rollout_totals(), await self._queue.counts()
+        num_restarts, actors = self.learners.num_restarts, tuple(actor.name for actor in session.pool.actors)
+        return self._calls.num_calls, counts, totals["num_sampled_tokens"], num_restarts, actors
+
+    async def _who_waits(self) -> str:
+        """What the training loop waits for, and who holds what."""
+        health, holders = self._session.pool.health, await self._queue.holders()
+        states = health.states if health else {}
+        words = [f"the training loop waits for {self._calls.waits_for}"]
+        for name in sorted({*states, *holders}):
+            groups = ", ".join(map(str, holders.get(name, [])[:8])) or "none"
+            words.append(f"{name} ({states.get(name, State.STARTING)}) holds groups: {groups}")
+        return "; ".join(words)
+
+    async def _train(self, parts: asyncio.TaskGroup, watchdog: asyncio.Task[None]) -> None:
         async def report(step: int, groups: Groups, result: StepResult) -> None:
-            await self._report(step, groups, result, parts)
+            await self._calls.told(f"the record of step {step}", self._report(step, groups, result, parts))
 
         await train(
             first_step=self._resumed.kept + 1,
             num_steps=self._session.config.learner.num_steps,
-            learners=RecordedLearners(Watched(self.learners, self._session), self.recorder),
-            queue=RecordedFirst(self._taken_from(), self._resumed),
-            weights=self._weights,
+            learners=self._calls,
+            queue=self._calls,
+            weights=self._calls,
             report=report,
         )
+        watchdog.cancel()
         await self._session.pool.dismiss()
 
     def _taken_from(self) -> TakesGroups:

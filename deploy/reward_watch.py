@@ -20,7 +20,7 @@ async def watch_rewards(
     once. Never ends."""
     since: float | None = None
     while True:
-        missing = own() or await _first_missing(actors())
+        missing = own() or await first_missing(actors())
         if missing and since is None:
             since = time.monotonic()
             note(f"paused: waiting for {missing}")
@@ -30,7 +30,8 @@ async def watch_rewards(
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def _first_missing(actors: Iterable[RemoteActor]) -> str | None:
+async def first_missing(actors: Iterable[RemoteActor]) -> str | None:
+    """What the first of them says that waits for rewards; None where none does."""
     for actor in list(actors):
         try:
             missing: str | None = await within(

@@ -49,6 +49,9 @@ class RunSection(Section):
     """Folder of the run directories, relative to the working directory."""
     stages: Annotated[tuple[Stage, ...], AfterValidator(_in_order)] = STAGES
     """What `antiphon train` does, in this order."""
+    progress_timeout_s: float = Field(default=1800.0, gt=0)
+    """How long PPO may go without a token sampled, a group moved or a step begun before the run ends and says what
+    everybody waited for; a pause for rewards has its own patience."""
 
 
 class ModelSection(Section):

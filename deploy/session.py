@@ -22,6 +22,7 @@ from typing import Any
 import ray
 
 from cluster.errors import ActorDied, InputError
+from cluster.health import Health, State
 from cluster.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.supervision import ActorPool
 from deploy.boundary import signals_kept_from_children
@@ -63,6 +64,12 @@ class Session:
             name="rollout",
             max_restarts=config.rollout_actors.max_restarts,
             note=view.note,
+            health=Health(
+                lambda actor: actor.probe(),
+                timeout_s=config.rollout_actors.probe_timeout_s,
+                setting="rollout_actors.probe_timeout_s",
+                note=view.note,
+            ),
         )
         self._engine_path: Path | None = None
         self._log = MetricsLog(run.path)
@@ -230,6 +237,7 @@ class Session:
         self._sampled_before = (totals["num_sampled_tokens"], now)
         return {
             "rollout_actors/num_actors": len(self.pool.actors),
+            "rollout_actors/num_healthy": self.pool.health.num(State.HEALTHY) if self.pool.health else 0,
             "rollout_actors/tokens_per_s": (totals["num_sampled_tokens"] - num_tokens) / (now - since),
             **{f"rollout_actors/{key}": value for key, value in totals.items()},
         }

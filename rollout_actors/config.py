@@ -39,8 +39,11 @@ class RolloutActorsConfig(Section):
     """CPUs that Ray reserves for each actor."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each actor."""
-    max_restarts: int = Field(default=1, ge=0)
-    """How often a failed actor is replaced before the run ends."""
+    max_restarts: int = Field(default=4, ge=0)
+    """How often in an hour a failed actor is replaced before the run ends."""
+    probe_timeout_s: float = Field(default=60.0, gt=0)
+    """How long an actor's engine may take to come round from one step to the next; one that takes longer twice in a
+    row is replaced."""
     start_timeout_s: float = Field(default=300.0, gt=0)
     """How long an actor may take to start its engine."""
     engine: dict[str, Any] = Field(default_factory=dict)

@@ -110,6 +110,10 @@ class RolloutActor:
         """The actor's name: it is alive."""
         return self._name
 
+    async def probe(self) -> bool:
+        """Whether a version is loaded to sample with; answers once the engine has come round."""
+        return await self._engine.turn() > UNLOADED_VERSION
+
     async def meet(self, rewards: RewardClient) -> None:
         """Nothing: what a reward client needs is imported on the way here, while the engine starts."""
 

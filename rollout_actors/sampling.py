@@ -163,6 +163,12 @@ class EngineThread:
         self._put(lambda: self._await_version(version, future))
         await future
 
+    async def turn(self) -> int:
+        """Wait until the thread has come round once more; the version that is loaded then."""
+        future: asyncio.Future[int] = self._new_future()
+        self._put(lambda: self._resolve([(future, self._version)]))
+        return await future
+
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """The engine's log-probabilities of each sequence's tokens given their prefix, the first left out."""
         future: asyncio.Future[list[list[float]]] = self._new_future()

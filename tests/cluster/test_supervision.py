@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from cluster import supervision
 from cluster.errors import ActorDied, DeadlineExceeded, InputError
+from cluster.health import Health
 from cluster.supervision import ActorPool, RunControl
 
 
@@ -180,3 +182,34 @@ async def test_where_no_actor_is_left_a_replacement_without_room_ends_the_run() 
     stage.actors["rollout-0"].end(ActorDied("rollout-0", "its node is gone"))
     with pytest.raises(DeadlineExceeded, match=r"rollout-0\+1"):
         await asyncio.wait_for(supervising, 5)
+
+
+async def test_an_actor_that_does_not_answer_its_probes_is_replaced_though_its_work_goes_on() -> None:
+    stage = Stage()
+    hung = asyncio.Event()
+
+    async def probe(actor: Any) -> bool:
+        if actor.name == "rollout-0":
+            await hung.wait()
+        return True
+
+    stage.pool.health = Health(probe, timeout_s=0.01, setting="x.timeout_s", note=stage.note)
+    await stage.pool.fill(1)
+    running = stage.supervise()
+    await stage.until_started("rollout-0+1")
+    await stage.pool.dismiss()
+    await running
+    assert stage.events[:4] == ["start rollout-0", "lost rollout-0", "stop rollout-0", "start rollout-0+1"]
+
+
+async def test_the_budget_of_restarts_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    await stage.pool.fill(1)
+    error = ActorDied("rollout-0", "killed")
+    replacement = await stage.pool.replace(stage.pool.actors[0], error)
+    monkeypatch.setattr(supervision, "BUDGET_WINDOW_S", 0.0)
+    monkeypatch.setattr(supervision, "BACKOFF_S", 0.0)
+    assert (await stage.pool.replace(replacement, error)).name == "rollout-0+2"
+    monkeypatch.setattr(supervision, "BUDGET_WINDOW_S", 3600.0)
+    with pytest.raises(ActorDied, match="killed"):
+        await stage.pool.replace(stage.pool.actors[0], error)
