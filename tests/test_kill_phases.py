@@ -1,0 +1,111 @@
+"""Each part of a run killed in each of its phases: the run ends with the weights of one that nothing happened to.
+
+Where a part that the command does not replace was killed the same command is given again. Minutes, for `make chaos`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.history import History
+from tests.test_chaos import policy_sha256
+from tests.test_commands import ROOT, metrics
+
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(600)]
+
+NUM_STEPS, B = 6, 8
+SETTINGS = (
+    "learner.num_learners = 1",
+    "trajectory_queue.max_policy_lag = 0",
+    f"learner.num_steps = {NUM_STEPS}",
+    "learner.checkpoint_every_steps = 3",
+    "evaluation.every_steps = 100",
+)
+HEALED = {
+    "learner, forward": "learner.actor_critic:ActorCritic.forward:40:before",
+    "learner, backward": "torch._tensor:Tensor.backward:30:before",
+    "learner, optimiser": "learner.gradients:clip_gradients:30:before",
+    "learner, checkpoint half written": "learner.checkpoint:write_index:1:before",
+    "learner, checkpoint renamed": "learner.ppo_rank:PPORank.save_checkpoint:1:after",
+    "learner, publication": "learner.weight_publisher:WeightPublisher.publish:4:before",
+    "recorder, before a write": "cluster.record_log:LogFile.append:12:before",
+    "recorder, after a write": "cluster.record_log:LogFile.append:12:after",
+    "rollout actor": "rollout_actors.deliveries:Deliveries._deliver:12:before",
+}
+GIVEN_AGAIN = {
+    "driver, before training": "learner.learner_group:PPOLearnerGroup.step:5:before",
+    "driver, trained and not recorded": "learner.learner_group:PPOLearnerGroup.step:5:after",
+    "driver, publication": "deploy.ppo:PublishedWeights.publish:5:before",
+    "driver, published": "deploy.ppo:PublishedWeights.publish:5:after",
+    "driver, checkpoint": "deploy.ppo:Ring._keep:1:before",
+    "driver, after a checkpoint": "deploy.ppo:Ring._keep:1:after",
+    "queue": "cluster.trajectory_queue:TrajectoryQueue.take:4:before",
+    "weight store": "cluster.weights:WeightStore.publish:4:after",
+}
+
+
+def run(runs: Path, name: str, kill_at: str = "") -> subprocess.CompletedProcess[str]:
+    settings = [part for line in SETTINGS for part in ("--set", line)]
+    command = [
+        sys.executable,
+        "-m",
+        "deploy.cli",
+        "train",
+        "tests/letters.toml",
+        "--runs-dir",
+        str(runs),
+        "--name",
+        name,
+    ]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'kill_at'}"}
+    if kill_at:
+        environment |= {"KILL_AT": kill_at, "KILL_FLAG": str(runs / f"{name}.killed")}
+    return subprocess.run(
+        [*command, *settings], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of a run that nothing happens to."""
+    runs = tmp_path_factory.mktemp("calm")
+    done = run(runs, "calm")
+    assert done.returncode == 0, done.stderr
+    return policy_sha256(runs / "calm")
+
+
+def require_as_calm(run: Path, calm: str) -> None:
+    history = History(run / "records")
+    counts = history.counts()
+    assert (counts.num_admitted, counts.num_trained, counts.num_void, counts.num_open) == (B * NUM_STEPS,) * 2 + (0, 0)
+    uids = [t.uid for step in history.steps for group in history.groups(step) for t in group]
+    assert len(uids) == len(set(uids))
+    assert [row["step"] for row in metrics(run)] == list(range(1, NUM_STEPS + 1))
+    assert not list((run / "checkpoints" / "ppo").glob(".*"))
+    assert json.loads((run / "status.json").read_text())["state"] == "DONE"
+    assert policy_sha256(run) == calm
+
+
+@pytest.mark.parametrize("phase", HEALED)
+def test_a_part_that_is_replaced_changes_nothing_of_the_run(tmp_path: Path, calm: str, phase: str) -> None:
+    done = run(tmp_path, "killed", HEALED[phase])
+    assert (tmp_path / "killed.killed").exists(), "nobody came there"
+    assert done.returncode == 0, done.stderr
+    require_as_calm(tmp_path / "killed", calm)
+
+
+@pytest.mark.parametrize("phase", GIVEN_AGAIN)
+def test_the_same_command_goes_on_as_if_nothing_had_happened(tmp_path: Path, calm: str, phase: str) -> None:
+    killed = run(tmp_path, "killed", GIVEN_AGAIN[phase])
+    assert (tmp_path / "killed.killed").exists(), "nobody came there"
+    assert killed.returncode != 0
+    again = run(tmp_path, "killed", GIVEN_AGAIN[phase])
+    assert again.returncode == 0, again.stderr
+    assert "ppo: goes on from " in again.stderr
+    require_as_calm(tmp_path / "killed", calm)
