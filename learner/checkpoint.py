@@ -54,16 +54,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        _sync(partial)
-        replaced = path.with_name(f".{path.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if path.exists():
-            path.rename(replaced)
-        partial.rename(path)
-        _sync_one(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _put_in_place(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Have `path` be what `partial` is, synced, whatever was there before."""
+    _sync(partial)
+    replaced = path.with_name(f".{path.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if path.exists():
+        path.rename(replaced)
+    partial.rename(path)
+    _sync_one(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -98,7 +103,7 @@ def write_model(folder: Path, auto_class: Any, config: Any, tensors: Mapping[str
 @contextmanager
 def shared_folder(path: Path, ranks: Ranks) -> Iterator[Path]:
     """`whole_folder` for all ranks together: each may write into it, and it is there when all have ended well."""
-    partial = path.with_name(f".{path.name}.shared")
+    partial = path.with_name(f".{path.name}.partial")
     with ranks.agreed():
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -107,9 +112,7 @@ def shared_folder(path: Path, ranks: Ranks) -> Iterator[Path]:
         yield partial
         with ranks.agreed():
             if ranks.rank == 0:
-                with whole_folder(path) as folder:
-                    folder.rmdir()
-                    partial.rename(folder)
+                _put_in_place(partial, path)
     finally:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Kills whatever process calls a named function for the n-th time: on the path of a command, it is in all it starts.
 
-KILL_AT is `MODULE:NAME:N:before` or `MODULE:NAME:N:after`; KILL_FLAG is a file that is made by the one that dies, so that
-nobody does a second time.
+KILL_AT is `MODULE:NAME:N:before` or `MODULE:NAME:N:after`; KILL_FLAG is a file that is made by the one that dies, so
+that nobody does a second time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Deadly(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         load = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
