@@ -22,8 +22,10 @@ from benchmarks import (
     learner_gpu,
     learner_step,
     overlap,
+    recorder,
     reward_http,
     rollout_actor,
+    scale,
     start_up,
     task_runs,
     trl,
@@ -60,6 +62,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "learner_gpu": ("The learner on a GPU", (0,), learner_gpu.measure),
     "estimators": ("Letters without a critic", task_runs.SEEDS, estimators.measure),
     "reward_http": ("Scores over HTTP", (0,), reward_http.measure),
+    "recorder": ("What recording costs", tuple(range(recorder.REPEATS)), recorder.measure),
+    "scale": ("1 to 256 rollout actors", (0,), scale.measure),
     "lag_study": ("What lag costs", task_runs.SEEDS, lag_study.measure),
 }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
+from benchmarks.troupe import Member, Troupe
 from cluster.config import TrajectoryQueueConfig
 from cluster.recorder import Recorder
 from cluster.remote import RemoteActor, kill_actor, start_actor, within
@@ -33,6 +34,8 @@ class Plan:
 
     num_actors: int
     num_steps: int
+    actors_a_process: int = 1
+    """More than one: they are objects in few processes, and none of them can be killed alone."""
     groups_per_step: int = 16
     max_policy_lag: int = 2
     responses_per_prompt: int = 1
@@ -88,14 +91,37 @@ class StandInRing:
         self.recorder = recorder
         self.control = RunControl(plan.num_actors)
         self.notes: list[str] = []
+        self._troupes: list[RemoteActor] = []
+        self._num_members = 0
         self.pool = ActorPool(
-            self._start_actor, _stop_actor, name="rollout", max_restarts=plan.max_restarts, note=self.notes.append
+            self._start_actor, self._stop_actor, name="rollout", max_restarts=plan.max_restarts, note=self.notes.append
         )
 
-    async def _start_actor(self, name: str) -> RemoteActor:
+    async def _start_actor(self, name: str) -> RemoteActor | Member:
+        if self.plan.actors_a_process > 1:
+            return await self._join_troupe(name)
         actor = start_actor(StandInActor, name, self.plan.rollout_actors(), self.plan.pace, name=name)
         await within(actor.start(), START_TIMEOUT_S, where=name, waited_for="its start")
         return actor
+
+    async def _join_troupe(self, name: str) -> Member:
+        number, self._num_members = self._num_members, self._num_members + 1
+        if number % self.plan.actors_a_process == 0:
+            troupe = start_actor(Troupe, self.plan.rollout_actors(), self.plan.pace, name=f"troupe of {name}")
+            self._troupes.append(troupe)
+        troupe = self._troupes[-1]
+        await within(troupe.join(name), START_TIMEOUT_S, where=name, waited_for="its start")
+        return Member(name, troupe)
+
+    async def _stop_actor(self, actor: RemoteActor | Member) -> None:
+        if isinstance(actor, RemoteActor):
+            kill_actor(actor)
+
+    async def close(self) -> None:
+        """End the processes of all actors."""
+        await self.pool.close()
+        for troupe in self._troupes:
+            kill_actor(troupe)
 
     async def turn(self, report: Report = _no_report) -> QueueCounts:
         """Train every step while the actors sample; `report` hears of each when it is done. Returns the ledger."""
@@ -129,10 +155,6 @@ class StandInRing:
         await self.pool.dismiss()
 
 
-async def _stop_actor(actor: RemoteActor) -> None:
-    kill_actor(actor)
-
-
 @asynccontextmanager
 async def stand_in_ring(plan: Plan, folder: Path, *, recorder_class: type = Recorder) -> AsyncIterator[StandInRing]:
     """A ring whose actors are ready, on the Ray that there is; its log is in `folder`. All its processes end with the
@@ -154,6 +176,6 @@ async def stand_in_ring(plan: Plan, folder: Path, *, recorder_class: type = Reco
         yield ring
         await recorder.close()
     finally:
-        await ring.pool.close()
+        await ring.close()
         for part in (queue, store, recorder):
             kill_actor(part)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from statistics import NormalDist
 from typing import Any
 
@@ -75,9 +76,10 @@ class StandInEngine:
     Computes on the probe prompts what `manifest` says of the version that it was told to load.
     """
 
-    def __init__(self, pace: Pace, max_response_tokens: int) -> None:
+    def __init__(self, pace: Pace, max_response_tokens: int, max_num_seqs: int) -> None:
         self._pace = pace
         self._max_response_tokens = max_response_tokens
+        self._max_num_seqs = max_num_seqs
         self._under_way: dict[str, _UnderWay] = {}
         self._version = -1
 
@@ -91,9 +93,9 @@ class StandInEngine:
         self._under_way[request.id] = _UnderWay(request, num_done, end, reason)
 
     def step(self) -> list[Sampled]:
-        """Wait for as long as a step takes."""
+        """Wait for as long as a step takes; the first `max_num_seqs` requests advance."""
         time.sleep(self._pace.step_s)
-        return [self._advance(under_way) for under_way in list(self._under_way.values())]
+        return [self._advance(under_way) for under_way in list(islice(self._under_way.values(), self._max_num_seqs))]
 
     def _advance(self, under_way: _UnderWay) -> Sampled:
         first, request = under_way.place, under_way.request
@@ -152,6 +154,7 @@ class StandInActor(RolloutActor):
     """A rollout actor whose engine and tokenizer are stand-ins, and whose weights have no tensors."""
 
     def __init__(self, name: str, config: RolloutActorsConfig, pace: Pace) -> None:
+        places = config.num_concurrent_groups * config.responses_per_prompt
         super().__init__(
             name,
             config,
@@ -159,7 +162,7 @@ class StandInActor(RolloutActor):
             dtype="float32",
             task="stand-in",
             seed=0,
-            build_engine=partial(StandInEngine, pace, config.max_response_tokens),
+            build_engine=partial(StandInEngine, pace, config.max_response_tokens, places),
             fetch_tensors=_no_tensors,
         )
 

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import lag_plot
+from benchmarks import lag_plot, scale_table
 from benchmarks.results import FOLDER, read
 
 README, ALL = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md"
 MARKS = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
+SCALE = re.compile(r"(<!-- scale -->\n).*?(<!-- end -->)", re.DOTALL)
 LAG = re.compile(r"(<!-- lag -->\n).*?(<!-- end -->)", re.DOTALL)
 FOREMOST = ("reviews", "lag_study", "learner", "trl", "reward_http")
-ORDER = (*FOREMOST, "learner_gpu", "letters", "estimators", "speed", "whole_run", "start_up")
+ORDER = (*FOREMOST, "learner_gpu", "letters", "estimators", "speed", "whole_run", "start_up", "recorder", "scale")
 
 
 def table(names: Sequence[str]) -> str:
@@ -46,6 +47,8 @@ def filled(text: str, names: Sequence[str] = FOREMOST) -> str:
     text = MARKS.sub(lambda match: match[1] + table(names) + match[2], text)
     if (FOLDER / "lag_study.json").exists():
         text = LAG.sub(lambda match: match[1] + "\n".join(lag_plot.table()) + "\n" + match[2], text)
+    if (FOLDER / "scale.json").exists():
+        text = SCALE.sub(lambda match: match[1] + "\n".join(scale_table.section()) + "\n" + match[2], text)
     return text
 
 

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,18 @@ class Finished:
     wall_s: float
 
 
-def train(task: str, folder: Path, name: str, *lines: str, file: str = "run.toml", fresh: bool = True) -> Finished:
-    """`antiphon train` on a task's run file with these `--set` lines; a finished run is done again if `fresh`."""
-    command = [sys.executable, "-m", "deploy.cli", "train", f"examples/{task}/{file}", *(["--fresh"] if fresh else [])]
+def train(
+    task: str,
+    folder: Path,
+    name: str,
+    *lines: str,
+    file: str = "run.toml",
+    fresh: bool = True,
+    program: Sequence[str] = ("deploy.cli",),
+) -> Finished:
+    """`antiphon train`, or another `program`'s, on a task's run file with these `--set` lines; a finished run is done
+    again if `fresh`."""
+    command = [sys.executable, "-m", *program, "train", f"examples/{task}/{file}", *(["--fresh"] if fresh else [])]
     command += ["--runs-dir", str(folder), "--name", name]
     for line in lines:
         command += ["--set", line]

@@ -1,0 +1,74 @@
+"""Other recorders for the same commands: `python -m benchmarks.recorders timed|nothing train ...`.
+
+One that also tells how long it was waited for, and one that keeps nothing. Knows no figure.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.recorder import Recorder
+from cluster.records import Record
+
+WAITS = "recorder_waits_s.json"
+"""In the run directory: seconds that calls waited, by the kind of their first record."""
+
+
+class Timed(Recorder):
+    """The recorder, with a watch; the way to it and back is not in it."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        super().__init__(folder, **settings)
+        self._path = folder.parent / WAITS
+        self._waits_s = Counter[str]()
+
+    async def record(self, records: Sequence[Record]) -> None:
+        """As Recorder does."""
+        started = time.monotonic()
+        await super().record(records)
+        self._waits_s[records[0]["kind"]] += time.monotonic() - started
+
+    async def close(self) -> None:
+        """As Recorder does, and write down what was waited."""
+        await super().close()
+        self._path.write_text(json.dumps(self._waits_s))
+
+
+class KeepsNothing:
+    """In the place of a recorder."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None: ...
+
+    async def begin(self, incarnation: str, *, version: int, group: int) -> None:
+        """Nothing."""
+
+    async def record(self, records: Sequence[Record]) -> None:
+        """Nothing."""
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+RECORDERS: dict[str, type] = {"timed": Timed, "nothing": KeepsNothing}
+
+
+def main() -> None:
+    """An `antiphon` command with one of RECORDERS."""
+    from deploy import ppo
+    from deploy.cli import app
+
+    name = sys.argv.pop(1)
+    ppo.Recorder = RECORDERS[name]  # type: ignore[misc]
+    app()
+
+
+if __name__ == "__main__":
+    from benchmarks.recorders import main as main_of_the_module
+
+    main_of_the_module()
