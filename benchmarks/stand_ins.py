@@ -10,6 +10,7 @@ import asyncio
 import math
 import os
 import random
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ class Pace:
     tokens_a_step: int = 1
     lengths: LogNormalLengths | None = None
     """Without it, every response is as long as it may be."""
+    deadly_prompt: str | None = None
+    """Kills the process of whoever is to answer it."""
 
 
 @dataclass(slots=True)
@@ -85,12 +88,18 @@ class StandInEngine:
 
     def add(self, request: SamplingRequest) -> None:
         """Take a request; how much of its response is there already its `max_tokens` tells."""
+        self._require_harmless(request)
         num_done = self._max_response_tokens - request.max_tokens
         lengths = self._pace.lengths
         left = request.max_tokens if lengths is None else lengths.left(num_done, request.seed)
         reason = "stop" if left < request.max_tokens else "length"
         end = num_done + min(left, request.max_tokens)
         self._under_way[request.id] = _UnderWay(request, num_done, end, reason)
+
+    def _require_harmless(self, request: SamplingRequest) -> None:
+        deadly = self._pace.deadly_prompt
+        if deadly is not None and [request.token_ids[: len(deadly)]] == Characters().encode([deadly]):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def step(self) -> list[Sampled]:
         """Wait for as long as a step takes; the first `max_num_seqs` requests advance."""

@@ -51,6 +51,7 @@ class ActorPool:
         self._restarts: dict[str, list[float]] = {}
         self._joined = asyncio.Condition()
         self._supervised = False
+        self.is_dismissed = False
         self.actors: list[RemoteActor] = []
 
     async def fill(self, num: int) -> None:
@@ -125,7 +126,7 @@ class ActorPool:
         """
         crew = _Crew(self, work, lost)
         resizing = asyncio.create_task(crew.follow(wanted))
-        self._supervised = True
+        self._supervised, self.is_dismissed = True, False
         try:
             for actor in self.actors:
                 crew.employ(actor)
@@ -154,7 +155,8 @@ class ActorPool:
         return replacement
 
     async def dismiss(self) -> None:
-        """Tell every actor to leave, which ends `supervise`; they stay for other work."""
+        """Tell every actor to leave, which ends `supervise`; they stay for other work, as do those that just start."""
+        self.is_dismissed = True
         await asyncio.gather(*(_tell_to_leave(actor) for actor in list(self.actors)))
 
     async def close(self) -> None:
@@ -187,12 +189,12 @@ class _Crew:
         self._tasks.add(asyncio.create_task(self._keep_at_work(actor)))
 
     async def _keep_at_work(self, actor: RemoteActor) -> None:
-        while True:
+        while not self._pool.is_dismissed:
             try:
                 await self._work_probed(actor)
             except HEALED as error:
                 await self._lost(actor.name)
-                if actor.name in self._leaving:
+                if actor.name in self._leaving or self._pool.is_dismissed:
                     await self._pool.discharge(actor)
                     return
                 try:

@@ -22,6 +22,6 @@ def ray_session() -> Iterator[None]:
     """One local Ray, started when the first test needs it."""
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)
     yield
     ray.shutdown()

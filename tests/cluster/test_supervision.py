@@ -202,6 +202,28 @@ async def test_an_actor_that_does_not_answer_its_probes_is_replaced_though_its_w
     assert stage.events[:4] == ["start rollout-0", "lost rollout-0", "stop rollout-0", "start rollout-0+1"]
 
 
+async def test_a_replacement_that_starts_as_all_are_dismissed_does_not_go_to_work() -> None:
+    stage = Stage(2)
+    await stage.pool.fill(2)
+    starting, start = asyncio.Event(), stage.start
+
+    async def start_when_dismissed(name: str) -> Any:
+        starting.set()
+        await dismissed.wait()
+        return await start(name)
+
+    dismissed = asyncio.Event()
+    stage.pool._start = start_when_dismissed
+    running = stage.supervise()
+    await asyncio.sleep(0)
+    stage.actors["rollout-0"].end(ActorDied("rollout-0", "killed"))
+    await starting.wait()
+    await stage.pool.dismiss()
+    dismissed.set()
+    await asyncio.wait_for(running, 5)
+    assert [actor.name for actor in stage.pool.actors] == ["rollout-1", "rollout-0+1"]
+
+
 async def test_the_budget_of_restarts_is_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
     await stage.pool.fill(1)

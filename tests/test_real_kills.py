@@ -1,0 +1,119 @@
+"""Rollout actors with real engines, each killed when it is at work again; beside it runs that nothing happens to.
+
+Many minutes, for `make chaos`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import psutil
+import pytest
+
+from cluster.history import History
+from tests.test_commands import metrics, started_by
+from tests.test_whole_replay import start
+
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1800)]
+
+SEEDS = (0, 1, 2)
+NUM_STEPS, B, NUM_KILLS, STEPS_BETWEEN = 60, 8, 10, 4
+
+
+def train(runs: Path, name: str, seed: int) -> subprocess.Popen[str]:
+    lines = (
+        f"run.seed = {seed}",
+        f"learner.num_steps = {NUM_STEPS}",
+        "rollout_actors.max_restarts = 100",
+        "evaluation.every_steps = 1000",
+    )
+    settings = [part for line in lines for part in ("--set", line)]
+    return start("train", "tests/letters.toml", "--runs-dir", str(runs), "--name", name, *settings)
+
+
+def at_work(process: subprocess.Popen[str]) -> psutil.Process | None:
+    """The rollout actor that samples for training."""
+    for child in started_by(process):
+        try:
+            if child.cmdline()[:1] == ["ray::RolloutActor.run"]:
+                return child
+        except psutil.Error:  # it has ended since it was listed
+            continue
+    return None
+
+
+def kill_again_and_again(process: subprocess.Popen[str], run: Path) -> list[tuple[float, float]]:
+    """Kill every actor that is at work and has seen a few steps; returns when each died and the next was at work."""
+    recoveries: list[tuple[float, float]] = []
+    died_at, steps_before, killed = 0.0, 0, set[int]()
+    while process.poll() is None and len(metrics(run)) < NUM_STEPS - 1:
+        time.sleep(0.2)
+        actor = at_work(process)
+        if actor is None or actor.pid in killed:
+            continue
+        if died_at:
+            recoveries.append((died_at, time.monotonic()))
+            died_at, steps_before = 0.0, len(metrics(run))
+        if len(metrics(run)) >= steps_before + STEPS_BETWEEN and len(killed) < NUM_KILLS + 2:
+            actor.kill()
+            killed.add(actor.pid)
+            died_at = time.monotonic()
+    return recoveries
+
+
+def reward_of(run: Path) -> float:
+    """Mean of the last tenth of the steps."""
+    last = metrics(run)[-NUM_STEPS // 10 :]
+    return sum(row["learner/reward_mean"] for row in last) / len(last)
+
+
+@dataclass
+class Done:
+    """A run that is over."""
+
+    wall_s: float
+    reward: float
+    num_void: int
+
+
+def finished(process: subprocess.Popen[str], run: Path, started: float) -> Done:
+    """The run, whose ledger is exact: every group trained once or void, and none with an older token than allowed."""
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    wall_s, history = time.monotonic() - started, History(run / "records")
+    counts = history.counts()
+    assert (counts.num_admitted, counts.num_trained) == (B * NUM_STEPS + counts.num_void, B * NUM_STEPS)
+    assert counts.num_open == 0
+    uids = [t.uid for step in history.steps for group in history.groups(step) for t in group]
+    assert len(uids) == len(set(uids))
+    assert json.loads((run / "summary.json").read_text())["policy_lag_max"] <= 1
+    return Done(wall_s, reward_of(run), counts.num_void)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> list[Done]:
+    """The runs of every seed that nothing happens to."""
+    runs = tmp_path_factory.mktemp("calm")
+    return [finished(train(runs, str(seed), seed), runs / str(seed), time.monotonic()) for seed in SEEDS]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_with_ten_kills_of_real_engines_the_ledger_is_exact_and_it_learns_as_without(
+    calm: list[Done], tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    process = train(tmp_path, "killed", seed)
+    recoveries = kill_again_and_again(process, tmp_path / "killed")
+    killed = finished(process, tmp_path / "killed", started)
+    recovered_s = sum(back - died for died, back in recoveries)
+    with capsys.disabled():
+        print(f"\nseed {seed}: {len(recoveries)} kills, {recovered_s:.0f} s of recoveries\n  {killed}\n  calm: {calm}")
+    assert len(recoveries) >= NUM_KILLS
+    assert killed.wall_s <= 1.1 * calm[seed].wall_s + recovered_s
+    rewards = [done.reward for done in calm]
+    assert abs(killed.reward - fmean(rewards)) <= max(rewards) - min(rewards)
