@@ -28,15 +28,16 @@ SETTINGS = (
     "evaluation.every_steps = 100",
 )
 HEALED = {
-    "learner, forward": "learner.actor_critic:ActorCritic.forward:40:before",
-    "learner, backward": "torch._tensor:Tensor.backward:30:before",
-    "learner, optimiser": "learner.gradients:clip_gradients:30:before",
+    "learner, forward": "learner.actor_critic:ActorCritic.forward:9:before",
+    "learner, backward": "torch._tensor:Tensor.backward:8:before",
+    "learner, optimiser": "learner.gradients:clip_gradients:8:before",
     "learner, checkpoint half written": "learner.checkpoint:write_index:1:before",
     "learner, checkpoint renamed": "learner.ppo_rank:PPORank.save_checkpoint:1:after",
     "learner, publication": "learner.weight_publisher:WeightPublisher.publish:4:before",
     "recorder, before a write": "cluster.record_log:LogFile.append:12:before",
     "recorder, after a write": "cluster.record_log:LogFile.append:12:after",
-    "rollout actor": "rollout_actors.deliveries:Deliveries._deliver:12:before",
+    "rollout actor, fetching weights": "rollout_actors.loading:fetch_from_object_store:3:before",
+    "rollout actor, delivering": "rollout_actors.deliveries:Deliveries._deliver:4:before",
 }
 GIVEN_AGAIN = {
     "driver, before training": "learner.learner_group:PPOLearnerGroup.step:5:before",
