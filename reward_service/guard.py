@@ -6,6 +6,7 @@ ASGI middleware. A body is read whole, within its limits, and only then handed o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ from reward_service.tokens import TokenBook
 
 OPEN_PATH = "/healthz"
 RETRY_AFTER_S = 1
+LINGER_S = 0.5
+"""How long a client whose body is refused may go on sending: cut off at once, it would lose the answer."""
 CHALLENGE = 'Bearer, Basic realm="antiphon", charset="UTF-8"'
 
 
@@ -79,7 +82,8 @@ class Guard:
                     body += part
             await self._app(scope, _replayed(bytes(body), receive), send)
         except Refusal as refusal:
-            await error_answer(refusal.status, refusal.message, None, _headers(refusal))(scope, receive, send)
+            answer = error_answer(refusal.status, refusal.message, None, _headers(refusal))
+            await answer(scope, receive, self._lingering(receive, send) if refusal.closes else send)
         finally:
             self._num_buffered_bytes -= num_bytes
 
@@ -123,6 +127,25 @@ class Guard:
                 raise Refusal(413, self._too_large(), closes=True)
             yield part
             more = message.get("more_body", False)
+
+    def _lingering(self, receive: Receive, send: Send) -> Send:
+        """Sends an answer and throws away what the client still sends before the connection is closed: as much again
+        as a body may have."""
+
+        async def lingering(message: Message) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message | {"more_body": True} if is_last else message)
+            num_bytes, more = 0, is_last
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while more and num_bytes <= self._limits.max_body_bytes:
+                        rest = await receive()
+                        num_bytes += len(rest.get("body", b""))
+                        more = rest.get("more_body", False)
+            if is_last:
+                await send({"type": "http.response.body"})
+
+        return lingering
 
     def _hold(self, num_bytes: int) -> None:
         self._num_buffered_bytes += num_bytes

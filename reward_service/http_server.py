@@ -32,7 +32,7 @@ RAW = {
 def listening_socket(host: str, port: int) -> socket.socket:
     """A socket that listens on host:port. Raises InputError where it is taken or is no address of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sends at once
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))

@@ -9,13 +9,14 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from fastapi import APIRouter
 
 from cluster.errors import InputError
 from reward_service.config import HttpConfig, RewardServiceConfig
@@ -38,13 +39,13 @@ GIB = 2**30
 HEAD = b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
-def serve(*, token: str | None = None, **limits: Any) -> Iterator[tuple[str, int]]:
+def serve(*, token: str | None = None, routers: Sequence[APIRouter] = (), **limits: Any) -> Iterator[tuple[str, int]]:
     """Host and port of a face over a scorer by length, until the generator is closed."""
     path = "tests.scorers:length"
     service = RewardService(RewardServiceConfig(scorer=path))
     service.take({path: FunctionScorer(path, load_function(path))})
     config = HttpConfig(**limits)
-    app = build_app(ServiceBackend(service), tokens=TokenBook(token), limits=config, timeout_s=5.0)
+    app = build_app(ServiceBackend(service), tokens=TokenBook(token), limits=config, timeout_s=5.0, routers=routers)
     bound = listening_socket("127.0.0.1", 0)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
     server = http_server(app, config, drain_timeout_s=1)
@@ -159,6 +160,25 @@ def test_an_endless_chunked_body_is_refused_and_costs_no_memory(address: tuple[s
             pass
     assert num_sent < GIB
     assert peak - before < 50 * 2**20
+
+
+def test_a_client_that_sends_all_of_a_body_that_is_too_long_still_learns_why(address: tuple[str, int]) -> None:
+    num_bytes = LIMITS["max_body_bytes"] * 3 // 2
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % num_bytes + b" " * num_bytes)
+        assert status_and_code(connection.recv(65536)) == (413, "too_large")
+
+
+async def test_an_answer_is_not_held_back_for_the_acknowledgement_of_its_head() -> None:
+    accepted = asyncio.get_running_loop().create_future()
+    bound = listening_socket("127.0.0.1", 0)
+    server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=bound)
+    async with server:
+        _, client = await asyncio.open_connection(*bound.getsockname())
+        writer = await accepted
+        assert writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        for end in (writer, client):
+            end.close()
 
 
 def test_connections_beyond_the_limit_are_refused_and_others_go_on(address: tuple[str, int]) -> None:
