@@ -13,6 +13,7 @@ import typer
 
 from cluster.errors import InputError
 from deploy.arguments import Lines, Name, Run, RunsDir, Target
+from deploy.reward_models import published_folder
 from deploy.run_config import RunConfig
 from deploy.run_directory import not_done, read_target, require_run
 from reward_service.address import require_token
@@ -67,12 +68,13 @@ def token(
 
 
 def _reward_model(config: RunConfig, path: Path) -> Path | None:
-    folder = path / "reward_model"
-    if (folder / "config.json").exists():
-        return folder
-    if config.reward_service.needs_reward_model():
+    """The reward model that the service needs, as it was published; None where it needs none."""
+    if not config.reward_service.needs_reward_model():
+        return None
+    folder = published_folder(path)
+    if folder is None:
         raise not_done("reward_model")
-    return None
+    return folder
 
 
 @commands.command()

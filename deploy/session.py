@@ -7,7 +7,6 @@ Knows no stage.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 import math
@@ -26,6 +25,7 @@ from cluster.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.supervision import ActorPool
 from deploy.boundary import signals_kept_from_children
 from deploy.metrics_log import MetricsLog
+from deploy.reward_models import published_folder
 from deploy.run_config import RunConfig
 from deploy.run_directory import FEEDBACK, RunDirectory
 from deploy.scale import answers
@@ -149,16 +149,18 @@ class Session:
     async def _start_reward_service(self, config: RewardServiceConfig) -> None:
         """Start it in a thread; cancelled, wait for the thread to give up: after our Ray's end Serve starts another."""
         unwanted = threading.Event()
-        start = functools.partial(
-            start_reward_service,
-            with_tokens(config, self.run.path),
-            name=self.config.run.name,
-            reward_model_path=self.run.path / "reward_model",
-            token=os.environ.get("ANTIPHON_TOKEN"),
-            log_path=self.log_path("reward_service"),
-            feedback_path=self.run.path / FEEDBACK,
-            unwanted=unwanted,
-        )
+
+        def start() -> None:
+            start_reward_service(
+                with_tokens(config, self.run.path),
+                name=self.config.run.name,
+                reward_model_path=published_folder(self.run.path) if config.needs_reward_model() else None,
+                token=os.environ.get("ANTIPHON_TOKEN"),
+                log_path=self.log_path("reward_service"),
+                feedback_path=self.run.path / FEEDBACK,
+                unwanted=unwanted,
+            )
+
         starting = asyncio.ensure_future(asyncio.to_thread(start))
         try:
             await asyncio.shield(starting)

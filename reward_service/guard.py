@@ -134,7 +134,7 @@ class Guard:
 
         async def lingering(message: Message) -> None:
             is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-            await send(message | {"more_body": True} if is_last else message)
+            await send({**message, "more_body": True} if is_last else message)
             num_bytes, more = 0, is_last
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -19,7 +18,6 @@ import httpx
 import pytest
 from ray import serve
 from ray.serve.exceptions import RayServeException
-from safetensors.torch import load_file, save_file
 
 from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.remote import find_actor, kill_actor, start_actor
@@ -35,6 +33,7 @@ from reward_service.service import (
     start_reward_service,
     stop_reward_service,
 )
+from tests.reward_service.building import moved_model, replica_pids
 
 pytestmark = pytest.mark.ray
 TOKEN = "a token of this test"
@@ -55,15 +54,6 @@ def url(ray_session: None, reward_model_folder: Path) -> Iterator[str]:
     start_reward_service(config, name="models", reward_model_path=reward_model_folder, token=TOKEN)
     yield service_url(config)
     serve.shutdown()
-
-
-def moved_model(folder: Path, to: Path) -> Path:
-    """The same model with other weights in its head."""
-    shutil.copytree(folder, to)
-    tensors = load_file(to / "model.safetensors")
-    tensors["score.weight"] = tensors["score.weight"] + 1.0
-    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
-    return to
 
 
 def close(scores: Sequence[Score], expected: Sequence[Any]) -> bool:
@@ -200,6 +190,10 @@ async def test_a_new_version_is_served_without_a_failed_request_and_the_old_one_
         assert close(answer, expected[:8])
     assert [answers[i][0].scorer_version for i in (0, -1)] == [old[0].scorer_version, new[0].scorer_version]
     older = HttpRewardClient(url, TOKEN, 60.0, scorer=old[0].scorer_version)
+    assert close(await older.score(ITEMS[:8]), old[:8])
+    (pid,) = await asyncio.to_thread(replica_pids, "models")
+    os.kill(pid, signal.SIGKILL)  # the one that is started in its place serves both versions too
+    assert close(await http.score(ITEMS[:8]), new[:8])
     assert close(await older.score(ITEMS[:8]), old[:8])
     await older.aclose()
     await http.aclose()
