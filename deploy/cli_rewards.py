@@ -15,7 +15,7 @@ from cluster.errors import InputError
 from deploy.arguments import Lines, Name, Run, RunsDir, Target
 from deploy.reward_models import published_folder
 from deploy.run_config import RunConfig
-from deploy.run_directory import not_done, read_target, require_run
+from deploy.run_directory import RunDirectory, not_done, read_target, require_run
 from reward_service.address import require_token
 from reward_service.tokens import add_token, read_tokens, revoke_token, with_tokens
 
@@ -39,10 +39,17 @@ def serve_rewards(
     service = with_tokens(config.reward_service, path).model_copy(update={"host": host})
     require_token(service, os.environ.get("ANTIPHON_TOKEN"), "--host")
     reward_model = _reward_model(config, path)
+    from deploy.newest_policy import feedback_settings
     from deploy.serve_rewards import serve_rewards as serve
 
     serve(
-        config.reward_service, reward_model_path=reward_model, host=host, port=port, name=config.run.name, run_path=path
+        config.reward_service,
+        reward_model_path=reward_model,
+        host=host,
+        port=port,
+        name=config.run.name,
+        run_path=path,
+        feedback=feedback_settings(config, RunDirectory(path)),
     )
 
 

@@ -33,6 +33,7 @@ from deploy.start_up import StartUp
 from deploy.view import View
 from reward_service.client import Patient, run_client
 from reward_service.config import RewardServiceConfig
+from reward_service.pair_choice import FeedbackSettings
 from reward_service.service import start_reward_service, stop_reward_service
 from reward_service.tokens import with_tokens
 from rollout_actors.rollout_actor import Response, RolloutActor
@@ -158,6 +159,7 @@ class Session:
                 token=os.environ.get("ANTIPHON_TOKEN"),
                 log_path=self.log_path("reward_service"),
                 feedback_path=self.run.path / FEEDBACK,
+                feedback=FeedbackSettings(seed=self.config.run.seed),
                 unwanted=unwanted,
             )
 

@@ -31,19 +31,25 @@ def face_name(run_name: str) -> str:
 
 
 class FaceActor:
-    """Listens from its constructor on; with a `feedback_path` people can give feedback here too, which is kept there.
+    """Listens from its constructor on; with a `feedback_path` people can give feedback here too, which is kept there,
+    and are asked as `feedback` says.
 
     Raises InputError for an address that can't be had, or that other machines can reach without a token.
     """
 
     def __init__(
-        self, config: RewardServiceConfig, application: str, token: str | None, feedback_path: Path | None
+        self,
+        config: RewardServiceConfig,
+        application: str,
+        token: str | None,
+        feedback_path: Path | None,
+        feedback: FeedbackSettings,
     ) -> None:
         assert config.port is not None
         require_token(config, token)
         routers = []
         if feedback_path is not None:
-            routers.append(feedback_router(FeedbackStore(feedback_path), settings=FeedbackSettings()))
+            routers.append(feedback_router(FeedbackStore(feedback_path), settings=feedback))
         app = build_app(
             HandleBackend(application),
             tokens=token_book(config, token),

@@ -27,6 +27,7 @@ from reward_service.address import check_address
 from reward_service.config import REWARD_MODEL, RewardServiceConfig, app_name
 from reward_service.face_actor import START_TIMEOUT_S as FACE_TIMEOUT_S
 from reward_service.face_actor import FaceActor, face_name
+from reward_service.pair_choice import FeedbackSettings
 from reward_service.published import Models, ModelVersions, published
 from reward_service.registry import check_scorers
 from reward_service.replica import RewardService
@@ -91,12 +92,13 @@ def start_reward_service(
     token: str | None,
     log_path: Path | None = None,
     feedback_path: Path | None = None,
+    feedback: FeedbackSettings = FeedbackSettings(),
     unwanted: threading.Event | None = None,
 ) -> Any:
     """Start the application of run `name` on the Ray this process is connected to; returns its handle when ready.
 
     `reward_model_path` has to stay as it is while the application runs: replicas that start later read it too. Where it
-    has a port and a `feedback_path`, people can give feedback at the same address.
+    has a port and a `feedback_path`, people can give feedback at the same address, asked as `feedback` says.
     Blocks for seconds (a reward model is loaded): call it from a thread, which ends soon after `unwanted` is set.
     Raises InputError for settings that can't work, before anything is started, and RewardError when the application
     does not come up or is not wanted any more.
@@ -109,7 +111,7 @@ def start_reward_service(
     try:
         _deploy(Deployed(config, log_path, secrets.token_hex(6)), name, ModelVersions(models, models), unwanted)
         if config.port is not None:
-            _start_face(config, name, token, log_path, feedback_path)
+            _start_face(config, name, log_path, token, feedback_path, feedback)
     except BaseException:
         stop_reward_service(name)
         raise
@@ -227,16 +229,13 @@ def _await_running(application: str, unwanted: threading.Event) -> None:
         time.sleep(0.1)
 
 
-def _start_face(
-    config: RewardServiceConfig, name: str, token: str | None, log_path: Path | None, feedback_path: Path | None
-) -> None:
+def _start_face(config: RewardServiceConfig, name: str, log_path: Path | None, *args: Any) -> None:
     """Start the HTTP face and wait until it listens. Raises RewardError when it does not."""
     _faces[name] = face = start_actor(
         FaceActor,
         config,
         app_name(name),
-        token,
-        feedback_path,
+        *args,
         name="reward_service's HTTP face",
         registered_as=face_name(name),
         log_path=log_path,
