@@ -367,3 +367,26 @@ async def test_requests_and_items_are_counted_for_prometheus() -> None:
     assert 'antiphon_requests_total{method="POST",route="/v1/rewards",status="200"} 1.0' in text
     assert 'antiphon_requests_total{method="any",route="none",status="404"} 1.0' in text
     assert "antiphon_requests_in_flight 1.0" in text
+
+
+async def test_a_look_at_the_versions_has_what_is_left_of_the_requests_time() -> None:
+    asked: list[tuple[str, float]] = []
+
+    class Slow(Refusing):
+        async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
+            asked.append(("score", timeout_s))
+            await asyncio.sleep(0.05)
+            return [RewardError("judge", "no number") for _ in requests]
+
+        async def models(self, *, timeout_s: float) -> list[ScorerInfo]:
+            asked.append(("models", timeout_s))
+            await asyncio.sleep(0.05)
+            return [ScorerInfo("judge", "judge@1", ("judge@1",), is_default=True)]
+
+    client = face(backend=Slow(RuntimeError()), timeout_s=0.5)
+    await client.post("/v1/rewards", json={"prompts": ["p"], "responses": ["a"], "timeout_s": 0.2})
+    await client.post("/classify", json={"input": "a", "model": "judge"})
+    assert [call for call, _ in asked] == ["score", "models", "models", "score"]
+    assert [timeout_s < limit_s for (_, timeout_s), limit_s in zip(asked, (0.21, 0.16, 0.51, 0.46), strict=True)] == [
+        True
+    ] * 4
