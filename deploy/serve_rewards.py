@@ -5,6 +5,7 @@ The very application that a run uses; knows nothing of training.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
@@ -19,7 +20,13 @@ from deploy.run_directory import FEEDBACK
 from deploy.serving import announced
 from reward_service.config import RewardServiceConfig
 from reward_service.pair_choice import FeedbackSettings
-from reward_service.service import check_reward_service, service_url, start_reward_service, stop_reward_service
+from reward_service.service import (
+    check_reward_service,
+    face_ended,
+    service_url,
+    start_reward_service,
+    stop_reward_service,
+)
 from reward_service.tokens import with_tokens
 
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -39,8 +46,8 @@ def serve_rewards(
 
     Tokens are ANTIPHON_TOKEN and those of `antiphon token`. Where there is a run directory, people can give feedback at
     the same address, asked as `feedback` says, and `antiphon reward-model RUN` publishes what it trains to this
-    service. Call it on the main thread. Raises InputError for a scorer that can't be had, a taken port, and an address
-    beyond loopback without a token.
+    service. Call it on the main thread. Raises InputError for a scorer that can't be had, a port that is taken, at the
+    start or when its face is started again, and an address beyond loopback without a token.
     """
     if target_config.url is not None:
         raise InputError("reward_service.url", f"the rewards of this run are served elsewhere, at {target_config.url}")
@@ -65,7 +72,7 @@ def serve_rewards(
         address = str(ray.get_runtime_context().gcs_address)
         with announced(run_path, port=port, ray_address=address, name=name):
             print(f"listening on {service_url(config)}", flush=True)
-            _wait_for_interrupt()
+            _wait_for_interrupt(name)
         stop_reward_service(name)
     except KeyboardInterrupt:
         return
@@ -90,10 +97,10 @@ def _start_ray(config: RewardServiceConfig) -> None:
     )
 
 
-def _wait_for_interrupt() -> None:
+def _wait_for_interrupt(name: str) -> None:
+    """Wait for a signal. Raises InputError where the service has lost its port meanwhile."""
     try:
-        while True:
-            signal.pause()
+        asyncio.run(face_ended(name))
     except KeyboardInterrupt:
         return
 

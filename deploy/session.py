@@ -34,7 +34,7 @@ from deploy.view import View
 from reward_service.client import Patient, run_client
 from reward_service.config import RewardServiceConfig
 from reward_service.pair_choice import FeedbackSettings
-from reward_service.service import start_reward_service, stop_reward_service
+from reward_service.service import face_ended, start_reward_service, stop_reward_service
 from reward_service.tokens import with_tokens
 from rollout_actors.rollout_actor import Response, RolloutActor
 
@@ -71,6 +71,7 @@ class Session:
         self._sampled_before: tuple[float, float] = (0, time.monotonic())
         self._reward_client: Patient | None = None
         self._has_service = False
+        self._service_ready = asyncio.Event()
 
     def connect(self) -> str:
         """Start a Ray of our own, or join the one that RAY_ADDRESS names; returns its address."""
@@ -142,9 +143,9 @@ class Session:
                 if config.url is None:
                     self._has_service = True
                     await self._start_reward_service(config)
-                client = self._new_reward_client()
-                await client.score([])
-            self._reward_client = client
+                    self._service_ready.set()
+                self._reward_client = self._new_reward_client()
+                await self._reward_client.score([])
         return self._reward_client
 
     async def _start_reward_service(self, config: RewardServiceConfig) -> None:
@@ -170,6 +171,15 @@ class Session:
             unwanted.set()
             await asyncio.gather(starting, return_exceptions=True)
             raise
+
+    async def follow_service(self) -> None:
+        """Wait for the start of the run's reward service and for its port's end; raises InputError where it lost it."""
+        await self._service_ready.wait()
+        await face_ended(self.config.run.name)
+
+    def missing_rewards(self) -> str | None:
+        """What this process waits for where its rewards are missing."""
+        return self._reward_client.waiting() if self._reward_client is not None else None
 
     def _new_reward_client(self) -> Patient:
         token = os.environ.get("ANTIPHON_TOKEN") or None
@@ -249,6 +259,8 @@ class Session:
     async def close(self) -> None:
         """End every process this command started; a Ray that was there before stays."""
         self._log.close()
+        if self._reward_client is not None:
+            await self._reward_client.aclose()
         if not ray.is_initialized():
             return
         await self.pool.close()

@@ -140,6 +140,15 @@ def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL)
         _deploy(deployed, name, versions.followed_by(scorer, model), threading.Event())
 
 
+async def face_ended(name: str) -> None:
+    """Wait for the end of the face of run `name` that this process started; `stop_reward_service` brings it about.
+
+    Returns at once where there is none. Raises InputError where Ray started it again and its port was taken.
+    """
+    if name in _faces:
+        await _faces[name].ended()
+
+
 def stop_reward_service(name: str) -> None:
     """End the application of run `name` and the face that this process started, and nothing else that Serve runs.
 
@@ -147,7 +156,7 @@ def stop_reward_service(name: str) -> None:
     """
     face = _faces.pop(name, None)
     if face is not None:
-        with contextlib.suppress(DeadlineExceeded, ActorDied):  # what it has not answered by then is cut off
+        with contextlib.suppress(DeadlineExceeded, ActorDied, InputError):  # what it has not answered is cut off
             waited_for = "its HTTP face to answer what it has"
             asyncio.run(within(face.drain(), DRAIN_TIMEOUT_S, where=WHERE, waited_for=waited_for))
         kill_actor(face)
