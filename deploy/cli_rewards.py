@@ -13,8 +13,9 @@ import typer
 
 from cluster.errors import InputError
 from deploy.arguments import Lines, Name, Run, RunsDir, Target
+from deploy.reward_models import published_folder
 from deploy.run_config import RunConfig
-from deploy.run_directory import not_done, read_target, require_run
+from deploy.run_directory import RunDirectory, not_done, read_target, require_run
 from reward_service.address import require_token
 from reward_service.tokens import add_token, read_tokens, revoke_token, with_tokens
 
@@ -38,10 +39,17 @@ def serve_rewards(
     service = with_tokens(config.reward_service, path).model_copy(update={"host": host})
     require_token(service, os.environ.get("ANTIPHON_TOKEN"), "--host")
     reward_model = _reward_model(config, path)
+    from deploy.newest_policy import feedback_settings
     from deploy.serve_rewards import serve_rewards as serve
 
     serve(
-        config.reward_service, reward_model_path=reward_model, host=host, port=port, name=config.run.name, run_path=path
+        config.reward_service,
+        reward_model_path=reward_model,
+        host=host,
+        port=port,
+        name=config.run.name,
+        run_path=path,
+        feedback=feedback_settings(config, RunDirectory(path)),
     )
 
 
@@ -67,12 +75,13 @@ def token(
 
 
 def _reward_model(config: RunConfig, path: Path) -> Path | None:
-    folder = path / "reward_model"
-    if (folder / "config.json").exists():
-        return folder
-    if config.reward_service.needs_reward_model():
+    """The reward model that the service needs, as it was published; None where it needs none."""
+    if not config.reward_service.needs_reward_model():
+        return None
+    folder = published_folder(path)
+    if folder is None:
         raise not_done("reward_model")
-    return None
+    return folder
 
 
 @commands.command()

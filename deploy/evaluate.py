@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import Segment, Trajectory, Turn
 from deploy import dotted
+from deploy.reward_watch import pauses_said
 from deploy.session import Session
 from deploy.stages import data_path, policy_path, prompt_rows
 from rollout_actors.prompts import scorer_columns
@@ -119,6 +120,11 @@ def mean_kl_nats(policy: Sequence[Sequence[float]], reference: Sequence[Sequence
 
 async def evaluate(session: Session) -> None:
     """The policy before and after PPO on the held-out prompts, into `summary.json` and onto the screen."""
+    async with pauses_said(session.missing_rewards, session.view.note):
+        await _evaluate(session)
+
+
+async def _evaluate(session: Session) -> None:
     config, run = session.config, session.run
     rows = await held_out_rows(session, config.evaluation.num_prompts)
     session.view.stage("evaluation", 2)

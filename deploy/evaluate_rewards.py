@@ -7,6 +7,7 @@ but its folder; scores offline, without Ray, or over HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -33,10 +34,14 @@ NUM_LISTED = 20
 OVERALL = "overall"
 
 
+Rewards = tuple[list[float], list[float], list[int]]
+
+
 class Scores(Protocol):
     """What gives rewards; one that cannot be had is raised, or stands in its place."""
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> Sequence[Score | RewardError]: ...
+    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ def evaluate_rewards(
     texts = read_pair_texts(
         file, _tokenizer(tokenizer or reward_model), others=("subset",), columns=columns, broken=broken
     )
-    chosen, rejected, scored = asyncio.run(_rewards(texts, _scores(reward_model, url, scorer), broken))
+    chosen, rejected, scored = asyncio.run(_all_rewards(texts, _scores(reward_model, url, scorer), broken))
     if not scored:
         raise InputError(str(file), f"no pair could be scored; {broken.errors[0]}")
     subsets = texts.examples.columns.get("subset", [None] * len(texts.prompts))
@@ -116,6 +121,10 @@ class Offline:
         """One outcome a request."""
         return await self._scorer.score(requests)
 
+    async def aclose(self) -> None:
+        """Let its thread end."""
+        self._scorer.close()
+
 
 def _scores(reward_model: Path | None, url: str | None, scorer: str | None) -> Scores:
     if reward_model is not None:
@@ -126,7 +135,15 @@ def _scores(reward_model: Path | None, url: str | None, scorer: str | None) -> S
     return HttpRewardClient(url, os.environ.get("ANTIPHON_TOKEN"), TIMEOUT_S, scorer=scorer)
 
 
-async def _rewards(texts: PairTexts, scores: Scores, broken: BrokenRows) -> tuple[list[float], list[float], list[int]]:
+async def _all_rewards(
+    texts: PairTexts, scores: Scores, broken: BrokenRows
+) -> tuple[list[float], list[float], list[int]]:
+    """As `_rewards`; what gives them is closed at the end."""
+    async with contextlib.aclosing(scores):
+        return await _rewards(texts, scores, broken)
+
+
+async def _rewards(texts: PairTexts, scores: Scores, broken: BrokenRows) -> Rewards:
     """Rewards of the chosen and of the rejected responses, and which pairs they are of; short pairs go first."""
     chosen, rejected, scored = list[float](), list[float](), list[int]()
     order = sorted(range(len(texts.prompts)), key=lambda row: len(texts.prompts[row]) + _longest(texts, row))

@@ -1,7 +1,7 @@
 """`antiphon label`: people choose between two responses of a run's newest policy, on a page, until it is interrupted.
 
-Pairs are sampled once for a policy, through a rollout actor's engine like all generation, and scored by the run's
-reward model where there is one; everything is kept in RUN/feedback.sqlite. Knows nothing of what is stored in it.
+Pairs are sampled once for a policy, through a rollout actor's engine like all generation, and scored by each of the
+run's reward models once; everything is kept in RUN/feedback.sqlite. Knows nothing of what is stored in it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from cluster.admission import PromptOrder
-from cluster.errors import InputError, RewardError
+from cluster.errors import RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy.boundary import interruptible
+from deploy.newest_policy import newest_policy
+from deploy.reward_models import published_folder
 from deploy.run_config import RunConfig, read_run_config
-from deploy.run_directory import CONFIG, FEEDBACK, RunDirectory, checkpoint_step
+from deploy.run_directory import CONFIG, FEEDBACK, RunDirectory
 from deploy.session import Session
-from deploy.stages import policy_path, prompt_rows
+from deploy.stages import prompt_rows
 from deploy.view import View
 from reward_service.address import check_address
-from reward_service.config import RewardServiceConfig
+from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.feedback import FeedbackStore
 from reward_service.feedback_contracts import MAX_TEXT_CHARACTERS, CandidatePair
 from reward_service.feedback_routes import feedback_router
@@ -35,7 +37,6 @@ from reward_service.guarded_app import guarded_app
 from reward_service.http_metrics import HttpMetrics
 from reward_service.http_server import http_server, listening_socket
 from reward_service.pair_choice import FeedbackSettings
-from reward_service.scorer import digest_files
 from reward_service.service import service_url
 from reward_service.tokens import token_book, with_tokens
 from rollout_actors.prompts import scorer_columns
@@ -55,8 +56,8 @@ def label(
     Raises InputError for a run without a policy, one that another process is at work on, and a taken port.
     """
     config = read_run_config(run.path / CONFIG)
-    step, policy = newest_policy(config, run)
-    version = f"{step}@{digest_files(sorted(policy.glob('*.safetensors')))}"
+    policy = newest_policy(config, run)
+    version = policy.version()
     settings = FeedbackSettings(
         seed=config.run.seed,
         random_share=random_share,
@@ -68,24 +69,11 @@ def label(
     with interruptible():
         store = FeedbackStore(run.path / FEEDBACK)
         try:
-            _add_missing_pairs(store, config, run, policy, version, num_pairs)
+            _add_missing_pairs(store, config, run, policy.folder, version, num_pairs)
+            _add_opinions(store, run, version)
             serve_app(label_app(store, settings, service), service)
         finally:
             store.close()
-
-
-def newest_policy(config: RunConfig, run: RunDirectory) -> tuple[int, Path]:
-    """The step and folder of the last policy: PPO's result, its newest checkpoint, or what it starts from (step 0)."""
-    checkpoint = run.newest_checkpoint("ppo")
-    if run.is_done("ppo", config):
-        step, folder = config.learner.num_steps, run.path / "policy"
-    elif checkpoint:
-        step, folder = checkpoint_step(checkpoint), checkpoint / "policy"
-    else:
-        step, folder = 0, policy_path(config, run.path)
-    if not (folder / "config.json").is_file():
-        raise InputError(str(run.path), "has no policy yet (run antiphon train first)")
-    return step, folder
 
 
 def label_app(store: FeedbackStore, settings: FeedbackSettings, config: RewardServiceConfig) -> ASGIApp:
@@ -123,7 +111,6 @@ def _add_missing_pairs(
         with View(f"{config.run.name}  {first} of {num_pairs} pairs to label are there") as view:
             session = Session(config, run, view)
             pairs = asyncio.run(_sample_pairs(session, policy, version, range(first, num_pairs)))
-            pairs = _with_rewards(pairs, run.path / "reward_model", view)
     finally:
         run.close()
     asyncio.run(store.add_pairs(pairs))
@@ -179,10 +166,15 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _with_rewards(pairs: Sequence[CandidatePair], folder: Path, view: View) -> list[CandidatePair]:
-    """The pairs with the reward model's opinion of both responses, where there is a reward model and it has one."""
-    if not (folder / "config.json").is_file():
-        return list(pairs)
+def _add_opinions(store: FeedbackStore, run: RunDirectory, policy_version: str) -> None:
+    """Have the run's reward model, where there is one, judge the pairs of the policy that it has not judged yet."""
+    folder = published_folder(run.path)
+    if folder is None:
+        return
+    version = f"{REWARD_MODEL}@{folder.name}"
+    pairs = asyncio.run(store.pairs_not_judged(policy_version, version))
+    if not pairs:
+        return
     from reward_service.reward_model import RewardModelScorer
 
     requests = [
@@ -193,11 +185,12 @@ def _with_rewards(pairs: Sequence[CandidatePair], folder: Path, view: View) -> l
     outcomes = asyncio.run(RewardModelScorer(folder).score(requests))
     failed = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
     if failed:
-        view.note(f"{len(failed)} responses have no reward ({failed[0]})")
-    return [
-        pair.model_copy(update=_opinion(first, second))
+        View().note(f"{len(failed)} responses have no reward ({failed[0]})")
+    judged = [
+        pair.model_copy(update={"scorer_version": version, **_opinion(first, second)})
         for pair, first, second in zip(pairs, outcomes[::2], outcomes[1::2], strict=True)
     ]
+    asyncio.run(store.add_pairs(judged))
 
 
 def _opinion(first: Score | RewardError, second: Score | RewardError) -> dict[str, float]:

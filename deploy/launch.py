@@ -70,7 +70,10 @@ async def _run(session: Session, stages: Sequence[str], *, again: bool) -> None:
     peak = PeakMemory()
     measuring = asyncio.create_task(peak.follow())
     try:
-        await _in_order(session, stages, again=again)
+        async with asyncio.TaskGroup() as parts:
+            following = parts.create_task(session.follow_service())
+            await _in_order(session, stages, again=again)
+            following.cancel()
     except BaseExceptionGroup as group:
         raise _own_error(group) from None
     finally:

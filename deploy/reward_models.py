@@ -1,18 +1,22 @@
 """The versions of a run's reward model: how a new one takes the old one's place, and what the summary says of them.
 
-`reward_model/` is always whole. A new one is trained beside it and takes its place by two renames; where a kill comes
-between them the next start of the run puts it in place. The old one goes to `reward_models/VERSION/`. Knows folders,
-not how a model is trained; imports neither torch nor ray.
+`reward_model/` is the present one, always whole. A new one is trained beside it and takes its place by two renames;
+where a kill comes between them the next start of the run puts it in place. Every version stays for good in
+`reward_models/VERSION/`, which services read: that never changes. Knows folders, not how a model is trained; imports
+neither torch nor ray.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import InputError
 from reward_service.config import REWARD_MODEL
 from reward_service.scorer_files import weights_digest
 
@@ -55,22 +59,57 @@ def settle(run: RunDirectory) -> None:
     """Finish what `publish` had begun, whatever it had done of it."""
     present, following, replaced = (run.path / name for name in ("reward_model", NEXT, REPLACED))
     if following.exists():
-        _tell(run, entry_of(following), is_first=not present.exists() and not (run.path / ARCHIVE).exists())
+        kept = keep(following, run.path)
+        is_first = not present.exists() and list(kept.parent.glob("[!.]*")) == [kept]
+        _tell(run, entry_of(following), is_first=is_first)
         shutil.rmtree(run.path / TRAINING, ignore_errors=True)
         if present.exists():
-            present.rename(_place_for(present, run.path))
+            keep(present, run.path)
+            shutil.rmtree(replaced, ignore_errors=True)
+            present.rename(replaced)
         following.rename(present)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _place_for(present: Path, run_path: Path) -> Path:
-    """Where the old version is kept; one that is kept already is put aside to be deleted."""
-    kept = run_path / ARCHIVE / weights_digest(present)
-    if kept.exists():
-        shutil.rmtree(run_path / REPLACED, ignore_errors=True)
-        return run_path / REPLACED
-    kept.parent.mkdir(exist_ok=True)
-    return kept
+def published_folder(run_path: Path) -> Path | None:
+    """The folder of the run's present reward model among those that never change; None where none is trained.
+
+    Needs no lock: it is the old one or the new one where another takes its place meanwhile.
+    """
+    present = run_path / "reward_model"
+    while (present / "config.json").is_file():
+        before = present.stat().st_ino
+        kept = keep(present, run_path)
+        if present.stat().st_ino == before:
+            return kept
+    return None
+
+
+def keep(folder: Path, run_path: Path) -> Path:
+    """`reward_models/VERSION/` with what is in `folder`: hard links to it, or copies where there can be none.
+
+    Raises InputError where it cannot be made.
+    """
+    archive = run_path / ARCHIVE
+    try:
+        archive.mkdir(exist_ok=True)
+        with (archive / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            kept, partial = archive / weights_digest(folder), archive / ".partial"
+            if not kept.exists():
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(folder, partial, copy_function=_link)
+                partial.rename(kept)
+            return kept
+    except (OSError, shutil.Error) as error:
+        raise InputError(str(archive), f"{folder} cannot be kept there ({error})") from error
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _tell(run: RunDirectory, entry: dict[str, Any], *, is_first: bool) -> None:

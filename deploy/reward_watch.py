@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from cluster.errors import ActorDied, DeadlineExceeded
 from cluster.remote import RemoteActor, within
@@ -28,6 +29,16 @@ async def watch_rewards(
             note(f"rewards are back after {time.monotonic() - since:.0f} s")
             since = None
         await asyncio.sleep(LOOK_EVERY_S)
+
+
+@contextlib.asynccontextmanager
+async def pauses_said(own: Callable[[], str | None], note: Callable[[str], None]) -> AsyncIterator[None]:
+    """Say pauses of this process alone while the block runs."""
+    watching = asyncio.create_task(watch_rewards(lambda: (), own, note))
+    try:
+        yield
+    finally:
+        watching.cancel()
 
 
 async def first_missing(actors: Iterable[RemoteActor]) -> str | None:

@@ -5,6 +5,7 @@ The very application that a run uses; knows nothing of training.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
@@ -18,7 +19,14 @@ from cluster.errors import InputError
 from deploy.run_directory import FEEDBACK
 from deploy.serving import announced
 from reward_service.config import RewardServiceConfig
-from reward_service.service import check_reward_service, service_url, start_reward_service, stop_reward_service
+from reward_service.pair_choice import FeedbackSettings
+from reward_service.service import (
+    check_reward_service,
+    face_ended,
+    service_url,
+    start_reward_service,
+    stop_reward_service,
+)
 from reward_service.tokens import with_tokens
 
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -32,13 +40,14 @@ def serve_rewards(
     port: int,
     name: str,
     run_path: Path,
+    feedback: FeedbackSettings = FeedbackSettings(),
 ) -> None:
     """Serve rewards on host:port; prints ``listening on URL`` when ready and returns after SIGINT or SIGTERM.
 
     Tokens are ANTIPHON_TOKEN and those of `antiphon token`. Where there is a run directory, people can give feedback at
-    the same address, and `antiphon reward-model RUN` publishes what it trains to this service. Call it on the main
-    thread. Raises InputError for a scorer that can't be had, a taken port, and an address beyond loopback without a
-    token.
+    the same address, asked as `feedback` says, and `antiphon reward-model RUN` publishes what it trains to this
+    service. Call it on the main thread. Raises InputError for a scorer that can't be had, a port that is taken, at the
+    start or when its face is started again, and an address beyond loopback without a token.
     """
     if target_config.url is not None:
         raise InputError("reward_service.url", f"the rewards of this run are served elsewhere, at {target_config.url}")
@@ -52,14 +61,18 @@ def serve_rewards(
         _start_ray(config)
         for number in previous:
             signal.signal(number, _interrupt)
-        feedback = run_path / FEEDBACK if run_path.is_dir() else None
         start_reward_service(
-            config, name=name, reward_model_path=reward_model_path, token=token, feedback_path=feedback
+            config,
+            name=name,
+            reward_model_path=reward_model_path,
+            token=token,
+            feedback_path=run_path / FEEDBACK if run_path.is_dir() else None,
+            feedback=feedback,
         )
         address = str(ray.get_runtime_context().gcs_address)
         with announced(run_path, port=port, ray_address=address, name=name):
             print(f"listening on {service_url(config)}", flush=True)
-            _wait_for_interrupt()
+            _wait_for_interrupt(name)
         stop_reward_service(name)
     except KeyboardInterrupt:
         return
@@ -84,10 +97,10 @@ def _start_ray(config: RewardServiceConfig) -> None:
     )
 
 
-def _wait_for_interrupt() -> None:
+def _wait_for_interrupt(name: str) -> None:
+    """Wait for a signal. Raises InputError where the service has lost its port meanwhile."""
     try:
-        while True:
-            signal.pause()
+        asyncio.run(face_ended(name))
     except KeyboardInterrupt:
         return
 

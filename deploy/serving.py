@@ -15,7 +15,8 @@ import ray
 
 from cluster.errors import AntiphonError
 from cluster.remote import NAMESPACE
-from deploy.run_directory import SERVING
+from deploy.reward_models import published_folder
+from deploy.run_directory import SERVING, not_done
 from deploy.scale import answers
 from reward_service.service import publish_reward_model
 
@@ -40,6 +41,9 @@ def publish_to_services(run_path: Path) -> list[int]:
 
     Forgets those whose Ray is gone. Raises the first error of those that could not take it, after all were asked.
     """
+    folder = published_folder(run_path)
+    if folder is None:
+        raise not_done("reward_model")
     published, errors = [], []
     for path in sorted((run_path / SERVING).glob("*.json")):
         place = json.loads(path.read_text())
@@ -48,7 +52,7 @@ def publish_to_services(run_path: Path) -> list[int]:
             continue
         ray.init(place["ray_address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
         try:
-            publish_reward_model(place["name"], (run_path / "reward_model").absolute())
+            publish_reward_model(place["name"], folder)
             published.append(int(path.stem))
         except AntiphonError as error:
             errors.append(type(error)(f"reward service on port {path.stem}", str(error)))

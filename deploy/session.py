@@ -7,7 +7,6 @@ Knows no stage.
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 import math
@@ -27,6 +26,7 @@ from cluster.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.supervision import ActorPool
 from deploy.boundary import signals_kept_from_children
 from deploy.metrics_log import MetricsLog
+from deploy.reward_models import published_folder
 from deploy.run_config import RunConfig
 from deploy.run_directory import FEEDBACK, RunDirectory
 from deploy.scale import answers
@@ -34,7 +34,8 @@ from deploy.start_up import StartUp
 from deploy.view import View
 from reward_service.client import Patient, run_client
 from reward_service.config import RewardServiceConfig
-from reward_service.service import start_reward_service, stop_reward_service
+from reward_service.pair_choice import FeedbackSettings
+from reward_service.service import face_ended, start_reward_service, stop_reward_service
 from reward_service.tokens import with_tokens
 from rollout_actors.rollout_actor import Response, RolloutActor
 
@@ -77,6 +78,7 @@ class Session:
         self._sampled_before: tuple[float, float] = (0, time.monotonic())
         self._reward_client: Patient | None = None
         self._has_service = False
+        self._service_ready = asyncio.Event()
 
     def connect(self) -> str:
         """Start a Ray of our own, or join the one that RAY_ADDRESS names; returns its address."""
@@ -149,24 +151,27 @@ class Session:
                 if config.url is None:
                     self._has_service = True
                     await self._start_reward_service(config)
-                client = self._new_reward_client()
-                await client.score([])
-            self._reward_client = client
+                    self._service_ready.set()
+                self._reward_client = self._new_reward_client()
+                await self._reward_client.score([])
         return self._reward_client
 
     async def _start_reward_service(self, config: RewardServiceConfig) -> None:
         """Start it in a thread; cancelled, wait for the thread to give up: after our Ray's end Serve starts another."""
         unwanted = threading.Event()
-        start = functools.partial(
-            start_reward_service,
-            with_tokens(config, self.run.path),
-            name=self.config.run.name,
-            reward_model_path=self.run.path / "reward_model",
-            token=os.environ.get("ANTIPHON_TOKEN"),
-            log_path=self.log_path("reward_service"),
-            feedback_path=self.run.path / FEEDBACK,
-            unwanted=unwanted,
-        )
+
+        def start() -> None:
+            start_reward_service(
+                with_tokens(config, self.run.path),
+                name=self.config.run.name,
+                reward_model_path=published_folder(self.run.path) if config.needs_reward_model() else None,
+                token=os.environ.get("ANTIPHON_TOKEN"),
+                log_path=self.log_path("reward_service"),
+                feedback_path=self.run.path / FEEDBACK,
+                feedback=FeedbackSettings(seed=self.config.run.seed),
+                unwanted=unwanted,
+            )
+
         starting = asyncio.ensure_future(asyncio.to_thread(start))
         try:
             await asyncio.shield(starting)
@@ -174,6 +179,15 @@ class Session:
             unwanted.set()
             await asyncio.gather(starting, return_exceptions=True)
             raise
+
+    async def follow_service(self) -> None:
+        """Wait for the start of the run's reward service and for its port's end; raises InputError where it lost it."""
+        await self._service_ready.wait()
+        await face_ended(self.config.run.name)
+
+    def missing_rewards(self) -> str | None:
+        """What this process waits for where its rewards are missing."""
+        return self._reward_client.waiting() if self._reward_client is not None else None
 
     def _new_reward_client(self) -> Patient:
         token = os.environ.get("ANTIPHON_TOKEN") or None
@@ -254,6 +268,8 @@ class Session:
     async def close(self) -> None:
         """End every process this command started; a Ray that was there before stays."""
         self._log.close()
+        if self._reward_client is not None:
+            await self._reward_client.aclose()
         if not ray.is_initialized():
             return
         await self.pool.close()

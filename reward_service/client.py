@@ -34,6 +34,9 @@ class Client(Protocol):
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         """One outcome a request, in their order."""
 
+    async def aclose(self) -> None:
+        """Close its connections; it may be used again."""
+
 
 def run_client(config: RewardServiceConfig, run_name: str, token: str | None) -> Patient:
     """The client that a run uses: of its own service, or of the one elsewhere that `url` names.
@@ -92,6 +95,10 @@ class Patient:
         finally:
             self._missing.pop(call, None)
 
+    async def aclose(self) -> None:
+        """Close the client's connections."""
+        await self._client.aclose()
+
     def waiting(self) -> str | None:
         """What is missing, where something has been missing since the last try; None when all is well."""
         return next(iter(self._missing.values()), None)
@@ -126,6 +133,9 @@ class HandleRewardClient:
         except DeadlineExceeded as error:
             raise RewardUnavailable(WHERE, error.what) from error
         return check_outcomes(requests, outcomes)
+
+    async def aclose(self) -> None:
+        """Nothing: a handle has no connection of its own."""
 
 
 class HttpRewardClient:

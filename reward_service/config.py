@@ -32,7 +32,7 @@ class HttpConfig(Section):
     max_connections: int = Field(default=2048, ge=1)
     """Most connections open at once."""
     header_timeout_s: float = Field(default=10.0, gt=0)
-    """How long a client may take to send the head of a request."""
+    """How long a client may take to send the head of a request, and for a TLS handshake."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """How long a client may take to send the body of a request."""
     write_timeout_s: float = Field(default=30.0, gt=0)

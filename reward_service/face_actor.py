@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.errors import RewardError
+from fastapi import APIRouter
+
+from cluster.errors import AntiphonError, RewardError
 from reward_service.address import require_token
 from reward_service.config import RewardServiceConfig
 from reward_service.feedback import FeedbackStore
@@ -31,19 +34,36 @@ def face_name(run_name: str) -> str:
 
 
 class FaceActor:
-    """Listens from its constructor on; with a `feedback_path` people can give feedback here too, which is kept there.
+    """Listens from its constructor on; with a `feedback_path` people can give feedback here too, which is kept there,
+    and are asked as `feedback` says.
 
-    Raises InputError for an address that can't be had, or that other machines can reach without a token.
+    An address that can't be had, or that other machines can reach without a token, is an InputError of `listening` and
+    `ended`, not of the constructor: Ray, which starts the face again, would tell nobody.
     """
 
     def __init__(
-        self, config: RewardServiceConfig, application: str, token: str | None, feedback_path: Path | None
+        self,
+        config: RewardServiceConfig,
+        application: str,
+        token: str | None,
+        feedback_path: Path | None,
+        feedback: FeedbackSettings,
+    ) -> None:
+        self._thread: threading.Thread | None = None
+        self._failure: AntiphonError | None = None
+        try:
+            require_token(config, token)
+            routers = []
+            if feedback_path is not None:
+                routers.append(feedback_router(FeedbackStore(feedback_path), settings=feedback))
+            self._listen(config, application, token, routers)
+        except AntiphonError as error:
+            self._failure = error
+
+    def _listen(
+        self, config: RewardServiceConfig, application: str, token: str | None, routers: Sequence[APIRouter]
     ) -> None:
         assert config.port is not None
-        require_token(config, token)
-        routers = []
-        if feedback_path is not None:
-            routers.append(feedback_router(FeedbackStore(feedback_path), settings=FeedbackSettings()))
         app = build_app(
             HandleBackend(application),
             tokens=token_book(config, token),
@@ -64,15 +84,27 @@ class FaceActor:
             if not self._server.should_exit:
                 os._exit(1)
 
+    def _running(self) -> threading.Thread:
+        if self._failure is not None:
+            raise self._failure
+        assert self._thread is not None
+        return self._thread
+
     async def listening(self) -> None:
         """Wait until connections are taken. Raises RewardError where the server ended or does not come up."""
+        thread = self._running()
         for _ in range(int(START_TIMEOUT_S / 0.05)):
-            if self._server.started and self._thread.is_alive():
+            if self._server.started and thread.is_alive():
                 return
-            if not self._thread.is_alive():
+            if not thread.is_alive():
                 break
             await asyncio.sleep(0.05)
         raise RewardError("reward_service", "its HTTP face does not listen (its log says why)")
+
+    async def ended(self) -> None:
+        """Wait until no more connections are taken, which `drain` brings about; a face that is started again goes on
+        waiting. Raises InputError where it could not listen then."""
+        await asyncio.to_thread(self._running().join)
 
     async def pid(self) -> int:
         """The process that listens."""
@@ -81,4 +113,4 @@ class FaceActor:
     async def drain(self) -> None:
         """Take no more connections and wait until the requests under way are answered."""
         self._server.should_exit = True
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._running().join)

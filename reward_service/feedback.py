@@ -67,6 +67,8 @@ SELECT_LABELS = """
     iif(choice = 'tie', 'tie', iif((choice = 'first') = (active.first = pairs.first), 'first', 'second'))
     FROM active JOIN pairs ON pairs.id = active.pair WHERE choice != 'skip'
 """
+OPINION = ("first_reward", "second_reward", "uncertainty", "scorer_version")
+"""What a reward model says of a pair."""
 COUNT = """
     SELECT annotator, sum(is_active AND choice IN ('first', 'second')), sum(is_active AND choice = 'tie'),
     sum(is_active AND choice = 'skip'), sum(is_active AND kind = 'rating'), sum(is_active AND kind = 'correction'),
@@ -137,13 +139,18 @@ class FeedbackStore:
     async def add_pairs(self, pairs: Sequence[CandidatePair]) -> PairsAdded:
         """Add pairs to ask about: all, or none and FeedbackConflict where one is known with other texts.
 
-        Of a known pair, rewards and uncertainty are replaced where given: they are those of a newer reward model.
+        Of a known pair, what a reward model says of it is replaced, all of it, where anything of that is given: it is
+        that of a newer one.
         """
         return await self._write(self._add_pairs, pairs)
 
     async def pair_ids(self, policy_version: str) -> list[str]:
         """The pairs of that policy, in the order in which they were added."""
         return await self._read(self._pair_ids, policy_version)
+
+    async def pairs_not_judged(self, policy_version: str, scorer_version: str) -> list[CandidatePair]:
+        """The pairs of that policy of which that reward model has not said yet what it thinks."""
+        return await self._read(self._pairs_not_judged, policy_version, scorer_version)
 
     async def next_pair(
         self, annotator: str, settings: FeedbackSettings = FeedbackSettings(), *, excepted: Sequence[str] = ()
@@ -238,7 +245,7 @@ class FeedbackStore:
         num_added = 0
         for pair in pairs:
             values = pair.model_dump() | {"columns": json.dumps(pair.columns, sort_keys=True, allow_nan=False)}
-            opinion = {name: values.pop(name) for name in ("first_reward", "second_reward", "uncertainty")}
+            opinion = {name: values.pop(name) for name in OPINION}
             known = self._writing.execute("SELECT * FROM pairs WHERE id = ?", (pair.id,)).fetchone()
             if known is None:
                 more = {"ticket": ticket_of(pair.id), "time": self._now().isoformat()}
@@ -247,17 +254,22 @@ class FeedbackStore:
                 continue
             if any(known[name] != value for name, value in values.items()):
                 raise FeedbackConflict("pairs", f"pair {pair.id} is stored already, with other content")
-            self._writing.execute(
-                "UPDATE pairs SET first_reward = coalesce(:first_reward, first_reward), "
-                "second_reward = coalesce(:second_reward, second_reward), "
-                "uncertainty = coalesce(:uncertainty, uncertainty) WHERE id = :id",
-                opinion | {"id": pair.id},
-            )
+            if any(value is not None for value in opinion.values()):
+                changes = ", ".join(f"{name} = :{name}" for name in OPINION)
+                self._writing.execute(f"UPDATE pairs SET {changes} WHERE id = :id", opinion | {"id": pair.id})
         return PairsAdded(num_added=num_added, num_known=len(pairs) - num_added)
 
     def _pair_ids(self, policy_version: str) -> list[str]:
         query = "SELECT id FROM pairs WHERE policy_version = ? ORDER BY position"
         return [row["id"] for row in self._reading.execute(query, (policy_version,))]
+
+    def _pairs_not_judged(self, policy_version: str, scorer_version: str) -> list[CandidatePair]:
+        query = "SELECT * FROM pairs WHERE policy_version = ? AND scorer_version IS NOT ? ORDER BY position"
+        names = ("id", "prompt", "first", "second", "policy_version")
+        return [
+            CandidatePair(**{name: row[name] for name in names}, columns=json.loads(row["columns"]))
+            for row in self._reading.execute(query, (policy_version, scorer_version))
+        ]
 
     def _ask(
         self, annotator: str, settings: FeedbackSettings, excepted: Sequence[str], held: Sequence[str]

@@ -136,6 +136,8 @@ class CandidatePair(_Message):
     """The same of `second`."""
     uncertainty: Annotated[FiniteFloat, Field(ge=0)] | None = None
     """How far an ensemble of reward models is divided on the pair, where there is one."""
+    scorer_version: Version | None = None
+    """The version of the reward model that says so, where it is known."""
 
     @model_validator(mode="after")
     def _different(self) -> CandidatePair:

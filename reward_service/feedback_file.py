@@ -16,14 +16,14 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
 
 from cluster.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 10.0
 TABLES = (
     "CREATE TABLE identity (store TEXT NOT NULL)",
     """CREATE TABLE pairs (
         position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, prompt TEXT NOT NULL, first TEXT NOT NULL,
         second TEXT NOT NULL, policy_version TEXT, columns TEXT NOT NULL, first_reward REAL, second_reward REAL,
-        uncertainty REAL, ticket REAL NOT NULL, time TEXT NOT NULL)""",
+        uncertainty REAL, scorer_version TEXT, ticket REAL NOT NULL, time TEXT NOT NULL)""",
     """CREATE TABLE feedback (
         position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, annotator TEXT NOT NULL,
         token TEXT, time TEXT NOT NULL, policy_version TEXT, pair TEXT REFERENCES pairs (id), prompt TEXT NOT NULL,
@@ -36,10 +36,13 @@ TABLES = (
     """CREATE VIEW active AS SELECT * FROM feedback
         WHERE NOT EXISTS (SELECT 1 FROM retractions WHERE retractions.feedback = feedback.id)""",
 )
+UPGRADES = {1: "ALTER TABLE pairs ADD COLUMN scorer_version TEXT"}
+"""What makes a file of that version one of the next."""
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
-    """A connection whose commits are on disk when they return; makes the file where there is none.
+    """A connection whose commits are on disk when they return; makes the file where there is none, or brings an older
+    one up to date.
 
     Another process may write the same file: each waits for the other, at most BUSY_TIMEOUT_S. Raises InputError
     naming a file that is newer than this program, that is something else, or that cannot be opened.
@@ -52,8 +55,7 @@ def open_to_write(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             with transaction(connection):
-                if not _check_version(path, connection):
-                    _create(connection)
+                _bring_up_to_date(connection, _check_version(path, connection))
         except BaseException:
             connection.close()
             raise
@@ -126,8 +128,12 @@ def _check_version(path: Path, connection: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _create(connection: sqlite3.Connection) -> None:
-    for statement in TABLES:
-        connection.execute(statement)
-    connection.execute("INSERT INTO identity VALUES (?)", (secrets.token_hex(8),))
+def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
+    if not version:
+        for statement in TABLES:
+            connection.execute(statement)
+        connection.execute("INSERT INTO identity VALUES (?)", (secrets.token_hex(8),))
+    else:
+        for older in range(version, SCHEMA_VERSION):
+            connection.execute(UPGRADES[older])
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse
 
 from cluster.errors import FeedbackConflict, FeedbackRefused, FeedbackUnavailable, FeedbackUnknown
 from reward_service.feedback import FeedbackStore
@@ -70,9 +69,9 @@ def _token_name(request: Request) -> str | None:
 def feedback_router(store: FeedbackStore, *, settings: FeedbackSettings) -> APIRouter:
     """The routes of `store`, which pairs are asked by `settings`."""
     router = APIRouter(route_class=StrictRoute)
+    _add_reading_routes(router, store)  # before {id}, which matches their paths too
     _add_feedback_routes(router, store)
     _add_pair_routes(router, store, settings)
-    _add_reading_routes(router, store)
     _add_page(router)
     return router
 
@@ -141,7 +140,7 @@ def _add_page(router: APIRouter) -> None:
     folder = files("reward_service") / "labelling"
     contents = {name: (folder / name).read_bytes() for name in FILES}
 
-    @router.get("/label", response_class=HTMLResponse, responses=documented())
+    @router.get("/label", response_class=Response, responses={200: {"content": {FILES[PAGE]: {}}}, **documented()})
     async def page() -> Response:
         """The labelling page."""
         return Response(contents[PAGE], media_type=FILES[PAGE], headers=SAFE_HEADERS)

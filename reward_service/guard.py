@@ -1,11 +1,13 @@
 """What stands in front of the HTTP face: tokens and limits act here, before anything is parsed.
 
-ASGI middleware. A body is read whole, within its limits, and only then handed on. Knows no route but /healthz.
+ASGI middleware. A body is read whole, within its limits, and only then handed on; a client that goes before its answer
+ends what was under way for it. Knows no route but /healthz.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
@@ -20,6 +22,8 @@ from reward_service.tokens import TokenBook
 
 OPEN_PATH = "/healthz"
 RETRY_AFTER_S = 1
+LINGER_S = 0.5
+"""How long a client whose body is refused may go on sending: cut off at once, it would lose the answer."""
 CHALLENGE = 'Bearer, Basic realm="antiphon", charset="UTF-8"'
 
 
@@ -77,9 +81,10 @@ class Guard:
                     num_bytes += len(part)
                     self._hold(len(part))
                     body += part
-            await self._app(scope, _replayed(bytes(body), receive), send)
+            await _while_wanted(self._app, scope, bytes(body), receive, send)
         except Refusal as refusal:
-            await error_answer(refusal.status, refusal.message, None, _headers(refusal))(scope, receive, send)
+            answer = error_answer(refusal.status, refusal.message, None, _headers(refusal))
+            await answer(scope, receive, self._lingering(receive, send) if refusal.closes else send)
         finally:
             self._num_buffered_bytes -= num_bytes
 
@@ -124,6 +129,25 @@ class Guard:
             yield part
             more = message.get("more_body", False)
 
+    def _lingering(self, receive: Receive, send: Send) -> Send:
+        """Sends an answer and throws away what the client still sends before the connection is closed: as much again
+        as a body may have."""
+
+        async def lingering(message: Message) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send({**message, "more_body": True} if is_last else message)
+            num_bytes, more = 0, is_last
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while more and num_bytes <= self._limits.max_body_bytes:
+                        rest = await receive()
+                        num_bytes += len(rest.get("body", b""))
+                        more = rest.get("more_body", False)
+            if is_last:
+                await send({"type": "http.response.body"})
+
+        return lingering
+
     def _hold(self, num_bytes: int) -> None:
         self._num_buffered_bytes += num_bytes
         if self._num_buffered_bytes > self._limits.max_buffered_bytes:
@@ -153,15 +177,36 @@ def _headers(refusal: Refusal) -> dict[str, str]:
     return headers
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Gives the whole body once, then what comes after it: that the client has gone."""
-    given = False
+async def _while_wanted(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    """Run the app on a body that was read; where the client goes before its answer, the app is cancelled."""
+    is_given = is_answered = False
+    gone = asyncio.ensure_future(_gone(receive))
 
     async def replayed() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
+        nonlocal is_given
+        if is_given:
+            return await asyncio.shield(gone)
+        is_given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return replayed
+    async def noting(message: Message) -> None:
+        nonlocal is_answered
+        is_answered |= message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send(message)
+
+    answering = asyncio.ensure_future(app(scope, replayed, noting))
+    try:
+        await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if is_answered or not gone.done():
+            await answering
+    finally:
+        gone.cancel()
+        answering.cancel()
+        await asyncio.wait({answering, gone})
+
+
+async def _gone(receive: Receive) -> Message:
+    """Wait until the client has gone, or has its answer."""
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message

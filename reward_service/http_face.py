@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
@@ -40,6 +41,17 @@ def build_app(
     return guarded_app("Antiphon reward service", routers, tokens=tokens, limits=limits, metrics=metrics)
 
 
+class Deadline:
+    """The end of the time that one request has, over all that is done for it."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._at = time.monotonic() + timeout_s
+
+    def left_s(self) -> float:
+        """Seconds that are left, 0 where there are none."""
+        return max(0.0, self._at - time.monotonic())
+
+
 class Calls:
     """The backend as the routes call it: what it raises becomes an answer with a status."""
 
@@ -48,20 +60,23 @@ class Calls:
         self._metrics = metrics
         self._timeout_s = timeout_s
 
-    async def outcomes(
-        self, items: Sequence[ScoreRequest], scorer: str | None = None, timeout_s: float | None = None
-    ) -> list[Outcome]:
+    def deadline(self, timeout_s: float | None = None) -> Deadline:
+        """That of a request which asks for so much time: at most the service's own."""
+        return Deadline(min(timeout_s or self._timeout_s, self._timeout_s))
+
+    async def outcomes(self, items: Sequence[ScoreRequest], scorer: str | None, deadline: Deadline) -> list[Outcome]:
         """One outcome an item."""
-        deadline_s = min(timeout_s or self._timeout_s, self._timeout_s)
-        outcomes = await _answered(self._backend.score(items, scorer=scorer, timeout_s=deadline_s))
+        outcomes = await _answered(self._backend.score(items, scorer=scorer, timeout_s=deadline.left_s()))
         num_scored = sum(isinstance(outcome, Score) for outcome in outcomes)
         self._metrics.scored(num_scored, len(outcomes) - num_scored)
         return outcomes
 
-    async def scores(self, items: Sequence[ScoreRequest], scorer: str | None, field: str) -> list[Score]:
+    async def scores(
+        self, items: Sequence[ScoreRequest], scorer: str | None, field: str, deadline: Deadline
+    ) -> list[Score]:
         """One score an item, for contracts that know no error of one item: the first is the call's, naming it."""
         scores = []
-        for position, outcome in enumerate(await self.outcomes(items, scorer)):
+        for position, outcome in enumerate(await self.outcomes(items, scorer, deadline)):
             if isinstance(outcome, RewardUnavailable):
                 raise refusal(503, str(outcome), f"{field}.{position}", retry_after_s=RETRY_AFTER_S)
             if isinstance(outcome, RewardError):
@@ -69,9 +84,9 @@ class Calls:
             scores.append(outcome)
         return scores
 
-    async def models(self, timeout_s: float | None = None) -> list[ScorerInfo]:
+    async def models(self, deadline: Deadline) -> list[ScorerInfo]:
         """The scorers, the default first."""
-        return await _answered(self._backend.models(timeout_s=timeout_s or self._timeout_s))
+        return await _answered(self._backend.models(timeout_s=deadline.left_s()))
 
 
 async def _answered(call: Awaitable[T]) -> T:
@@ -91,30 +106,30 @@ def _own_routes(calls: Calls) -> APIRouter:
     @router.post("/v1/rewards", responses=documented(422, 504))
     async def rewards(body: RewardsRequest) -> RewardsResponse:
         """Score responses. An item that could not be scored has a null reward and its error."""
-        items = body.items()
-        outcomes = await calls.outcomes(items, body.scorer, body.timeout_s)
+        items, deadline = body.items(), calls.deadline(body.timeout_s)
+        outcomes = await calls.outcomes(items, body.scorer, deadline)
         versions = {outcome.scorer_version for outcome in outcomes if isinstance(outcome, Score)}
-        version = versions.pop() if len(versions) == 1 else await _version(calls, body.scorer)
+        version = versions.pop() if len(versions) == 1 else await _version(calls, body.scorer, deadline)
         answers = [_item(item, outcome) for item, outcome in zip(items, outcomes, strict=True)]
         return RewardsResponse(rewards=answers, model_version=version)
 
     @router.get("/v1/models", responses=documented(504))
     async def models() -> ModelList:
         """The scorers that can be asked for by name, the default first."""
-        return ModelList(data=[_card(info) for info in await calls.models()])
+        return ModelList(data=[_card(info) for info in await calls.models(calls.deadline())])
 
     @router.get("/readyz", responses=documented(504))
     async def readyz() -> Health:
         """Whether somebody can score now."""
-        await calls.models(READY_TIMEOUT_S)
+        await calls.models(calls.deadline(READY_TIMEOUT_S))
         return Health()
 
     return router
 
 
-async def _version(calls: Calls, scorer: str | None) -> str:
+async def _version(calls: Calls, scorer: str | None, deadline: Deadline) -> str:
     """The version meant where no item tells it."""
-    for info in await calls.models(READY_TIMEOUT_S):
+    for info in await calls.models(deadline):
         if scorer is None or scorer in (info.name, *info.versions):
             return scorer if scorer in info.versions else info.version
     raise refusal(422, f"no scorer {scorer!r}", "scorer")
@@ -126,7 +141,7 @@ def _foreign_routes(calls: Calls) -> APIRouter:
     @router.post("/get_reward", responses=documented(422, 504))
     async def get_reward(body: foreign.GetRewardRequest) -> foreign.GetRewardResponse:
         """OpenRLHF's remote reward model."""
-        scores = await calls.scores(body.items(), None, "query")
+        scores = await calls.scores(body.items(), None, "query", calls.deadline())
         rewards = [score.reward for score in scores]
         names = [name for name in (scores[0].parts if scores else {}) if all(name in s.parts for s in scores)]
         parts = {name: [score.parts[name] for score in scores] for name in names}
@@ -150,12 +165,11 @@ def _foreign_routes(calls: Calls) -> APIRouter:
 
 
 async def _pooled(calls: Calls, body: foreign.ClassifyRequest) -> list[Score]:
-    known = (
-        {name for info in await calls.models(READY_TIMEOUT_S) for name in (info.name, *info.versions)}
-        if body.model
-        else set()
-    )
-    return await calls.scores(body.items(), body.model if body.model in known else None, "input")
+    scorer, deadline = None, calls.deadline()
+    if body.model:
+        known = {name for info in await calls.models(deadline) for name in (info.name, *info.versions)}
+        scorer = body.model if body.model in known else None
+    return await calls.scores(body.items(), scorer, "input", deadline)
 
 
 def _item(request: ScoreRequest, outcome: Outcome) -> ItemReward:

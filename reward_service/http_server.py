@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from typing import Any
 
 import uvicorn
@@ -20,6 +21,8 @@ from reward_service.contracts import ErrorResponse, Problem
 
 MAX_HEAD_BYTES = 32 * 2**10
 BACKLOG = 2048
+EOF_GRACE_S = 2.0
+"""How long a client that has closed its side may be one that only has no more to say: then it has gone."""
 RAW = {
     400: ("Bad Request", "malformed"),
     408: ("Request Timeout", "too_slow"),
@@ -32,7 +35,7 @@ RAW = {
 def listening_socket(host: str, port: int) -> socket.socket:
     """A socket that listens on host:port. Raises InputError where it is taken or is no address of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sends at once
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
@@ -44,7 +47,10 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def http_server(app: ASGIApp, limits: HttpConfig, *, drain_timeout_s: float) -> uvicorn.Server:
-    """A server of that app; `serve(sockets=[...])` runs it until `should_exit` is set."""
+    """A server of that app; `serve(sockets=[...])` runs it until `should_exit` is set.
+
+    Raises InputError for a certificate that is none.
+    """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
@@ -57,8 +63,6 @@ def http_server(app: ASGIApp, limits: HttpConfig, *, drain_timeout_s: float) -> 
         server_header=False,
         timeout_keep_alive=max(5, int(limits.header_timeout_s)),
         timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
-        ssl_certfile=limits.ssl_certfile,
-        ssl_keyfile=limits.ssl_keyfile,
     )
     return uvicorn.Server(config)
 
@@ -68,29 +72,71 @@ def _protocol(limits: HttpConfig) -> type[HttpToolsProtocol]:
         pass
 
     LimitedProtocol.limits = limits
+    LimitedProtocol.tls = _tls(limits) if limits.ssl_certfile else None
     return LimitedProtocol
+
+
+def _tls(limits: HttpConfig) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    assert limits.ssl_certfile is not None
+    try:
+        context.load_cert_chain(limits.ssl_certfile, limits.ssl_keyfile)
+    except OSError as error:  # ssl.SSLError too
+        what = f"{limits.ssl_certfile} and its key cannot be used: {error}"
+        raise InputError("reward_service.http.ssl_certfile", what) from error
+    return context
 
 
 class Bounded(HttpToolsProtocol):
     """One connection, one request at a time: heads have a size and a time, answers have to be read.
 
-    Headers after a body (trailers) are refused: a proxy in front may not have seen them. A request that comes before
-    the answer to the one before it is not answered: the connection ends after that answer.
+    A connection counts from its first byte on, and a TLS handshake has as long as a head. Headers after a body
+    (trailers) are refused: a proxy in front may not have seen them. A request that comes before the answer to the one
+    before it is not answered: the connection ends after that answer.
     """
 
     limits: HttpConfig
+    tls: ssl.SSLContext | None = None
     _timer: asyncio.TimerHandle | None = None
     _abort: asyncio.TimerHandle | None = None
     _num_head_bytes = 0
     _in_head = True
     _is_deaf = False
+    _early: bytes | None = None  # during a handshake: what came with its end
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self.connections) > self.limits.max_connections:
+        is_one_too_many = len(self.connections) > self.limits.max_connections
+        if self.tls is not None and is_one_too_many:
+            transport.abort()
+        elif self.tls is not None:
+            transport.pause_reading()
+            self._early = b""
+            handshake = self.loop.create_task(self._shake_hands(transport, self.tls))
+            self.tasks.add(handshake)
+            handshake.add_done_callback(self.tasks.discard)
+        elif is_one_too_many:
             self._refuse(503, f"{self.limits.max_connections} connections are open; come again")
         else:
             self._expect_head()
+
+    async def _shake_hands(self, transport: Any, tls: ssl.SSLContext) -> None:
+        """Go on over TLS; a client that does not get there in time, or speaks no TLS, is cut off."""
+        timeout_s = self.limits.header_timeout_s
+        timeouts = {"ssl_handshake_timeout": timeout_s, "ssl_shutdown_timeout": timeout_s}
+        try:
+            secure = await self.loop.start_tls(transport, self, tls, server_side=True, **timeouts)
+        except OSError:  # ssl.SSLError and ConnectionError: its own affair, there is nobody left to tell
+            transport.abort()
+            self.connections.discard(self)
+            return
+        if secure is None or secure.is_closing():
+            return
+        super().connection_made(secure)
+        self._expect_head()
+        early, self._early = self._early, None
+        if early:
+            self.data_received(early)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_timer()
@@ -98,11 +144,16 @@ class Bounded(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:
-        """A client that has said all it had to say still gets its answer."""
+        """A client that has said all it had to say still gets its answer, if that comes soon: most have gone."""
         if not self._is_answering():
             return False
         self.cycle.keep_alive = False
+        self.loop.call_later(EOF_GRACE_S, self._give_up, self.cycle)
         return True
+
+    def _give_up(self, cycle: Any) -> None:
+        if not cycle.response_started:
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         self._abort_later()
@@ -113,6 +164,9 @@ class Bounded(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        if self._early is not None:
+            self._early += data
+            return
         if self.transport.is_closing() or self._is_deaf:
             return
         if self._in_head:

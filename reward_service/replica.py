@@ -8,24 +8,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import RewardError
+from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.backend import ScorerInfo, UnknownScorer
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
+from reward_service.published import Models, ModelVersions
 from reward_service.registry import build_scorers
 from reward_service.scorer import Outcome, Scorer, close
+from reward_service.scorer_files import require_reward_model
 
 HUNG_AFTER = 3
 """Deadlines after which a call counts as hung."""
-NUM_GENERATIONS = 2
-"""The present scorers and those before, whose versions can still be asked for."""
 
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """Scorers that were built together, and how many calls they have."""
+    """Scorers that were built together, the models they were built of, and how many calls they have."""
 
     scorers: Mapping[str, Scorer]
+    models: Models | None = None
     num_calls: int = 0
 
 
@@ -37,7 +38,7 @@ class RewardService:
 
     def __init__(self, config: RewardServiceConfig) -> None:
         self._config = config
-        self._generations: list[Generation] = []
+        self._generations: list[Generation] = []  # the present scorers, and those before
         self._retired: list[Generation] = []
         self._num_scored = 0
         self._since: dict[object, float] = {}
@@ -49,20 +50,33 @@ class RewardService:
         if oldest_s > HUNG_AFTER * self._config.timeout_s:
             raise RewardError("reward_service", f"a call has been under way for {oldest_s:.0f} s: its scorer hangs")
 
-    async def load(self, folders: Mapping[str, str]) -> None:
-        """Build the scorers, reward models by name from these folders; the present ones serve until they are whole.
+    async def load(self, versions: ModelVersions) -> None:
+        """Build the scorers of these reward models; those that serve now do so until all are whole.
 
-        Raises InputError for a folder that is no model; the present scorers stay then.
+        What is built already is not built again. Raises InputError for a folder that is no model or not the one that
+        was published; the present scorers stay then.
         """
-        config = _with_folders(self._config, folders)
-        own = Path(folders[REWARD_MODEL]) if REWARD_MODEL in folders else None
-        self.take(await asyncio.to_thread(build_scorers, config, own))
+        wanted = [versions.present] if versions.present == versions.previous else list(versions)
+        known = [next((each for each in self._generations if each.models == models), None) for models in wanted]
+        fresh: list[Generation] = []
+        try:
+            for models in (models for models, generation in zip(wanted, known, strict=True) if generation is None):
+                fresh.append(Generation(await asyncio.to_thread(_build, self._config, models), models))
+                _check_digests(fresh[-1].scorers, models)
+        except BaseException:
+            await _close(fresh)
+            raise
+        self._serve([generation or fresh.pop(0) for generation in known])
         await self._close_retired()
 
     def take(self, scorers: Mapping[str, Scorer]) -> None:
         """Serve these from now on; the present ones can still be asked for by their versions, older ones no more."""
-        generations = [Generation(dict(scorers)), *self._generations]
-        self._generations, self._retired = generations[:NUM_GENERATIONS], self._retired + generations[NUM_GENERATIONS:]
+        self._serve([Generation(dict(scorers)), *self._generations[:1]])
+
+    def _serve(self, generations: list[Generation]) -> None:
+        """Serve the first of these, and the second to those who ask for its versions."""
+        self._retired += [generation for generation in self._generations if generation not in generations]
+        self._generations = generations
 
     async def outcomes(self, requests: Sequence[ScoreRequest], scorer: str | None = None) -> list[Outcome]:
         """One outcome a request, in their order: its score, or the RewardError in its place.
@@ -125,15 +139,28 @@ class RewardService:
     async def _close_retired(self) -> None:
         ended = [generation for generation in self._retired if not generation.num_calls]
         self._retired = [generation for generation in self._retired if generation.num_calls]
-        for scorer in dict.fromkeys(scorer for generation in ended for scorer in generation.scorers.values()):
-            await close(scorer)
+        await _close(ended)
 
 
-def _with_folders(config: RewardServiceConfig, folders: Mapping[str, str]) -> RewardServiceConfig:
-    """The settings with other folders for the named reward models."""
-    named = {name: folder for name, folder in folders.items() if name != REWARD_MODEL}
+def _build(config: RewardServiceConfig, models: Models) -> dict[str, Scorer]:
+    """The scorers of the settings, with these folders for the reward models."""
+    folders = {name: Path(model.folder) for name, model in models.items()}
+    for name, folder in folders.items():
+        require_reward_model(folder, name)
     scorers = {
-        name: scorer.model_copy(update={"path": Path(named[name])}) if name in named else scorer
+        name: scorer.model_copy(update={"path": folders[name]}) if name in folders else scorer
         for name, scorer in config.scorers.items()
     }
-    return config.model_copy(update={"scorers": scorers})
+    return build_scorers(config.model_copy(update={"scorers": scorers}), folders.get(REWARD_MODEL))
+
+
+def _check_digests(scorers: Mapping[str, Scorer], models: Models) -> None:
+    for name, model in models.items():
+        if scorers[name].version != f"{name}@{model.digest}":
+            what = f"{model.folder} holds {scorers[name].version}, and what was published is {name}@{model.digest}"
+            raise InputError(name, what)
+
+
+async def _close(generations: Sequence[Generation]) -> None:
+    for scorer in dict.fromkeys(scorer for generation in generations for scorer in generation.scorers.values()):
+        await close(scorer)

@@ -27,9 +27,11 @@ from reward_service.address import check_address
 from reward_service.config import REWARD_MODEL, RewardServiceConfig, app_name
 from reward_service.face_actor import START_TIMEOUT_S as FACE_TIMEOUT_S
 from reward_service.face_actor import FaceActor, face_name
+from reward_service.pair_choice import FeedbackSettings
+from reward_service.published import Models, ModelVersions, published
 from reward_service.registry import check_scorers
 from reward_service.replica import RewardService
-from reward_service.scorer_files import weights_digest
+from reward_service.scorer_config import TrainedModelConfig
 
 START_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 30.0
@@ -59,16 +61,17 @@ class RewardDeployment(RewardService):
         super().__init__(config)
         self._log_path = log_path
         self._deployed_as = deployed_as
-        self._folders: Mapping[str, str] = {}
+        self._versions = ModelVersions({}, {})
 
     async def reconfigure(self, models: Mapping[str, Any]) -> None:
-        """Serve's word for new settings, at the start too; see `_user_config`."""
-        await self.load(models["folders"])
-        self._folders = models["folders"]
+        """Serve's word for new settings, at the start too: the reward models."""
+        versions = ModelVersions.from_json(models)
+        await self.load(versions)
+        self._versions = versions
 
-    async def deployed_with(self) -> tuple[Deployed, Mapping[str, str]]:
-        """How the application was deployed, and the folders that it has now."""
-        return Deployed(self._config, self._log_path, self._deployed_as), self._folders
+    async def deployed_with(self) -> tuple[Deployed, ModelVersions]:
+        """How the application was deployed, and the reward models that it has now."""
+        return Deployed(self._config, self._log_path, self._deployed_as), self._versions
 
     async def pid(self) -> int:
         """This replica's process."""
@@ -89,11 +92,13 @@ def start_reward_service(
     token: str | None,
     log_path: Path | None = None,
     feedback_path: Path | None = None,
+    feedback: FeedbackSettings = FeedbackSettings(),
     unwanted: threading.Event | None = None,
 ) -> Any:
     """Start the application of run `name` on the Ray this process is connected to; returns its handle when ready.
 
-    Where it has a port and a `feedback_path`, people can give feedback at the same address.
+    `reward_model_path` has to stay as it is while the application runs: replicas that start later read it too. Where it
+    has a port and a `feedback_path`, people can give feedback at the same address, asked as `feedback` says.
     Blocks for seconds (a reward model is loaded): call it from a thread, which ends soon after `unwanted` is set.
     Raises InputError for settings that can't work, before anything is started, and RewardError when the application
     does not come up or is not wanted any more.
@@ -102,11 +107,11 @@ def start_reward_service(
     check_reward_service(config, reward_model_path=reward_model_path, token=token)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_quiet())
-    folders = {REWARD_MODEL: str(reward_model_path)} if config.needs_reward_model() else {}
+    models = _models(config, reward_model_path)
     try:
-        _deploy(Deployed(config, log_path, secrets.token_hex(6)), name, folders, unwanted)
+        _deploy(Deployed(config, log_path, secrets.token_hex(6)), name, ModelVersions(models, models), unwanted)
         if config.port is not None:
-            _start_face(config, name, token, log_path, feedback_path)
+            _start_face(config, name, log_path, token, feedback_path, feedback)
     except BaseException:
         stop_reward_service(name)
         raise
@@ -116,9 +121,9 @@ def start_reward_service(
 def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL) -> None:
     """Have the running application of run `name` serve the reward model in `folder` from now on, under that name.
 
-    Every replica loads it beside the present one, which serves until then and can still be asked for by its version.
-    Returns when all have it. Raises InputError where no such application runs and for a folder that is no model,
-    before anything changes.
+    Every replica loads it beside the present one, which serves until then and can still be asked for by its version,
+    of replicas too that start later: so the folder has to stay as it is. Returns when all have it. Raises InputError
+    where no such application runs and for a folder that is no model, before anything changes.
     """
     from reward_service.reward_model import RewardModelScorer
 
@@ -127,10 +132,21 @@ def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL)
     except RayServeException as error:
         raise InputError(app_name(name), "no such application runs on this Ray") from error
     RewardModelScorer(folder)
-    deployed, folders = handle.broadcast("deployed_with").results(timeout_s=CALL_TIMEOUT_S)[0]
-    if scorer not in folders and scorer not in deployed.config.scorers:
+    deployed, versions = handle.broadcast("deployed_with").results(timeout_s=CALL_TIMEOUT_S)[0]
+    if scorer not in versions.present:
         raise InputError(app_name(name), f"serves no reward model {scorer}")
-    _deploy(deployed, name, {**folders, scorer: str(folder)}, threading.Event())
+    model = published(folder)
+    if model.digest != versions.present[scorer].digest:
+        _deploy(deployed, name, versions.followed_by(scorer, model), threading.Event())
+
+
+async def face_ended(name: str) -> None:
+    """Wait for the end of the face of run `name` that this process started; `stop_reward_service` brings it about.
+
+    Returns at once where there is none. Raises InputError where Ray started it again and its port was taken.
+    """
+    if name in _faces:
+        await _faces[name].ended()
 
 
 def stop_reward_service(name: str) -> None:
@@ -140,18 +156,12 @@ def stop_reward_service(name: str) -> None:
     """
     face = _faces.pop(name, None)
     if face is not None:
-        with contextlib.suppress(DeadlineExceeded, ActorDied):  # what it has not answered by then is cut off
+        with contextlib.suppress(DeadlineExceeded, ActorDied, InputError):  # what it has not answered is cut off
             waited_for = "its HTTP face to answer what it has"
             asyncio.run(within(face.drain(), DRAIN_TIMEOUT_S, where=WHERE, waited_for=waited_for))
         kill_actor(face)
     with contextlib.suppress(RayServeException):  # no Serve runs on this Ray, so nothing of ours does
         serve.delete(app_name(name))
-
-
-def replica_pids(name: str) -> list[int]:
-    """The processes of the application's replicas that are ready."""
-    handle: Any = serve.get_app_handle(app_name(name))
-    return sorted(handle.broadcast("pid").results(timeout_s=CALL_TIMEOUT_S))
 
 
 def num_scored(name: str) -> int:
@@ -171,17 +181,22 @@ def _quiet() -> LoggingConfig:
     return LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
-def _deploy(
-    deployed: Deployed,
-    name: str,
-    folders: Mapping[str, str],
-    unwanted: threading.Event,
-) -> None:
+def _models(config: RewardServiceConfig, reward_model_path: Path | None) -> Models:
+    """The reward models of the settings, the run's own among them where it is needed."""
+    scorers = {name: scorer for name, scorer in config.scorers.items() if isinstance(scorer, TrainedModelConfig)}
+    folders = {name: scorer.path for name, scorer in scorers.items()}
+    if config.needs_reward_model():
+        assert reward_model_path is not None
+        folders[REWARD_MODEL] = reward_model_path
+    return {name: published(folder) for name, folder in folders.items()}
+
+
+def _deploy(deployed: Deployed, name: str, versions: ModelVersions, unwanted: threading.Event) -> None:
     config = deployed.config
     deployment = serve.deployment(RewardDeployment).options(
         name="rewards",
         version=deployed.version,
-        user_config=_user_config(folders),
+        user_config=versions.to_json(),
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_queued_requests=MAX_QUEUED_REQUESTS,
@@ -197,11 +212,6 @@ def _deploy(
     target = serve.RunTarget(target=deployment.bind(*deployed), name=application, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
     _await_running(application, unwanted)
-
-
-def _user_config(folders: Mapping[str, str]) -> dict[str, Any]:
-    """Folders of the reward models by name, and what is in them: a folder may be the same and its weights others."""
-    return {"folders": dict(folders), "weights": {name: weights_digest(Path(path)) for name, path in folders.items()}}
 
 
 def _num_replicas(config: RewardServiceConfig) -> dict[str, Any]:
@@ -228,16 +238,13 @@ def _await_running(application: str, unwanted: threading.Event) -> None:
         time.sleep(0.1)
 
 
-def _start_face(
-    config: RewardServiceConfig, name: str, token: str | None, log_path: Path | None, feedback_path: Path | None
-) -> None:
+def _start_face(config: RewardServiceConfig, name: str, log_path: Path | None, *args: Any) -> None:
     """Start the HTTP face and wait until it listens. Raises RewardError when it does not."""
     _faces[name] = face = start_actor(
         FaceActor,
         config,
         app_name(name),
-        token,
-        feedback_path,
+        *args,
         name="reward_service's HTTP face",
         registered_as=face_name(name),
         log_path=log_path,

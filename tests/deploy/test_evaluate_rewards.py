@@ -33,6 +33,8 @@ class Lengths:
     def __init__(self) -> None:
         self.asked: list[ScoreRequest] = []
 
+    async def aclose(self) -> None: ...
+
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
         self.asked += requests
         return [

@@ -24,7 +24,7 @@ import pytest
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy import label as labelling
-from deploy.label import newest_policy
+from deploy.newest_policy import feedback_settings, newest_policy
 from deploy.run_config import load_run_config, read_run_config
 from deploy.run_directory import FEEDBACK, RunDirectory, open_run
 
@@ -169,28 +169,68 @@ def test_prompts_without_two_responses_that_differ_are_left_out_and_said(
     assert engine.notes == ["5 prompts left out: no two responses that differ and can be shown"]
 
 
-def test_the_runs_reward_model_says_what_it_thinks_of_each_response(
-    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders whose reward model was asked; each scores by the last letter and by the number of those before."""
+    folders: list[Path] = []
+
     class Scorer:
         def __init__(self, folder: Path) -> None:
-            assert folder == run.path / "reward_model"
+            folders.append(folder)
 
         async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
             return [
                 RewardError("reward_model", "too long")
                 if request.prompt == "prompt 7" and request.response.endswith("b")
-                else Score(request.id, float(ord(request.response[-1])), {}, "v")
+                else Score(request.id, len(folders) * 1000.0 + ord(request.response[-1]), {}, "v")
                 for request in requests
             ]
 
     fake = types.ModuleType("reward_service.reward_model")
     fake.RewardModelScorer = Scorer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "reward_service.reward_model", fake)
+    return folders
+
+
+def rewards_of(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float | None, float | None]]:
+    return {row["prompt"]: (row["first_reward"], row["second_reward"]) for row in rows}
+
+
+def test_the_runs_reward_model_says_what_it_thinks_of_each_response(
+    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, judged: list[Path]
+) -> None:
     policy(run.path / "reward_model")
-    rewards = {row["prompt"]: (row["first_reward"], row["second_reward"]) for row in pairs(50)}
-    assert rewards.pop("prompt 7") == (97.0, None)
-    assert set(rewards.values()) == {(97.0, 98.0)}
+    rewards = rewards_of(pairs(50))
+    assert rewards.pop("prompt 7") == (1097.0, None)
+    assert set(rewards.values()) == {(1097.0, 1098.0)}
+
+
+def test_a_new_reward_model_judges_the_pairs_that_are_there_once(
+    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, engine: Engine, judged: list[Path]
+) -> None:
+    assert set(rewards_of(pairs(5)).values()) == {(None, None)}
+    policy(run.path / "reward_model")
+    first = pairs(5)
+    assert set(rewards_of(first).values()) == {(1097.0, 1098.0)}
+    (run.path / "reward_model" / "model.safetensors").unlink()
+    (run.path / "reward_model" / "model.safetensors").write_text("a new one")
+    second = pairs(5)
+    assert set(rewards_of(second).values()) == {(2097.0, 2098.0)}
+    assert pairs(5) == second
+    versions = [f"reward_model@{folder.name}" for folder in judged]
+    assert [{row["scorer_version"] for row in rows} for rows in (first, second)] == [{version} for version in versions]
+    assert len(engine.asked) == 1
+
+
+def test_a_service_beside_the_run_asks_about_pairs_of_its_newest_policy(run: RunDirectory) -> None:
+    config = read_run_config(run.path / "config.toml")
+    settings = feedback_settings(config, run)
+    assert (settings.seed, settings.policy_version) == (config.run.seed, newest_policy(config, run).version())
+    policy(run.path / "sft")
+    assert feedback_settings(config, run).policy_version != settings.policy_version
+    for folder in ("model", run.path / "sft"):
+        shutil.rmtree(folder)
+    assert feedback_settings(config, run).policy_version is None
 
 
 def test_a_run_that_another_process_is_at_work_on_is_not_sampled_from(

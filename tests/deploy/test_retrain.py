@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import pytest
 
 from cluster.errors import InputError
 from deploy import retrain
-from deploy.reward_models import NEXT, TRAINING, entry_of, publish, settle
+from deploy.reward_models import NEXT, TRAINING, entry_of, publish, published_folder, settle
 from deploy.run_config import RunConfig, load_run_config
 from deploy.run_directory import RunDirectory, open_run, require_stages
 from deploy.stages import Supervised
@@ -74,6 +76,11 @@ def write_model(folder: Path, weights: str, *, chosen: float = 1.0, data: list[s
 
 def weights_of(folder: Path) -> str:
     return (folder / "model.safetensors").read_text()
+
+
+def kept(run: RunDirectory) -> list[str]:
+    """The weights of all versions that are kept."""
+    return sorted(weights_of(path) for path in (run.path / "reward_models").glob("[!.]*"))
 
 
 class Session:
@@ -183,7 +190,7 @@ async def test_the_first_training_holds_out_as_before_and_publishes_alike(
     assert weights_of(run.path / "reward_model") == "weights 1"
     assert "uncertainty" not in run.summary()["reward_model"]
     assert "reward model: 50.0% of fresh labels predicted" in session.notes
-    assert not (run.path / "reward_models").exists()
+    assert kept(run) == ["weights 1"]
 
 
 async def test_members_lie_in_the_folder_of_the_first_and_tell_how_unsure_they_are(
@@ -259,6 +266,7 @@ def test_a_new_version_takes_the_old_ones_place_and_the_old_one_is_kept_by_its_d
     digest = first["version"].removeprefix("reward_model@")
     assert weights_of(run.path / "reward_model") == "second"
     assert weights_of(run.path / "reward_models" / digest) == "first"
+    assert kept(run) == ["first", "second"]
     summary = run.summary()
     assert summary["reward_model"]["versions"] == [first, second]
     assert (summary["reward_model"]["num_broken"], summary["reward_model"]["noise_ceiling"]) == (2, 0.9)
@@ -269,7 +277,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("num_done", range(5))
+@pytest.mark.parametrize("num_done", range(9))
 def test_a_kill_at_any_point_leaves_a_whole_reward_model_or_one_that_the_next_start_puts_back(
     config: RunConfig, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, num_done: int
 ) -> None:
@@ -289,6 +297,7 @@ def test_a_kill_at_any_point_leaves_a_whole_reward_model_or_one_that_the_next_st
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", counted(Path.rename))
         patch.setattr("deploy.reward_models.shutil.rmtree", counted(retrain.shutil.rmtree))
+        patch.setattr("deploy.reward_models.os.link", counted(os.link))
         with pytest.raises(Killed):
             publish(run)
     require_stages(config, run, ["ppo"])
@@ -299,8 +308,41 @@ def test_a_kill_at_any_point_leaves_a_whole_reward_model_or_one_that_the_next_st
     assert not (run.path / NEXT).exists()
     versions = run.summary().get("reward_model", {}).get("versions", [])
     assert len(versions) == (0 if num_done == 0 else 1)
-    kept = [weights_of(path) for path in (run.path / "reward_models").glob("*")]
-    assert kept == ([] if num_done == 0 else ["old"])
+    folder = published_folder(run.path)
+    assert folder is not None
+    assert weights_of(folder) == expected
+    assert kept(run) == (["old"] if num_done == 0 else ["new", "old"])
+
+
+def test_a_published_folder_stays_as_it_was_when_a_new_version_comes_and_takes_no_room(run: RunDirectory) -> None:
+    write_model(run.path / "reward_model", "old", data=["preferences.parquet"])
+    (run.path / "reward_model" / "member-1").mkdir()
+    (run.path / "reward_model" / "member-1" / "model.safetensors").write_text("second member")
+    folder = published_folder(run.path)
+    assert folder == run.path / "reward_models" / weights_digest(run.path / "reward_model")
+    assert (folder / "model.safetensors").samefile(run.path / "reward_model" / "model.safetensors")
+    write_model(run.path / TRAINING / "reward_model", "new")
+    publish(run)
+    assert weights_of(folder) == "old"
+    assert weights_of(folder / "member-1") == "second member"
+    assert published_folder(run.path) != folder
+
+
+def test_where_there_can_be_no_links_a_version_is_copied(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("deploy.reward_models.os.link", refused)
+    write_model(run.path / "reward_model", "old")
+    folder = published_folder(run.path)
+    assert folder is not None
+    assert weights_of(folder) == "old"
+    assert not (folder / "model.safetensors").samefile(run.path / "reward_model" / "model.safetensors")
+
+
+def test_without_a_reward_model_nothing_is_published(run: RunDirectory) -> None:
+    assert published_folder(run.path) is None
+    assert not (run.path / "reward_models").exists()
 
 
 def test_the_same_weights_again_are_no_new_version(run: RunDirectory) -> None:
@@ -308,7 +350,7 @@ def test_the_same_weights_again_are_no_new_version(run: RunDirectory) -> None:
         write_model(run.path / TRAINING / "reward_model", "same")
         publish(run)
     assert len(run.summary()["reward_model"]["versions"]) == 1
-    assert [weights_of(path) for path in (run.path / "reward_models").iterdir()] == ["same"]
+    assert kept(run) == ["same"]
     settle(run)
     assert weights_of(run.path / "reward_model") == "same"
     assert sorted(path.name for path in run.path.iterdir() if path.name.startswith(".reward")) == []

@@ -10,6 +10,7 @@ import pytest
 from cluster.errors import InputError
 from deploy import serving
 from deploy.serving import announced, publish_to_services
+from reward_service.scorer_files import weights_digest
 
 
 class Published:
@@ -37,6 +38,15 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Published:
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the run's reward model is kept for good."""
+    (tmp_path / "reward_model").mkdir()
+    (tmp_path / "reward_model" / "config.json").write_text("{}")
+    (tmp_path / "reward_model" / "model.safetensors").write_text("weights")
+    return tmp_path / "reward_models" / weights_digest(tmp_path / "reward_model")
+
+
+@pytest.fixture
 def announce(tmp_path: Path) -> Iterator[Callable[[int, str, str], None]]:
     """Announces a service by port, Ray and name, until the end of the test."""
     with ExitStack() as services:
@@ -58,20 +68,19 @@ def test_without_a_run_directory_nothing_is_announced(tmp_path: Path) -> None:
 
 
 def test_a_new_reward_model_goes_to_every_service_that_is_alive(
-    tmp_path: Path, ray: Published, announce: Callable[[int, str, str], None]
+    tmp_path: Path, folder: Path, ray: Published, announce: Callable[[int, str, str], None]
 ) -> None:
     for port, address in ((8000, "here:1"), (8001, "gone:1"), (8002, "there:1")):
         announce(port, address, f"run-{port}")
     ray.dead = {"gone:1"}
     assert publish_to_services(tmp_path) == [8000, 8002]
-    folder = (tmp_path / "reward_model").absolute()
     assert ray.taken == [("run-8000", folder), ("run-8002", folder)]
     assert ray.joined == ["here:1", "left", "there:1", "left"]
     assert [path.name for path in sorted((tmp_path / "serving").iterdir())] == ["8000.json", "8002.json"]
 
 
 def test_one_service_that_cannot_take_it_is_named_after_all_were_asked(
-    tmp_path: Path, ray: Published, announce: Callable[[int, str, str], None]
+    tmp_path: Path, folder: Path, ray: Published, announce: Callable[[int, str, str], None]
 ) -> None:
     for port in (8000, 8001):
         announce(port, "here:1", f"run-{port}")

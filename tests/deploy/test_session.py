@@ -1,14 +1,23 @@
-"""What the stages share, where no Ray is needed to tell."""
+"""What the stages share and how they end, where no Ray is needed to tell."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cluster.errors import InputError
+from cluster.scoring import Score, ScoreRequest
+from deploy import launch
 from deploy.run_config import ModelSection, RunConfig
-from deploy.session import dtype_of
+from deploy.run_directory import RunDirectory
+from deploy.session import Session, dtype_of
+from deploy.view import View
+from reward_service.client import Patient
 
 
 @pytest.mark.parametrize(
@@ -26,3 +35,56 @@ def test_engine_and_learner_compute_in_what_is_set_or_what_the_folder_says(
     (tmp_path / "config.json").write_text(json.dumps(folder))
     config = RunConfig(model=ModelSection(path=tmp_path, dtype=dtype))  # type: ignore[arg-type]
     assert dtype_of(config, tmp_path) == expected
+
+
+class Client:
+    """A reward client that says when it is closed."""
+
+    is_closed = False
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        return []
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_session_closes_the_client_that_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client()
+    config = RunConfig.model_validate({"model": {"path": "model"}, "reward_service": {"url": "http://elsewhere:1"}})
+    monkeypatch.setattr(Session, "_new_reward_client", lambda _: Patient(client, 1.0))
+    session = Session(config, RunDirectory(tmp_path), View())
+    await session.rewards()
+    assert not client.is_closed
+    await session.close()
+    assert client.is_closed
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_a_run_that_has_lost_its_port_ends_with_the_error_that_says_so(
+    is_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, closed = InputError("reward_service.port", "cannot listen on 127.0.0.1:8000"), []
+
+    async def follow_service() -> None:
+        await (asyncio.sleep(0) if is_lost else asyncio.Event().wait())
+        raise lost
+
+    async def stages(*_: object, **__: object) -> None:
+        if is_lost:
+            await asyncio.Event().wait()
+
+    async def close() -> None:
+        closed.append(True)
+
+    run = SimpleNamespace(update_status=lambda **_: None, update_summary=lambda _: None)
+    session = SimpleNamespace(connect=lambda: "", run=run, follow_service=follow_service, close=close)
+    monkeypatch.setattr(launch, "_in_order", stages)
+    running = launch._run(session, [], again=False)  # type: ignore[arg-type]
+    if is_lost:
+        with pytest.raises(InputError) as caught:
+            await running
+        assert caught.value is lost
+    else:
+        await running
+    assert closed == [True]

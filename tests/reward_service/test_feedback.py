@@ -154,6 +154,36 @@ async def test_pairs_are_added_all_or_none(store: FeedbackStore) -> None:
     assert await store.pair_ids("v") == ["p1", "p2", "p4"]
 
 
+async def test_what_a_newer_reward_model_says_of_a_pair_takes_the_place_of_all_that_was_said(
+    store: FeedbackStore, path: Path
+) -> None:
+    known = pair("p1", policy_version="v", columns={"level": 3})
+    await store.add_pairs([known])
+    for said in ({"first_reward": 1.0, "second_reward": 2.0, "scorer_version": "m@1"}, {}):
+        await store.add_pairs([known.model_copy(update=said)])
+    assert await store.pairs_not_judged("v", "m@1") == []
+    assert await store.pairs_not_judged("v", "m@2") == [known]
+    await store.add_pairs([known.model_copy(update={"first_reward": 3.0, "scorer_version": "m@2"})])
+    (row,) = sqlite3.connect(path).execute("SELECT first_reward, second_reward, scorer_version FROM pairs")
+    assert row == (3.0, None, "m@2")
+
+
+async def test_a_file_of_the_version_before_is_brought_up_to_date_with_all_that_is_in_it(path: Path) -> None:
+    store = FeedbackStore(path)
+    await store.add_pairs([pair("p1", policy_version="v")])
+    await store.add(preference("x", pair="p1"))
+    store.close()
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.execute("ALTER TABLE pairs DROP COLUMN scorer_version")
+        connection.execute("PRAGMA user_version = 1")
+    assert read_preferences(path).num_rows == 1
+    for _ in range(2):
+        store = FeedbackStore(path)
+        assert [known.id for known in await store.pairs_not_judged("v", "m@1")] == ["p1"]
+        store.close()
+    assert read_preferences(path).num_rows == 1
+
+
 async def test_export_has_trl_columns_with_corrections_and_without_ties_skips_and_ratings(
     store: FeedbackStore, tmp_path: Path
 ) -> None:
@@ -293,7 +323,7 @@ async def test_a_file_that_another_process_holds_is_unavailable_by_name(
 
 def _newer(path: Path) -> None:
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
 
 
 def _others(path: Path) -> None:
@@ -304,7 +334,7 @@ def _others(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (_newer, "is of version 2 and this program reads up to 1"),
+        (_newer, "is of version 3 and this program reads up to 2"),
         (_others, "is an SQLite file of something else"),
         (lambda path: path.write_bytes(b"no database" * 100), "cannot be opened as a file of feedback"),
     ],

@@ -6,18 +6,21 @@ import asyncio
 import json
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from fastapi import APIRouter, FastAPI
 
 from cluster.errors import InputError
+from reward_service.backend import Backend
 from reward_service.config import HttpConfig, RewardServiceConfig
 from reward_service.http_face import build_app
 from reward_service.http_server import MAX_HEAD_BYTES, http_server, listening_socket
@@ -38,13 +41,17 @@ GIB = 2**30
 HEAD = b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
-def serve(*, token: str | None = None, **limits: Any) -> Iterator[tuple[str, int]]:
+def serve(
+    *, token: str | None = None, backend: Backend | None = None, routers: Sequence[APIRouter] = (), **limits: Any
+) -> Iterator[tuple[str, int]]:
     """Host and port of a face over a scorer by length, until the generator is closed."""
     path = "tests.scorers:length"
     service = RewardService(RewardServiceConfig(scorer=path))
     service.take({path: FunctionScorer(path, load_function(path))})
     config = HttpConfig(**limits)
-    app = build_app(ServiceBackend(service), tokens=TokenBook(token), limits=config, timeout_s=5.0)
+    app = build_app(
+        backend or ServiceBackend(service), tokens=TokenBook(token), limits=config, timeout_s=5.0, routers=routers
+    )
     bound = listening_socket("127.0.0.1", 0)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
     server = http_server(app, config, drain_timeout_s=1)
@@ -161,6 +168,28 @@ def test_an_endless_chunked_body_is_refused_and_costs_no_memory(address: tuple[s
     assert peak - before < 50 * 2**20
 
 
+def test_a_client_that_sends_all_of_a_body_that_is_too_long_still_learns_why(address: tuple[str, int]) -> None:
+    num_bytes = LIMITS["max_body_bytes"] * 3 // 2
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % num_bytes + b" " * num_bytes)
+        received = b""
+        while part := _read(connection):
+            received += part
+    assert status_and_code(received) == (413, "too_large")
+
+
+async def test_an_answer_is_not_held_back_for_the_acknowledgement_of_its_head() -> None:
+    accepted = asyncio.get_running_loop().create_future()
+    bound = listening_socket("127.0.0.1", 0)
+    server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=bound)
+    async with server:
+        _, client = await asyncio.open_connection(*bound.getsockname())
+        writer = await accepted
+        assert writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        for end in (writer, client):
+            end.close()
+
+
 def test_connections_beyond_the_limit_are_refused_and_others_go_on(address: tuple[str, int]) -> None:
     held = [socket.create_connection(address, timeout=5) for _ in range(LIMITS["max_connections"])]
     try:
@@ -169,13 +198,19 @@ def test_connections_beyond_the_limit_are_refused_and_others_go_on(address: tupl
     finally:
         for connection in held:
             connection.close()
+    assert takes_connections_again(f"http://{address[0]}:{address[1]}")
+
+
+def takes_connections_again(url: str, **options: Any) -> bool:
+    """Whether the face does, within seconds of the end of those that were too many."""
     for _ in range(100):
         try:
-            assert httpx.get(f"http://{address[0]}:{address[1]}/healthz", trust_env=False).status_code == 200
-            return
-        except (AssertionError, httpx.TransportError):
-            time.sleep(0.02)
-    raise AssertionError("the face does not take connections again")
+            if httpx.get(f"{url}/healthz", trust_env=False, **options).status_code == 200:
+                return True
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    return False
 
 
 def test_a_connection_is_kept_for_further_requests(address: tuple[str, int]) -> None:
@@ -238,16 +273,75 @@ def test_a_client_that_has_said_all_still_gets_its_answer(address: tuple[str, in
     assert received.startswith(b"HTTP/1.1 200")
 
 
-def test_with_a_certificate_it_speaks_https(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+class Endless:
+    """A backend that scores for ever, and says when it begins and when it is told to stop."""
+
+    def __init__(self) -> None:
+        self.begun, self.stopped = threading.Event(), threading.Event()
+
+    async def score(self, *_: Any, **__: Any) -> Any:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stopped.set()
+
+    async def models(self, **_: Any) -> Any: ...
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+def test_what_is_scored_for_a_client_that_has_gone_is_given_up(is_reset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_service.http_server.EOF_GRACE_S", 0.1)
+    endless = Endless()
+    body = b'{"prompts": ["p"], "responses": ["abc"]}'
+    for address in serve(backend=endless):
+        with socket.create_connection(address, timeout=5) as connection:
+            if is_reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            assert endless.begun.wait(5)
+            assert not endless.stopped.is_set()
+        assert endless.stopped.wait(5)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The settings of a certificate for 127.0.0.1, made for these tests."""
+    folder = tmp_path_factory.mktemp("tls")
+    files = {"ssl_certfile": folder / "cert.pem", "ssl_keyfile": folder / "key.pem"}
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", files["ssl_keyfile"], "-out", files["ssl_certfile"]],
         check=True, capture_output=True,
     )  # fmt: skip
-    for host, port in serve(ssl_certfile=certificate, ssl_keyfile=key):
-        context = ssl.create_default_context(cafile=str(certificate))
-        assert httpx.get(f"https://{host}:{port}/healthz", verify=context, trust_env=False).status_code == 200
+    return files
+
+
+def test_with_a_certificate_it_speaks_https(certificate: dict[str, Path]) -> None:
+    for host, port in serve(**certificate):
+        context = ssl.create_default_context(cafile=str(certificate["ssl_certfile"]))
+        with httpx.Client(base_url=f"https://{host}:{port}", verify=context, trust_env=False) as http:
+            assert [http.get("/healthz").status_code for _ in range(3)] == [200] * 3
+        answer, _ = exchange((host, port), b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"HTTP/1.1" not in answer
+
+
+def test_a_handshake_has_a_time_and_counts_as_a_connection(certificate: dict[str, Path]) -> None:
+    for address in serve(**certificate, header_timeout_s=0.6, max_connections=2):
+        started = time.monotonic()
+        with socket.create_connection(address, timeout=5) as one, socket.create_connection(address, timeout=5) as other:
+            assert exchange(address, b"")[1] < 0.5, "one too many is cut off at once"
+            assert [_read(connection) for connection in (one, other)] == [b"", b""]
+        assert 0.5 < time.monotonic() - started < 3
+        context = ssl.create_default_context(cafile=str(certificate["ssl_certfile"]))
+        assert takes_connections_again(f"https://{address[0]}:{address[1]}", verify=context)
+
+
+def test_a_certificate_that_is_none_is_named(tmp_path: Path, certificate: dict[str, Path]) -> None:
+    (tmp_path / "none.pem").write_text("none")
+    for files in (certificate | {"ssl_certfile": tmp_path / "none.pem"}, {"ssl_certfile": tmp_path / "missing.pem"}):
+        with pytest.raises(InputError, match=rf"^reward_service\.http\.ssl_certfile: {tmp_path}/\w+\.pem"):
+            http_server(FastAPI(), HttpConfig(**files), drain_timeout_s=1)
 
 
 def test_an_address_that_is_taken_is_named() -> None:

@@ -19,7 +19,8 @@ from cluster.scoring import ScoreRequest
 from reward_service.client import HttpRewardClient
 from reward_service.config import RewardServiceConfig
 from reward_service.reward_model import RewardModelScorer
-from reward_service.service import replica_pids, service_url, start_reward_service, stop_reward_service
+from reward_service.service import service_url, start_reward_service, stop_reward_service
+from tests.reward_service.building import replica_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(1200)]
 NUM_CLIENTS, NUM_KILLS = 200, 10

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from cluster.errors import RewardError
+from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.backend import UnknownScorer
-from reward_service.config import RewardServiceConfig
+from reward_service.config import REWARD_MODEL, RewardServiceConfig
+from reward_service.published import ModelVersions, published
 from reward_service.replica import RewardService
 from reward_service.scorer import Outcome
+from tests.reward_service.building import moved_model
 
 ITEM = ScoreRequest("x", "p", "a")
 
@@ -79,6 +84,58 @@ async def test_a_scorer_is_closed_when_it_is_retired_and_its_last_call_has_ended
     old.go_on.set()
     assert await call == 1.0
     assert old.is_closed
+
+
+async def test_a_replica_that_starts_late_serves_the_version_before_too(
+    reward_model_folder: Path, tmp_path: Path
+) -> None:
+    old, new = published(reward_model_folder), published(moved_model(reward_model_folder, tmp_path / "new"))
+    versions = ModelVersions({REWARD_MODEL: old}, {REWARD_MODEL: old}).followed_by(REWARD_MODEL, new)
+    early, late = RewardService(RewardServiceConfig()), RewardService(RewardServiceConfig())
+    await early.load(ModelVersions({REWARD_MODEL: old}, {REWARD_MODEL: old}))
+    for service in (early, late):
+        await service.load(ModelVersions.from_json(json.loads(json.dumps(versions.to_json()))))
+    rewards = [
+        [await reward(service, f"reward_model@{model.digest}") for model in (old, new)] for service in (early, late)
+    ]
+    assert rewards[0] == rewards[1]
+    assert [await reward(service) for service in (early, late)] == [rewards[0][1]] * 2
+
+
+async def test_a_new_version_of_one_model_leaves_the_versions_of_the_others(
+    reward_model_folder: Path, tmp_path: Path
+) -> None:
+    old, new = published(reward_model_folder), published(moved_model(reward_model_folder, tmp_path / "new"))
+    config = RewardServiceConfig.model_validate(
+        {"scorers": {"b": {"kind": "reward_model", "path": str(reward_model_folder)}}}
+    )
+    first = ModelVersions({REWARD_MODEL: old, "b": old}, {REWARD_MODEL: old, "b": old})
+    second = first.followed_by(REWARD_MODEL, new)
+    third = second.followed_by("b", new)
+    for followed in ((first, second, third), (third,)):
+        service = RewardService(config)
+        for versions in followed:
+            await service.load(versions)
+        for name in (REWARD_MODEL, "b"):
+            old_reward, new_reward = [await reward(service, f"{name}@{model.digest}") for model in (old, new)]
+            assert old_reward != new_reward == await reward(service, name)
+
+
+async def test_a_folder_that_is_not_what_was_published_is_refused_and_the_present_scorers_stay(
+    reward_model_folder: Path, tmp_path: Path
+) -> None:
+    old, folder = published(reward_model_folder), moved_model(reward_model_folder, tmp_path / "new")
+    new = published(folder)
+    first = ModelVersions({REWARD_MODEL: old}, {REWARD_MODEL: old})
+    service = RewardService(RewardServiceConfig())
+    await service.load(first)
+    shutil.copy(reward_model_folder / "model.safetensors", folder)
+    with pytest.raises(InputError, match=rf"{folder} holds reward_model@{old.digest}, and what was published is .*"):
+        await service.load(first.followed_by(REWARD_MODEL, new))
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match=rf"no reward model in {folder}"):
+        await service.load(first.followed_by(REWARD_MODEL, new))
+    assert (await service.models())[0].versions == (f"reward_model@{old.digest}",)
 
 
 async def test_a_call_that_hangs_makes_the_replica_unhealthy() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -19,7 +18,6 @@ import httpx
 import pytest
 from ray import serve
 from ray.serve.exceptions import RayServeException
-from safetensors.torch import load_file, save_file
 
 from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.remote import find_actor, kill_actor, start_actor
@@ -29,12 +27,14 @@ from reward_service.config import RewardServiceConfig, app_name
 from reward_service.face_actor import face_name
 from reward_service.reward_model import RewardModelScorer
 from reward_service.service import (
+    face_ended,
     num_scored,
     publish_reward_model,
     service_url,
     start_reward_service,
     stop_reward_service,
 )
+from tests.reward_service.building import moved_model, replica_pids
 
 pytestmark = pytest.mark.ray
 TOKEN = "a token of this test"
@@ -55,15 +55,6 @@ def url(ray_session: None, reward_model_folder: Path) -> Iterator[str]:
     start_reward_service(config, name="models", reward_model_path=reward_model_folder, token=TOKEN)
     yield service_url(config)
     serve.shutdown()
-
-
-def moved_model(folder: Path, to: Path) -> Path:
-    """The same model with other weights in its head."""
-    shutil.copytree(folder, to)
-    tensors = load_file(to / "model.safetensors")
-    tensors["score.weight"] = tensors["score.weight"] + 1.0
-    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
-    return to
 
 
 def close(scores: Sequence[Score], expected: Sequence[Any]) -> bool:
@@ -201,6 +192,10 @@ async def test_a_new_version_is_served_without_a_failed_request_and_the_old_one_
     assert [answers[i][0].scorer_version for i in (0, -1)] == [old[0].scorer_version, new[0].scorer_version]
     older = HttpRewardClient(url, TOKEN, 60.0, scorer=old[0].scorer_version)
     assert close(await older.score(ITEMS[:8]), old[:8])
+    (pid,) = await asyncio.to_thread(replica_pids, "models")
+    os.kill(pid, signal.SIGKILL)  # the one that is started in its place serves both versions too
+    assert close(await http.score(ITEMS[:8]), new[:8])
+    assert close(await older.score(ITEMS[:8]), old[:8])
     await older.aclose()
     await http.aclose()
     await asyncio.to_thread(publish_reward_model, "models", reward_model_folder)
@@ -217,8 +212,34 @@ async def test_a_folder_that_is_no_model_is_not_published(url: str, tmp_path: Pa
 async def test_a_face_that_dies_listens_again_on_the_same_port(url: str) -> None:
     face = find_actor(face_name("models"))
     os.kill(await face.pid(), signal.SIGKILL)
-    scores = await Patient(HttpRewardClient(url, TOKEN, 10.0), 60.0).score(ITEMS[:2])
+    patient = Patient(HttpRewardClient(url, TOKEN, 10.0), 60.0)
+    scores = await patient.score(ITEMS[:2])
+    await patient.aclose()
     assert [score.id for score in scores] == [item.id for item in ITEMS[:2]]
+
+
+async def test_a_face_that_finds_its_port_taken_when_it_is_started_again_says_so(ray_session: None) -> None:
+    port = free_port()
+    await asyncio.to_thread(start_function, "robbed", "length", port=port)
+    ended = asyncio.create_task(face_ended("robbed"))
+    os.kill(await find_actor(face_name("robbed")).pid(), signal.SIGKILL)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        await _bound(taken, port)
+        taken.listen()
+        with pytest.raises(InputError, match=rf"^reward_service\.port: cannot listen on 127\.0\.0\.1:{port}: Address"):
+            await ended
+    await asyncio.to_thread(stop_reward_service, "robbed")
+
+
+async def _bound(taken: socket.socket, port: int) -> None:
+    """Take the port of a process that was killed a moment ago."""
+    for _ in range(1000):
+        try:
+            return taken.bind(("127.0.0.1", port))
+        except OSError:
+            await asyncio.sleep(0.001)
+    raise AssertionError(f"{port} does not become free")
 
 
 async def test_what_a_replica_that_dies_had_under_way_is_answered_by_another(ray_session: None, tmp_path: Path) -> None:
@@ -237,6 +258,6 @@ async def test_runs_that_share_a_cluster_have_each_their_own_service_and_port(ur
     assert [score.reward for score in await other.score(ITEMS[:2])] == [3.0, 6.0]
     await asyncio.to_thread(stop_reward_service, "second")
     with pytest.raises(RewardUnavailable):
-        await HttpRewardClient(f"http://127.0.0.1:{port}", None, 5.0).score(ITEMS[:1])
+        await other.score(ITEMS[:1])
     await other.aclose()
     assert await HandleRewardClient("models", 60.0).score(ITEMS[:1])

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from deploy import evaluate, reward_watch
+
+
+async def test_the_evaluation_says_that_it_waits_for_rewards_and_that_they_are_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing: list[str | None] = [None, "8 rewards (held-out-0 to held-out-7): down", None]
+    notes: list[str] = []
+    back = asyncio.Event()
+
+    def note(text: str) -> None:
+        notes.append(text)
+        if text.startswith("rewards are back"):
+            back.set()
+
+    async def evaluated(session: SimpleNamespace) -> None:
+        await back.wait()
+
+    session = SimpleNamespace(
+        missing_rewards=lambda: missing.pop(0) if missing else None, view=SimpleNamespace(note=note)
+    )
+    monkeypatch.setattr(reward_watch, "LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(evaluate, "_evaluate", evaluated)
+    await evaluate.evaluate(session)  # type: ignore[arg-type]
+    assert notes == ["paused: waiting for 8 rewards (held-out-0 to held-out-7): down", "rewards are back after 0 s"]
