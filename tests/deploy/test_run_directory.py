@@ -205,12 +205,17 @@ def test_going_on_drops_the_metrics_of_steps_that_are_done_again(config: RunConf
     with open_run(config, path) as run:
         (path / "sft").mkdir()
         (path / "sft" / "config.json").write_text("{}")
-        (path / "checkpoints" / "ppo" / "step-000002").mkdir(parents=True)
-        rows = [{"stage": "sft", "step": 9}, *({"stage": "ppo", "step": s, "num_episodes": 8 * s} for s in (1, 2, 3))]
+        (path / "checkpoints" / "reward_model" / "step-000002").mkdir(parents=True)
+        rows = [{"stage": "sft", "step": 9}, *({"stage": "reward_model", "step": step} for step in (1, 2, 3))]
+        rows += [{"stage": "ppo", "step": step, "num_episodes": 8 * step} for step in (1, 2)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (path / "metrics.jsonl").write_text(lines + '{"stage": "ppo", "st')
     with open_run(config, path) as run:
-        assert [(row["stage"], row["step"]) for row in run.metrics()] == [("sft", 9), ("ppo", 1), ("ppo", 2)]
+        assert [(row["stage"], row["step"]) for row in run.metrics()] == [
+            ("sft", 9),
+            *(("reward_model", 1), ("reward_model", 2)),
+            *(("ppo", 1), ("ppo", 2)),
+        ]
         assert run.last_ppo_step()["num_episodes"] == 16
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.errors import InputError
+from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy import launch
 from deploy.run_config import ModelSection, RunConfig
@@ -42,7 +42,7 @@ class Client:
 
     is_closed = False
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
         return []
 
     async def aclose(self) -> None:
