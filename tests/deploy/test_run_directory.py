@@ -203,17 +203,14 @@ def test_checkpoints_of_every_so_many_steps_stay_where_that_is_asked_for(tmp_pat
 
 def test_going_on_drops_the_metrics_of_steps_that_are_done_again(config: RunConfig, path: Path) -> None:
     with open_run(config, path) as run:
-        (path / "sft").mkdir()
-        (path / "sft" / "config.json").write_text("{}")
-        (path / "checkpoints" / "reward_model" / "step-000002").mkdir(parents=True)
-        rows = [{"stage": "sft", "step": 9}, *({"stage": "reward_model", "step": step} for step in (1, 2, 3))]
+        (path / "checkpoints" / "sft" / "step-000002").mkdir(parents=True)
+        rows = [{"stage": "sft", "step": step} for step in (1, 2, 3)]
         rows += [{"stage": "ppo", "step": step, "num_episodes": 8 * step} for step in (1, 2)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (path / "metrics.jsonl").write_text(lines + '{"stage": "ppo", "st')
     with open_run(config, path) as run:
         assert [(row["stage"], row["step"]) for row in run.metrics()] == [
-            ("sft", 9),
-            *(("reward_model", 1), ("reward_model", 2)),
+            *(("sft", 1), ("sft", 2)),
             *(("ppo", 1), ("ppo", 2)),
         ]
         assert run.last_ppo_step()["num_episodes"] == 16
