@@ -22,9 +22,8 @@ import httpx
 import ray
 import torch
 from ray import serve
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from benchmarks.character_model import CHARACTERS, make_reward_model
 from benchmarks.results import Row
 from cluster.scoring import ScoreRequest
 from reward_service.client import HandleRewardClient
@@ -33,14 +32,14 @@ from reward_service.reward_model import RewardModelScorer
 from reward_service.service import service_url, start_reward_service, stop_reward_service
 
 BATCH, LENGTH, NUM_CLIENTS, REPEATS, ROUND_S = 64, 96, 4, 5, 8.0
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz ."
 Ask = Callable[[], Awaitable[None]]
 
 
 def measure(folder: Path) -> list[Row]:
     """Rates, their ratios, latencies at half load, and the added cost of each contract."""
     torch.set_num_threads(1)
-    model = _make_model(folder / "reward_model")
+    sizes = {"hidden_size": 160, "intermediate_size": 448, "num_layers": 4, "num_heads": 5, "max_tokens": 256}
+    model = make_reward_model(folder / "reward_model", **sizes)  # 1.3 M parameters
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     config = RewardServiceConfig(port=_free_port(), max_batch_size=BATCH)
     try:
@@ -164,23 +163,6 @@ def _items(num: int) -> list[ScoreRequest]:
     letters = random.Random(0)
     text = ["".join(letters.choices(CHARACTERS, k=LENGTH)) for _ in range(num)]
     return [ScoreRequest(str(i), "say ", response) for i, response in enumerate(text)]
-
-
-def _make_model(folder: Path) -> Path:
-    """A classifier of 1.3 M parameters over single characters, from a seed."""
-    words = ["<pad>", "<eos>", "<unk>", *CHARACTERS]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=160, intermediate_size=448, num_hidden_layers=4, num_attention_heads=5,
-        max_position_embeddings=256, pad_token_id=0, eos_token_id=1, num_labels=1,
-    )  # fmt: skip
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    return folder
 
 
 @contextmanager

@@ -301,12 +301,6 @@ def own_names(names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str
     return {name: ours.get(name, name) for name in names if name in ours or name not in ours.values()}
 
 
-def read_columns(path: Path, kind: Kind, *, others: Sequence[str] | None = ()) -> tuple[Form, dict[str, list[Any]]]:
-    """A data set's form and its columns by name, as `read_examples` reads them; a broken row is an error."""
-    examples = read_examples(path, kind, others=others)
-    return examples.form, examples.columns
-
-
 def read_examples(
     path: Path,
     kind: Kind,

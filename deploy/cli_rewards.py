@@ -15,7 +15,7 @@ from cluster.errors import InputError
 from deploy.arguments import Lines, Name, Run, RunsDir, Target
 from deploy.reward_models import published_folder
 from deploy.run_config import RunConfig
-from deploy.run_directory import RunDirectory, not_done, read_target, require_run
+from deploy.run_directory import FEEDBACK, RunDirectory, not_done, read_target, require_run
 from reward_service.address import require_token
 from reward_service.tokens import add_token, read_tokens, revoke_token, with_tokens
 
@@ -140,6 +140,9 @@ def label(
     random_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of pairs drawn by lot, not where the reward model is unsure.")
     ] = 0.2,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what people prefer so far (Parquet) and end.")
+    ] = None,
 ) -> None:
     """Have people choose between responses of a run's newest policy, on a page in the browser.
 
@@ -148,6 +151,9 @@ def label(
     [dim]antiphon label runs/reviews[/dim]
     """
     directory = require_run(run)
+    if export is not None:
+        _export(directory.path / FEEDBACK, export)
+        return
     from deploy.label import label as ask
 
     ask(
@@ -158,3 +164,11 @@ def label(
         annotators_per_pair=annotators_per_pair,
         random_share=random_share,
     )
+
+
+def _export(store: Path, file: Path) -> None:
+    from reward_service.feedback import export_preferences
+
+    exported = export_preferences(store, file)
+    left_out = f"{exported.num_ties:,} ties and {exported.num_skips:,} skips left out"
+    print(f"{file}: {exported.num_preferences:,} preferences ({left_out})")

@@ -91,6 +91,21 @@ class Usage(_Foreign):
     """Always 0."""
 
 
+class _ListResponse(_Foreign):
+    """What vLLM's answers have in common."""
+
+    id: str
+    """Names nothing."""
+    object: str = "list"
+    """Always `list`."""
+    created: int = 0
+    """Always 0: the same question has the same answer."""
+    model: str
+    """The version of what scored."""
+    usage: Usage = Usage()
+    """Not counted."""
+
+
 class ClassifyItem(_Foreign):
     """One text's answer."""
 
@@ -104,21 +119,11 @@ class ClassifyItem(_Foreign):
     """Always 1."""
 
 
-class ClassifyResponse(_Foreign):
+class ClassifyResponse(_ListResponse):
     """vLLM's answer to /classify."""
 
-    id: str
-    """Names nothing."""
-    object: str = "list"
-    """Always `list`."""
-    created: int = 0
-    """Always 0: the same question has the same answer."""
-    model: str
-    """The version of what scored."""
     data: list[ClassifyItem]
     """One entry a text."""
-    usage: Usage = Usage()
-    """Not counted."""
 
 
 class PoolingItem(_Foreign):
@@ -132,21 +137,11 @@ class PoolingItem(_Foreign):
     """Its reward, alone."""
 
 
-class PoolingResponse(_Foreign):
+class PoolingResponse(_ListResponse):
     """vLLM's answer to /pooling."""
 
-    id: str
-    """Names nothing."""
-    object: str = "list"
-    """Always `list`."""
-    created: int = 0
-    """Always 0."""
-    model: str
-    """The version of what scored."""
     data: list[PoolingItem]
     """One entry a text."""
-    usage: Usage = Usage()
-    """Not counted."""
 
 
 def _sigmoid(value: float) -> float:

@@ -81,7 +81,7 @@ class Guard:
                     num_bytes += len(part)
                     self._hold(len(part))
                     body += part
-            await _while_wanted(self._app, scope, bytes(body), receive, send)
+            await _while_wanted(self._app, scope, body, receive, send)
         except Refusal as refusal:
             answer = error_answer(refusal.status, refusal.message, None, _headers(refusal))
             await answer(scope, receive, self._lingering(receive, send) if refusal.closes else send)
@@ -177,7 +177,7 @@ def _headers(refusal: Refusal) -> dict[str, str]:
     return headers
 
 
-async def _while_wanted(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+async def _while_wanted(app: ASGIApp, scope: Scope, body: bytearray, receive: Receive, send: Send) -> None:
     """Run the app on a body that was read; where the client goes before its answer, the app is cancelled."""
     is_given = is_answered = False
     gone = asyncio.ensure_future(_gone(receive))

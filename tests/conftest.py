@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,12 @@ def ray_session() -> Iterator[None]:
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def reward_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model over single characters, with a context of 64 tokens; weights from a seed."""
+    from benchmarks.character_model import make_reward_model
+
+    folder = tmp_path_factory.mktemp("reward") / "reward_model"
+    return make_reward_model(folder, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, max_tokens=64)

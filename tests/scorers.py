@@ -37,6 +37,15 @@ def die_once(prompts: list[str], responses: list[str], references: list[str]) ->
     return length(prompts, responses)
 
 
+def gated(prompts: list[str], responses: list[str], references: list[list[str]]) -> list[float]:
+    """Says by a first file that it has begun, and goes on when there is a second; each item names both."""
+    begun, go_on = map(Path, references[0])
+    begun.touch()
+    while not go_on.exists():
+        time.sleep(0.01)
+    return length(prompts, responses)
+
+
 def raising(prompts: list[str], responses: list[str]) -> list[float]:
     raise KeyError("no such answer")
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.broken_rows import BrokenRows
-from cluster.datasets import Form, Kind, find_form, read_columns, read_examples, read_schema, read_table
+from cluster.datasets import Form, Kind, find_form, read_examples, read_schema, read_table
 from cluster.errors import InputError
 from tests.chat import assistant, user
 
@@ -108,16 +108,16 @@ def test_every_form_of_file_holds_the_same_rows_in_their_order(tmp_path: Path, n
 )
 def test_each_of_trls_forms_is_found(tmp_path: Path, kind: Kind, row: dict[str, Any], form: Form) -> None:
     path = write_lines(tmp_path / "set.jsonl", [row])
-    found, columns = read_columns(path, kind)
-    assert found == form
-    assert columns == {name: [row[name]] for name in form.columns}
+    examples = read_examples(path, kind)
+    assert examples.form == form
+    assert examples.columns == {name: [row[name]] for name in form.columns}
 
 
 def test_other_columns_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "set.parquet", [{"prompt": "p", "margin": 1, "x": None}])
-    assert set(read_columns(path, "prompts")[1]) == {"prompt"}
-    assert set(read_columns(path, "prompts", others=("margin", "other"))[1]) == {"prompt", "margin"}
-    assert read_columns(path, "prompts", others=None)[1] == {"prompt": ["p"], "margin": [1], "x": [None]}
+    assert set(read_examples(path, "prompts").columns) == {"prompt"}
+    assert set(read_examples(path, "prompts", others=("margin", "other")).columns) == {"prompt", "margin"}
+    assert read_examples(path, "prompts", others=None).columns == {"prompt": ["p"], "margin": [1], "x": [None]}
 
 
 def test_text_that_looks_like_a_time_stays_text(tmp_path: Path) -> None:
@@ -135,12 +135,12 @@ def test_a_row_may_be_longer_than_arrows_blocks(tmp_path: Path) -> None:
 def test_a_key_that_only_some_messages_have_is_left_out_of_the_others(tmp_path: Path) -> None:
     talk = [{**user("a"), "name": "Ann"}, user("b")]
     path = write_parquet(tmp_path / "set.parquet", [{"prompt": talk}])
-    assert read_columns(path, "prompts")[1]["prompt"] == [talk]
+    assert read_examples(path, "prompts").columns["prompt"] == [talk]
 
 
 def refused(path: Path, kind: Kind = "sft") -> str:
     with pytest.raises(InputError) as error:
-        read_columns(path, kind)
+        read_examples(path, kind)
     assert error.value.where.startswith(str(path))
     return error.value.what
 
@@ -224,7 +224,7 @@ def imported(modules: Sequence[str], code: str) -> str:
 
 def test_reading_imports_nothing_heavy(tmp_path: Path) -> None:
     path = save_splits(tmp_path / "saved", TEXTS)
-    code = f"import pathlib, cluster.datasets as d; d.read_columns(pathlib.Path({str(path)!r}), 'sft')"
+    code = f"import pathlib, cluster.datasets as d; d.read_examples(pathlib.Path({str(path)!r}), 'sft')"
     assert imported(("torch", "ray", "vllm", "transformers", "datasets", "pandas"), code) == "[]"
 
 

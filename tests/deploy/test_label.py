@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -19,14 +20,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy import label as labelling
+from deploy.cli import app
 from deploy.newest_policy import feedback_settings, newest_policy
 from deploy.run_config import load_run_config, read_run_config
 from deploy.run_directory import FEEDBACK, RunDirectory, open_run
+from reward_service.feedback import FeedbackStore
+from reward_service.feedback_contracts import Preference
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -254,6 +260,18 @@ def test_what_people_have_said_outlives_a_fresh_start(
     with open_run(config, run.path, fresh=True):
         assert not (run.path / "summary.json").exists()
     assert pairs(2) == rows
+
+
+def test_what_people_prefer_is_exported_in_trls_columns(run: RunDirectory, tmp_path: Path) -> None:
+    store, file = FeedbackStore(run.path / FEEDBACK), tmp_path / "preferences.parquet"
+    texts = {"prompt": "p", "first": "a", "second": "b"}
+    for id, choice in (("x", "second"), ("y", "tie")):
+        asyncio.run(store.add(Preference(kind="preference", id=id, annotator="Ann", choice=choice, **texts)))
+    store.close()
+    done = CliRunner().invoke(app, ["label", str(run.path), "--export", str(file)])
+    assert (done.exit_code, done.stdout) == (0, f"{file}: 1 preferences (1 ties and 0 skips left out)\n")
+    (row,) = pq.read_table(file).select(["prompt", "chosen", "rejected"]).to_pylist()
+    assert row == {"prompt": "p", "chosen": "b", "rejected": "a"}
 
 
 def test_it_serves_behind_its_token_until_it_is_interrupted(

@@ -19,11 +19,11 @@ def build_scorer(config: RewardServiceConfig, reward_model_path: Path | None) ->
     return build_scorers(config, reward_model_path)[config.scorer]
 
 
-def moved_model(folder: Path, to: Path) -> Path:
+def moved_model(folder: Path, to: Path, *, by: float = 1.0) -> Path:
     """The same model with other weights in its head."""
     shutil.copytree(folder, to)
     tensors = load_file(to / "model.safetensors")
-    tensors["score.weight"] = tensors["score.weight"] + 1.0
+    tensors["score.weight"] = tensors["score.weight"] + by
     save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
     return to
 

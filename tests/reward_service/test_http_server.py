@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from fastapi import APIRouter, FastAPI
 
@@ -37,7 +36,6 @@ LIMITS = {
     "max_body_bytes": 2**21,
     "max_connections": 40,
 }
-GIB = 2**30
 HEAD = b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
@@ -151,23 +149,6 @@ def test_a_slow_loris_does_not_win_time_by_dripping(address: tuple[str, int]) ->
     assert num_sent > 3
 
 
-def test_an_endless_chunked_body_is_refused_and_costs_no_memory(address: tuple[str, int]) -> None:
-    before = psutil.Process().memory_info().rss
-    chunk = b"%x\r\n" % 2**16 + b" " * 2**16 + b"\r\n"
-    num_sent, peak = 0, before
-    with socket.create_connection(address, timeout=5) as connection:
-        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
-        try:
-            while num_sent < GIB:
-                connection.sendall(chunk)
-                num_sent += len(chunk)
-                peak = max(peak, psutil.Process().memory_info().rss)
-        except (BrokenPipeError, ConnectionResetError, TimeoutError):
-            pass
-    assert num_sent < GIB
-    assert peak - before < 50 * 2**20
-
-
 def test_a_client_that_sends_all_of_a_body_that_is_too_long_still_learns_why(address: tuple[str, int]) -> None:
     num_bytes = LIMITS["max_body_bytes"] * 3 // 2
     with socket.create_connection(address, timeout=5) as connection:
@@ -222,22 +203,6 @@ def test_a_connection_is_kept_for_further_requests(address: tuple[str, int]) -> 
             while not received.endswith(b"}"):
                 received += connection.recv(65536)
             assert received.startswith(b"HTTP/1.1 200")
-
-
-def test_requests_that_do_not_wait_for_an_answer_get_one_and_cost_no_memory(address: tuple[str, int]) -> None:
-    before, peak = psutil.Process().memory_info().rss, 0
-    received = b""
-    with socket.create_connection(address, timeout=5) as connection:
-        try:
-            for _ in range(300):
-                connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
-                peak = max(peak, psutil.Process().memory_info().rss)
-        except (BrokenPipeError, ConnectionResetError, TimeoutError):
-            pass
-        while part := _read(connection):
-            received += part
-    assert received.count(b"HTTP/1.1 ") <= 1
-    assert peak - before < 50 * 2**20
 
 
 def test_answers_that_are_not_read_end_the_connection(address: tuple[str, int]) -> None:

@@ -47,11 +47,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+TEMPLATES = {
+    "said": "{% for message in messages %}{{ message.content }} {% endfor %}",
+    "named": "{% for message in messages %}{{ message.role }} {{ message.content }}. {% endfor %}",
+}
+
+
 @pytest.fixture(scope="module")
-def url(ray_session: None, reward_model_folder: Path) -> Iterator[str]:
-    """Where the run `models`' service, a reward model with a token, is reached by HTTP."""
+def talking(reward_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two reward models by their names in the service, each with a chat template of its own."""
+    folders = {}
+    for number, (name, template) in enumerate(TEMPLATES.items()):
+        folders[name] = moved_model(reward_model_folder, tmp_path_factory.mktemp("talking") / name, by=number + 1.0)
+        (folders[name] / "chat_template.jinja").write_text(template)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def url(ray_session: None, reward_model_folder: Path, talking: dict[str, Path]) -> Iterator[str]:
+    """Where the run `models`' service, a reward model and two more by name, with a token, is reached by HTTP."""
     serve.shutdown()
-    config = RewardServiceConfig(port=free_port(), num_cpus=0.1)
+    scorers = {name: {"kind": "reward_model", "path": str(folder)} for name, folder in talking.items()}
+    config = RewardServiceConfig.model_validate({"port": free_port(), "num_cpus": 0.1, "scorers": scorers})
     start_reward_service(config, name="models", reward_model_path=reward_model_folder, token=TOKEN)
     yield service_url(config)
     serve.shutdown()
@@ -114,6 +131,21 @@ async def test_handle_and_http_give_the_rewards_of_a_direct_forward(url: str, re
         for score in scores:
             assert (score.id, score.scorer_version) == (item.id, offline.scorer_version)
             assert math.isclose(score.reward, offline.reward, rel_tol=0, abs_tol=1e-6)
+
+
+async def test_messages_are_read_by_each_models_own_chat_template(url: str, talking: dict[str, Path]) -> None:
+    conversation = [{"role": "user", "content": "say abc"}]
+    body = {"messages": [conversation], "responses": ["abc"]}
+    rewards = set()
+    async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as http:
+        for name, prompt in (("said", "say abc "), ("named", "user say abc. ")):
+            (offline,) = RewardModelScorer(talking[name], name=name).score_batch([ScoreRequest("0", prompt, "abc")])
+            assert isinstance(offline, Score)
+            answer = (await http.post("/v1/rewards", json=body | {"scorer": name})).json()
+            assert answer["model_version"] == offline.scorer_version
+            assert answer["rewards"][0]["reward"] == pytest.approx(offline.reward, abs=1e-6)
+            rewards.add(offline.reward)
+    assert len(rewards) == 2
 
 
 async def test_without_the_token_http_is_closed(url: str) -> None:
@@ -207,6 +239,18 @@ async def test_a_folder_that_is_no_model_is_not_published(url: str, tmp_path: Pa
     with pytest.raises(InputError, match="no such application runs"):
         await asyncio.to_thread(publish_reward_model, "nobody", tmp_path)
     assert await HandleRewardClient("models", 60.0).score(ITEMS[:1])
+
+
+async def test_a_service_that_is_started_again_with_other_settings_scores_by_those(ray_session: None) -> None:
+    await asyncio.to_thread(start_function, "again", "length")
+    client = HandleRewardClient("again", 60.0)
+    (before,) = await client.score(ITEMS[:1])
+    await asyncio.to_thread(start_function, "again", "length_async", timeout_s=30.0)
+    (after,) = await client.score(ITEMS[:1])
+    assert before.reward == after.reward == 3.0
+    versions = [score.scorer_version.partition("@")[0] for score in (before, after)]
+    assert versions == ["tests.scorers:length", "tests.scorers:length_async"]
+    await asyncio.to_thread(stop_reward_service, "again")
 
 
 async def test_a_face_that_dies_listens_again_on_the_same_port(url: str) -> None:

@@ -1,21 +1,21 @@
-"""A tiny reward model made from a config, and a service by function, shared by these tests."""
+"""A reward model over single characters, made from a seed: for figures and tests, which need no trained one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz ."
 
 
-@pytest.fixture(scope="session")
-def reward_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with one label over single characters, with a context of 64 tokens; weights from a seed."""
+def make_reward_model(
+    folder: Path, *, hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, max_tokens: int
+) -> Path:
+    """A Llama with one label and a context of `max_tokens`, with its tokenizer; returns the folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("reward") / "reward_model"
-    words = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz ."]
+    words = ["<pad>", "<eos>", "<unk>", *CHARACTERS]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     PreTrainedTokenizerFast(
@@ -24,11 +24,11 @@ def reward_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        max_position_embeddings=max_tokens,
         pad_token_id=0,
         eos_token_id=1,
         num_labels=1,
