@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from cluster.history import History
 from tests.test_commands import ROOT, metrics, wait_for
 
-pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 NUM_STEPS, B = 400, 8
 SETTINGS = (
@@ -27,16 +27,15 @@ SETTINGS = (
     f"learner.num_steps = {NUM_STEPS}",
     "rollout_actors.num_actors = 1",
     "rollout_actors.max_actors = 2",
-    "rollout_actors.num_cpus = 1",
-    "reward_service.num_cpus = 0",
+    "rollout_actors.num_cpus = 2",
     "evaluation.every_steps = 1000",
 )
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head node with room for one rollout actor."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    """A head node with room for one rollout actor beside the learner and the reward service."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
     yield cluster
     cluster.shutdown()
 
@@ -59,14 +58,14 @@ def test_a_run_takes_an_actor_on_a_node_that_comes_and_goes_on_where_the_node_is
     run = tmp_path / "letters"
     process = train(cluster, tmp_path)
     try:
-        wait_for(lambda: len(metrics(run)) >= 8, process, timeout_s=300)
+        wait_for(lambda: len(metrics(run)) >= 8, process, timeout_s=400)
         assert num_actors(run) == 1
-        node = cluster.add_node(num_cpus=1)
+        node = cluster.add_node(num_cpus=2)
         wait_for(lambda: num_actors(run) == 2, process)
         joined_at = len(metrics(run))
         wait_for(lambda: len(metrics(run)) >= joined_at + 10, process)
         cluster.remove_node(node, allow_graceful=False)
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=2)
         _, errors = process.communicate(timeout=400)
     finally:
         process.kill()
