@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
 from cluster.errors import InputError
 from deploy.run_config import RunConfig
-from deploy.run_directory import RunDirectory, checkpoint_step
+from deploy.run_directory import FEEDBACK, RunDirectory, checkpoint_step
 from deploy.stages import policy_path
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.scorer import digest_files
@@ -43,8 +44,8 @@ def newest_policy(config: RunConfig, run: RunDirectory) -> NewestPolicy:
 
 def feedback_settings(config: RunConfig, run: RunDirectory) -> FeedbackSettings:
     """What a service beside the run asks people about: pairs of its newest policy, or any while there is none."""
-    try:
-        version = newest_policy(config, run).version()
-    except InputError:
-        version = None
+    version = None
+    if (run.path / FEEDBACK).exists():  # a policy's digest is not taken where there is nothing to ask
+        with contextlib.suppress(InputError):
+            version = newest_policy(config, run).version()
     return FeedbackSettings(seed=config.run.seed, policy_version=version)

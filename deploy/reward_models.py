@@ -60,7 +60,7 @@ def settle(run: RunDirectory) -> None:
     present, following, replaced = (run.path / name for name in ("reward_model", NEXT, REPLACED))
     if following.exists():
         kept = keep(following, run.path)
-        is_first = not present.exists() and list(kept.parent.glob("[!.]*")) == [kept]
+        is_first = not present.exists() and list(kept.parent.iterdir()) == [kept]
         _tell(run, entry_of(following), is_first=is_first)
         shutil.rmtree(run.path / TRAINING, ignore_errors=True)
         if present.exists():
@@ -93,9 +93,9 @@ def keep(folder: Path, run_path: Path) -> Path:
     archive = run_path / ARCHIVE
     try:
         archive.mkdir(exist_ok=True)
-        with (archive / ".lock").open("w") as lock:
+        with (run_path / f".{ARCHIVE}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            kept, partial = archive / weights_digest(folder), archive / ".partial"
+            kept, partial = archive / weights_digest(folder), run_path / f".{ARCHIVE}.partial"
             if not kept.exists():
                 shutil.rmtree(partial, ignore_errors=True)
                 shutil.copytree(folder, partial, copy_function=_link)

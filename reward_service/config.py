@@ -12,6 +12,9 @@ from reward_service.composite_config import REWARD_MODEL as REWARD_MODEL
 from reward_service.composite_config import CompositeConfig, check_composites
 from reward_service.scorer_config import SCORER_NAME, ScorerConfig
 
+MIN_TIMEOUT_S = 0.1
+"""Shortest deadline of a call: what is shorter can only fail."""
+
 
 def app_name(run_name: str) -> str:
     """The Ray Serve application of that run: runs that share a cluster have each their own."""
@@ -72,7 +75,7 @@ class RewardServiceConfig(Section):
     """HTTP port; without one the service is reached by handle alone."""
     http: HttpConfig = HttpConfig()
     """Limits of the HTTP face."""
-    timeout_s: float = Field(default=60.0, gt=0)
+    timeout_s: float = Field(default=60.0, ge=MIN_TIMEOUT_S)
     """Deadline of one scoring call."""
     patience_s: float = Field(default=300.0, ge=0)
     """How long a run waits for a reward service that is down, busy or answers nonsense before it ends."""

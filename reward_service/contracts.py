@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from pydantic_core import from_json
 
 from cluster.scoring import ScoreRequest
+from reward_service.config import MIN_TIMEOUT_S
 
 MAX_ITEMS = 4096
 MAX_CONTAINERS, MAX_COMMAS, MAX_KEYS = 100_000, 1_000_000, 64
@@ -86,7 +87,7 @@ class RewardsRequest(_Message):
     """Further columns for the scorer, by name."""
     scorer: Name | None = None
     """The scorer meant, by name or by name@version; this service's default unless given."""
-    timeout_s: float | None = Field(default=None, gt=0)
+    timeout_s: float | None = Field(default=None, ge=MIN_TIMEOUT_S)
     """Deadline of this call, at most the service's own."""
 
     @model_validator(mode="after")

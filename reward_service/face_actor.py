@@ -112,5 +112,6 @@ class FaceActor:
 
     async def drain(self) -> None:
         """Take no more connections and wait until the requests under way are answered."""
+        thread = self._running()
         self._server.should_exit = True
-        await asyncio.to_thread(self._running().join)
+        await asyncio.to_thread(thread.join)

@@ -230,6 +230,8 @@ def test_a_new_reward_model_judges_the_pairs_that_are_there_once(
 
 def test_a_service_beside_the_run_asks_about_pairs_of_its_newest_policy(run: RunDirectory) -> None:
     config = read_run_config(run.path / "config.toml")
+    assert feedback_settings(config, run).policy_version is None
+    (run.path / FEEDBACK).touch()
     settings = feedback_settings(config, run)
     assert (settings.seed, settings.policy_version) == (config.run.seed, newest_policy(config, run).version())
     policy(run.path / "sft")

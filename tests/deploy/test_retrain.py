@@ -80,7 +80,7 @@ def weights_of(folder: Path) -> str:
 
 def kept(run: RunDirectory) -> list[str]:
     """The weights of all versions that are kept."""
-    return sorted(weights_of(path) for path in (run.path / "reward_models").glob("[!.]*"))
+    return sorted(weights_of(path) for path in (run.path / "reward_models").iterdir())
 
 
 class Session:
@@ -353,4 +353,4 @@ def test_the_same_weights_again_are_no_new_version(run: RunDirectory) -> None:
     assert kept(run) == ["same"]
     settle(run)
     assert weights_of(run.path / "reward_model") == "same"
-    assert sorted(path.name for path in run.path.iterdir() if path.name.startswith(".reward")) == []
+    assert sorted(path.name for path in run.path.iterdir() if path.name.startswith(".reward_model.")) == []
