@@ -170,7 +170,7 @@ async def test_a_scorer_past_its_deadline_is_an_error_not_a_wait() -> None:
     release = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tests.scorers.time, "sleep", lambda seconds: release.wait(10))
-        answer = await face("slow", timeout_s=0.05).post("/v1/rewards", json={"prompts": ["p"], "responses": ["a"]})
+        answer = await face("slow", timeout_s=0.1).post("/v1/rewards", json={"prompts": ["p"], "responses": ["a"]})
         release.set()
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_exceeded"

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
+from reward_service import replica
 from reward_service.backend import UnknownScorer
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.published import ModelVersions, published
@@ -138,10 +139,11 @@ async def test_a_folder_that_is_not_what_was_published_is_refused_and_the_presen
     assert (await service.models())[0].versions == (f"reward_model@{old.digest}",)
 
 
-async def test_a_call_that_hangs_makes_the_replica_unhealthy() -> None:
+async def test_a_call_that_hangs_makes_the_replica_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "HUNG_AFTER", 0.01)
     stuck = Numbered("a", 1)
     stuck.go_on.clear()
-    service = RewardService(RewardServiceConfig(scorer="a", timeout_s=0.001))
+    service = RewardService(RewardServiceConfig(scorer="a", timeout_s=0.1))
     service.take({"a": stuck})
     await service.check_health()
     call = asyncio.create_task(reward(service))
