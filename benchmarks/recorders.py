@@ -45,6 +45,9 @@ class KeepsNothing:
 
     def __init__(self, folder: Path, **settings: Any) -> None: ...
 
+    async def open(self) -> None:
+        """Nothing."""
+
     async def begin(self, incarnation: str, *, version: int, group: int) -> None:
         """Nothing."""
 
