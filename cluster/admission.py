@@ -89,6 +89,7 @@ class Admission:
         self._free: list[tuple[int, Ticket | None]] = [(index, None) for index in standing.vacant]
         self._suspects: list[tuple[int, Ticket | None]] = []
         self._deaths: dict[int, tuple[str, ...]] = {}
+        self._on_trial: dict[str, int] = {}
         for group in standing.open:
             ticket = replace(self._ticket(group.group, group.admission_index, owner=""), begun=group.begun)
             self._free.append((group.admission_index, ticket))
@@ -104,28 +105,29 @@ class Admission:
         """Groups that are admitted and held by nobody."""
         return sum(ticket is not None for _, ticket in self._free) + len(self._suspects)
 
-    def num_admissible(self, published_version: int | None, held: Collection[Ticket]) -> int:
-        """Tickets that may be drawn now by an owner who holds these."""
+    def num_admissible(self, published_version: int | None, owner: str) -> int:
+        """Tickets that `owner` may draw now."""
         num_fresh = 0
         if published_version is not None:
             num_steps = published_version + self._config.max_policy_lag + 1
             limit = min(self._num_groups, num_steps * self._config.groups_per_step)
             num_fresh = max(0, limit - self._next_index)
-        return len(self._free) + num_fresh + self._may_have_suspect(held)
+        return len(self._free) + num_fresh + self._may_have_suspect(owner)
 
-    def _may_have_suspect(self, held: Collection[Ticket]) -> bool:
-        """Whether there is a suspect for an owner who holds these: one at a time, so that it is known who kills."""
-        return bool(self._suspects) and not any(self._is_suspect(ticket) for ticket in held)
+    def _may_have_suspect(self, owner: str) -> bool:
+        """Whether there is a suspect for an owner: one at a time, so that it is known which one kills."""
+        return bool(self._suspects) and owner not in self._on_trial
 
     def _is_suspect(self, ticket: Ticket) -> bool:
         return len(self._deaths.get(ticket.group, ())) >= SUSPECT_DEATHS
 
-    def draw(self, owner: str, held: Collection[Ticket], num: int) -> list[Ticket]:
-        """The next `num` tickets for an owner who holds `held` already; no more than are admissible for it."""
+    def draw(self, owner: str, num: int) -> list[Ticket]:
+        """The next `num` tickets for an owner; no more than are admissible for it."""
         tickets: list[Ticket] = []
-        if num and self._may_have_suspect(held):
+        if num and self._may_have_suspect(owner):
             ticket = heapq.heappop(self._suspects)[1]
             assert ticket is not None
+            self._on_trial[owner] = ticket.group
             tickets.append(replace(ticket, owner=owner))
         while len(tickets) < num:
             tickets.append(self._next(owner))
@@ -149,16 +151,23 @@ class Admission:
 
     def give_back(self, ticket: Ticket) -> None:
         """Somebody else finishes the group, under the same floor."""
+        self._end_trial(ticket)
         heapq.heappush(self._suspects if self._is_suspect(ticket) else self._free, (ticket.admission_index, ticket))
 
     def void(self, ticket: Ticket) -> None:
         """The next prompt takes the group's place."""
+        self._end_trial(ticket)
         self._deaths.pop(ticket.group, None)
         heapq.heappush(self._free, (ticket.admission_index, None))
 
     def finished(self, ticket: Ticket) -> None:
         """The group is finished: it killed nobody."""
+        self._end_trial(ticket)
         self._deaths.pop(ticket.group, None)
+
+    def _end_trial(self, ticket: Ticket) -> None:
+        if self._on_trial.get(ticket.owner) == ticket.group:
+            del self._on_trial[ticket.owner]
 
     def died(self, owner: str, held: Collection[Ticket]) -> Ticket | None:
         """An owner died with these groups. Returns the one that is to blame, where only one is suspected."""

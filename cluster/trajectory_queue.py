@@ -85,7 +85,7 @@ class TrajectoryQueue:
                 num = self._num_admissible(owner)
                 first_new = self._admission.next_group
                 share = min(math.ceil(num / self._num_asking), max_groups)
-                tickets = self._admission.draw(owner, self._held_by(owner), share)
+                tickets = self._admission.draw(owner, share)
                 await self._record([records.admit(ticket) for ticket in tickets if ticket.group >= first_new])
                 self._open.update({ticket.admission_index: ticket for ticket in tickets})
                 return tickets
@@ -97,7 +97,7 @@ class TrajectoryQueue:
             raise TrajectoryRefused(owner, "was declared dead")
 
     def _num_admissible(self, owner: str) -> int:
-        return self._admission.num_admissible(self._published_version, self._held_by(owner))
+        return self._admission.num_admissible(self._published_version, owner)
 
     def _held_by(self, owner: str) -> list[Ticket]:
         return [ticket for _, ticket in sorted(self._open.items()) if ticket.owner == owner]

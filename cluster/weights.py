@@ -7,7 +7,7 @@ references and proofs, never tensors. Knows no carrier: `weights_object_store` m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,11 @@ class Manifest:
     def checksums(self) -> dict[str, str]:
         """Each tensor's checksum by its name: what a version is, wherever its bytes lie."""
         return {entry.name: entry.checksum for entry in self.tensors}
+
+    def differing(self, others: Mapping[str, str]) -> list[str]:
+        """The tensors that this version and one with those checksums do not have in common, by their names."""
+        own = self.checksums()
+        return [name for name in sorted({*own, *others}) if own.get(name) != others.get(name)]
 
 
 class WeightStore:

@@ -135,9 +135,7 @@ def _scores(reward_model: Path | None, url: str | None, scorer: str | None) -> S
     return HttpRewardClient(url, os.environ.get("ANTIPHON_TOKEN"), TIMEOUT_S, scorer=scorer)
 
 
-async def _all_rewards(
-    texts: PairTexts, scores: Scores, broken: BrokenRows
-) -> tuple[list[float], list[float], list[int]]:
+async def _all_rewards(texts: PairTexts, scores: Scores, broken: BrokenRows) -> Rewards:
     """As `_rewards`; what gives them is closed at the end."""
     async with contextlib.aclosing(scores):
         return await _rewards(texts, scores, broken)

@@ -141,8 +141,7 @@ class HealedLearners:
 
         The same bits are the same version, which an actor that has it does not load again.
         """
-        checksums = before.checksums()
-        differing = [name for name, checksum in manifest.checksums().items() if checksums.get(name) != checksum]
+        differing = manifest.differing(before.checksums())
         if differing:
             self._incarnation = manifest.incarnation
             self._note(

@@ -105,18 +105,18 @@ async def _start_parts(session: Session, recorder: RemoteActor) -> tuple[RemoteA
     async with asyncio.TaskGroup() as starting:
         starting.create_task(session.rollout_actors(session.config.rollout_actors.num_actors, policy))
         starting.create_task(session.rewards())
-        data = starting.create_task(_go_on(session, recorder))
+        data = starting.create_task(_go_on(session, recorder, checkpoint))
         with session.start_up.phase("learner_group"):
             first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
             learners = await start_learners(session, checkpoint, first_step)
     return *data.result(), learners
 
 
-async def _go_on(session: Session, recorder: RemoteActor) -> tuple[RemoteActor, Resumption]:
+async def _go_on(session: Session, recorder: RemoteActor, checkpoint: Path | None) -> tuple[RemoteActor, Resumption]:
     """The queue where the log says that the run stands, and the log told that this command goes on with it."""
     config = session.config
     await recorder.open()
-    resumed = await asyncio.to_thread(resumption, session.run, config)
+    resumed = await asyncio.to_thread(resumption, session.run, config, checkpoint)
     session.run.rewind_metrics("ppo", resumed.trained)
     await recorder.begin(uuid.uuid4().hex, version=resumed.trained, group=resumed.standing.next_group)
     queue = start_actor(

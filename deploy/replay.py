@@ -210,11 +210,9 @@ def require_same(manifest: Manifest, history: History) -> bool:
     version = manifest.version
     if version not in history.versions:
         return False
-    recorded, now = history.checksums(version), manifest.checksums()
-    names = sorted({*recorded, *now})
-    differing = [name for name in names if recorded.get(name) != now.get(name)]
+    differing = manifest.differing(history.checksums(version))
     if differing:
-        what = f"version {version} differs in {len(differing)} of {len(names)} tensors ({differing[0]})"
+        what = f"version {version} differs in {len(differing)} of {len(manifest.tensors)} tensors ({differing[0]})"
         raise AntiphonError(f"step {version}", f"{what}: from here on it is another run")
     return True
 

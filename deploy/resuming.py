@@ -56,12 +56,11 @@ def _steps(first: int, last: int) -> str:
     return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
-def resumption(run: RunDirectory, config: RunConfig) -> Resumption:
+def resumption(run: RunDirectory, config: RunConfig, checkpoint: Path | None) -> Resumption:
     """Where the run goes on. Nobody may write to its log meanwhile. Raises RecorderError where the log is damaged.
 
     A run whose log is gone goes on from its checkpoint alone.
     """
-    checkpoint = run.newest_checkpoint("ppo")
     kept = checkpoint_step(checkpoint) if checkpoint else 0
     history = History(run.path / RECORDS)
     trained = max(history.steps, default=0)
@@ -112,7 +111,7 @@ class PublishedOnce:
         if self._history is None or manifest.version not in self._history.versions:
             return
         recorded = await asyncio.to_thread(self._history.checksums, manifest.version)
-        differing = [name for name, checksum in manifest.checksums().items() if recorded.get(name) != checksum]
+        differing = manifest.differing(recorded)
         if differing:
             num = f"{len(differing)} of {len(recorded)} tensors"
             self._note(f"ppo: version {manifest.version} trained again differs in {num} from what was published")

@@ -96,15 +96,6 @@ class RewardService:
         self._num_scored += sum(isinstance(outcome, Score) for outcome in outcomes)
         return outcomes
 
-    async def score(self, requests: Sequence[ScoreRequest], scorer: str | None = None) -> list[Score]:
-        """One score a request, in their order. Raises the RewardError of the first item that has none."""
-        scores = []
-        for outcome in await self.outcomes(requests, scorer):
-            if isinstance(outcome, RewardError):
-                raise outcome
-            scores.append(outcome)
-        return scores
-
     async def models(self) -> list[ScorerInfo]:
         """The scorers, the default first."""
         infos = []

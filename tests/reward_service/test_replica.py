@@ -12,6 +12,7 @@ from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service import replica
 from reward_service.backend import UnknownScorer
+from reward_service.client import all_scores
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.published import ModelVersions, published
 from reward_service.replica import RewardService
@@ -46,7 +47,7 @@ def service_of(*scorers: Numbered) -> RewardService:
 
 
 async def reward(service: RewardService, scorer: str | None = None) -> float:
-    return (await service.score([ITEM], scorer))[0].reward
+    return all_scores(await service.outcomes([ITEM], scorer))[0].reward
 
 
 async def test_scorers_are_found_by_name_and_the_default_is_first() -> None:
