@@ -1,8 +1,8 @@
 """Heals the learner group: where a learner dies or hangs, a new group takes up what the run has recorded.
 
-The new group starts from the newest checkpoint, trains the steps since then again from their recorded trajectories
-without publishing them, and does what the old one was asked to do. Engines go on sampling meanwhile. An error that a
-learner reports is not healed: a new group would meet it again. Knows neither queue nor engines.
+The new group starts from the newest checkpoint, trains the steps since then again from the run's log without
+publishing them, and does what the old one was asked to do. Engines go on sampling meanwhile. An error that a learner
+reports is not healed: a new group would meet it again. Knows neither queue nor engines.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
 from cluster.errors import AntiphonError, DeadlineExceeded, LearnerDied, LearnerError
-from cluster.trajectory import Trajectory, read_trajectories
+from cluster.history import History
+from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from deploy.failed_batch import keep_batch
-from deploy.run_directory import RunDirectory, checkpoint_step
+from deploy.run_directory import RECORDS, RunDirectory, checkpoint_step
 from learner.config import LearnerConfig
 from learner.learner_group import PPOLearnerGroup
 from learner.training_loop import Groups, PublishesWeights, StepResult
@@ -32,8 +32,8 @@ Result = TypeVar("Result")
 class HealedLearners:
     """The learner group of a run, with its face; rebuilt where it dies or hangs, `learner.max_restarts` times.
 
-    `start(checkpoint, first_step)` starts another group; `recorded()` waits until the trajectories of every step that
-    is done are on disk. A learner inside this process cannot be ended, so it is not healed.
+    `start(checkpoint, first_step)` starts another group. Whoever asks for a step has the one before in the log of the
+    run. A learner inside this process cannot be ended, so it is not healed.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class HealedLearners:
         run: RunDirectory,
         version: int,
         weights: PublishesWeights,
-        recorded: Callable[[], Awaitable[None]],
         note: Callable[[str], None],
     ) -> None:
         self._group = group
@@ -54,7 +53,6 @@ class HealedLearners:
         self._run = run
         self._version = version
         self._weights = weights
-        self._recorded = recorded
         self._note = note
         self._published: Manifest | None = None
         self._incarnation: str | None = None
@@ -121,14 +119,13 @@ class HealedLearners:
         """Another group at the present version, told in a note; its weights are published where they must be."""
         started = time.monotonic()
         await self._group.shutdown()
-        await self._recorded()
         checkpoint = self._run.newest_checkpoint("ppo")
         kept = checkpoint_step(checkpoint) if checkpoint else 0
         self._group = await self._start(checkpoint, kept + 1)
         manifest = await self._group.publish_initial()
+        history = await asyncio.to_thread(History, self._run.path / RECORDS)
         for step in range(kept + 1, self._version + 1):
-            groups = await asyncio.to_thread(recorded_groups, self._run.path, step)
-            manifest = (await self._train(step, groups)).manifest
+            manifest = (await self._train(step, await asyncio.to_thread(history.groups, step))).manifest
         origin = f"checkpoint step {kept}" if checkpoint else "the start"
         num = self._version - kept
         again = f"{num} step{'' if num == 1 else 's'} trained again in {time.monotonic() - started:.0f} s"
@@ -149,9 +146,3 @@ class HealedLearners:
                 f"{len(manifest.tensors)} tensors; it is published again and the actors reload"
             )
         await self._weights.publish(self._to_publish(manifest))
-
-
-def recorded_groups(run_path: Path, step: int) -> list[list[Trajectory]]:
-    """The groups of a step as they were trained, in admission order."""
-    trajectories = read_trajectories(run_path / "trajectories" / f"step-{step:06d}.arrow")
-    return [list(group) for _, group in groupby(trajectories, key=lambda trajectory: trajectory.group)]

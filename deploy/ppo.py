@@ -189,7 +189,6 @@ class Ring:
             run=session.run,
             version=resumed.kept,
             weights=self._weights,
-            recorded=self._recorded,
             note=session.view.note,
         )
         self._calls = ToldCalls(

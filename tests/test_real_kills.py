@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import fmean
 
 import psutil
+import pyarrow.compute as pc
 import pytest
 
 from cluster.history import History
-from tests.test_commands import metrics, started_by
+from cluster.record_log import read_log
+from tests.test_commands import actors_of, metrics
 from tests.test_whole_replay import start
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -36,32 +38,28 @@ def train(runs: Path, name: str, seed: int) -> subprocess.Popen[str]:
     return start("train", "tests/letters.toml", "--runs-dir", str(runs), "--name", name, *settings)
 
 
-def at_work(process: subprocess.Popen[str]) -> psutil.Process | None:
-    """The rollout actor that samples for training."""
-    for child in started_by(process):
-        try:
-            if child.cmdline()[:1] == ["ray::RolloutActor.run"]:
-                return child
-        except psutil.Error:  # it has ended since it was listed
-            continue
-    return None
+def at_work(process: subprocess.Popen[str], run: Path, generation: int) -> psutil.Process | None:
+    """The process of the only rollout actor once it has delivered as this generation."""
+    latest = pc.max(read_log(run / "records", ["generation"])["generation"]).as_py()
+    alive = [child for child in actors_of(process) if child.status() != psutil.STATUS_ZOMBIE]
+    return alive[-1] if alive and latest is not None and latest >= generation else None
 
 
 def kill_again_and_again(process: subprocess.Popen[str], run: Path) -> list[tuple[float, float]]:
     """Kill every actor that is at work and has seen a few steps; returns when each died and the next was at work."""
     recoveries: list[tuple[float, float]] = []
-    died_at, steps_before, killed = 0.0, 0, set[int]()
+    died_at, steps_before, num_killed = 0.0, 0, 0
     while process.poll() is None and len(metrics(run)) < NUM_STEPS - 1:
-        time.sleep(0.2)
-        actor = at_work(process)
-        if actor is None or actor.pid in killed:
+        time.sleep(0.5)
+        actor = at_work(process, run, num_killed)
+        if actor is None:
             continue
         if died_at:
             recoveries.append((died_at, time.monotonic()))
             died_at, steps_before = 0.0, len(metrics(run))
-        if len(metrics(run)) >= steps_before + STEPS_BETWEEN and len(killed) < NUM_KILLS + 2:
+        if len(metrics(run)) >= steps_before + STEPS_BETWEEN and num_killed < NUM_KILLS + 2:
             actor.kill()
-            killed.add(actor.pid)
+            num_killed += 1
             died_at = time.monotonic()
     return recoveries
 

@@ -15,11 +15,14 @@ import psutil
 import pytest
 import torch
 
-from cluster.errors import DeadlineExceeded, InputError, LearnerDied, LearnerError
-from cluster.trajectory import Trajectory, read_trajectories, write_trajectories
+from cluster import records
+from cluster.errors import DeadlineExceeded, LearnerDied, LearnerError, RecorderError
+from cluster.history import History
+from cluster.record_log import LogFile, next_path, read_log
+from cluster.trajectory import Ticket, Trajectory, read_trajectories
 from cluster.weights import Manifest, TensorEntry
-from deploy.healing import HealedLearners, recorded_groups
-from deploy.run_directory import RunDirectory
+from deploy.healing import HealedLearners
+from deploy.run_directory import RECORDS, RunDirectory
 from learner.batching import make_batch
 from learner.config import LearnerConfig
 from learner.training_loop import Groups, StepResult
@@ -36,6 +39,21 @@ def groups_of(step: int, num: int = 8) -> list[list[Trajectory]]:
     plain.append(make_two_turn_trajectory(num - 1, version=step - 2, seed=step))
     pairs = [plain[i : i + 2] for i in range(0, num, 2)]
     return [[replace(t, group=10 * step + i, step=step) for t in pair] for i, pair in enumerate(pairs)]
+
+
+def record_step(run_path: Path, step: int, groups: Groups) -> None:
+    """All that a run's log holds of a step, in a file of its own."""
+    folder = run_path / RECORDS
+    folder.mkdir(exist_ok=True)
+    told = []
+    for group in groups:
+        told.append(records.admit(Ticket(group[0].group, group[0].admission_index, 0, 0, {"prompt": ""}, "actor-0")))
+        told += [record for trajectory in group for record in records.finished(trajectory)]
+    told += records.train(step, groups)
+    first = len(read_log(folder, ["number"]))
+    log = LogFile(next_path(folder))
+    log.append([{"number": first + place, "time_s": 0.0, **record} for place, record in enumerate(told)])
+    log.close()
 
 
 @dataclass
@@ -92,8 +110,6 @@ class Rig:
         self.next: list[FakeGroup] = []
         self.published: list[Manifest] = []
         self.notes: list[str] = []
-        self.on_disk = asyncio.Event()
-        self.on_disk.set()
         self._start_group = start or self._fake
 
     async def open(self) -> HealedLearners:
@@ -105,14 +121,10 @@ class Rig:
             run=self.run,
             version=0,
             weights=self,
-            recorded=self._recorded,
             note=self.notes.append,
         )
         await self.publish(await self.learners.publish_initial())
         return self.learners
-
-    async def _recorded(self) -> None:
-        await self.on_disk.wait()
 
     async def _start(self, checkpoint: Path | None, first_step: int) -> Any:
         self.groups.append(await self._start_group(checkpoint, first_step))
@@ -128,15 +140,11 @@ class Rig:
         self.published.append(manifest)
 
     async def step(self, step: int) -> StepResult:
-        """One step, published and recorded."""
+        """One step, recorded and published."""
         result = await self.learners.step(step, groups_of(step))
+        record_step(self.run.path, step, groups_of(step))
         await self.publish(result.manifest)
-        self.record(step)
         return result
-
-    def record(self, step: int) -> None:
-        rows = [trajectory for group in groups_of(step) for trajectory in group]
-        write_trajectories(self.run.path / "trajectories" / f"step-{step:06d}.arrow", rows)
 
     async def checkpoint(self, step: int) -> None:
         await self.learners.save_checkpoint(self.run.path / "checkpoints" / "ppo" / f"step-{step:06d}")
@@ -206,21 +214,6 @@ async def test_other_bits_are_another_incarnation_and_said(tmp_path: Path) -> No
     )
 
 
-async def test_healing_waits_for_the_record_of_the_step_before(tmp_path: Path) -> None:
-    rig = await rig_at(tmp_path, 1)
-    rig.groups[0].fail = [DIED]
-    rig.on_disk.clear()
-    (tmp_path / "trajectories" / "step-000001.arrow").unlink()
-    stepping = asyncio.create_task(rig.step(2))
-    while not rig.groups[0].is_shut_down:
-        await asyncio.sleep(0)
-    assert len(rig.groups) == 1
-    rig.record(1)
-    rig.on_disk.set()
-    await stepping
-    assert rig.groups[1].steps == [1, 2]
-
-
 async def test_a_death_while_a_checkpoint_is_written_is_healed_at_the_version_it_is_of(tmp_path: Path) -> None:
     rig = await rig_at(tmp_path, 3, checkpoint=2)
     rig.groups[0].fail = [DIED]
@@ -261,12 +254,12 @@ async def test_what_a_learner_reports_is_not_healed_and_the_batch_is_kept(tmp_pa
     assert rig.notes == []
 
 
-def test_a_batch_read_back_from_its_record_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+def test_a_batch_read_back_from_the_log_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
     groups = groups_of(3)
     groups[1][0] = replace(groups[1][0], reward=1 / 3, reward_parts={"oracle": math.pi})
     rows = [trajectory for group in groups for trajectory in group]
-    write_trajectories(tmp_path / "trajectories" / "step-000003.arrow", rows)
-    read = recorded_groups(tmp_path, 3)
+    record_step(tmp_path, 3, groups)
+    read = History(tmp_path / RECORDS).groups(3)
     assert [[t.uid for t in group] for group in read] == [[t.uid for t in group] for group in groups]
     before, after = make_batch(rows), make_batch([trajectory for group in read for trajectory in group])
     for name in ("token_ids", "mask", "behavior_logprobs", "versions", "scores", "groups", "turn_rewards"):
@@ -274,9 +267,12 @@ def test_a_batch_read_back_from_its_record_is_the_same_to_the_last_bit(tmp_path:
     assert (before.uids, before.lengths) == (after.uids, after.lengths)
 
 
-def test_a_record_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"step-000003\.arrow"):
-        recorded_groups(tmp_path, 3)
+async def test_a_step_that_is_missing_from_the_log_is_named(tmp_path: Path) -> None:
+    rig = await rig_at(tmp_path, 2)
+    rig.groups[0].fail = [DIED]
+    sorted((tmp_path / RECORDS).iterdir())[-1].unlink()
+    with pytest.raises(RecorderError, match="step 2 is not in the log"):
+        await rig.step(3)
 
 
 # On a real Ray.
