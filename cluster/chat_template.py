@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -30,13 +30,25 @@ def require_template(tokenizer: Any, where: str) -> None:
         raise InputError(where, f"holds messages, but the tokenizer of {tokenizer.name_or_path} has no chat template")
 
 
-def render(tokenizer: Any, messages: Sequence[Message], where: str, *, is_prompt: bool) -> RenderedPrompt:
-    """The text of a conversation; a prompt ends where the model's turn begins. Raises InputError at `where`."""
+def render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    where: str,
+    *,
+    is_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> RenderedPrompt:
+    """The text of a conversation; a prompt ends where the model's turn begins. Raises InputError at `where`.
+
+    `tools` are the functions that the model may call, as JSON schemas.
+    """
     from jinja2 import TemplateError
 
     try:
         with _bounded(where):
-            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=is_prompt)
+            text = tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=is_prompt
+            )
     except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise InputError(where, f"the chat template refuses it: {error}") from error
     return RenderedPrompt(text)

@@ -61,6 +61,10 @@ class NotApplicable(RewardError):
     """A scorer says that it does not judge this item; a composite leaves its part out."""
 
 
+class EnvironmentFault(AntiphonError):
+    """An environment raised, hung or gave something else than its protocol says; `where` is its file and line."""
+
+
 class WeightsRefused(AntiphonError):
     """Weights that arrived are not the weights that were published; `where` is the tensor or the actor."""
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from cluster import dotted
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import Segment, Trajectory, Turn
-from deploy import dotted
 from deploy.reward_watch import pauses_said
 from deploy.session import Session
 from deploy.stages import data_path, policy_path, prompt_rows

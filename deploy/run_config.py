@@ -12,106 +12,21 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
 from cluster.config import Section, TrajectoryQueueConfig
-from cluster.datasets import Reading
 from cluster.errors import InputError
+from deploy.run_sections import STAGES, DataSection, EvaluationConfig, ModelSection, RunSection
 from deploy.setting_errors import input_error
 from learner.config import GROUP_ADVANTAGES, LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
 from reward_service.address import require_token
-from reward_service.config import REWARD_MODEL, RewardServiceConfig
+from reward_service.config import NO_SCORER, REWARD_MODEL, RewardServiceConfig
 from reward_service.scorer_config import ForbiddenConfig, FunctionConfig
-from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
 
-Stage = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
-STAGES: tuple[Stage, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
-Column = Literal["prompt", "messages", "completion", "chosen", "rejected", "label", "margin"]
 DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-
-
-def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    if list(stages) != sorted(set(stages), key=STAGES.index):
-        raise ValueError(f"stages come once each and in this order: {', '.join(STAGES)}")
-    return stages
-
-
-class RunSection(Section):
-    """What the run is called, where it is kept and what is done in it."""
-
-    name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
-    """Name of the run and of its directory; by default that of the run file's folder."""
-    seed: int = Field(default=0, ge=0)
-    """Everything random in the run follows from it."""
-    runs_dir: Path = Path("runs")
-    """Folder of the run directories, relative to the working directory."""
-    stages: Annotated[tuple[Stage, ...], AfterValidator(_in_order)] = STAGES
-    """What `antiphon train` does, in this order."""
-    progress_timeout_s: float = Field(default=1800.0, gt=0)
-    """How long PPO may go without a token sampled, a group moved or a step begun before the run ends and says what
-    everybody waited for; a pause for rewards has its own patience."""
-
-
-class ModelSection(Section):
-    """The model the run starts from: a folder or a builder, exactly one of them."""
-
-    path: Path | None = None
-    """A Hugging Face folder: config.json, tokenizer.json, safetensors."""
-    builder: str | None = None
-    """Dotted path of `f(directory: Path, *, seed: int)` that writes such a folder."""
-    dtype: Literal["float32", "bfloat16", "auto"] = "auto"
-    """Numbers the policy is sampled and trained in; `auto` is what the folder says."""
-
-
-class DataSection(Section):
-    """Data sets: Parquet, JSON Lines, what `Dataset.save_to_disk` wrote, or a folder of shards. Prompts and responses
-    are texts or lists of messages (role, content), which the tokenizer's chat template renders. One named here goes
-    before the builder's of the same name."""
-
-    builder: str | None = None
-    """Dotted path of `f(directory: Path, *, seed: int)` that writes sft, prompts and evaluation `.parquet`."""
-    sft: Path | None = None
-    """Columns prompt and completion; or messages, the last of the assistant's being the completion."""
-    prompts: Path | None = None
-    """Column prompt; other columns go to the scorer."""
-    preferences: Path | None = None
-    """Labelled pairs instead of sampled ones: columns prompt, chosen, rejected, or chosen and rejected with their
-    prompt as common first messages; where there is a margin, chosen should be rewarded higher by that much. Or prompt,
-    completion and label (true or false), paired where one prompt has both."""
-    evaluation: Path | None = None
-    """Column prompt, held out from training; without it the training prompts are used."""
-    columns: dict[Column, str] = Field(default_factory=dict)
-    """What data sets call a column that has another name here, such as `prompt = "question"`; those that have no such
-    column are read as they are."""
-    broken_rows: Literal["error", "skip"] = "error"
-    """What becomes of a row that can't be read: an error naming file and line, or it is left out, counted and listed
-    in RUN/logs/broken_rows_*.txt."""
-
-    @field_validator("columns")
-    @classmethod
-    def _columns_have_one_name_each(cls, columns: dict[Column, str]) -> dict[Column, str]:
-        if len(set(columns.values())) < len(columns):
-            raise ValueError("one column can't be two")
-        return columns
-
-    def reading(self) -> Reading:
-        """How the data sets are read."""
-        return Reading(dict[str, str](self.columns.items()), self.broken_rows)
-
-
-class EvaluationConfig(Section):
-    """How the policy is judged on held-out prompts."""
-
-    metrics: str | None = None
-    """Dotted path of `f(prompts, responses) -> dict[str, float]`."""
-    every_steps: int = Field(default=25, ge=1)
-    """PPO steps between held-out evaluations."""
-    num_prompts: int = Field(default=512, ge=1)
-    """Held-out prompts of the evaluations before and after PPO."""
-    num_prompts_during: int = Field(default=64, ge=1)
-    """Held-out prompts of the evaluations during PPO."""
 
 
 class RunConfig(Section):
@@ -121,6 +36,7 @@ class RunConfig(Section):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     rollout_actors: RolloutActorsConfig = RolloutActorsConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
     trajectory_queue: TrajectoryQueueConfig = TrajectoryQueueConfig()
     reward_service: RewardServiceConfig = RewardServiceConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -220,6 +136,7 @@ def check_fit(config: RunConfig) -> None:
     """Raise InputError naming the key for settings that are right one by one and don't fit together."""
     _check_model_and_data(config)
     _check_actors(config.rollout_actors)
+    _check_environment(config)
     _check_batch(config)
     _check_learner(config.learner)
     _check_critic(config)
@@ -242,6 +159,7 @@ def dotted_paths(config: RunConfig) -> dict[str, str]:
     named = {
         "model.builder": config.model.builder,
         "data.builder": config.data.builder,
+        "environment.path": config.environment.path,
         **_scorer_paths(config.reward_service),
         "preferences.annotator": config.preferences.annotator,
         "preferences.oracle": config.preferences.oracle,
@@ -251,7 +169,7 @@ def dotted_paths(config: RunConfig) -> dict[str, str]:
 
 
 def _scorer_paths(service: RewardServiceConfig) -> dict[str, str]:
-    named = service.scorer == REWARD_MODEL or service.scorer in service.scorers
+    named = service.scorer in (REWARD_MODEL, NO_SCORER) or service.scorer in service.scorers
     paths = {} if named else {"reward_service.scorer": service.scorer}
     for name, scorer in service.scorers.items():
         if isinstance(scorer, FunctionConfig):
@@ -272,8 +190,8 @@ def _check_model_and_data(config: RunConfig) -> None:
     given = {
         "sft": data.sft,
         "preferences": data.preferences or data.prompts,
-        "ppo": data.prompts,
-        "evaluation": data.evaluation or data.prompts,
+        "ppo": data.prompts or config.environment.path,
+        "evaluation": data.evaluation or data.prompts or config.environment.path,
     }
     for stage in config.run.stages:
         if stage in given and given[stage] is None:
@@ -284,6 +202,23 @@ def _check_actors(settings: RolloutActorsConfig) -> None:
     if settings.max_actors is not None and settings.max_actors < settings.num_actors:
         what = f"{settings.max_actors} is less than rollout_actors.num_actors = {settings.num_actors}"
         raise InputError("rollout_actors.max_actors", what)
+
+
+def _check_environment(config: RunConfig) -> None:
+    """Settings that make sense with an environment alone, or without one alone."""
+    environment, actors = config.environment, config.rollout_actors
+    if environment.path is None:
+        if config.reward_service.scorer == NO_SCORER:
+            raise InputError("reward_service.scorer", "is none, and there is no environment (environment.path)")
+        return
+    if actors.max_prompt_tokens >= environment.max_tokens:
+        what = f"{environment.max_tokens} leave no room behind rollout_actors.max_prompt_tokens"
+        raise InputError("environment.max_tokens", f"{what} = {actors.max_prompt_tokens}")
+    if "preferences" in config.run.stages and config.data.preferences is None:
+        raise InputError("run.stages", "preferences are sampled from prompts answered once: name data.preferences")
+    if config.reward_service.scorer == REWARD_MODEL and "reward_model" not in config.run.stages:
+        what = 'the run trains no reward model: "none" where the environment gives all the rewards'
+        raise InputError("reward_service.scorer", what)
 
 
 def _check_batch(config: RunConfig) -> None:
@@ -368,7 +303,10 @@ def _check_context(config: RunConfig) -> None:
 def check_context_length(config: RunConfig, limit: int, limit_name: str) -> None:
     """Raise InputError when the longest prompt with the longest response is longer than `limit` tokens."""
     prompt, response = config.rollout_actors.max_prompt_tokens, config.rollout_actors.max_response_tokens
-    if prompt + response > limit:
+    longest = max_sequence_tokens(config.rollout_actors, config.environment)
+    if longest > limit and config.environment.path is not None:
+        raise InputError("environment.max_tokens", f"{longest} tokens, but {limit_name} is {limit}")
+    if longest > limit:
         what = f"{prompt} max_prompt_tokens + {response} = {prompt + response} tokens, but {limit_name} is {limit}"
         raise InputError("rollout_actors.max_response_tokens", what)
 

@@ -33,7 +33,7 @@ from deploy.scale import answers
 from deploy.start_up import StartUp
 from deploy.view import View
 from reward_service.client import Patient, run_client
-from reward_service.config import RewardServiceConfig
+from reward_service.config import NO_SCORER, RewardServiceConfig
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.service import face_ended, start_reward_service, stop_reward_service
 from reward_service.tokens import with_tokens
@@ -127,6 +127,7 @@ class Session:
             dtype=dtype_of(self.config, self._engine_path),
             task=self.config.run.name,
             seed=self.config.run.seed,
+            environment=self.config.environment,
             name=name,
             log_path=self.log_path(name),
             num_cpus=settings.num_cpus,
@@ -148,7 +149,7 @@ class Session:
         if self._reward_client is None:
             config = self.config.reward_service
             with self.start_up.phase("reward_service"):
-                if config.url is None:
+                if config.url is None and config.scorer != NO_SCORER:
                     self._has_service = True
                     await self._start_reward_service(config)
                     self._service_ready.set()

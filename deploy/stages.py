@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster import dotted
 from cluster.admission import PromptOrder
 from cluster.broken_rows import BrokenRows
 from cluster.errors import AntiphonError
 from cluster.remote import stream_task
-from deploy import dotted
 from deploy.run_config import RunConfig
 from deploy.run_directory import checkpoint_step
 from deploy.session import Session, dtype_of
@@ -80,9 +80,12 @@ def preferences_path(config: RunConfig, run_path: Path) -> Path:
 async def prompt_rows(session: Session, name: str) -> list[dict[str, Any]]:
     """The rows of the data set `name` (prompts, evaluation) as they are sampled; counts those left out as too long.
 
+    One that says nothing where the prompts come from an environment alone.
     Where that takes a tokenizer it is done in a process of its own: this one is spared the import.
     """
     config, run = session.config, session.run
+    if config.environment.path is not None and not data_path(config, run.path, name).exists():
+        return [{"prompt": ""}]
     path, settings, reading = data_path(config, run.path, name), config.rollout_actors, config.data.reading()
     broken = BrokenRows(reading.broken_rows)
     rows: list[dict[str, Any]] = read_rows(path, reading, broken)

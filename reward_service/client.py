@@ -20,7 +20,7 @@ import httpx
 
 from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
-from reward_service.config import REWARD_MODEL, RewardServiceConfig, app_name
+from reward_service.config import NO_SCORER, REWARD_MODEL, RewardServiceConfig, app_name
 from reward_service.handle import ServiceHandle
 from reward_service.scorer import Outcome
 
@@ -43,11 +43,24 @@ def run_client(config: RewardServiceConfig, run_name: str, token: str | None) ->
 
     There the run's scorer is asked for by name, and the service's own default where the run names none.
     """
+    if config.scorer == NO_SCORER:
+        return Patient(NoClient(), config.patience_s)
     if config.url is None:
         return Patient(HandleRewardClient(run_name, config.timeout_s), config.patience_s)
     scorer = None if config.scorer == REWARD_MODEL else config.scorer
     http = HttpRewardClient(config.url, token, config.timeout_s, scorer=scorer, num_tries=1)
     return Patient(http, config.patience_s)
+
+
+class NoClient:
+    """Where nothing is to be scored: the environment gives the rewards, and nothing is added to them."""
+
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """A score of 0 for each."""
+        return [Score(request.id, 0.0, {}, NO_SCORER) for request in requests]
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
 
 
 class Patient:

@@ -16,6 +16,10 @@ MIN_TIMEOUT_S = 0.1
 """Shortest deadline of a call: what is shorter can only fail."""
 
 
+NO_SCORER = "none"
+"""Where the environment gives all the rewards there are."""
+
+
 def app_name(run_name: str) -> str:
     """The Ray Serve application of that run: runs that share a cluster have each their own."""
     return f"antiphon-{run_name}-rewards"
@@ -58,8 +62,8 @@ class RewardServiceConfig(Section):
     """What scores responses, and where it can be reached."""
 
     scorer: str = REWARD_MODEL
-    """What a run uses: `reward_model` (its trained reward model), a name in `scorers`, or the dotted path of a function
-    `f(prompts, responses, **columns) -> list[float]`."""
+    """What a run uses: `reward_model` (its trained reward model), a name in `scorers`, the dotted path of a function
+    `f(prompts, responses, **columns) -> list[float]`, or `none` where an environment gives all the rewards."""
     scorers: dict[str, ScorerConfig] = Field(default_factory=dict)
     """Scorers by name: `[reward_service.scorers.NAME]` with a kind and its settings."""
     url: str | None = Field(default=None, pattern=r"^https?://")
@@ -104,8 +108,8 @@ class RewardServiceConfig(Section):
         for name in scorers:
             if not SCORER_NAME.fullmatch(name):
                 raise ValueError(f"{name}: is no name: a letter, then letters, digits, '_', '.' and '-'")
-            if name == REWARD_MODEL:
-                raise ValueError(f"{name}: is the run's own reward model: take another name")
+            if name in (REWARD_MODEL, NO_SCORER):
+                raise ValueError(f"{name}: means something else here: take another name")
         check_composites(scorers)
         return scorers
 

@@ -15,7 +15,7 @@ from reward_service import checked, code_rule, confined, rules
 from reward_service import scorer_config as kinds
 from reward_service.composite import CompositeScorer, GuardedScorer
 from reward_service.composite_config import REWARD_MODEL, CompositeConfig, Statistics
-from reward_service.config import RewardServiceConfig
+from reward_service.config import NO_SCORER, RewardServiceConfig
 from reward_service.judge import JudgeScorer, api_key
 from reward_service.rules import Rule, RuleScorer
 from reward_service.scorer import FunctionScorer, Scorer, digest_of
@@ -48,6 +48,8 @@ SOURCES = {
 def check_scorers(config: RewardServiceConfig, reward_model_path: Path | None) -> None:
     """Raise InputError for a scorer that can't exist: an untrained reward model, a function or file not found, a
     judge without its key."""
+    if config.scorer == NO_SCORER:
+        raise InputError(WHERE, "is none: there is nothing to serve")
     check_files(config.scorers, reward_model_path)
     for name, section in config.scorers.items():
         if isinstance(section, kinds.FunctionConfig):

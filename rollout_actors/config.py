@@ -9,6 +9,24 @@ from pydantic import Field
 from cluster.config import Section
 
 
+class EnvironmentConfig(Section):
+    """Whom the policy talks with, turn by turn; without one, every prompt is answered once."""
+
+    path: str | None = None
+    """Dotted path of a class, or of a function that makes an environment: an object with `reset(*, seed)` and
+    `step(response)`, as Gymnasium means them, in texts or messages."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What it is made with, as keyword arguments."""
+    max_turns: int = Field(default=8, ge=1)
+    """Most responses of the policy in a conversation."""
+    max_tokens: int = Field(default=1024, ge=2)
+    """Most tokens of a conversation, the prompt and what others say included."""
+    step_timeout_s: float = Field(default=30.0, gt=0)
+    """How long a `reset` or `step` may take; a group whose environment takes longer is voided."""
+    own_process: bool = False
+    """Have every environment in a process of its own: for heavy ones, and for such as may hang or crash."""
+
+
 class RolloutActorsConfig(Section):
     """How many actors sample, and how."""
 
@@ -48,3 +66,10 @@ class RolloutActorsConfig(Section):
     """How long an actor may take to start its engine."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """vLLM's own engine arguments, passed through by name."""
+
+
+def max_sequence_tokens(actors: RolloutActorsConfig, environment: EnvironmentConfig | None) -> int:
+    """The longest sequence that is sampled: a prompt with its response, or a whole conversation."""
+    if environment is not None and environment.path is not None:
+        return environment.max_tokens
+    return actors.max_prompt_tokens + actors.max_response_tokens

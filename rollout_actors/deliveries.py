@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
-from cluster.trajectory import FinishedGroup, Ticket, Trajectory, Turn
-from rollout_actors.prompts import PromptTokenizer, scorer_columns
-from rollout_actors.responses import SampledResponse, shifted
+from cluster.trajectory import FinishedGroup, Ticket, Trajectory
+from rollout_actors.conversation import Conversation, score_request
+from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.reward_client import RewardClient
 
 GATHER_S = 0.05
@@ -33,11 +33,10 @@ class TakesFinishedGroups(Protocol):
 
 
 class SampledGroup(NamedTuple):
-    """A group whose responses are all sampled."""
+    """A group whose conversations are all over."""
 
     ticket: Ticket
-    prompt_token_ids: Sequence[int]
-    responses: Sequence[SampledResponse]
+    conversations: Sequence[Conversation]
 
 
 class Deliveries:
@@ -55,9 +54,9 @@ class Deliveries:
         self._waves: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def add(self, ticket: Ticket, prompt_token_ids: Sequence[int], responses: Sequence[SampledResponse]) -> None:
+    def add(self, ticket: Ticket, conversations: Sequence[Conversation]) -> None:
         """Take a group whose responses are sampled; it is scored and put with those that come soon after it."""
-        self._gathering.append(SampledGroup(ticket, prompt_token_ids, responses))
+        self._gathering.append(SampledGroup(ticket, conversations))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self.flush)
 
@@ -100,40 +99,36 @@ class Deliveries:
             return
         finished = []
         for group in wave:
-            judged = [(response, next(outcomes)) for response in group.responses]
+            judged = [(conversation, next(outcomes)) for conversation in group.conversations]
             errors = [outcome for _, outcome in judged if isinstance(outcome, RewardError)]
             if errors:
                 await self._queue.void(group.ticket, str(errors[0]))
                 continue
-            trajectories = [self._trajectory(group, r, outcome) for r, outcome in judged if isinstance(outcome, Score)]
+            trajectories = [self._trajectory(group, c, outcome) for c, outcome in judged if isinstance(outcome, Score)]
             finished.append((group.ticket, trajectories))
         if finished:
             await self._queue.put(finished)
 
     def _requests(self, wave: Sequence[SampledGroup]) -> list[ScoreRequest]:
-        answered = [(group.ticket.row, response) for group in wave for response in group.responses]
-        texts = self._tokenizer.decode([response.token_ids for _, response in answered])
-        return [
-            ScoreRequest(response.uid, row["prompt"], text, scorer_columns(row))
-            for (row, response), text in zip(answered, texts, strict=True)
-        ]
+        held = [(group.ticket.row, conversation) for group in wave for conversation in group.conversations]
+        texts = self._tokenizer.decode([conversation.last_response for _, conversation in held])
+        return [score_request(conversation, text, row) for (row, conversation), text in zip(held, texts, strict=True)]
 
-    def _trajectory(self, group: SampledGroup, response: SampledResponse, score: Score) -> Trajectory:
-        """The record of one response: P prompt tokens, masked out, then N sampled ones."""
-        num_prompt, num_sampled = len(group.prompt_token_ids), len(response.token_ids)
+    def _trajectory(self, group: SampledGroup, conversation: Conversation, score: Score) -> Trajectory:
+        """The record of one conversation with its rewards."""
         return Trajectory(
-            uid=response.uid,
+            uid=conversation.uid,
             group=group.ticket.group,
             task=self._task,
-            token_ids=[*group.prompt_token_ids, *response.token_ids],
-            mask=[False] * num_prompt + [True] * num_sampled,
-            behavior_logprobs=[0.0] * num_prompt + response.logprobs,
-            segments=shifted(response.segments, num_prompt),
-            turns=[Turn(num_prompt, num_sampled)],
+            token_ids=conversation.token_ids,
+            mask=conversation.mask,
+            behavior_logprobs=conversation.logprobs,
+            segments=conversation.segments,
+            turns=conversation.turns,
             admission_index=group.ticket.admission_index,
-            finish_reason=response.finish_reason,
+            finish_reason=conversation.finish_reason,
             reward=score.reward,
-            reward_parts=dict(score.parts),
+            reward_parts={**conversation.parts, **score.parts},
             scorer_version=score.scorer_version,
         )
 

@@ -19,24 +19,26 @@ FETCH_TIMEOUT_S = 300.0
 MIN_MODEL_LEN = 128
 
 
-def build_vllm(config: RolloutActorsConfig, *, model_path: str, dtype: str, seed: int) -> GenerationEngine:
-    """vLLM with that model, warm, with room for what an actor samples at once."""
+def build_vllm(
+    config: RolloutActorsConfig, *, model_path: str, dtype: str, seed: int, max_tokens: int
+) -> GenerationEngine:
+    """vLLM with that model, warm, with room for what an actor samples at once: sequences of up to `max_tokens`."""
     from rollout_actors.vllm_engine import VllmEngine
 
     sizes = {"max_num_seqs": config.num_concurrent_groups * config.responses_per_prompt}
     return VllmEngine(
         model_path,
         engine_args=sizes | config.engine,
-        max_model_len=_max_model_len(config, Path(model_path)),
+        max_model_len=_max_model_len(max_tokens, Path(model_path)),
         seed=seed,
         dtype=dtype,
     )
 
 
-def _max_model_len(config: RolloutActorsConfig, folder: Path) -> int:
-    """Room for a whole conversation, and for probe prompts where conversations are short, within the context."""
+def _max_model_len(max_tokens: int, folder: Path) -> int:
+    """Room for the longest sequence, and for probe prompts where sequences are short, within the context."""
     context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    wanted = max(config.max_prompt_tokens + config.max_response_tokens + 1, MIN_MODEL_LEN)
+    wanted = max(max_tokens + 1, MIN_MODEL_LEN)
     return wanted if context is None else min(wanted, int(context))
 
 

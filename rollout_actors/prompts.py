@@ -93,6 +93,21 @@ class PromptTokenizer:
             raise InputError(str(model_path), f"has no usable tokenizer: {error}") from error
         self._max_prompt_tokens = max_prompt_tokens
 
+    @property
+    def tokenizer(self) -> Any:
+        """Transformers' own."""
+        return self._tokenizer
+
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of what stands in the middle of a conversation: no special token is added."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def special_text(self, token_id: int) -> str:
+        """The text of a special token; none for another one."""
+        is_special = token_id in self._tokenizer.all_special_ids
+        return str(self._tokenizer.convert_ids_to_tokens(token_id)) if is_special else ""
+
     def render(self, path: Path, examples: Examples, broken: BrokenRows) -> Examples:
         """The conversations of a data set as texts, up to where the model's turn begins.
 

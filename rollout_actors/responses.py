@@ -31,7 +31,8 @@ class SampledResponse:
 class UnderWay:
     """One response being sampled or waiting for weights; once handed over, the engine thread alone touches it.
 
-    `on_closed` is to hear of what there is whenever a segment is closed.
+    `on_closed` is to hear of what there is whenever a segment is closed. A later turn of a conversation counts its
+    segments from `first_segment`.
     """
 
     uid: str
@@ -41,6 +42,7 @@ class UnderWay:
     min_policy_version: int
     future: asyncio.Future[SampledResponse]
     first_seed: int | None = None
+    first_segment: int = 0
     max_segment_tokens: int | None = None
     on_closed: Callable[[PartialResponse], None] | None = None
     token_ids: list[int] = field(default_factory=list)
@@ -64,7 +66,7 @@ class UnderWay:
     def request(self, id_: str) -> SamplingRequest:
         """Begin the next segment: go on from prompt + partial response with a seed of the segment's own."""
         given = None if self.segments else self.first_seed
-        self.seed = segment_seed(self.uid, len(self.segments)) if given is None else given
+        self.seed = segment_seed(self.uid, self.first_segment + len(self.segments)) if given is None else given
         self.segment_start = len(self.token_ids)
         return SamplingRequest(
             id=id_,

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.errors import EngineError, WeightsLost
-from cluster.remote import within
-from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticket
+from cluster.trajectory import BegunGroup, FinishedGroup, Ticket
 from cluster.weights import Manifest
-from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
+from rollout_actors.conversation import Conversation, environment_seed
 from rollout_actors.deliveries import Deliveries
 from rollout_actors.engine import UNLOADED_VERSION, GenerationEngine, SamplingRequest
+from rollout_actors.environments import Conversations
+from rollout_actors.group_sampling import FLOOR_TIMEOUT_S, GroupSampling, cancelled
 from rollout_actors.loading import build_vllm, fetch_from_object_store, read_policy
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse
@@ -35,8 +37,6 @@ ADMIT_WAIT_S = 1.0
 """How long one call for a ticket waits at the queue; a leaving actor waits for its last one."""
 PULL_WAIT_S = 30.0
 LOST_WAIT_S = 1.0
-FLOOR_TIMEOUT_S = 600.0
-"""How long an admitted group waits for the weights it must not be older than."""
 
 
 class Queue(Protocol):
@@ -80,6 +80,7 @@ class RolloutActor:
         dtype: str,
         task: str,
         seed: int,
+        environment: EnvironmentConfig | None = None,
         build_engine: Callable[[], GenerationEngine] | None = None,
         fetch_tensors: Callable[[Manifest], Mapping[str, torch.Tensor]] | None = None,
         before_step: Callable[[], None] = lambda: None,
@@ -88,9 +89,19 @@ class RolloutActor:
         self._config = config
         self._model_path = model_path
         self._task = task
+        self._environment = environment
+        self._conversations: Conversations | None = None
         self._fetch_tensors = fetch_tensors or fetch_from_object_store
         self._engine = EngineThread(
-            build_engine or partial(build_vllm, config, model_path=model_path, dtype=dtype, seed=seed),
+            build_engine
+            or partial(
+                build_vllm,
+                config,
+                model_path=model_path,
+                dtype=dtype,
+                seed=seed,
+                max_tokens=max_sequence_tokens(config, environment),
+            ),
             name=name,
             dtype=str(config.engine.get("dtype", dtype)),
             before_step=before_step,
@@ -104,6 +115,11 @@ class RolloutActor:
         self._tokenizer = await asyncio.to_thread(
             PromptTokenizer, self._model_path, max_prompt_tokens=self._config.max_prompt_tokens
         )
+        if self._environment is not None and self._environment.path is not None:
+            limit = self._config.max_response_tokens
+            self._conversations = Conversations(
+                self._environment, self._tokenizer, self._engine, max_response_tokens=limit
+            )
         await self._engine.start()
 
     async def ping(self) -> str:
@@ -136,7 +152,7 @@ class RolloutActor:
             for task in done:
                 task.result()
         finally:
-            await _cancelled(tasks)
+            await cancelled(tasks)
             self._leaving.clear()
             self._run.set_result(None)
 
@@ -185,6 +201,16 @@ class RolloutActor:
         num_ahead = self._config.num_concurrent_groups // 2
         deliveries = Deliveries(self._task, self._tokenizer, queue, rewards)
         safekeeping = Safekeeping(self._name, queue)
+        groups = GroupSampling(
+            self._name,
+            self._config,
+            self._engine,
+            self._tokenizer,
+            self._conversations,
+            queue=queue,
+            safekeeping=safekeeping,
+            deliveries=deliveries,
+        )
         under_way: set[asyncio.Future[Any]] = set()
         leaving = asyncio.ensure_future(self._leaving.wait())
         failing = asyncio.ensure_future(deliveries.failed())
@@ -206,13 +232,9 @@ class RolloutActor:
                 under_way -= done
                 if admission is not None and admission.done():
                     tickets, admission = admission.result(), None
-                    prompts = self._tokenizer.encode([ticket.row["prompt"] for ticket in tickets])
-                    under_way |= {
-                        asyncio.ensure_future(self._roll_out(ticket, token_ids, safekeeping, deliveries))
-                        for ticket, token_ids in zip(tickets, prompts, strict=True)
-                    }
+                    under_way |= groups.begin(tickets)
         finally:
-            await _cancelled({leaving, failing, keeping, *under_way})
+            await cancelled({leaving, failing, keeping, *under_way})
             await deliveries.cancel()
             if admission is not None:
                 await asyncio.gather(admission, return_exceptions=True)
@@ -220,48 +242,6 @@ class RolloutActor:
             admission.result()
         await safekeeping.send()
         await queue.hand_over(self._name)
-
-    async def _roll_out(
-        self, ticket: Ticket, prompt_token_ids: Sequence[int], safekeeping: Safekeeping, deliveries: Deliveries
-    ) -> None:
-        """One group: sample what is missing of its responses and hand them to the deliveries."""
-        floor = ticket.min_policy_version
-        await within(
-            self._engine.loaded(floor),
-            FLOOR_TIMEOUT_S,
-            where=self._name,
-            waited_for=f"weights of version {floor}, which group {ticket.group} must not be older than",
-        )
-        begun = {response.uid: response for response in ticket.begun}
-        uids = [ticket.uid(index) for index in range(self._config.responses_per_prompt)]
-        hear = partial(safekeeping.closed, ticket, prompt_token_ids)
-        responses = await asyncio.gather(
-            *(self._go_on(uid, prompt_token_ids, floor, begun.get(uid), hear) for uid in uids)
-        )
-        safekeeping.sampled(ticket)
-        deliveries.add(ticket, prompt_token_ids, responses)
-
-    async def _go_on(
-        self,
-        uid: str,
-        prompt_token_ids: Sequence[int],
-        floor: int,
-        begun: PartialResponse | None,
-        on_closed: Callable[[PartialResponse], None],
-    ) -> SampledResponse:
-        """A response for training, from its first token or from where others have left it."""
-        if begun is not None and begun.finish_reason is not None:
-            return SampledResponse(uid, begun.token_ids, begun.logprobs, begun.segments, begun.finish_reason)
-        return await self._engine.sample(
-            uid,
-            prompt_token_ids,
-            max_tokens=self._config.max_response_tokens,
-            temperature=self._config.temperature,
-            min_policy_version=floor,
-            max_segment_tokens=self._config.max_segment_tokens,
-            begun=begun,
-            on_closed=on_closed,
-        )
 
     def _sample(
         self, uid: str, prompt_token_ids: Sequence[int], temperature: float, floor: int
@@ -302,6 +282,36 @@ class RolloutActor:
             for place, (text, s) in enumerate(zip(texts, sampled, strict=True))
         ]
         return [responses[i * num : (i + 1) * num] for i in range(len(prompts))]
+
+    async def converse(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        seed: int | str,
+        num: int = 1,
+        temperature: float = 1.0,
+        min_policy_version: int | None = None,
+    ) -> list[list[Conversation]]:
+        """Hold `num` conversations for each data row, outside training, as `sample` answers prompts.
+
+        Raises EnvironmentFault where the environment breaks its protocol.
+        """
+        assert self._conversations is not None, "there is no environment"
+        floor = UNLOADED_VERSION if min_policy_version is None else min_policy_version
+        held = await asyncio.gather(
+            *(
+                self._conversations.hold(
+                    f"sample-{seed}-{i}-{j}",
+                    row,
+                    seed=environment_seed(f"{seed}-{i}"),
+                    temperature=temperature,
+                    min_policy_version=floor,
+                )
+                for i, row in enumerate(rows)
+                for j in range(num)
+            )
+        )
+        return [held[i * num : (i + 1) * num] for i in range(len(rows))]
 
     async def go_on(self, requests: Sequence[SamplingRequest]) -> list[list[int]]:
         """The tokens that follow each request's, sampled under the loaded weights from its own seed."""
@@ -357,11 +367,6 @@ class RolloutActor:
         """Leave, then give the engine back."""
         if self._run is not None and not self._run.done():
             await self.leave()
+        if self._conversations is not None:
+            await self._conversations.close()
         await self._engine.close()
-
-
-async def _cancelled(tasks: set[asyncio.Future[Any]]) -> None:
-    """Cancel the tasks and wait for their ends; what they raise was raised already or no longer matters."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -22,14 +22,11 @@ from cluster.trajectory import PartialResponse
 from cluster.weights import Manifest
 from rollout_actors.engine import UNLOADED_VERSION, GenerationEngine, Sampled
 from rollout_actors.responses import SampledResponse, UnderWay
-from rollout_actors.sampling_metrics import SamplingMetrics
+from rollout_actors.sampling_metrics import Intervals, SamplingMetrics
 from rollout_actors.swap_proof import SwapProof, Verdict
 
 if TYPE_CHECKING:
     import torch
-
-MAX_INTERVALS = 4096
-SAME_INTERVAL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ class EngineThread:
         self._offered: _Weights | None = None
         self._closing = False
         self._failure: AntiphonError | None = None
-        self._intervals: deque[tuple[int, float, float]] = deque(maxlen=MAX_INTERVALS)
+        self._intervals = Intervals()
         # The thread's own:
         self._ids = itertools.count()
         self._version = UNLOADED_VERSION
@@ -98,6 +95,7 @@ class EngineThread:
         temperature: float,
         min_policy_version: int = UNLOADED_VERSION,
         seed: int | None = None,
+        first_segment: int = 0,
         max_segment_tokens: int | None = None,
         begun: PartialResponse | None = None,
         on_closed: Callable[[PartialResponse], None] | None = None,
@@ -105,8 +103,8 @@ class EngineThread:
         """Sample one response; waits until weights of at least `min_policy_version` are loaded.
 
         Cancelling the call forgets the response. The tokens depend on uid, prompt and weights alone; with a `seed`,
-        which the first segment then has, on that and not on the uid. A segment has at most `max_segment_tokens`;
-        `on_closed` hears whenever one is closed. What is `begun` is gone on with.
+        which the first segment then has, on that and not on the uid. Segments count from `first_segment`, and have at
+        most `max_segment_tokens`; `on_closed` hears whenever one is closed. What is `begun` is gone on with.
         """
         response = UnderWay(
             uid,
@@ -116,6 +114,7 @@ class EngineThread:
             min_policy_version,
             self._new_future(),
             seed,
+            first_segment,
             max_segment_tokens,
             on_closed,
         )
@@ -185,9 +184,7 @@ class EngineThread:
         Since the last call; seconds. Spans with pauses shorter than 20 ms between steps are one.
         """
         with self._wake:
-            intervals = list(self._intervals)
-            self._intervals.clear()
-        return intervals
+            return self._intervals.take()
 
     async def ended(self) -> None:
         """Wait for the end of the thread; raises the error that ended it."""
@@ -344,16 +341,9 @@ class EngineThread:
         self._metrics.busy_s += ended - started
         if self._prefilling_again:
             self._metrics.prefill_again_s += ended - started
-        self._note_interval(started, ended)
-        self._hand_on(sampled)
-
-    def _note_interval(self, started: float, ended: float) -> None:
         with self._wake:
-            last = self._intervals[-1] if self._intervals else None
-            if last is not None and last[0] == self._version and started - last[2] < SAME_INTERVAL_S:
-                self._intervals[-1] = (self._version, last[1], ended)
-            else:
-                self._intervals.append((self._version, started, ended))
+            self._intervals.add(self._version, started, ended)
+        self._hand_on(sampled)
 
     def _hand_on(self, sampled: Sequence[Sampled]) -> None:
         """Keep the new tokens; resolve the responses that finished, all with one wake-up of the event loop."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from rollout_actors.engine import UNLOADED_VERSION
+
+MAX_INTERVALS = 4096
+SAME_INTERVAL_S = 0.02
 
 
 @dataclass(slots=True)
@@ -21,3 +25,27 @@ class SamplingMetrics:
     num_prefilled_again_tokens: int = 0
     prefill_again_s: float = 0.0
     """Steps in which a response interrupted by a swap had not sampled again yet: an upper bound."""
+
+
+class Intervals:
+    """Spans (policy version, start, end) of the monotonic clock, in seconds, in which tokens were sampled.
+
+    Spans with pauses shorter than SAME_INTERVAL_S between them are one; the oldest of more than MAX_INTERVALS go.
+    """
+
+    def __init__(self) -> None:
+        self._spans: deque[tuple[int, float, float]] = deque(maxlen=MAX_INTERVALS)
+
+    def add(self, version: int, started: float, ended: float) -> None:
+        """One step's span."""
+        last = self._spans[-1] if self._spans else None
+        if last is not None and last[0] == version and started - last[2] < SAME_INTERVAL_S:
+            self._spans[-1] = (version, last[1], ended)
+        else:
+            self._spans.append((version, started, ended))
+
+    def take(self) -> list[tuple[int, float, float]]:
+        """All of them, which are forgotten then."""
+        spans = list(self._spans)
+        self._spans.clear()
+        return spans

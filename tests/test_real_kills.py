@@ -21,10 +21,11 @@ from cluster.record_log import read_log
 from tests.test_commands import actors_of, metrics
 from tests.test_whole_replay import start
 
-pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(3000)]
 
 SEEDS = (0, 1, 2)
-NUM_STEPS, B, NUM_KILLS, STEPS_BETWEEN = 60, 8, 10, 4
+NUM_STEPS, B, NUM_KILLS, STEPS_BETWEEN = 90, 8, 10, 3
+LOOK_EVERY_S = 1.0
 
 
 def train(runs: Path, name: str, seed: int) -> subprocess.Popen[str]:
@@ -38,27 +39,34 @@ def train(runs: Path, name: str, seed: int) -> subprocess.Popen[str]:
     return start("train", "tests/letters.toml", "--runs-dir", str(runs), "--name", name, *settings)
 
 
-def at_work(process: subprocess.Popen[str], run: Path, generation: int) -> psutil.Process | None:
-    """The process of the only rollout actor once it has delivered as this generation."""
+def has_delivered(run: Path, generation: int) -> bool:
+    """Whether the only rollout actor has as this generation."""
     latest = pc.max(read_log(run / "records", ["generation"])["generation"]).as_py()
-    alive = [child for child in actors_of(process) if child.status() != psutil.STATUS_ZOMBIE]
-    return alive[-1] if alive and latest is not None and latest >= generation else None
+    return latest is not None and latest >= generation
+
+
+def kill_actor(process: subprocess.Popen[str]) -> None:
+    *_, actor = (child for child in actors_of(process) if child.status() != psutil.STATUS_ZOMBIE)
+    actor.kill()
 
 
 def kill_again_and_again(process: subprocess.Popen[str], run: Path) -> list[tuple[float, float]]:
-    """Kill every actor that is at work and has seen a few steps; returns when each died and the next was at work."""
+    """Kill every actor that is at work and has seen a few steps.
+
+    Returns when each died and when the next had delivered and a step was done with that.
+    """
     recoveries: list[tuple[float, float]] = []
-    died_at, steps_before, num_killed = 0.0, 0, 0
-    while process.poll() is None and len(metrics(run)) < NUM_STEPS - 1:
-        time.sleep(0.5)
-        actor = at_work(process, run, num_killed)
-        if actor is None:
-            continue
-        if died_at:
+    died_at, steps_before, num_killed, delivered_by = 0.0, 0, 0, 0
+    while process.poll() is None and (num_steps := len(metrics(run))) < NUM_STEPS - 1:
+        time.sleep(LOOK_EVERY_S)
+        if died_at and delivered_by < num_killed:
+            if has_delivered(run, num_killed):
+                delivered_by, steps_before = num_killed, num_steps
+        elif died_at and num_steps > steps_before:
             recoveries.append((died_at, time.monotonic()))
-            died_at, steps_before = 0.0, len(metrics(run))
-        if len(metrics(run)) >= steps_before + STEPS_BETWEEN and num_killed < NUM_KILLS + 2:
-            actor.kill()
+            died_at, steps_before = 0.0, num_steps
+        elif not died_at and num_steps >= steps_before + STEPS_BETWEEN and num_killed < NUM_KILLS + 2:
+            kill_actor(process)
             num_killed += 1
             died_at = time.monotonic()
     return recoveries

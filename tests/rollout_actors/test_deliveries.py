@@ -12,6 +12,7 @@ from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import FinishedGroup, Segment, Ticket
 from rollout_actors import deliveries
+from rollout_actors.conversation import single_turn
 from rollout_actors.deliveries import Deliveries
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse
@@ -54,7 +55,7 @@ class Rig:
         for group in groups:
             ticket = Ticket(group, group, 0, 3, {"prompt": "t5 t6"}, "rollout-0")
             response = SampledResponse(ticket.uid(0), [7], [-1.0], [Segment(0, 0, 1, 0, "rollout-0")], "length")
-            self.deliveries.add(ticket, PROMPT, [response])
+            self.deliveries.add(ticket, [single_turn(ticket.row["prompt"], PROMPT, response)])
 
     async def asked_for_rewards(self) -> None:
         while not self.rewards.requests:

@@ -1,0 +1,97 @@
+"""Sections of the run file that belong to the whole run, not to one of its parts. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from cluster.config import Section
+from cluster.datasets import Reading
+
+Stage = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
+STAGES: tuple[Stage, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
+Column = Literal["prompt", "messages", "completion", "chosen", "rejected", "label", "margin"]
+
+
+def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    if list(stages) != sorted(set(stages), key=STAGES.index):
+        raise ValueError(f"stages come once each and in this order: {', '.join(STAGES)}")
+    return stages
+
+
+class RunSection(Section):
+    """What the run is called, where it is kept and what is done in it."""
+
+    name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
+    """Name of the run and of its directory; by default that of the run file's folder."""
+    seed: int = Field(default=0, ge=0)
+    """Everything random in the run follows from it."""
+    runs_dir: Path = Path("runs")
+    """Folder of the run directories, relative to the working directory."""
+    stages: Annotated[tuple[Stage, ...], AfterValidator(_in_order)] = STAGES
+    """What `antiphon train` does, in this order."""
+    progress_timeout_s: float = Field(default=1800.0, gt=0)
+    """How long PPO may go without a token sampled, a group moved or a step begun before the run ends and says what
+    everybody waited for; a pause for rewards has its own patience."""
+
+
+class ModelSection(Section):
+    """The model the run starts from: a folder or a builder, exactly one of them."""
+
+    path: Path | None = None
+    """A Hugging Face folder: config.json, tokenizer.json, safetensors."""
+    builder: str | None = None
+    """Dotted path of `f(directory: Path, *, seed: int)` that writes such a folder."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "auto"
+    """Numbers the policy is sampled and trained in; `auto` is what the folder says."""
+
+
+class DataSection(Section):
+    """Data sets: Parquet, JSON Lines, what `Dataset.save_to_disk` wrote, or a folder of shards. Prompts and responses
+    are texts or lists of messages (role, content), which the tokenizer's chat template renders. One named here goes
+    before the builder's of the same name."""
+
+    builder: str | None = None
+    """Dotted path of `f(directory: Path, *, seed: int)` that writes sft, prompts and evaluation `.parquet`."""
+    sft: Path | None = None
+    """Columns prompt and completion; or messages, the last of the assistant's being the completion."""
+    prompts: Path | None = None
+    """Column prompt; other columns go to the scorer."""
+    preferences: Path | None = None
+    """Labelled pairs instead of sampled ones: columns prompt, chosen, rejected, or chosen and rejected with their
+    prompt as common first messages; where there is a margin, chosen should be rewarded higher by that much. Or prompt,
+    completion and label (true or false), paired where one prompt has both."""
+    evaluation: Path | None = None
+    """Column prompt, held out from training; without it the training prompts are used."""
+    columns: dict[Column, str] = Field(default_factory=dict)
+    """What data sets call a column that has another name here, such as `prompt = "question"`; those that have no such
+    column are read as they are."""
+    broken_rows: Literal["error", "skip"] = "error"
+    """What becomes of a row that can't be read: an error naming file and line, or it is left out, counted and listed
+    in RUN/logs/broken_rows_*.txt."""
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_have_one_name_each(cls, columns: dict[Column, str]) -> dict[Column, str]:
+        if len(set(columns.values())) < len(columns):
+            raise ValueError("one column can't be two")
+        return columns
+
+    def reading(self) -> Reading:
+        """How the data sets are read."""
+        return Reading(dict[str, str](self.columns.items()), self.broken_rows)
+
+
+class EvaluationConfig(Section):
+    """How the policy is judged on held-out prompts."""
+
+    metrics: str | None = None
+    """Dotted path of `f(prompts, responses) -> dict[str, float]`."""
+    every_steps: int = Field(default=25, ge=1)
+    """PPO steps between held-out evaluations."""
+    num_prompts: int = Field(default=512, ge=1)
+    """Held-out prompts of the evaluations before and after PPO."""
+    num_prompts_during: int = Field(default=64, ge=1)
+    """Held-out prompts of the evaluations during PPO."""

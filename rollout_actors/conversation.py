@@ -1,0 +1,184 @@
+"""Conversations of the policy with an environment: many at once over one engine, each turn by turn.
+
+The policy's tokens are masked in, what others say is masked out. A single-turn prompt is the shortest conversation and
+needs none of this: `single_turn` writes it down. Knows neither queue, rewards nor weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from cluster.chat_template import Message
+from cluster.scoring import ScoreRequest
+from cluster.trajectory import Segment, Turn
+from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environment import Step
+from rollout_actors.environment_host import Host
+from rollout_actors.prompts import PromptTokenizer, scorer_columns
+from rollout_actors.responses import SampledResponse, shifted
+from rollout_actors.transcript import Transcript
+
+
+class Samples(Protocol):
+    """Samples one response. Its segments are numbered from `first_segment` on."""
+
+    def __call__(
+        self, token_ids: Sequence[int], *, max_tokens: int, first_segment: int
+    ) -> Awaitable[SampledResponse]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One that is over: T tokens of which the first `num_prompt_tokens` were given, and every turn of the policy.
+
+    `finish_reason` is `stop` where the environment, or in a single turn the policy, ended it, and `length` where it was
+    cut. `parts` are the numbers in the environment's last `info`s.
+    """
+
+    uid: str
+    prompt: str
+    num_prompt_tokens: int
+    token_ids: list[int]
+    logprobs: list[float]
+    """[T]: behaviour log-probabilities, 0 where others spoke."""
+    segments: list[Segment]
+    turns: list[Turn]
+    finish_reason: str
+    messages: list[Message] = field(default_factory=list)
+    """The whole conversation; nothing for a single turn."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def mask(self) -> list[bool]:
+        """[T]: true on what the policy sampled."""
+        mask = [False] * len(self.token_ids)
+        for turn in self.turns:
+            mask[turn.start : turn.start + turn.length] = [True] * turn.length
+        return mask
+
+    @property
+    def last_response(self) -> list[int]:
+        """The tokens of the policy's last turn."""
+        turn = self.turns[-1]
+        return self.token_ids[turn.start : turn.start + turn.length]
+
+    @property
+    def turn_rewards(self) -> float:
+        """What the environment gave, all turns together."""
+        return sum(turn.reward or 0.0 for turn in self.turns)
+
+
+def single_turn(prompt: str, prompt_token_ids: Sequence[int], response: SampledResponse) -> Conversation:
+    """One response to one prompt: P prompt tokens, then N sampled ones."""
+    num = len(prompt_token_ids)
+    return Conversation(
+        response.uid,
+        prompt,
+        num,
+        [*prompt_token_ids, *response.token_ids],
+        [0.0] * num + response.logprobs,
+        shifted(response.segments, num),
+        [Turn(num, len(response.token_ids))],
+        response.finish_reason,
+    )
+
+
+def score_request(conversation: Conversation, response: str, row: Mapping[str, Any]) -> ScoreRequest:
+    """What a scorer is asked: the last response, with the row's columns and, where there is one, the conversation."""
+    columns = scorer_columns(row)
+    if conversation.messages:
+        columns["conversation"] = conversation.messages
+    return ScoreRequest(conversation.uid, conversation.prompt, response, columns)
+
+
+def environment_seed(what: str) -> int:
+    """The seed of an environment: the first 31 bits of blake2b over ``WHAT:environment``.
+
+    In training WHAT is `{run seed}-{group}`: all responses of a group meet the same beginning.
+    """
+    digest = hashlib.blake2b(f"{what}:environment".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class Table:
+    """Where one policy and one environment meet: holds a conversation from `reset` to its end.
+
+    Raises EnvironmentFault where the environment breaks the protocol, and what `sample` raises.
+    """
+
+    def __init__(
+        self, host: Host, tokenizer: PromptTokenizer, config: EnvironmentConfig, *, max_response_tokens: int
+    ) -> None:
+        self._host = host
+        self._tokenizer = tokenizer
+        self._config = config
+        self._max_response_tokens = max_response_tokens
+
+    async def hold(self, uid: str, *, seed: int, columns: Mapping[str, Any], sample: Samples) -> Conversation:
+        """One whole conversation. It ends with the environment, after `max_turns`, or where no token more fits."""
+        start = await self._host.reset(seed, columns)
+        transcript = Transcript(self._tokenizer, start, await self._host.tools())
+        record = _Record(transcript)
+        while True:
+            response = await sample(
+                list(transcript.token_ids), max_tokens=self._room(transcript), first_segment=len(record.segments)
+            )
+            text = record.respond(response)
+            step = await self._host.step(text)
+            record.take(step)
+            if step.terminated or step.truncated:
+                return record.finished(uid, "stop" if step.terminated else "length")
+            if len(record.turns) == self._config.max_turns:
+                return record.finished(uid, "length")
+            transcript.observe(step.observation)
+            if self._room(transcript) < 1:
+                return record.finished(uid, "length")
+
+    def _room(self, transcript: Transcript) -> int:
+        """How many tokens the next response may have."""
+        return min(self._max_response_tokens, self._config.max_tokens - len(transcript.token_ids))
+
+
+class _Record:
+    """What is written down of a conversation while it goes on."""
+
+    def __init__(self, transcript: Transcript) -> None:
+        self._transcript = transcript
+        self._sampled: list[tuple[int, list[float]]] = []
+        self._parts: dict[str, float] = {}
+        self.segments: list[Segment] = []
+        self.turns: list[Turn] = []
+
+    def respond(self, response: SampledResponse) -> str:
+        """Take a response; its text."""
+        start = len(self._transcript.token_ids)
+        self.segments += shifted(response.segments, start)
+        self.turns.append(Turn(start, len(response.token_ids)))
+        self._sampled.append((start, response.logprobs))
+        return self._transcript.respond(response.token_ids)
+
+    def take(self, step: Step) -> None:
+        """Take what a response was worth."""
+        self.turns[-1] = replace(self.turns[-1], reward=step.reward)
+        self._parts |= step.info
+
+    def finished(self, uid: str, finish_reason: str) -> Conversation:
+        transcript = self._transcript
+        logprobs = [0.0] * len(transcript.token_ids)
+        for start, values in self._sampled:
+            logprobs[start : start + len(values)] = values
+        return Conversation(
+            uid,
+            transcript.prompt,
+            transcript.num_prompt_tokens,
+            transcript.token_ids,
+            logprobs,
+            self.segments,
+            self.turns,
+            finish_reason,
+            transcript.messages,
+            self._parts,
+        )

@@ -1,0 +1,108 @@
+"""The environments of one rollout actor, and the conversations that its engine holds with them, many at once.
+
+There are as many environments as conversations at once; each is used again and again. Knows neither queue nor rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from cluster.errors import EnvironmentFault
+from rollout_actors.config import EnvironmentConfig
+from rollout_actors.conversation import Conversation, Table
+from rollout_actors.environment import Environment, made
+from rollout_actors.environment_host import Host, HostedHere, Threads
+from rollout_actors.environment_process import HostedApart
+from rollout_actors.prompts import PromptTokenizer, scorer_columns
+from rollout_actors.sampling import EngineThread
+
+
+class Environments:
+    """Made one by one when they are needed; one that was at fault is not used again."""
+
+    def __init__(self, config: EnvironmentConfig) -> None:
+        assert config.path is not None
+        self._path = config.path
+        self._config = config
+        self._threads = Threads()
+        self._free: list[Host] = []
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[Host]:
+        """An environment for one conversation. Raises InputError or EnvironmentFault where it cannot be made."""
+        host = self._free.pop() if self._free else self._make()
+        try:
+            yield host
+        except EnvironmentFault:
+            await self._discard(host)
+            raise
+        except BaseException:
+            self._free.append(host)
+            raise
+        self._free.append(host)
+
+    def _make(self) -> Host:
+        config = self._config
+        if config.own_process:
+            return HostedApart(self._path, config.settings, timeout_s=config.step_timeout_s)
+        environment: Environment = made(self._path, config.settings)
+        return HostedHere(environment, self._threads, timeout_s=config.step_timeout_s)
+
+    async def _discard(self, host: Host) -> None:
+        """What cannot be closed is at fault already."""
+        try:
+            await host.close()
+        except EnvironmentFault:
+            pass
+
+    async def close(self) -> None:
+        """Give back those that are free."""
+        free, self._free = self._free, []
+        for host in free:
+            await self._discard(host)
+        self._threads.close()
+
+
+class Conversations:
+    """Holds conversations over one engine; `row` is the prompt's data row, whose columns the environment is given."""
+
+    def __init__(
+        self, config: EnvironmentConfig, tokenizer: PromptTokenizer, engine: EngineThread, *, max_response_tokens: int
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._engine = engine
+        self._max_response_tokens = max_response_tokens
+        self._environments = Environments(config)
+
+    async def hold(
+        self,
+        uid: str,
+        row: Mapping[str, Any],
+        *,
+        seed: int,
+        temperature: float,
+        min_policy_version: int,
+        max_segment_tokens: int | None = None,
+    ) -> Conversation:
+        """One conversation, every turn of it with weights of at least `min_policy_version`.
+
+        Raises EnvironmentFault where the environment breaks its protocol.
+        """
+        sample = partial(
+            self._engine.sample,
+            uid,
+            temperature=temperature,
+            min_policy_version=min_policy_version,
+            max_segment_tokens=max_segment_tokens,
+        )
+        async with self._environments.one() as host:
+            table = Table(host, self._tokenizer, self._config, max_response_tokens=self._max_response_tokens)
+            return await table.hold(uid, seed=seed, columns=scorer_columns(row), sample=sample)
+
+    async def close(self) -> None:
+        """Give the environments back."""
+        await self._environments.close()

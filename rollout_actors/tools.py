@@ -1,0 +1,92 @@
+"""Functions that a policy may call within its turn, as an environment offers them.
+
+A call stands in the response in one of the forms that chat templates teach: `<tool_call>{"name": ..., "arguments":
+{...}}</tool_call>`, once or more often, or such an object alone (`parameters` is taken for `arguments`). Results are an
+observation, and so is what is wrong with a call: a policy learns from both. Knows neither tokens nor rewards.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from cluster.chat_template import Message
+from rollout_actors.environment import Step
+
+Run = Callable[[Callable[..., Any], Mapping[str, Any]], Awaitable[Any]]
+CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+MAX_CALLS = 16
+"""Calls of one response that are made; further ones are refused."""
+MAX_RESULT_CHARACTERS = 4_000
+
+
+class Tools:
+    """The functions of one environment. Raises ValueError where one has no documented arguments."""
+
+    def __init__(self, functions: Sequence[Callable[..., Any]] = ()) -> None:
+        self._functions = {function.__name__: function for function in functions}
+        self.schemas = [_schema(function) for function in functions]
+
+    def calls(self, response: str) -> list[str]:
+        """The calls in a response, as they stand there; none where there is nothing to call."""
+        if not self._functions:
+            return []
+        found = CALL.findall(response)
+        alone = response.strip()
+        return found or ([alone] if alone.startswith("{") and '"name"' in alone else [])
+
+    async def results(self, calls: Sequence[str], run: Run) -> Step:
+        """The results of these calls, as messages of the role `tool`.
+
+        `run` calls a function; a ValueError, TypeError or KeyError of it is a result, anything else it raises goes on.
+        """
+        results = [await self._result(call, run) for call in calls[:MAX_CALLS]]
+        results += ["error: too many calls at once"] * (len(calls) > MAX_CALLS)
+        messages: list[Message] = [{"role": "tool", "content": result[:MAX_RESULT_CHARACTERS]} for result in results]
+        return Step(messages, 0.0, False, False, {})
+
+    async def _result(self, call: str, run: Run) -> str:
+        try:
+            name, arguments = _parsed(call)
+            if name not in self._functions:
+                return f"error: no function {name!r}; there are {', '.join(self._functions)}"
+            inspect.signature(self._functions[name]).bind(**arguments)
+        except (ValueError, TypeError) as error:
+            return f"error: {error}"
+        try:
+            return _text(await run(self._functions[name], arguments))
+        except (ValueError, TypeError, KeyError) as error:
+            return f"error: {type(error).__name__}: {error}"
+
+
+def _parsed(call: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a call. Raises ValueError saying what is wrong with it."""
+    try:
+        value = json.loads(call)
+    except ValueError as error:
+        raise ValueError(f"the call is no JSON ({error})") from error
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise ValueError('a call is {"name": ..., "arguments": {...}}')
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if not isinstance(arguments, Mapping):
+        raise ValueError("arguments must be an object")
+    return value["name"], {str(name): argument for name, argument in arguments.items()}
+
+
+def _text(result: Any) -> str:
+    return result if isinstance(result, str) else json.dumps(result, default=str)
+
+
+def _schema(function: Callable[..., Any]) -> dict[str, Any]:
+    """The function's JSON schema, from its type hints and its docstring's `Args:`."""
+    from transformers.utils import get_json_schema
+    from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
+
+    try:
+        schema: dict[str, Any] = get_json_schema(function)
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        raise ValueError(str(error)) from error
+    return schema
