@@ -6,7 +6,7 @@ of the responses against those of the reference weights in the same engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import Segment, Trajectory, Turn
 from deploy import dotted
+from deploy.columns import columns_for
 from deploy.reward_watch import pauses_said
 from deploy.session import Session
 from deploy.stages import data_path, policy_path, prompt_rows
@@ -159,8 +160,16 @@ async def _evaluate_policy(
         "distinct": len(set(texts)) / len(texts),
     }
     if config.evaluation.metrics:
-        metrics |= dotted.load(config.evaluation.metrics, "evaluation.metrics")(prompts, texts)
+        metrics |= measure(config.evaluation.metrics, rows, texts)
     return Evaluated(texts, metrics)
+
+
+def measure(path: str, rows: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> dict[str, float]:
+    """What the metrics function at that dotted path says of the responses; it gets the rows' columns that it takes."""
+    function = dotted.load(path, "evaluation.metrics")
+    columns = columns_for(function, rows, "evaluation.metrics", num_texts=2)
+    measured: dict[str, float] = function([row["prompt"] for row in rows], list(responses), **columns)
+    return measured
 
 
 def _of_responses(logprobs: Sequence[Sequence[float]], responses: Sequence[Response]) -> list[Sequence[float]]:

@@ -105,7 +105,8 @@ class EvaluationConfig(Section):
     """How the policy is judged on held-out prompts."""
 
     metrics: str | None = None
-    """Dotted path of `f(prompts, responses) -> dict[str, float]`."""
+    """Dotted path of `f(prompts, responses, **columns) -> dict[str, float]`; of the held-out rows' other columns, as
+    lists, it gets those that it names, or all."""
     every_steps: int = Field(default=25, ge=1)
     """PPO steps between held-out evaluations."""
     num_prompts: int = Field(default=512, ge=1)
