@@ -59,5 +59,5 @@ lock: ## pin what pyproject.toml asks for
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 \
-	  --override requirements/cpu-overrides.txt --extra cpu --extra dev $(if $(PIP_FIND_LINKS),,--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match --no-emit-index-url) pyproject.toml -o requirements/cpu.txt
-	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --extra gpu --extra dev pyproject.toml -o requirements/gpu.txt
+	  --override requirements/cpu-overrides.txt --extra cpu --extra examples --extra dev $(if $(PIP_FIND_LINKS),,--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match --no-emit-index-url) pyproject.toml -o requirements/cpu.txt
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --extra gpu --extra examples --extra dev pyproject.toml -o requirements/gpu.txt

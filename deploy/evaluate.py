@@ -6,20 +6,19 @@ of the responses against those of the reference weights in the same engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cluster import dotted
-from cluster.scoring import ScoreRequest
-from cluster.trajectory import Segment, Trajectory, Turn
+from cluster.trajectory import Segment, Trajectory
+from deploy.columns import columns_for
 from deploy.reward_watch import pauses_said
 from deploy.session import Session
 from deploy.stages import data_path, policy_path, prompt_rows
-from rollout_actors.prompts import scorer_columns
-from rollout_actors.rollout_actor import Response
+from rollout_actors.conversation import Conversation, score_request
 
 if TYPE_CHECKING:
     from deploy.healing import HealedLearners
@@ -31,6 +30,7 @@ NUM_SHOWN = 5
 class Evaluated:
     """Responses of one policy to the held-out prompts, with what was measured on them."""
 
+    prompts: list[str]
     responses: list[str]
     metrics: dict[str, float]
 
@@ -56,19 +56,19 @@ class HeldOut:
         session = self._session
         settings = session.config.evaluation
         rows = self._rows = self._rows or await held_out_rows(session, settings.num_prompts_during)
-        sampled = await session.pool.ask(
-            "sample",
-            [row["prompt"] for row in rows],
+        answered = await session.pool.ask(
+            "answer",
+            rows,
             num=1,
             seed=f"{session.config.run.seed}-held-out",
             temperature=session.config.rollout_actors.temperature,
             min_policy_version=step,
         )
-        responses = [group[0] for group in sampled]
-        rewards = await score(session, rows, [response.text for response in responses])
+        conversations = [group[0] for group in answered]
+        rewards = await score(session, rows, conversations)
         records = [
-            _record(i, step, response, reward)
-            for i, (response, reward) in enumerate(zip(responses, rewards, strict=True))
+            _record(i, step, conversation, reward)
+            for i, (conversation, reward) in enumerate(zip(conversations, rewards, strict=True))
         ]
         kl_nats = fmean(await self._learners.reference_kl(records))
         reward_mean = fmean(rewards)
@@ -85,32 +85,33 @@ class HeldOut:
         return True
 
 
-def _record(index: int, version: int, response: Response, reward: float) -> Trajectory:
-    """A held-out response as the learners read it; it is never trained on."""
-    num_prompt, num_sampled = len(response.prompt_token_ids), len(response.token_ids)
+def _record(index: int, version: int, conversation: Conversation, reward: float) -> Trajectory:
+    """A held-out conversation as the learners read it; it is never trained on."""
     return Trajectory(
         uid=f"held-out-{index}",
         group=0,
         task="held-out",
-        token_ids=[*response.prompt_token_ids, *response.token_ids],
-        mask=[False] * num_prompt + [True] * num_sampled,
-        behavior_logprobs=[0.0] * num_prompt + response.logprobs,
-        segments=[Segment(version, num_prompt, num_sampled, 0, "held-out")],
-        turns=[Turn(num_prompt, num_sampled)],
+        token_ids=conversation.token_ids,
+        mask=conversation.mask,
+        behavior_logprobs=conversation.logprobs,
+        segments=[Segment(version, turn.start, turn.length, 0, "held-out") for turn in conversation.turns],
+        turns=conversation.turns,
         admission_index=0,
         finish_reason="stop",
         reward=reward,
     )
 
 
-async def score(session: Session, rows: Sequence[dict[str, Any]], responses: Sequence[str]) -> list[float]:
-    """The rewards that the run's own reward service gives these responses."""
+async def score(
+    session: Session, rows: Sequence[Mapping[str, Any]], conversations: Sequence[Conversation]
+) -> list[float]:
+    """What each is worth: the run's own reward service's rewards, and those that the environment gave turn by turn."""
     requests = [
-        ScoreRequest(f"held-out-{i}", row["prompt"], response, scorer_columns(row))
-        for i, (row, response) in enumerate(zip(rows, responses, strict=True))
+        replace(score_request(conversation, conversation.response, row), id=f"held-out-{i}")
+        for i, (row, conversation) in enumerate(zip(rows, conversations, strict=True))
     ]
     scores = await (await session.rewards()).score(requests)
-    return [score.reward for score in scores]
+    return [score.reward + held.turn_rewards for score, held in zip(scores, conversations, strict=True)]
 
 
 def mean_kl_nats(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> float:
@@ -138,31 +139,60 @@ async def _evaluate(session: Session) -> None:
     if len(evaluated) == len(policies):
         before, after = evaluated["before"], evaluated["after"]
         session.view.table_before_after(before.metrics, after.metrics)
-        shown = slice(0, NUM_SHOWN)
-        session.view.responses([row["prompt"] for row in rows[shown]], before.responses[shown], after.responses[shown])
+        first = slice(0, NUM_SHOWN)
+        session.view.responses(after.prompts[first], before.responses[first], after.responses[first])
 
 
 async def _evaluate_policy(
     session: Session, rows: Sequence[dict[str, Any]], policy: Path, reference: Path
 ) -> Evaluated:
     config = session.config
-    prompts = [row["prompt"] for row in rows]
-    sampled = await session.sample(prompts, policy, num=1, seed=f"{config.run.seed}-evaluation")
-    responses = [group[0] for group in sampled]
-    texts = [response.text for response in responses]
-    sequences = [response.prompt_token_ids + response.token_ids for response in responses]
-    logprobs = [await session.logprobs(sequences, path) for path in (policy, reference)]
-    policy_logprobs, reference_logprobs = (_of_responses(values, responses) for values in logprobs)
+    answered = await session.answer(rows, policy, num=1, seed=f"{config.run.seed}-evaluation")
+    conversations = [group[0] for group in answered]
+    texts = [conversation.response for conversation in conversations]
+    logprobs = [await session.logprobs([c.token_ids for c in conversations], path) for path in (policy, reference)]
+    policy_logprobs, reference_logprobs = (_sampled(values, conversations) for values in logprobs)
     metrics = {
-        "reward": fmean(await score(session, rows, texts)),
+        "reward": fmean(await score(session, rows, conversations)),
         "kl_nats": mean_kl_nats(policy_logprobs, reference_logprobs),
-        "distinct": len(set(texts)) / len(texts),
+        "distinct": len({shown(conversation) for conversation in conversations}) / len(texts),
+        **_of_environment(conversations),
     }
     if config.evaluation.metrics:
-        metrics |= dotted.load(config.evaluation.metrics, "evaluation.metrics")(prompts, texts)
-    return Evaluated(texts, metrics)
+        columns = [{"conversation": c.messages} if c.messages else {} for c in conversations]
+        rows = [{**row, **column} for row, column in zip(rows, columns, strict=True)]
+        metrics |= measure(config.evaluation.metrics, rows, texts)
+    return Evaluated([conversation.prompt for conversation in conversations], list(map(shown, conversations)), metrics)
 
 
-def _of_responses(logprobs: Sequence[Sequence[float]], responses: Sequence[Response]) -> list[Sequence[float]]:
-    """The part of each sequence's log-probabilities that belongs to its response."""
-    return [values[-len(response.token_ids) :] for values, response in zip(logprobs, responses, strict=True)]
+def _of_environment(conversations: Sequence[Conversation]) -> dict[str, float]:
+    """Mean number of turns, and the means of what the environment said in `info`, of those where it did."""
+    if not any(conversation.messages for conversation in conversations):
+        return {}
+    names = sorted({name for conversation in conversations for name in conversation.parts})
+    means = {name: fmean(c.parts[name] for c in conversations if name in c.parts) for name in names}
+    return {"num_turns": fmean(len(conversation.turns) for conversation in conversations), **means}
+
+
+def shown(conversation: Conversation) -> str:
+    """What a person reads of it: the response, or all that was said after the beginning."""
+    if not conversation.messages:
+        return conversation.response
+    first = next(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
+    return "\n".join(f"{message['role']}: {message['content']}" for message in conversation.messages[first:])
+
+
+def measure(path: str, rows: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> dict[str, float]:
+    """What the metrics function at that dotted path says of the responses; it gets the rows' columns that it takes."""
+    function = dotted.load(path, "evaluation.metrics")
+    columns = columns_for(function, rows, "evaluation.metrics", num_texts=2)
+    measured: dict[str, float] = function([row["prompt"] for row in rows], list(responses), **columns)
+    return measured
+
+
+def _sampled(logprobs: Sequence[Sequence[float]], conversations: Sequence[Conversation]) -> list[list[float]]:
+    """Of each sequence's log-probabilities, the first token's left out, those of what the policy sampled."""
+    return [
+        [value for value, is_sampled in zip(values, conversation.mask[1:], strict=True) if is_sampled]
+        for values, conversation in zip(logprobs, conversations, strict=True)
+    ]

@@ -88,7 +88,9 @@ class EvaluationConfig(Section):
     """How the policy is judged on held-out prompts."""
 
     metrics: str | None = None
-    """Dotted path of `f(prompts, responses) -> dict[str, float]`."""
+    """Dotted path of `f(prompts, responses, **columns) -> dict[str, float]`; of the held-out rows' other columns, as
+    lists, it gets those that it names, or all. After conversations `responses` are the last ones, and `conversation`
+    is a column of messages."""
     every_steps: int = Field(default=25, ge=1)
     """PPO steps between held-out evaluations."""
     num_prompts: int = Field(default=512, ge=1)

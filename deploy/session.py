@@ -37,6 +37,7 @@ from reward_service.config import NO_SCORER, RewardServiceConfig
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.service import face_ended, start_reward_service, stop_reward_service
 from reward_service.tokens import with_tokens
+from rollout_actors.conversation import Conversation
 from rollout_actors.rollout_actor import Response, RolloutActor
 
 SPARE_ACTORS = 4
@@ -208,22 +209,42 @@ class Session:
         Asked for in pieces, all at once, so that the engine is never short of work and `progress` hears how many
         prompts are done.
         """
+        sampled: list[list[Response]] = await self._in_pieces("sample", prompts, policy, progress, num=num, seed=seed)
+        return sampled
+
+    async def answer(
+        self, rows: Sequence[Mapping[str, Any]], policy: Path, *, num: int, seed: str
+    ) -> list[list[Conversation]]:
+        """`num` answers of the policy in that folder to each row's prompt, or conversations about it."""
+        held: list[list[Conversation]] = await self._in_pieces("answer", rows, policy, num=num, seed=seed)
+        return held
+
+    async def _in_pieces(
+        self,
+        method: str,
+        asked: Sequence[Any],
+        policy: Path,
+        progress: Callable[[int], None] = lambda num_done: None,
+        *,
+        num: int,
+        seed: str,
+    ) -> list[Any]:
         await self._load(policy)
         temperature = self.config.rollout_actors.temperature
         num_done = 0
 
-        async def piece(first: int) -> list[list[Response]]:
+        async def piece(first: int) -> list[Any]:
             nonlocal num_done
-            part = list(prompts[first : first + PROMPTS_A_CALL])
-            sampled: list[list[Response]] = await self.pool.ask(
-                "sample", part, num=num, seed=f"{seed}-{first}", temperature=temperature
+            part = list(asked[first : first + PROMPTS_A_CALL])
+            given: list[Any] = await self.pool.ask(
+                method, part, num=num, seed=f"{seed}-{first}", temperature=temperature
             )
             num_done += len(part)
             progress(num_done)
-            return sampled
+            return given
 
-        pieces = await asyncio.gather(*map(piece, range(0, len(prompts), PROMPTS_A_CALL)))
-        return [responses for sampled in pieces for responses in sampled]
+        pieces = await asyncio.gather(*map(piece, range(0, len(asked), PROMPTS_A_CALL)))
+        return [answers for part in pieces for answers in part]
 
     async def logprobs(self, sequences: Sequence[Sequence[int]], policy: Path) -> list[list[float]]:
         """Log-probabilities of each sequence's tokens, the first left out, under the policy in that folder."""

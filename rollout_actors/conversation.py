@@ -47,6 +47,8 @@ class Conversation:
     segments: list[Segment]
     turns: list[Turn]
     finish_reason: str
+    response: str = ""
+    """The policy's last response, where its text is known."""
     messages: list[Message] = field(default_factory=list)
     """The whole conversation; nothing for a single turn."""
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -179,6 +181,7 @@ class _Record:
             self.segments,
             self.turns,
             finish_reason,
+            next(m["content"] for m in reversed(transcript.messages) if m["role"] == "assistant"),
             transcript.messages,
             self._parts,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +18,7 @@ from cluster.errors import EngineError, WeightsLost
 from cluster.trajectory import BegunGroup, FinishedGroup, Ticket
 from cluster.weights import Manifest
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
-from rollout_actors.conversation import Conversation, environment_seed
+from rollout_actors.conversation import Conversation, environment_seed, single_turn
 from rollout_actors.deliveries import Deliveries
 from rollout_actors.engine import UNLOADED_VERSION, GenerationEngine, SamplingRequest
 from rollout_actors.environments import Conversations
@@ -283,7 +283,7 @@ class RolloutActor:
         ]
         return [responses[i * num : (i + 1) * num] for i in range(len(prompts))]
 
-    async def converse(
+    async def answer(
         self,
         rows: Sequence[Mapping[str, Any]],
         *,
@@ -292,20 +292,20 @@ class RolloutActor:
         temperature: float = 1.0,
         min_policy_version: int | None = None,
     ) -> list[list[Conversation]]:
-        """Hold `num` conversations for each data row, outside training, as `sample` answers prompts.
+        """Answer each data row's prompt `num` times, as `sample` does, or talk about it with the environment.
 
         Raises EnvironmentFault where the environment breaks its protocol.
         """
-        assert self._conversations is not None, "there is no environment"
-        floor = UNLOADED_VERSION if min_policy_version is None else min_policy_version
+        settings: dict[str, Any] = {"temperature": temperature, "min_policy_version": min_policy_version}
+        if self._conversations is None:
+            sampled = await self.sample([row["prompt"] for row in rows], seed=seed, num=num, **settings)
+            return [[_answered(row["prompt"], r) for r in group] for row, group in zip(rows, sampled, strict=True)]
+        if min_policy_version is None:
+            settings["min_policy_version"] = UNLOADED_VERSION
         held = await asyncio.gather(
             *(
                 self._conversations.hold(
-                    f"sample-{seed}-{i}-{j}",
-                    row,
-                    seed=environment_seed(f"{seed}-{i}"),
-                    temperature=temperature,
-                    min_policy_version=floor,
+                    f"sample-{seed}-{i}-{j}", row, seed=environment_seed(f"{seed}-{i}"), **settings
                 )
                 for i, row in enumerate(rows)
                 for j in range(num)
@@ -370,3 +370,8 @@ class RolloutActor:
         if self._conversations is not None:
             await self._conversations.close()
         await self._engine.close()
+
+
+def _answered(prompt: str, response: Response) -> Conversation:
+    sampled = SampledResponse("", response.token_ids, response.logprobs, [], "stop")
+    return replace(single_turn(prompt, response.prompt_token_ids, sampled), response=response.text)

@@ -24,8 +24,8 @@ from tests.test_whole_replay import start
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(3000)]
 
 SEEDS = (0, 1, 2)
-NUM_STEPS, B, NUM_KILLS, STEPS_BETWEEN = 90, 8, 10, 3
-LOOK_EVERY_S = 1.0
+NUM_STEPS, B, NUM_KILLS, STEPS_BETWEEN = 150, 8, 10, 2
+LOOK_EVERY_S = 0.5
 
 
 def train(runs: Path, name: str, seed: int) -> subprocess.Popen[str]:
