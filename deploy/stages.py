@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 from cluster import dotted
 from cluster.admission import PromptOrder
 from cluster.broken_rows import BrokenRows
-from cluster.errors import AntiphonError
+from cluster.errors import AntiphonError, EnvironmentFault, InputError
 from cluster.remote import stream_task
 from deploy.run_config import RunConfig
 from deploy.run_directory import checkpoint_step
 from deploy.session import Session, dtype_of
-from rollout_actors.prompts import holds_messages, read_rows, ready_rows
+from rollout_actors.environments import try_out
+from rollout_actors.prompts import holds_messages, read_rows, ready_rows, scorer_columns
 
 if TYPE_CHECKING:
     from learner.supervised_group import SupervisedLearnerGroup
@@ -112,6 +113,18 @@ async def prompt_rows(session: Session, name: str) -> list[dict[str, Any]]:
         limit = f"rollout_actors.max_prompt_tokens ({settings.max_prompt_tokens})"
         session.view.note(f"{name}: {num_dropped:,} of {num_rows:,} prompts are longer than {limit}: left out")
     return rows
+
+
+async def try_environment(session: Session) -> None:
+    """Raise InputError where a first try shows that the environment breaks its protocol; nothing is loaded yet."""
+    environment = session.config.environment
+    if environment.path is None:
+        return
+    rows = await prompt_rows(session, "prompts")
+    try:
+        await try_out(environment, scorer_columns(rows[0]))
+    except EnvironmentFault as fault:
+        raise InputError(fault.where, fault.what) from fault
 
 
 def _keep_broken(session: Session, name: str, errors: Sequence[AntiphonError]) -> None:

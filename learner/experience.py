@@ -104,7 +104,7 @@ class Judge:
         explained = adv.explained_variance(experience.values, experience.returns, mask, self._ranks.all_sum)
         tally.constant("learner/explained_variance", explained)
         tally.constant("learner/kl_coefficient", self.kl_coefficient)
-        tally.mean("learner/reward_mean", batch.scores)
+        tally.mean("learner/reward_mean", batch.scores + torch.where(mask, batch.turn_rewards, 0.0).sum(1))
         tally.mean("learner/shaped_reward_mean", scores)
         kl = adv.kl_k1(behavior, experience.reference)
         tally.mean("learner/kl_nats", (kl * mask).sum(1))

@@ -66,6 +66,21 @@ class Environments:
         self._threads.close()
 
 
+async def try_out(config: EnvironmentConfig, columns: Mapping[str, Any]) -> None:
+    """Begin a conversation, answer nothing, and begin it again. Raises EnvironmentFault for what that shows."""
+    assert config.path is not None
+    environments = Environments(config)
+    try:
+        async with environments.one() as host:
+            start = await host.reset(0, columns)
+            await host.step("")
+            if await host.reset(0, columns) != start:
+                what = "reset(seed=0) begins otherwise the second time: all that is random must come from the seed"
+                raise EnvironmentFault(config.path, what)
+    finally:
+        await environments.close()
+
+
 class Conversations:
     """Holds conversations over one engine; `row` is the prompt's data row, whose columns the environment is given."""
 

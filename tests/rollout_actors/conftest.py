@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chat import write_chat_model
 from tests.rollout_actors.tiny import build_folder
 
 
@@ -24,3 +25,8 @@ def folder(request: pytest.FixtureRequest) -> Path:
     """Both kinds of model, one after the other."""
     found: Path = request.getfixturevalue(f"{request.param}_folder")
     return found
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chat_model(tmp_path_factory.mktemp("chat"))

@@ -19,7 +19,7 @@ from cluster.trajectory import BegunGroup, Ticket, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from rollout_actors import rollout_actor, safekeeping
-from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig
 from rollout_actors.rollout_actor import RolloutActor
 from tests.fakes import FakeEngine, FakeRewardClient, fake_manifest, fake_probe
 from tests.rollout_actors import tiny
@@ -462,3 +462,82 @@ async def test_weights_that_stay_lost_end_the_actor_by_name(tied_folder: Path, m
         await rig.publish(0)
         with pytest.raises(WeightsLost, match="version 0: gone"):
             await running
+
+
+# With an environment.
+
+
+def talking(name: str, **settings: Any) -> EnvironmentConfig:
+    path = f"tests.rollout_actors.worlds:{name}"
+    return EnvironmentConfig(path=path, settings=settings, max_tokens=40, step_timeout_s=10)
+
+
+async def test_with_an_environment_a_trajectory_is_a_conversation_of_several_turns(chat_folder: Path) -> None:
+    rig = Rig(chat_folder, num_steps=2, groups=2, max_prompt_tokens=16)
+    async with rig.actor(environment=talking("Echo", num_turns=3)) as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        first = await rig.queue.take(1)
+        await rig.publish(1)
+        second = await rig.queue.take(2)
+        await actor.leave()
+        await running
+    trajectories = [trajectory.check() for group in first + second for trajectory in group]
+    assert [t.group for t in trajectories] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert all(len(t.turns) == 3 and t.num_response_tokens == 9 for t in trajectories)
+    assert all(turn.reward is not None for t in trajectories for turn in t.turns)
+    assert all(t.reward_parts["answers"] == 3.0 for t in trajectories)
+    seeds = [segment.seed for segment in trajectories[0].segments]
+    assert seeds == [segment_seed("3-0-0", number) for number in range(len(seeds))]
+    starts = [t.token_ids[: t.turns[0].start] for t in trajectories]
+    assert starts[0::2] == starts[1::2], "the responses of a group begin alike"
+    (request, *_) = rig.rewards.requests
+    assert [message["role"] for message in request.columns["conversation"]][::2] == ["user"] * 3
+
+
+async def test_a_group_whose_environment_breaks_the_protocol_is_voided_with_its_reason(chat_folder: Path) -> None:
+    rig = Rig(chat_folder, num_steps=2, groups=2, max_prompt_tokens=16)
+    async with rig.actor(environment=talking("Odd", how="raises")) as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        with pytest.raises(GroupsVoided, match="no luck"):
+            await asyncio.wait_for(running, 20)
+    assert all("worlds.py" in reason for _, reason in await rig.queue.voided())
+
+
+async def test_an_actor_that_leaves_in_the_middle_of_conversations_hands_their_groups_over(chat_folder: Path) -> None:
+    rig = Rig(chat_folder, num_steps=1, groups=2, max_prompt_tokens=16)
+    holding = threading.Event()
+    async with rig.actor(environment=talking("Echo", num_turns=3), before_step=holding.wait) as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        while not (await rig.queue.counts()).num_open:
+            await asyncio.sleep(0.01)
+        leaving = asyncio.ensure_future(actor.leave())
+        holding.set()
+        await leaving
+        await running
+    async with rig.actor("rollout-1", environment=talking("Echo", num_turns=3)) as other:
+        running = rig.run(other)
+        groups = await rig.queue.take(1)
+        await other.leave()
+        await running
+    assert [group[0].group for group in groups] == [0, 1]
+
+
+async def test_conversations_outside_training_are_the_same_again_and_prompts_are_answered_once_without_one(
+    chat_folder: Path, tied_folder: Path
+) -> None:
+    rig = Rig(chat_folder, max_prompt_tokens=16)
+    async with rig.actor(environment=talking("Echo", num_turns=2)) as actor:
+        held = [await actor.answer([{"prompt": ""}] * 3, seed="x", num=2) for _ in range(2)]
+        other = await actor.answer([{"prompt": ""}] * 3, seed="y", num=2)
+    assert held[0] == held[1] != other
+    assert [len(group) for group in held[0]] == [2, 2, 2]
+    assert all(first.messages[0] == second.messages[0] for first, second in held[0])
+    rig = Rig(tied_folder)
+    async with rig.actor() as actor:
+        ((answer,),) = await actor.answer([ROWS[0]], seed="x")
+        ((response,),) = await actor.sample([ROWS[0]["prompt"]], seed="x")
+    assert (answer.response, answer.last_response) == (response.text, response.token_ids)
+    assert answer.messages == []

@@ -1,0 +1,1 @@
+"""Games in text: tic-tac-toe against a mixed opponent, and FrozenLake through the Gymnasium adapter."""
