@@ -1,0 +1,85 @@
+"""Gymnasium's own environments, in text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import pytest
+
+from cluster.errors import InputError
+from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environment import Step
+from rollout_actors.environment_host import HostedHere, Threads
+from rollout_actors.environments import try_out
+from rollout_actors.gymnasium_text import GymnasiumText
+
+PATH = "rollout_actors.gymnasium_text:GymnasiumText"
+LAKE: dict[str, Any] = {"id": "FrozenLake-v1", "is_slippery": False, "actions": ["left", "down", "right", "up"]}
+
+
+def shout(observation: int, environment: Any) -> str:
+    return f"at {observation} of {environment.observation_space.n}"
+
+
+def last_letter(response: str, environment: Any) -> int:
+    if response[-1:] not in "ldru":
+        raise ValueError("end with l, d, r or u")
+    return "ldru".index(response[-1])
+
+
+async def test_a_lake_is_walked_across_by_words_and_numbers() -> None:
+    host = HostedHere(GymnasiumText(**LAKE, rules="cross the lake"), Threads(1), timeout_s=10)
+    assert await host.reset(3, {}) == [{"role": "user", "content": "cross the lake\n0"}]
+    steps = [await host.step(word) for word in ("down", "1", "go right.", "DOWN", "2", "right")]
+    assert [step.observation for step in steps] == ["4", "8", "9", "13", "14", "15"]
+    assert [step.reward for step in steps] == [0.0] * 5 + [1.0]
+    assert [step.terminated for step in steps] == [False] * 5 + [True]
+    assert steps[-1].info["final_reward"] == 1.0
+
+
+async def test_an_answer_that_is_no_action_is_told_so_and_moves_nothing() -> None:
+    host = HostedHere(GymnasiumText(**LAKE, malformed_reward=-0.1), Threads(1), timeout_s=10)
+    await host.reset(0, {})
+    assert await host.step("jump 7") == Step(
+        "say one of: left, down, right, up", -0.1, False, False, {"malformed": 1.0}
+    )
+    assert (await host.step("down")).observation == "4"
+
+
+async def test_observations_of_several_parts_and_long_games_are_written_and_cut() -> None:
+    host = HostedHere(GymnasiumText("Blackjack-v1", actions=["stick", "hit"]), Threads(1), timeout_s=10)
+    start = await host.reset(1, {})
+    assert isinstance(start, list)
+    player, dealer, ace = start[0]["content"].split(", ")
+    assert (4 <= int(player) <= 21, 1 <= int(dealer) <= 10, ace in ("0", "1", "True", "False")) == (True, True, True)
+    taxi = HostedHere(GymnasiumText("Taxi-v3", max_episode_steps=2), Threads(1), timeout_s=10)
+    await taxi.reset(0, {})
+    assert [(step.terminated, step.truncated) for step in [await taxi.step("0"), await taxi.step("1")]] == [
+        (False, False),
+        (False, True),
+    ]
+
+
+async def test_the_users_own_renderer_and_parser_are_used() -> None:
+    here = __name__
+    environment = GymnasiumText("FrozenLake-v1", render=f"{here}:shout", parse=f"{here}:last_letter", is_slippery=False)
+    host = HostedHere(environment, Threads(1), timeout_s=10)
+    assert await host.reset(0, {}) == [{"role": "user", "content": "at 0 of 16"}]
+    assert (await host.step("walk d")).observation == "at 4 of 16"
+    assert (await host.step("walk")).observation == "end with l, d, r or u"
+
+
+async def test_the_same_seed_is_the_same_game() -> None:
+    await try_out(EnvironmentConfig(path=PATH, settings={"id": "Blackjack-v1"}), {})
+    await try_out(EnvironmentConfig(path=PATH, settings=LAKE, own_process=True), {})
+
+
+def test_what_cannot_be_put_in_text_or_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match=r"settings\.render: needed: observations of Box"):
+        GymnasiumText("CartPole-v1")
+    with pytest.raises(InputError, match=r"settings\.parse: needed: actions of Box"):
+        GymnasiumText("Pendulum-v1", render=f"{__name__}:shout")
+    with pytest.raises(InputError, match=r"settings\.id: gymnasium makes no 'Nowhere-v0'"):
+        GymnasiumText("Nowhere-v0")
+    assert isinstance(gymnasium.spaces.Text(5).sample(), str)
