@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from cluster import dotted
 from cluster.chat_template import Message
-from cluster.errors import EnvironmentFault
+from cluster.errors import AntiphonError, EnvironmentFault
 
 Observation = str | Sequence[Message]
 """A text, or messages with role and content. The answer to messages may be a text: it is the user's then."""
@@ -127,6 +127,8 @@ def made(path: str, settings: Mapping[str, Any]) -> Any:
     make = dotted.load(path, PATH_KEY)
     try:
         environment = make(**settings)
+    except AntiphonError:
+        raise
     except Exception as error:
         raise raised(make, error) from error
     for name in ("reset", "step"):
