@@ -21,6 +21,7 @@ from cluster.errors import AntiphonError, InputError
 from deploy.arguments import DryRun, Fresh, Lines, Name, Run, RunFile, RunsDir, Target
 from deploy.boundary import first_line, running, say_error
 from deploy.check import check_inputs
+from deploy.cli_evaluate import commands as evaluate_commands
 from deploy.cli_rewards import commands as reward_commands
 from deploy.ray_token import use_own_token
 from deploy.run_config import RunConfig
@@ -107,7 +108,6 @@ _stage_command("sft", "sft", "Supervised fine-tuning alone, into RUN/sft.")
 _stage_command("preferences", "preferences", "Sample pairs of responses and have them labelled.")
 _stage_command("reward-model", "reward_model", "Train the reward model (a run directory: again, on all preferences).")
 _stage_command("ppo", "ppo", "PPO alone, into RUN/policy.")
-_stage_command("evaluate", "evaluation", "Judge the policy before and after PPO on held-out prompts.")
 
 
 def _stages(
@@ -270,6 +270,7 @@ def replay(
 
 
 app.add_typer(reward_commands)
+app.add_typer(evaluate_commands)
 
 
 @app.command()

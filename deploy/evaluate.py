@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import dotted
 from cluster.trajectory import Segment, Trajectory
+from deploy import judged
 from deploy.columns import columns_for
+from deploy.judged import Answer
 from deploy.reward_watch import pauses_said
+from deploy.run_directory import EVALUATION
+from deploy.run_sections import EvaluationConfig
 from deploy.session import Session
 from deploy.stages import data_path, policy_path, prompt_rows
 from rollout_actors.conversation import Conversation, score_request
@@ -28,10 +32,9 @@ NUM_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Responses of one policy to the held-out prompts, with what was measured on them."""
+    """The answers of one policy to the held-out prompts, with what was measured on them."""
 
-    prompts: list[str]
-    responses: list[str]
+    answers: list[Answer]
     metrics: dict[str, float]
 
 
@@ -114,11 +117,6 @@ async def score(
     return [score.reward + held.turn_rewards for score, held in zip(scores, conversations, strict=True)]
 
 
-def mean_kl_nats(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> float:
-    """k1 (Schulman 2020, "Approximating KL divergence"): summed per response, mean over responses."""
-    return fmean(sum(p) - sum(r) for p, r in zip(policy, reference, strict=True))
-
-
 async def evaluate(session: Session) -> None:
     """The policy before and after PPO on the held-out prompts, into `summary.json` and onto the screen."""
     async with pauses_said(session.missing_rewards, session.view.note):
@@ -135,34 +133,73 @@ async def _evaluate(session: Session) -> None:
     for name, path in policies.items():
         if path.exists():
             evaluated[name] = await _evaluate_policy(session, rows, path, reference)
+            judged.write(run.path / EVALUATION / f"{name}.parquet", evaluated[name].answers)
             run.update_summary({f"evaluation.{name}.{key}": value for key, value in evaluated[name].metrics.items()})
     if len(evaluated) == len(policies):
         before, after = evaluated["before"], evaluated["after"]
+        difference, _ = judged.compared(after.answers, before.answers, EVALUATION)
+        run.update_summary({f"evaluation.change.{key}": value for key, value in difference._asdict().items()})
         session.view.table_before_after(before.metrics, after.metrics)
-        first = slice(0, NUM_SHOWN)
-        session.view.responses(after.prompts[first], before.responses[first], after.responses[first])
+        old, new = ([answer for answer in e.answers if answer.sample == 0][:NUM_SHOWN] for e in (before, after))
+        session.view.responses([a.prompt for a in new], [a.response for a in old], [a.response for a in new])
 
 
 async def _evaluate_policy(
     session: Session, rows: Sequence[dict[str, Any]], policy: Path, reference: Path
 ) -> Evaluated:
-    config = session.config
-    answered = await session.answer(rows, policy, num=1, seed=f"{config.run.seed}-evaluation")
-    conversations = [group[0] for group in answered]
-    texts = [conversation.response for conversation in conversations]
+    settings = session.config.evaluation
+    drawn = await session.answer(rows, policy, num=settings.num_samples, seed=f"{session.config.run.seed}-evaluation")
+    conversations = [conversation for group in drawn for conversation in group]
+    asked = [row for row in rows for _ in range(settings.num_samples)]
     logprobs = [await session.logprobs([c.token_ids for c in conversations], path) for path in (policy, reference)]
-    policy_logprobs, reference_logprobs = (_sampled(values, conversations) for values in logprobs)
-    metrics = {
-        "reward": fmean(await score(session, rows, conversations)),
-        "kl_nats": mean_kl_nats(policy_logprobs, reference_logprobs),
-        "distinct": len({shown(conversation) for conversation in conversations}) / len(texts),
+    kl_nats = [sum(p) - sum(r) for p, r in zip(*(_sampled(v, conversations) for v in logprobs), strict=True)]
+    rewards = await score(session, asked, conversations)
+    answers = [
+        _answer(place // settings.num_samples, place % settings.num_samples, *of)
+        for place, of in enumerate(zip(conversations, rewards, kl_nats, strict=True))
+    ]
+    metrics = _measured(answers, settings, conversations)
+    if settings.metrics:
+        metrics |= measure(
+            settings.metrics,
+            [_with_conversation(*p) for p in zip(asked, conversations, strict=True)],
+            [c.response for c in conversations],
+        )
+    if settings.greedy:
+        answers += await _greedy(session, rows, policy)
+        metrics["reward_greedy"] = fmean(answer.reward for answer in answers if answer.sample == judged.GREEDY)
+    return Evaluated(answers, metrics)
+
+
+async def _greedy(session: Session, rows: Sequence[dict[str, Any]], policy: Path) -> list[Answer]:
+    chosen = await session.answer(rows, policy, num=1, seed="greedy", temperature=0.0)
+    conversations = [group[0] for group in chosen]
+    rewards = await score(session, rows, conversations)
+    return [_answer(i, judged.GREEDY, *of, 0.0) for i, of in enumerate(zip(conversations, rewards, strict=True))]
+
+
+def _answer(row: int, sample: int, conversation: Conversation, reward: float, kl_nats: float) -> Answer:
+    return Answer(row, sample, conversation.prompt, shown(conversation), reward, kl_nats, conversation.parts)
+
+
+def _with_conversation(row: Mapping[str, Any], conversation: Conversation) -> dict[str, Any]:
+    return {**row, "conversation": conversation.messages} if conversation.messages else dict(row)
+
+
+def _measured(
+    answers: Sequence[Answer], settings: EvaluationConfig, conversations: Sequence[Conversation]
+) -> dict[str, float]:
+    """Means over all answers, with the reward's bounds over prompts."""
+    interval = judged.reward_interval(answers)
+    return {
+        "reward": interval.mean,
+        "reward_low": interval.low,
+        "reward_high": interval.high,
+        "kl_nats": fmean(answer.kl_nats for answer in answers),
+        "distinct": len({answer.response for answer in answers}) / len(answers),
         **_of_environment(conversations),
+        **({} if settings.pass_reward is None else judged.passed(answers, settings.pass_reward)),
     }
-    if config.evaluation.metrics:
-        columns = [{"conversation": c.messages} if c.messages else {} for c in conversations]
-        rows = [{**row, **column} for row, column in zip(rows, columns, strict=True)]
-        metrics |= measure(config.evaluation.metrics, rows, texts)
-    return Evaluated([conversation.prompt for conversation in conversations], list(map(shown, conversations)), metrics)
 
 
 def _of_environment(conversations: Sequence[Conversation]) -> dict[str, float]:

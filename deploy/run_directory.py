@@ -27,11 +27,14 @@ from reward_service.tokens import FILE as TOKENS_FILE
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
 CONFIG, LOCK, FEEDBACK, SERVING = "config.toml", ".lock", "feedback.sqlite", "serving"
 RECORDS = "records"
+EVALUATION = "evaluation"
 """The folder of the run's log."""
 KEPT = (LOCK, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
 COMMANDS = {"reward_model": "reward-model", "evaluation": "evaluate"}
 SUPERVISED = ("sft", "reward_model")
 NUM_STEPS = "learner.num_steps"
+JUDGED_BY = tuple(f"evaluation.{key}" for key in ("metrics", "num_samples", "greedy", "pass_reward", "num_prompts"))
+"""What may change at any time: where it does, the policies are judged again."""
 _WHEREABOUTS = {"run.name", "run.runs_dir"}
 _CHECKPOINT = re.compile(r"step-(\d+)")
 
@@ -225,7 +228,8 @@ def open_run(
 
     With `fresh` its contents are deleted first. Raises InputError, having changed nothing, when it holds something
     else, when its settings were others (but those of the sections in `may_change`), and when another process is at
-    work on it. With more PPO steps than before the run is extended: what was evaluated will be evaluated again.
+    work on it. With more PPO steps than before the run is extended, and what is judged otherwise is judged again:
+    then what was evaluated will be evaluated anew.
     """
     _require_usable(path)
     if not fresh:
@@ -240,8 +244,8 @@ def open_run(
         if fresh:
             run.clear()
         settle(run)
-        if _is_extended(config, path):
-            run.forget("evaluation")
+        if _is_extended(config, path) or _is_judged_otherwise(config, path):
+            run.forget(EVALUATION)
         _write(path / CONFIG, to_toml(config))
         _rewind(run, config)
         _drop_checkpoints(run, config)
@@ -258,6 +262,14 @@ def _require_usable(path: Path) -> None:
         raise InputError(str(path), f"not a run directory (it has no {CONFIG}) and not empty; choose another --name")
 
 
+def _is_judged_otherwise(config: RunConfig, path: Path) -> bool:
+    """Whether the policies are to be judged by other settings than they were."""
+    if not (path / CONFIG).exists():
+        return False
+    before, now = flat(read_run_config(path / CONFIG)), flat(config)
+    return any(before.get(key) != now.get(key) for key in JUDGED_BY)
+
+
 def _is_extended(config: RunConfig, path: Path) -> bool:
     """Whether the run is to do more PPO steps than it was told before."""
     stored = path / CONFIG
@@ -267,7 +279,7 @@ def _is_extended(config: RunConfig, path: Path) -> bool:
 def require_same_settings(config: RunConfig, path: Path, may_change: Sequence[str] = ()) -> None:
     """Raise InputError naming the settings in which `config` differs from those the run was started with.
 
-    The sections in `may_change` may differ, and more PPO steps are allowed always: they extend the run.
+    The sections in `may_change` may differ, and what is JUDGED_BY; more PPO steps are allowed: they extend the run.
     """
     stored = path / CONFIG
     if not stored.exists():
@@ -277,7 +289,7 @@ def require_same_settings(config: RunConfig, path: Path, may_change: Sequence[st
         before, now = flat(read_run_config(stored)), flat(config)
     except InputError as error:
         raise InputError(str(stored), f"{error} ({way_out})") from error
-    free = {*_WHEREABOUTS, *(key for key in {**before, **now} if key.partition(".")[0] in may_change)}
+    free = {*_WHEREABOUTS, *JUDGED_BY, *(key for key in {**before, **now} if key.partition(".")[0] in may_change)}
     free |= {NUM_STEPS} if now[NUM_STEPS] > before[NUM_STEPS] else set()
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in free]
     if changed:

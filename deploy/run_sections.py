@@ -91,6 +91,12 @@ class EvaluationConfig(Section):
     """Dotted path of `f(prompts, responses, **columns) -> dict[str, float]`; of the held-out rows' other columns, as
     lists, it gets those that it names, or all. After conversations `responses` are the last ones, and `conversation`
     is a column of messages."""
+    num_samples: int = Field(default=1, ge=1)
+    """Answers to each prompt before and after PPO."""
+    greedy: bool = False
+    """Take the likeliest answer to each prompt too."""
+    pass_reward: float | None = None
+    """Where it is set, an answer with at least this reward passes, and pass@k is told for the samples there are."""
     every_steps: int = Field(default=25, ge=1)
     """PPO steps between held-out evaluations."""
     num_prompts: int = Field(default=512, ge=1)

@@ -213,10 +213,18 @@ class Session:
         return sampled
 
     async def answer(
-        self, rows: Sequence[Mapping[str, Any]], policy: Path, *, num: int, seed: str
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        policy: Path,
+        *,
+        num: int,
+        seed: str,
+        temperature: float | None = None,
     ) -> list[list[Conversation]]:
         """`num` answers of the policy in that folder to each row's prompt, or conversations about it."""
-        held: list[list[Conversation]] = await self._in_pieces("answer", rows, policy, num=num, seed=seed)
+        held: list[list[Conversation]] = await self._in_pieces(
+            "answer", rows, policy, num=num, seed=seed, temperature=temperature
+        )
         return held
 
     async def _in_pieces(
@@ -228,9 +236,11 @@ class Session:
         *,
         num: int,
         seed: str,
+        temperature: float | None = None,
     ) -> list[Any]:
         await self._load(policy)
-        temperature = self.config.rollout_actors.temperature
+        if temperature is None:
+            temperature = self.config.rollout_actors.temperature
         num_done = 0
 
         async def piece(first: int) -> list[Any]:

@@ -191,6 +191,18 @@ class View:
         self._console.print()
         self._console.print(table)
 
+    def regressions(self, worse: Sequence[Any]) -> None:
+        """Prompts whose answers were better before, with both answers and their rewards."""
+        if not worse:
+            return
+        table = Table(title="Worse than before", show_lines=True, **_TABLE)
+        for heading, ratio in (("prompt", 2), ("before", 3), ("after", 3)):
+            table.add_column(heading, ratio=ratio, overflow="fold")
+        for one in worse:
+            texts = (f"{one.reward_before:.3f}  {one.before}", f"{one.reward_after:.3f}  {one.after}")
+            table.add_row(*(Text(text.strip()) for text in (one.prompt, *texts)))
+        self._console.print(table)
+
 
 def _done(stage: _Stage) -> RenderableType:
     row = Table.grid(padding=(0, 2))

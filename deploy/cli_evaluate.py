@@ -1,0 +1,92 @@
+"""The command that judges a policy, again and otherwise where it is asked to, and against another run's.
+
+As in `deploy.cli`, the work is imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.errors import InputError
+from deploy.arguments import DryRun, Fresh, Lines, Name, RunsDir, Target
+from deploy.boundary import running
+from deploy.check import check_inputs
+from deploy.run_config import RunConfig
+from deploy.run_directory import EVALUATION, RunDirectory, open_run, read_target, require_run, require_stages
+from deploy.run_toml import to_toml
+from deploy.view import View
+
+commands = typer.Typer()
+
+
+@commands.command()
+def evaluate(
+    target: Target,
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Answers to each prompt, judged again.")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest answers too, judged again.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Compare with that run's policy, prompt by prompt.")
+    ] = None,
+    before: Annotated[bool, typer.Option("--before", help="With --against: with its policy before PPO.")] = False,
+    list_: Annotated[int, typer.Option("--list", min=0, help="Prompts to list whose answers are worse.")] = 5,
+    set_: Lines = None,
+    runs_dir: RunsDir = None,
+    name: Name = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Judge the policy before and after PPO on held-out prompts; what was answered is kept in RUN/evaluation.
+
+    [dim]antiphon evaluate runs/reviews --num-samples 4 --against runs/hacked[/dim]
+    """
+    lines = [f"evaluation.num_samples = {num_samples}"] if num_samples is not None else []
+    lines += ["evaluation.greedy = true"] if greedy else []
+    config, path = read_target(target, [*(set_ or ()), *lines], name=name, runs_dir=runs_dir)
+    if dry_run:
+        print(to_toml(config), end="")
+        return
+    other = require_run(against).path / EVALUATION / f"{'before' if before else 'after'}.parquet" if against else None
+    if other is not None and not other.exists():
+        raise InputError(str(against), "its answers are not kept (run antiphon evaluate on it)")
+    check_inputs(config)
+    _evaluate(config, path, fresh=fresh)
+    _say_changes(path, other, list_)
+
+
+def _evaluate(config: RunConfig, path: Path, *, fresh: bool) -> None:
+    """Judge the run's policies, unless that was done as it is asked for now."""
+    require_stages(config, None if fresh else RunDirectory(path), [EVALUATION])
+    with open_run(config, path, fresh=fresh) as run:
+        if run.is_done(EVALUATION, config):
+            summary = run.summary()[EVALUATION]
+            run.update_status(state="DONE", ray_address=None, error=None)
+            View().table_before_after(summary.get("before", {}), summary["after"])
+            return
+        with running(run), View(f"{config.run.name}  {path.name}") as view:
+            from deploy.launch import run as launch
+
+            launch(config, run, [EVALUATION], view)
+
+
+def _say_changes(path: Path, other: Path | None, num_listed: int) -> None:
+    """What changed, in words with how sure that is, and the prompts where it is for the worse."""
+    from deploy import judged
+
+    after = judged.read(path / EVALUATION / "after.parquet")
+    compared = other or path / EVALUATION / "before.parquet"
+    if not compared.exists():
+        return
+    difference, worse = judged.compared(after, judged.read(compared), str(compared))
+    than = f"{compared.parent.parent.name}'s" if other else "before PPO"
+    print(
+        f"reward {difference.mean:+.3f} against {than} (95 %: {difference.low:+.3f} to {difference.high:+.3f}, "
+        f"p = {difference.p_value:.4f}); worse on {len(worse)} of {len(judged.by_row(after))} prompts"
+    )
+    View().regressions(worse[:num_listed])
+    print(f"done: {path}", file=sys.stderr)

@@ -1,0 +1,68 @@
+"""Answers that are kept, counted and compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import InputError
+from deploy.judged import GREEDY, Answer, by_row, compared, mean_rewards, passed, read, reward_interval, write
+
+
+def answers(*rewards: tuple[float, ...]) -> list[Answer]:
+    """One tuple a row, one reward a sample."""
+    return [
+        Answer(row, sample, f"prompt {row}", f"{reward} of {sample}", reward, 0.5, {"goal": reward})
+        for row, samples in enumerate(rewards)
+        for sample, reward in enumerate(samples)
+    ]
+
+
+def test_answers_come_back_as_they_were_kept(tmp_path: Path) -> None:
+    kept = [*answers((1.0, 0.0), (0.5, 0.25)), Answer(0, GREEDY, "prompt 0", "likeliest", 1.0)]
+    write(tmp_path / "evaluation" / "after.parquet", kept)
+    assert read(tmp_path / "evaluation" / "after.parquet") == kept
+    assert not list(tmp_path.rglob("*.partial"))
+    with pytest.raises(InputError, match="no answers are kept here"):
+        read(tmp_path / "evaluation" / "before.parquet")
+    (tmp_path / "other.parquet").write_text("no")
+    with pytest.raises(InputError, match="no answers are kept here"):
+        read(tmp_path / "other.parquet")
+
+
+def test_prompts_count_alike_and_the_likeliest_answers_apart() -> None:
+    drawn = answers((1.0, 0.0), (0.5, 0.5))
+    with_greedy = [*drawn, Answer(0, GREEDY, "prompt 0", "likeliest", 9.0)]
+    assert mean_rewards(with_greedy) == [0.5, 0.5]
+    assert reward_interval(with_greedy) == (0.5, 0.5, 0.5)
+    assert {row: len(group) for row, group in by_row(with_greedy).items()} == {0: 2, 1: 2}
+
+
+def test_pass_at_k_is_told_for_powers_of_two_and_all_samples() -> None:
+    drawn = answers((1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    found = passed(drawn, 1.0)
+    assert list(found) == ["pass_at_1", "pass_at_2", "pass_at_3"]
+    assert found["pass_at_1"] == pytest.approx(4 / 9)
+    assert found["pass_at_2"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert found["pass_at_3"] == pytest.approx(2 / 3)
+
+
+def test_two_policies_are_compared_prompt_by_prompt_and_the_worst_changes_come_first() -> None:
+    before, after = answers((0.5,), (1.0,), (1.0,), (0.0,)), answers((1.0,), (0.9,), (0.0,), (1.0,))
+    difference, worse = compared(after, before, "there")
+    assert difference.mean == pytest.approx((0.5 - 0.1 - 1.0 + 1.0) / 4)
+    assert [(one.prompt, one.reward_before, one.reward_after) for one in worse] == [
+        ("prompt 2", 1.0, 0.0),
+        ("prompt 1", 1.0, 0.9),
+    ]
+
+
+def test_answers_to_other_prompts_are_not_compared() -> None:
+    before = answers((0.5,), (1.0,))
+    other = [replace(before[0], prompt="another"), before[1]]
+    with pytest.raises(InputError, match="there: answered other prompts: 1 of 2 and 2 are the same"):
+        compared(other, before, "there")
+    with pytest.raises(InputError, match="there: answered other prompts"):
+        compared(before[:1], before, "there")
