@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +21,7 @@ import torch
 
 from benchmarks.learner_gpu import SHAPES, make_model
 from benchmarks.results import Row
+from cluster.errors import EngineError
 from cluster.weights import Manifest, Probe
 from learner.actor_critic import ActorCritic, ModelSettings
 from learner.weight_publisher import default_probe, probe_logprobs, published_tensors
@@ -57,7 +60,13 @@ def measure(folder: Path) -> list[Row]:
         print("no GPU here: nothing measured")
         return []
     make_model(folder / "model", SHAPES[SHAPE])
-    return [row for mode in MODES for row in _measure(folder / "model", *mode)]
+    return [row for mode in MODES for row in _in_a_new_process(folder / "model", *mode)]
+
+
+def _in_a_new_process(*args: Any) -> list[Row]:
+    """vLLM reads its environment once a process, and one that ends gives back all of the GPU's memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure, *args).result()
 
 
 def _measure(path: Path, name: str, dtype: str, multiprocessing: str, engine_args: Mapping[str, Any]) -> list[Row]:
@@ -73,12 +82,9 @@ def _measure(path: Path, name: str, dtype: str, multiprocessing: str, engine_arg
     rows = [Row(f"{name}: engine up", (time.perf_counter() - started,), "s")]
     try:
         trainer = ActorCritic(ModelSettings(path, dtype, "none", 1.0)).to(DEVICE).requires_grad_(False)
-        found = rows + _sampled(engine, trainer, name) + _swapped(engine, trainer, dtype, name)
+        return rows + _sampled(engine, trainer, name) + _swapped(engine, trainer, dtype, name)
     finally:
         engine.close()
-    del trainer
-    torch.cuda.empty_cache()
-    return found
 
 
 def _sampled(engine: VllmEngine, trainer: ActorCritic, name: str) -> list[Row]:
@@ -157,8 +163,6 @@ def _refuses_a_stale_engine(
     engine: VllmEngine, trainer: ActorCritic, proof: SwapProof, probe_ids: Any, previous: Probe
 ) -> bool:
     """Whether an engine that kept its weights is found out."""
-    from cluster.errors import EngineError
-
     _move(trainer, NUM_SWAPS)
     probe = probe_logprobs(trainer, probe_ids, DEVICE)
     manifest = Manifest(NUM_SWAPS, "benchmark", (), probe_ids, probe, previous)

@@ -80,12 +80,12 @@ def _machine() -> str:
 
 
 def _gpus() -> list[str]:
-    """Name and driver of each NVIDIA GPU."""
+    """Name and driver of each NVIDIA GPU; nothing where there is none."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     if shutil.which(command[0]) is None:
         return []
-    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    return [line.replace(", ", " (driver ") + ")" for line in lines if line]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [] if done.returncode else [line.replace(", ", " (driver ") + ")" for line in done.stdout.splitlines()]
 
 
 def _versions() -> dict[str, str]:
