@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    engine_gpu,
     estimators,
     lag_study,
     learner,
@@ -60,6 +61,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "trl": ("Letters against TRL 1.12.0", tuple(range(trl.REPEATS)), trl.measure),
     "learner": ("The learner's machinery", (0,), learner.measure),
     "learner_gpu": ("The learner on a GPU", (0,), learner_gpu.measure),
+    "engine_gpu": ("The engine on a GPU", (0,), engine_gpu.measure),
     "estimators": ("Letters without a critic", task_runs.SEEDS, estimators.measure),
     "reward_http": ("Scores over HTTP", (0,), reward_http.measure),
     "recorder": ("What recording costs", tuple(range(recorder.REPEATS)), recorder.measure),

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.results import Row
 from cluster.trajectory import Segment, Trajectory, Turn
@@ -52,10 +54,19 @@ def measure(folder: Path) -> list[Row]:
     return [row for name, shape in SHAPES.items() for row in _measure(folder / name, name, shape)]
 
 
-def _measure(path: Path, name: str, shape: dict[str, int]) -> list[Row]:
+def make_model(path: Path, shape: dict[str, int]) -> None:
+    """Save a random model of that shape, in bfloat16 and with a tokenizer of numbers, as a Hugging Face folder."""
     config = Qwen2Config(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, tie_word_embeddings=True, **shape)
     torch.manual_seed(0)
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    with torch.device("cuda"):
+        model = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(path)
+    tokenizer = Tokenizer(WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=str(VOCABULARY - 1)).save_pretrained(path)
+
+
+def _measure(path: Path, name: str, shape: dict[str, int]) -> list[Row]:
+    make_model(path, shape)
     learner = LearnerConfig(
         advantages="grpo",
         num_epochs=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -75,7 +76,16 @@ def _commit() -> str:
 
 def _machine() -> str:
     memory_gib = psutil.virtual_memory().total / 2**30
-    return f"{platform.machine()}, {psutil.cpu_count()} cores, {memory_gib:.0f} GiB"
+    return ", ".join([platform.machine(), f"{psutil.cpu_count()} cores", f"{memory_gib:.0f} GiB", *_gpus()])
+
+
+def _gpus() -> list[str]:
+    """Name and driver of each NVIDIA GPU; nothing where there is none."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    if shutil.which(command[0]) is None:
+        return []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [] if done.returncode else [line.replace(", ", " (driver ") + ")" for line in done.stdout.splitlines()]
 
 
 def _versions() -> dict[str, str]:

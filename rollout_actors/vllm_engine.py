@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import InputError
+from cluster.errors import EngineError, InputError
 from rollout_actors.engine import Sampled, SamplingRequest
 
 if TYPE_CHECKING:
@@ -148,12 +148,17 @@ class VllmEngine:
         return bool(self._held_back) or bool(self._engine.has_unfinished_requests())
 
     def load(self, tensors: Mapping[str, torch.Tensor], *, version: int) -> None:
-        """Replace all weights by a whole version in checkpoint form. No request may be under way."""
+        """Replace all weights by a whole version in checkpoint form.
+
+        Raises EngineError, with nothing replaced, where a request is under way: what is cached of the old weights
+        would be read on, and no proof would see it, because probes read no cache.
+        """
+        if not self._engine.reset_prefix_cache():
+            raise EngineError(SECTION, f"cannot load version {version}: a request still holds what the last computed")
         if self._in_process:
             self._engine.collective_rpc("load_tensors", args=(tensors,))
         else:
             self._load_through_a_file(tensors)
-        self._engine.reset_prefix_cache()
         self._engine.set_weight_version(str(version))
 
     def _load_through_a_file(self, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,16 +1,70 @@
-"""What only a GPU runs: variable-length flash attention against plain attention."""
+"""What only a GPU runs: flash attention of packs, and whole steps, against the same without either."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from learner.actor_critic import ActorCritic, ModelSettings, Reference
+from learner.batching import make_batch
+from learner.config import LearnerConfig
 from learner.packing import make_pack, packed_attention
+from learner.ppo_rank import model_settings
+from learner.ppo_step import PPOStep, Share
+from learner.ranks import Ranks
+from tests.learner.conftest import make_trajectory, write_policy
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+CONFIG = LearnerConfig(num_epochs=2, num_minibatches=2, learning_rate=0.03, entropy_coefficient=0.01)
+NUM_TRAJECTORIES = 24
+TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.fixture(scope="module")
+def grouped_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy whose two heads of queries share one of keys and values, in a size that flash attention takes."""
+    path = tmp_path_factory.mktemp("grouped") / "policy"
+    return write_policy(path, hidden_size=128, intermediate_size=256, num_key_value_heads=1, initializer_range=0.05)
+
+
+class Steps(NamedTuple):
+    """What two steps came to: the last one's metrics, and how far all weights moved, in one vector on the CPU."""
+
+    metrics: dict[str, float]
+    moved: torch.Tensor
+
+
+def two_steps(path: Path, device: str, dtype: str, **changed: Any) -> Steps:
+    """By plain gradient descent, so that weights move as their gradients say."""
+    config, place = CONFIG.model_copy(update=changed), torch.device(device)
+    model = ActorCritic(model_settings(config, path, dtype, 0.7, seed=0)).to(place)
+    frozen = ActorCritic(ModelSettings(path, dtype, "none", 0.7, is_trained=False)).to(place).requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate)
+    ranks = Ranks(place, distributed=False)
+    step = PPOStep(config, model, Reference(frozen), optimizer, ranks, device=place, seed=0)
+    before = flat(model)
+    for number in (1, 2):
+        trajectories = [make_trajectory(index, seed=number) for index in range(NUM_TRAJECTORIES)]
+        metrics = step.run(number, Share(trajectories, range(NUM_TRAJECTORIES), NUM_TRAJECTORIES))
+    return Steps(metrics, flat(model) - before)
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().double().cpu().reshape(-1) for parameter in model.parameters()])
+
+
+def assert_alike(first: Steps, second: Steps, tolerance: float) -> None:
+    """Metrics, but for a token more or less at a clip, and weights relative to how far these moved."""
+    assert first.metrics == pytest.approx(second.metrics, rel=tolerance, abs=1e-2)
+    assert (first.moved - second.moved).norm() < tolerance * second.moved.norm()
+
+
 def test_flash_attention_keeps_packed_sequences_apart_as_plain_attention_of_each_does() -> None:
     lengths, device = [5, 64, 1, 30], torch.device("cuda")
     shapes = [(1, heads, sum(lengths), 64) for heads in (4, 2, 2)]
@@ -22,3 +76,52 @@ def test_flash_attention_keeps_packed_sequences_apart_as_plain_attention_of_each
         expected = scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True).transpose(1, 2)
         torch.testing.assert_close(found[:, start : start + length], expected, atol=2e-2, rtol=2e-2)
         start += length
+
+
+def test_the_gradient_of_flash_attention_is_that_of_plain_attention() -> None:
+    lengths, device = [9, 33, 2], torch.device("cuda")
+    shapes = [(1, heads, sum(lengths), 64) for heads in (4, 2, 2)]
+    whole = [torch.randn(s, device=device, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
+    weight = torch.randn(1, sum(lengths), 4, 64, device=device)
+    found, _ = packed_attention(torch.nn.Module(), *whole, None, pack=make_pack(lengths, device))
+    gradients = torch.autograd.grad((found * weight).sum(), whole)
+    parts = zip(*(tensor.split(lengths, 2) for tensor in whole), strict=True)
+    rows = [scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True).transpose(1, 2) for part in parts]
+    expected = torch.autograd.grad((torch.cat(rows, 1) * weight).sum(), whole)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=4e-2, rtol=4e-2)
+
+
+def test_packed_and_padded_sequences_come_out_alike_in_half_precision(grouped_path: Path) -> None:
+    device = torch.device("cuda")
+    batch = make_batch([make_trajectory(index) for index in range(NUM_TRAJECTORIES)], device=device)
+    settings = ModelSettings(grouped_path, "bfloat16", "none", 0.7)
+    with torch.no_grad():
+        packed, padded = (
+            ActorCritic(replace(settings, packing=packing)).to(device)(batch.token_ids, batch.mask, batch.lengths)
+            for packing in (True, False)
+        )
+    torch.testing.assert_close(packed.logprobs, padded.logprobs, atol=5e-2, rtol=0)
+    assert (packed.logprobs - padded.logprobs)[batch.mask].abs().mean() < 1e-2
+
+
+def test_steps_on_a_gpu_are_those_on_a_cpu(grouped_path: Path) -> None:
+    on_gpu, on_cpu = (two_steps(grouped_path, device, "float32") for device in ("cuda", "cpu"))
+    assert_alike(on_gpu, on_cpu, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_micro_batches_of_any_size_give_the_same_steps(grouped_path: Path, dtype: str) -> None:
+    whole, cut = (two_steps(grouped_path, "cuda", dtype, micro_batch_tokens=n) for n in (16_384, 40))
+    assert_alike(whole, cut, TOLERANCE[dtype])
+
+
+def test_the_same_steps_twice_are_alike_in_half_precision(grouped_path: Path) -> None:
+    first, second = (two_steps(grouped_path, "cuda", "bfloat16") for _ in range(2))
+    assert_alike(first, second, TOLERANCE["bfloat16"])
+
+
+@pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"packing": False}])
+def test_what_saves_memory_or_time_changes_no_step(grouped_path: Path, settings: dict[str, Any]) -> None:
+    plain, other = (two_steps(grouped_path, "cuda", "float32", **given) for given in ({}, settings))
+    assert_alike(plain, other, TOLERANCE["float32"])

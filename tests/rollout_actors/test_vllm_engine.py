@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import InputError
+from cluster.errors import EngineError, InputError
 from rollout_actors.engine import Sampled, SamplingRequest
 from rollout_actors.vllm_engine import VllmEngine, engine_settings
 from tests.rollout_actors import tiny
@@ -101,6 +101,19 @@ def test_probing_loses_nothing_of_what_is_under_way(tied_engine: VllmEngine) -> 
     while tied_engine.has_work():
         tokens += [token for new in tied_engine.step() for token in new.token_ids]
     assert tokens == whole.token_ids
+
+
+def test_a_version_is_not_loaded_beside_a_request_under_way(tied_engine: VllmEngine, tied_folder: Path) -> None:
+    tied_engine.add(request(1))
+    tied_engine.step()
+    sequence = list(tiny.PROBE_PROMPTS[0])
+    before = tiny.load_model(tied_folder)
+    after = tiny.checkpoint(tiny.after_one_step(before, 5e-2))
+    with pytest.raises(EngineError, match="cannot load version 1"):
+        tied_engine.load(after, version=1)
+    assert close_to(before)(sequence, tied_engine.logprobs([sequence])[0])
+    tied_engine.abort(["1"])
+    tied_engine.load(tiny.checkpoint(before), version=1)
 
 
 def test_a_loaded_version_answers_as_transformers_does(engine: VllmEngine, folder: Path) -> None:
