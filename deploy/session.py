@@ -41,6 +41,9 @@ from rollout_actors.conversation import Conversation
 from rollout_actors.rollout_actor import Response, RolloutActor
 
 SPARE_ACTORS = 4
+SPIN_COUNT = "1000"
+"""How often an OpenMP thread looks for work before it sleeps. Left to itself it burns the core that the one it waits
+for needs: on two busy cores a step of two threads took five times as long."""
 PROMPTS_A_CALL = 256
 TOTALS = (
     "num_sampled_tokens",
@@ -88,7 +91,10 @@ class Session:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not address:
             options |= {"num_cpus": self._num_cpus(), "include_dashboard": False}
-        env = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        env = {
+            "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
+        }
         if address and address != "auto" and not answers(address):
             raise InputError(address, "no Ray answers at this address (RAY_ADDRESS)")
         with self.start_up.phase("ray"), signals_kept_from_children():

@@ -90,9 +90,6 @@ class TicTacToe:
 
     def _over(self, how: str) -> tuple[str, float, bool, bool, dict[str, float]]:
         reward = {"won": 1.0, "drawn": 0.5}.get(how, 0.0)
-        info = {
-            "not_lost": float(how in ("won", "drawn")),
-            "won": float(how == "won"),
-            "legal": float(how != "illegal"),
-        }
+        not_lost, won, legal = how in ("won", "drawn"), how == "won", how != "illegal"
+        info = {"not_lost": float(not_lost), "won": float(won), "legal": float(legal)}
         return how, reward, True, False, info

@@ -1,0 +1,74 @@
+"""Makes the model and the SFT data of the dialogue task: a clerk who often guesses, asks twice or mishears.
+
+There are no prompts: those come from the customers.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.chat_template import Message
+from examples.dialogue.customer import ITEMS, QUESTIONS, SLOTS, Customer, Order, draw_order
+from examples.tiny_model import write_tiny_model
+
+NUM_CUSTOMERS = 3000
+MAX_TURNS = 5
+GUESSES, ASKS_AGAIN, MISHEARS = 0.25, 0.15, 0.25
+"""How often the clerk reads an order back before all of it is known, asks what was said, and gets a slot wrong."""
+WORDS = " ".join(
+    [
+        *("hello hi good day i would like a at for so correct yes no thank you that is wrong sorry said please",),
+        *QUESTIONS.values(),
+        *ITEMS,
+        *(value for values in SLOTS.values() for value in values),
+    ]
+)
+
+
+def build_model(directory: Path, *, seed: int) -> None:
+    """Write an untrained model that knows the words of the trade."""
+    words = re.findall("[a-z]+", WORDS)
+    write_tiny_model(directory, words, seed=seed, num_heads=3, num_layers=2, max_positions=160)
+
+
+def build_data(directory: Path, *, seed: int) -> None:
+    """Write `sft.parquet`: every turn of the clerk, with the conversation so far before it."""
+    choice = random.Random(f"clerk:{seed}")
+    rows = [row for number in range(NUM_CUSTOMERS) for row in _served(choice, seed * NUM_CUSTOMERS + number)]
+    directory.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"messages": rows}), directory / "sft.parquet")
+
+
+def _served(choice: random.Random, seed: int) -> list[list[Message]]:
+    """One customer served, as conversations that end with each of the clerk's turns."""
+    customer = Customer()
+    messages, rows = customer.reset(seed=seed), []
+    for _ in range(MAX_TURNS):
+        said = _clerk_says(choice, customer)
+        messages = [*messages, {"role": "assistant", "content": said}]
+        rows.append(messages)
+        answer, _, is_over, _, _ = customer.step(said)
+        if is_over:
+            break
+        messages = [*messages, {"role": "user", "content": answer}]
+    return rows
+
+
+def _clerk_says(choice: random.Random, customer: Customer) -> str:
+    missing = sorted(set(QUESTIONS) - customer.known)
+    if missing and choice.random() >= GUESSES:
+        asks_again = customer.known and choice.random() < ASKS_AGAIN
+        return QUESTIONS[choice.choice(sorted(customer.known) if asks_again else missing)]
+    return _heard(choice, customer, missing).confirmed()
+
+
+def _heard(choice: random.Random, customer: Customer, missing: list[str]) -> Order:
+    """The order as the clerk has it: what is missing is guessed, and a slot may be wrong."""
+    guessed, order = draw_order(choice), customer.order
+    slots = [*missing, *([choice.choice(sorted(SLOTS))] if choice.random() < MISHEARS else [])]
+    return order._replace(**{slot: getattr(guessed, slot) for slot in slots})
