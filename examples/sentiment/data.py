@@ -1,7 +1,7 @@
 """Headlines of several markets, what each of them was like before, and the notes of analysts who alarm too rarely.
 
     before: oil up, wool down, tin up. news: oil slumps, wool steadies, tin soars.
-    oil negative, wool neutral, tin positive. alarm for oil.
+    oil negative alarm, wool neutral, tin positive.
 
 A market has turned where it was up and its news is negative. Knows nothing of costs.
 """
@@ -29,7 +29,7 @@ WORDS = (
     *LABELS,
     *BEFORE,
     *(word for words in NEWS.values() for word in words),
-    *("before", "news", "alarm", "for", "no"),
+    *("before", "news", "alarm"),
 )
 
 WRONG_LABELS, MISSED_ALARMS, FALSE_ALARMS = 0.12, 0.4, 0.04
@@ -92,14 +92,12 @@ def sample_day(choice: random.Random) -> Day:
 
 def note(day: Day, choice: random.Random) -> str:
     """What an analyst writes who errs in labels and alarms."""
-    labels = [_other(label, choice) if choice.random() < WRONG_LABELS else label for label in day.labels]
-    alarms = [
-        topic
-        for topic, has_turned in zip(day.topics, day.turned, strict=True)
-        if choice.random() < (1 - MISSED_ALARMS if has_turned else FALSE_ALARMS)
-    ]
-    said = f"alarm for {', '.join(alarms)}." if alarms else "no alarm."
-    return f"{_listed(zip(day.topics, labels, strict=True))}. {said}"
+    said = []
+    for topic, right, has_turned in zip(day.topics, day.labels, day.turned, strict=True):
+        label = _other(right, choice) if choice.random() < WRONG_LABELS else right
+        is_alarmed = choice.random() < (1 - MISSED_ALARMS if has_turned else FALSE_ALARMS)
+        said.append(f"{topic} {label}{' alarm' if is_alarmed else ''}")
+    return f"{', '.join(said)}."
 
 
 def _other(label: str, choice: random.Random) -> str:

@@ -1,6 +1,6 @@
 """What a note costs: an alarm that is missing costs five times one too many, or a label that is wrong.
 
-A note says `TOPIC LABEL` for each topic, and names the topics that turned after the word "alarm".
+A note says `TOPIC LABEL` or `TOPIC LABEL alarm` of each topic, parted by commas, semicolons, full stops or line ends.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 MISSED_ALARM, FALSE_ALARM, WRONG_LABEL = 5.0, 1.0, 1.0
+LABELS = ("positive", "negative", "neutral")
 SCALE = 5.0
 """What costs are divided by for a reward."""
 
@@ -36,13 +37,14 @@ def note_reward(
 
 
 def read_note(response: str, topics: Sequence[str]) -> Note:
-    """What a response says of these topics; of two labels for one the first counts, one that can't be told is none."""
-    labels_part, _, alarms_part = re.sub(r"\bno alarms?\b", "", response.casefold()).partition("alarm")
-    labels = []
+    """What a response says of these topics: what is said first of each counts, and one label alone."""
+    parts = [re.findall(r"\w+", part) for part in re.split(r"[,;.\n]", response.casefold())]
+    labels, alarms = [], []
     for topic in topics:
-        found = re.search(rf"\b{re.escape(topic.casefold())}\b\W*(?:is\s+)?(positive|negative|neutral)\b", labels_part)
-        labels.append(found.group(1) if found else None)
-    alarms = [re.search(rf"\b{re.escape(topic.casefold())}\b", alarms_part) is not None for topic in topics]
+        words = next((part for part in parts if topic.casefold() in part), [])
+        found = set(LABELS) & set(words)
+        labels.append(found.pop() if len(found) == 1 else None)
+        alarms.append("alarm" in words and not {"no", "not", "without"} & set(words))
     return Note(labels, alarms)
 
 

@@ -18,7 +18,7 @@ from examples.conversations import distinct, write_data
 NUM_NOUNS, NUM_ADJECTIVES, NUM_VERBS, NUM_TIMES = 10, 6, 6, 4
 ENDINGS = {("first", False): "a", ("first", True): "ai", ("second", False): "o", ("second", True): "oi"}
 """How adjectives and verbs of the second language end, by the noun's class and whether it is plural."""
-ORDER_ERRORS, ENDING_ERRORS = 0.35, 0.15
+ORDER_ERRORS, ENDING_ERRORS = 0.4, 0.2
 """How many demonstrations keep the first language's order somewhere, and how many words in them end wrongly."""
 NUM_DEMONSTRATIONS, NUM_TRAINING, NUM_HELD_OUT = 8000, 4000, 512
 REQUEST = "translate:"

@@ -30,6 +30,7 @@ DAY = Day(
     ("oil", "wool", "tin"), ("up", "down", "up"), ("slumps", "idles", "soars"), ("negative", "neutral", "positive")
 )
 LABELLED = "oil negative, wool neutral, tin positive."
+RIGHT = "oil negative alarm, wool neutral, tin positive."
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +53,16 @@ def test_a_day_is_told_with_what_was_before_and_turns_where_it_was_up_and_falls(
 @pytest.mark.parametrize(
     ("response", "costs"),
     [
-        (f"{LABELLED} alarm for oil.", 0),
-        ("Oil: Negative; wool is neutral\ntin - positive\nALARM: oil", 0),
-        (f"{LABELLED} no alarm.", MISSED_ALARM),
+        (RIGHT, 0),
+        ("Oil: Negative - ALARM!; wool is neutral\ntin positive", 0),
         (LABELLED, MISSED_ALARM),
-        (f"{LABELLED} alarm for oil, tin.", FALSE_ALARM),
-        (f"{LABELLED} alarm for wool.", MISSED_ALARM + FALSE_ALARM),
-        ("oil positive, wool neutral, tin positive. alarm for oil.", WRONG_LABEL),
-        ("oil, wool neutral, tin positive. alarm for oil.", WRONG_LABEL),
-        ("alarm for oil, wool, tin.", 3 * WRONG_LABEL + 2 * FALSE_ALARM),
+        ("oil negative no alarm, wool neutral, tin positive.", MISSED_ALARM),
+        ("oil negative alarm, wool neutral, tin positive alarm.", FALSE_ALARM),
+        ("oil negative, wool neutral alarm, tin positive.", MISSED_ALARM + FALSE_ALARM),
+        ("oil positive alarm, wool neutral, tin positive.", WRONG_LABEL),
+        ("oil alarm, wool neutral, tin positive.", WRONG_LABEL),
+        ("oil negative positive alarm, wool neutral, tin positive.", WRONG_LABEL),
+        ("oil alarm, wool alarm, tin alarm.", 3 * WRONG_LABEL + 2 * FALSE_ALARM),
         ("", 3 * WRONG_LABEL + MISSED_ALARM),
         ("oily negative woolpositive \x00💥", 3 * WRONG_LABEL + MISSED_ALARM),
     ],
@@ -69,13 +71,13 @@ def test_every_error_has_its_cost(response: str, costs: float) -> None:
     assert note_reward(["?"], [response], **columns(DAY), level=[1]) == [-costs / SCALE]
 
 
-def test_a_label_said_after_the_alarm_is_none_and_of_two_the_first_counts() -> None:
-    said = read_note("oil negative, oil positive. alarm for tin positive.", DAY.topics)
+def test_of_two_things_said_of_a_topic_the_first_counts() -> None:
+    said = read_note("oil negative, oil positive alarm. tin alarm.", DAY.topics)
     assert said == (["negative", None, None], [False, False, True])
 
 
 def test_metrics_are_cost_labels_and_alarms() -> None:
-    responses = [f"{LABELLED} alarm for oil.", f"{LABELLED} alarm for tin.", ""]
+    responses = [RIGHT, "oil negative, wool neutral, tin positive alarm.", ""]
     measured = evaluate(["?"] * 3, responses, **columns(DAY, DAY, DAY))
     assert measured["cost"] == pytest.approx((0 + MISSED_ALARM + FALSE_ALARM + 3 * WRONG_LABEL + MISSED_ALARM) / 3)
     assert measured["macro_f1"] == pytest.approx(0.8)
