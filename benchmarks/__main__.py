@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    chat_tasks,
     engine_gpu,
     estimators,
     lag_study,
@@ -66,6 +67,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "reward_http": ("Scores over HTTP", (0,), reward_http.measure),
     "recorder": ("What recording costs", tuple(range(recorder.REPEATS)), recorder.measure),
     "scale": ("1 to 256 rollout actors", (0,), scale.measure),
+    **{name: (title, task_runs.SEEDS, measure) for name, (title, measure) in chat_tasks.TASKS.items()},
     "lag_study": ("What lag costs", task_runs.SEEDS, lag_study.measure),
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import lag_plot, scale_table
+from benchmarks.chat_tasks import TASKS
 from benchmarks.results import FOLDER, read
 
 README, ALL = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md"
@@ -20,16 +21,8 @@ SCALE = re.compile(r"(<!-- scale -->\n).*?(<!-- end -->)", re.DOTALL)
 LAG = re.compile(r"(<!-- lag -->\n).*?(<!-- end -->)", re.DOTALL)
 FOREMOST = ("reviews", "lag_study", "learner", "trl", "reward_http")
 ORDER = (
-    *FOREMOST,
-    "learner_gpu",
-    "engine_gpu",
-    "letters",
-    "estimators",
-    "speed",
-    "whole_run",
-    "start_up",
-    "recorder",
-    "scale",
+    *(*FOREMOST, "learner_gpu", "engine_gpu", "letters", "estimators", "speed", "whole_run", "start_up"),
+    *("recorder", "scale", *TASKS),
 )
 
 

@@ -1,0 +1,137 @@
+"""The figures of the tasks that chat: three seeds each of the command that `examples/README.md` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.results import Row
+from benchmarks.task_runs import SEEDS, Finished, train
+
+MINUTES = "<= 5"
+Values = tuple[float, ...]
+
+
+def question_answering(folder: Path) -> list[Row]:
+    """Right and wrong answers, and the questions without an answer that were left open."""
+    runs = _runs("question_answering", folder)
+    return [
+        *_gained(runs, "exact_match", "exact match", "", ">= 0.1"),
+        *_left(runs, "wrong", "wrong answers", "", "<= 0.5"),
+        *_both(runs, "left_open", "of questions without an answer, left open"),
+        *_whole(runs),
+    ]
+
+
+def reasoning(folder: Path) -> list[Row]:
+    """Right answers and right steps, by PPO and by GRPO."""
+    runs = _runs("reasoning", folder)
+    grpo = _runs("reasoning", folder, 'learner.advantages = "grpo"', name="grpo")
+    return [
+        *_gained(runs, "accuracy", "accuracy", "", ">= 0.2"),
+        *_both(runs, "steps_right", "right steps"),
+        *_both(runs, "steps_lead_to_answer", "answers that the last step comes to"),
+        Row("GRPO: accuracy", _of(grpo, "after", "accuracy")),
+        Row("GRPO: accuracy gained", _differences(grpo, "accuracy"), "", ">= 0.2"),
+        *_whole(runs),
+    ]
+
+
+def translation(folder: Path) -> list[Row]:
+    """chrF, and translations that are right word by word."""
+    runs = _runs("translation", folder)
+    return [
+        *_gained(runs, "chrf", "chrF", "points", ">= 5"),
+        *_both(runs, "exact", "translations that are the reference"),
+        *_both(runs, "right_words", "translations of the right words in any order"),
+        *_whole(runs),
+    ]
+
+
+def summarization(folder: Path) -> list[Row]:
+    """ROUGE-L and length, with the length rule and without it."""
+    runs = _runs("summarization", folder)
+    hacked = _runs("summarization", folder, 'reward_service.scorer = "reward_model"', name="unlimited")
+    return [
+        *_gained(runs, "rouge_l", "ROUGE-L", "", ">= 0.1"),
+        *_both(runs, "num_words", "length", "words"),
+        Row("summaries within the limit after PPO", _of(runs, "after", "within_limit"), "", ">= 0.9"),
+        *_both(runs, "faithful", "sentences that are in the report"),
+        Row("without the length rule: ROUGE-L", _of(hacked, "after", "rouge_l"), "", "hacked"),
+        Row("without the length rule: length", _of(hacked, "after", "num_words"), "words", "hacked"),
+        Row("without the length rule: within the limit", _of(hacked, "after", "within_limit"), "", "hacked"),
+        *_whole(runs),
+    ]
+
+
+def recommendation(folder: Path) -> list[Row]:
+    """NDCG@5 beside that of popularity."""
+    runs = _runs("recommendation", folder)
+    popularity = _of(runs, "after", "ndcg_5_popularity")
+    above = tuple(a - b for a, b in zip(_of(runs, "after", "ndcg_5"), popularity, strict=True))
+    return [
+        Row("NDCG@5 by popularity", popularity),
+        *_gained(runs, "ndcg_5", "NDCG@5", "", ">= 0.05"),
+        Row("NDCG@5 above popularity's", above, "", ">= 0.05"),
+        *_both(runs, "valid", "whole rankings of what is on offer"),
+        *_whole(runs),
+    ]
+
+
+def sentiment(folder: Path) -> list[Row]:
+    """Cost and macro-F1, and the errors in alarms."""
+    runs = _runs("sentiment", folder)
+    return [
+        *_left(runs, "cost", "cost of a note", "", "<= 0.7"),
+        *_gained(runs, "macro_f1", "macro-F1", "", ">= 0"),
+        *_both(runs, "missed_alarms", "turns without an alarm"),
+        *_both(runs, "false_alarms", "alarms without a turn"),
+        *_whole(runs),
+    ]
+
+
+TASKS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
+    "question_answering": ("Question answering", question_answering),
+    "reasoning": ("Reasoning", reasoning),
+    "translation": ("Translation", translation),
+    "summarization": ("Summarization", summarization),
+    "recommendation": ("Recommendation", recommendation),
+    "sentiment": ("Sentiment", sentiment),
+}
+
+
+def _runs(task: str, folder: Path, *lines: str, name: str = "") -> list[Finished]:
+    return [train(task, folder, f"{name or task}-{seed}", f"run.seed = {seed}", *lines) for seed in SEEDS]
+
+
+def _of(runs: Sequence[Finished], when: str, metric: str) -> Values:
+    return tuple(run.summary["evaluation"][when][metric] for run in runs)
+
+
+def _differences(runs: Sequence[Finished], metric: str) -> Values:
+    return tuple(b - a for a, b in zip(_of(runs, "before", metric), _of(runs, "after", metric), strict=True))
+
+
+def _both(runs: Sequence[Finished], metric: str, figure: str, unit: str = "") -> list[Row]:
+    """A metric after SFT and after PPO."""
+    after_sft, after_ppo = _of(runs, "before", metric), _of(runs, "after", metric)
+    return [Row(f"{figure} after SFT", after_sft, unit), Row(f"{figure} after PPO", after_ppo, unit)]
+
+
+def _gained(runs: Sequence[Finished], metric: str, figure: str, unit: str, aim: str) -> list[Row]:
+    """The same, and the difference with its aim."""
+    return [*_both(runs, metric, figure, unit), Row(f"{figure} gained", _differences(runs, metric), unit, aim)]
+
+
+def _left(runs: Sequence[Finished], metric: str, figure: str, unit: str, aim: str) -> list[Row]:
+    """The same, and what is left of it as a share, with its aim."""
+    pairs = zip(_of(runs, "before", metric), _of(runs, "after", metric), strict=True)
+    shares = tuple(after / before for before, after in pairs)
+    return [*_both(runs, metric, figure, unit), Row(f"{figure}, share left of what it was after SFT", shares, "", aim)]
+
+
+def _whole(runs: Sequence[Finished]) -> list[Row]:
+    return [
+        Row("KL to the SFT policy after PPO", _of(runs, "after", "kl_nats"), "nats"),
+        Row("whole run", tuple(run.wall_s / 60 for run in runs), "min", MINUTES),
+    ]

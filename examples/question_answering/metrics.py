@@ -1,0 +1,26 @@
+"""How many answers are right and how many wrong; what is neither says that it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from examples.question_answering.scorers import ABSTAINED, RIGHT, WRONG, verdict
+
+
+def evaluate(
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    references: Sequence[Sequence[str]],
+    answerable: Sequence[bool] | None = None,
+) -> dict[str, float]:
+    """Exact match, the share of wrong answers, and, where it is told, of questions without an answer left open."""
+    verdicts = [verdict(response, right) for response, right in zip(responses, references, strict=True)]
+    measured = {
+        "exact_match": fmean(each == RIGHT for each in verdicts),
+        "wrong": fmean(each == WRONG for each in verdicts),
+        "abstained": fmean(each == ABSTAINED for each in verdicts),
+    }
+    unanswerable = [v for v, has_answer in zip(verdicts, answerable or (), strict=False) if not has_answer]
+    return measured | ({"left_open": fmean(v == RIGHT for v in unanswerable)} if unanswerable else {})

@@ -1,0 +1,1 @@
+"""Sums worked out in steps, where the reward sees the answer alone."""

@@ -1,0 +1,13 @@
+"""The untrained model of the reasoning task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from examples.reasoning.data import WORDS
+from examples.tiny_model import write_tiny_model
+
+
+def build_model(directory: Path, *, seed: int) -> None:
+    """Write it as a Hugging Face folder."""
+    write_tiny_model(directory, WORDS, seed=seed)

@@ -1,0 +1,97 @@
+"""Generated reports, of whose seven sentences three tell of figures, and summaries by people who pick some that don't.
+
+A good summary has the sentences with figures, in the report's order, and no others. Knows what is in a report, not what
+is wanted of a summary: that is in `annotator`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from examples.conversations import Row, distinct, write_data
+
+FIGURES = ("sales", "profits", "costs", "orders", "exports", "debts", "prices", "wages")
+MOVED = ("rose", "fell", "doubled", "halved")
+HOW = ("sharply", "slightly", "again", "overnight", "unexpectedly", "steadily")
+THINGS = ("lunch", "parking", "lighting", "weather", "coffee", "music", "carpet", "reception")
+LIKE = ("pleasant", "late", "mild", "crowded", "quiet", "unchanged")
+WAS = ("was", "seemed", "stayed", "looked")
+REQUEST = "summarize:"
+WORDS = (*FIGURES, *MOVED, *HOW, *THINGS, *LIKE, *WAS, REQUEST.strip(":"))
+
+NUM_SENTENCES, NUM_KEY = 7, 3
+LIMIT_WORDS = 10
+"""How long a summary may be: the three sentences with figures have nine words. The run file's length rule says it."""
+KEY_SHARE, REPEATED_SHARE = 0.6, 0.1
+"""How often a demonstration picks a sentence that tells of figures while there is one, and one that it has already."""
+NUM_DEMONSTRATIONS, NUM_TRAINING, NUM_HELD_OUT = 8000, 4000, 512
+_KEY = rf"(?:{'|'.join(FIGURES)}) (?:{'|'.join(MOVED)}) (?:{'|'.join(HOW)})"
+_OTHER = rf"(?:{'|'.join(THINGS)}) (?:{'|'.join(WAS)}) (?:{'|'.join(LIKE)})"
+
+
+def build_data(directory: Path, *, seed: int) -> None:
+    """Write the SFT corpus, training reports and held-out ones, all different."""
+    choice = random.Random(seed)
+    num = NUM_DEMONSTRATIONS + NUM_TRAINING + NUM_HELD_OUT
+    reports = distinct(lambda: sample_report(choice), num, lambda report: " ".join(report))
+    demonstrated = reports[NUM_HELD_OUT + NUM_TRAINING :]
+    write_data(
+        directory,
+        demonstrations=[(prompt_of(report), demonstrate(report, choice)) for report in demonstrated],
+        training=[_row(report) for report in reports[NUM_HELD_OUT : NUM_HELD_OUT + NUM_TRAINING]],
+        held_out=[_row(report) for report in reports[:NUM_HELD_OUT]],
+    )
+
+
+def _row(report: list[str]) -> Row:
+    return {"prompt": prompt_of(report), "references": [joined(filter(is_key, report))]}
+
+
+def prompt_of(report: list[str]) -> str:
+    """What is asked about a report."""
+    return f"{REQUEST} {joined(report)}"
+
+
+def joined(sentences: Iterable[str]) -> str:
+    """Sentences as a text."""
+    return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def sample_report(choice: random.Random) -> list[str]:
+    """The sentences of a report, each about another thing."""
+    key = [_sentence(figure, MOVED, HOW, choice) for figure in choice.sample(FIGURES, NUM_KEY)]
+    others = [_sentence(thing, WAS, LIKE, choice) for thing in choice.sample(THINGS, NUM_SENTENCES - NUM_KEY)]
+    report = key + others
+    choice.shuffle(report)
+    return report
+
+
+def _sentence(subject: str, verbs: tuple[str, ...], last: tuple[str, ...], choice: random.Random) -> str:
+    return f"{subject} {choice.choice(verbs)} {choice.choice(last)}"
+
+
+def is_key(sentence: str) -> bool:
+    """Whether it tells of a figure."""
+    return sentence.split()[0] in FIGURES
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of this language in a text, whatever stands around them."""
+    return re.findall(rf"\b(?:{_KEY}|{_OTHER})\b", text)
+
+
+def demonstrate(report: list[str], choice: random.Random) -> str:
+    """A summary by somebody who takes two to four sentences, not all of them with figures, and repeats one at times."""
+    num = choice.choices((2, 3, 4), (2, 7, 3))[0]
+    key, others = ([each for each in report if is_key(each) is wanted] for wanted in (True, False))
+    picked = list[str]()
+    for _ in range(num):
+        pool = key if key and choice.random() < KEY_SHARE else others
+        picked.append(pool.pop(choice.randrange(len(pool))))
+    picked.sort(key=report.index)
+    if choice.random() < REPEATED_SHARE:
+        picked[-1] = picked[0]
+    return joined(picked)
