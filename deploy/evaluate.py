@@ -6,6 +6,7 @@ of the responses against those of the reference weights in the same engine.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,7 +180,7 @@ async def _greedy(session: Session, rows: Sequence[dict[str, Any]], policy: Path
 
 
 def _answer(row: int, sample: int, conversation: Conversation, reward: float, kl_nats: float) -> Answer:
-    return Answer(row, sample, conversation.prompt, shown(conversation), reward, kl_nats, conversation.parts)
+    return Answer(row, sample, asked(conversation), shown(conversation), reward, kl_nats, conversation.parts)
 
 
 def _with_conversation(row: Mapping[str, Any], conversation: Conversation) -> dict[str, Any]:
@@ -209,6 +210,14 @@ def _of_environment(conversations: Sequence[Conversation]) -> dict[str, float]:
     names = sorted({name for conversation in conversations for name in conversation.parts})
     means = {name: fmean(c.parts[name] for c in conversations if name in c.parts) for name in names}
     return {"num_turns": fmean(len(conversation.turns) for conversation in conversations), **means}
+
+
+def asked(conversation: Conversation) -> str:
+    """What a person reads of its beginning: the prompt, or all that was said before the first response."""
+    if not conversation.messages:
+        return conversation.prompt
+    before = itertools.takewhile(lambda message: message["role"] != "assistant", conversation.messages)
+    return "\n".join(message["content"] for message in before)
 
 
 def shown(conversation: Conversation) -> str:

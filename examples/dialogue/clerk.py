@@ -18,7 +18,7 @@ from examples.tiny_model import write_tiny_model
 
 NUM_CUSTOMERS = 3000
 MAX_TURNS = 5
-GUESSES, ASKS_AGAIN, MISHEARS = 0.25, 0.15, 0.25
+GUESSES, ASKS_AGAIN, MISHEARS = 0.1, 0.35, 0.6
 """How often the clerk reads an order back before all of it is known, asks what was said, and gets a slot wrong."""
 WORDS = " ".join(
     [
@@ -33,7 +33,7 @@ WORDS = " ".join(
 def build_model(directory: Path, *, seed: int) -> None:
     """Write an untrained model that knows the words of the trade."""
     words = re.findall("[a-z]+", WORDS)
-    write_tiny_model(directory, words, seed=seed, num_heads=3, num_layers=2, max_positions=160)
+    write_tiny_model(directory, words, seed=seed, num_heads=2, num_layers=2, max_positions=160)
 
 
 def build_data(directory: Path, *, seed: int) -> None:
