@@ -90,7 +90,36 @@ def sentiment(folder: Path) -> list[Row]:
     ]
 
 
+def dialogue(folder: Path) -> list[Row]:
+    """Goals reached, and turns."""
+    runs = _runs("dialogue", folder)
+    return [
+        *_gained(runs, "goal", "goals reached", "", ">= 0.3"),
+        Row("goals reached after PPO, the bar", _of(runs, "after", "goal"), "", ">= 0.8"),
+        Row("turns gained", _differences(runs, "num_turns"), "turns", "<= 0"),
+        *_both(runs, "num_turns", "turns", "turns"),
+        *_both(runs, "asked_again", "slots asked for again"),
+        *_whole(runs),
+    ]
+
+
+def game(folder: Path) -> list[Row]:
+    """Tic-tac-toe games not lost, and lakes crossed."""
+    runs, lake = _runs("game", folder), _runs("game", folder, file="frozen_lake.toml", name="lake")
+    return [
+        *_both(runs, "not_lost", "games not lost"),
+        Row("games not lost after PPO, the bar", _of(runs, "after", "not_lost"), "", ">= 0.9"),
+        *_both(runs, "won", "games won"),
+        *_both(runs, "legal", "games without an illegal move"),
+        *_both(lake, "reward", "FrozenLake: crossed"),
+        Row("FrozenLake: crossed, over SFT", _ratios(lake, "reward"), "x", ">= 2"),
+        *_whole([*runs, *lake]),
+    ]
+
+
 TASKS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
+    "dialogue": ("Dialogue", dialogue),
+    "game": ("Games", game),
     "question_answering": ("Question answering", question_answering),
     "reasoning": ("Reasoning", reasoning),
     "translation": ("Translation", translation),
@@ -100,8 +129,8 @@ TASKS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
 }
 
 
-def _runs(task: str, folder: Path, *lines: str, name: str = "") -> list[Finished]:
-    return [train(task, folder, f"{name or task}-{seed}", f"run.seed = {seed}", *lines) for seed in SEEDS]
+def _runs(task: str, folder: Path, *lines: str, name: str = "", file: str = "run.toml") -> list[Finished]:
+    return [train(task, folder, f"{name or task}-{seed}", f"run.seed = {seed}", *lines, file=file) for seed in SEEDS]
 
 
 def _of(runs: Sequence[Finished], when: str, metric: str) -> Values:
@@ -110,6 +139,10 @@ def _of(runs: Sequence[Finished], when: str, metric: str) -> Values:
 
 def _differences(runs: Sequence[Finished], metric: str) -> Values:
     return tuple(b - a for a, b in zip(_of(runs, "before", metric), _of(runs, "after", metric), strict=True))
+
+
+def _ratios(runs: Sequence[Finished], metric: str) -> Values:
+    return tuple(b / a for a, b in zip(_of(runs, "before", metric), _of(runs, "after", metric), strict=True))
 
 
 def _both(runs: Sequence[Finished], metric: str, figure: str, unit: str = "") -> list[Row]:
