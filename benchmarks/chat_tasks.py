@@ -24,15 +24,20 @@ def question_answering(folder: Path) -> list[Row]:
 
 
 def reasoning(folder: Path) -> list[Row]:
-    """Right answers and right steps, by PPO and by GRPO."""
-    runs = _runs("reasoning", folder)
-    grpo = _runs("reasoning", folder, 'learner.advantages = "grpo"', name="grpo")
+    """Right answers and right steps."""
+    return _reasoning(_runs("reasoning", folder))
+
+
+def reasoning_grpo(folder: Path) -> list[Row]:
+    """The same with GRPO in the place of a critic."""
+    return _reasoning(_runs("reasoning", folder, 'learner.advantages = "grpo"', name="reasoning-grpo"))
+
+
+def _reasoning(runs: Sequence[Finished]) -> list[Row]:
     return [
         *_gained(runs, "accuracy", "accuracy", "", ">= 0.2"),
         *_both(runs, "steps_right", "right steps"),
         *_both(runs, "steps_lead_to_answer", "answers that the last step comes to"),
-        Row("GRPO: accuracy", _of(grpo, "after", "accuracy")),
-        Row("GRPO: accuracy gained", _differences(grpo, "accuracy"), "", ">= 0.2"),
         *_whole(runs),
     ]
 
@@ -122,6 +127,7 @@ TASKS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "game": ("Games", game),
     "question_answering": ("Question answering", question_answering),
     "reasoning": ("Reasoning", reasoning),
+    "reasoning_grpo": ("Reasoning by GRPO", reasoning_grpo),
     "translation": ("Translation", translation),
     "summarization": ("Summarization", summarization),
     "recommendation": ("Recommendation", recommendation),

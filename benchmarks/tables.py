@@ -1,5 +1,6 @@
 """The tables of figures, from `benchmarks/results/*.json`: `python -m benchmarks.tables` writes them in place.
 
+`examples/README.md` has all figures of each task that chats.
 `benchmarks/README.md` has every figure with an aim, the README those of the foremost benchmarks whose aim is a number;
 the results files hold the others too.
 """
@@ -15,9 +16,11 @@ from benchmarks import lag_plot, scale_table
 from benchmarks.chat_tasks import TASKS
 from benchmarks.results import FOLDER, read
 
-README, ALL = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, ALL, EXAMPLES = ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "examples" / "README.md"
 MARKS = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 SCALE = re.compile(r"(<!-- scale -->\n).*?(<!-- end -->)", re.DOTALL)
+TASK = re.compile(r"(<!-- task (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LAG = re.compile(r"(<!-- lag -->\n).*?(<!-- end -->)", re.DOTALL)
 FOREMOST = ("reviews", "lag_study", "learner", "trl", "reward_http")
 ORDER = (
@@ -46,9 +49,19 @@ def _origin(name: str, record: Mapping[str, Any]) -> str:
     return f"`{name}`: {record['date']}, commit {record['commit']}, seeds {seeds}, {record['machine']}, {versions}"
 
 
+def task_table(name: str) -> str:
+    """Every measured figure of a task, and below what it was measured on."""
+    if not (FOLDER / f"{name}.json").exists():
+        return "Not measured yet.\n"
+    record, rows = read(name)
+    lines = [f"| {row.figure} | {row.measured()} | {row.aim} |" for row in rows]
+    return "\n".join(["| figure | measured | aim |", "|---|---|---|", *lines, "", _origin(name, record) + "."]) + "\n"
+
+
 def filled(text: str, names: Sequence[str] = FOREMOST) -> str:
     """A text with its tables made anew."""
     text = MARKS.sub(lambda match: match[1] + table(names) + match[2], text)
+    text = TASK.sub(lambda match: match[1] + task_table(match[2]) + match[3], text)
     if (FOLDER / "lag_study.json").exists():
         text = LAG.sub(lambda match: match[1] + "\n".join(lag_plot.table()) + "\n" + match[2], text)
     if (FOLDER / "scale.json").exists():
@@ -59,5 +72,6 @@ def filled(text: str, names: Sequence[str] = FOREMOST) -> str:
 if __name__ == "__main__":
     README.write_text(filled(README.read_text()))
     ALL.write_text(filled(ALL.read_text(), ORDER))
+    EXAMPLES.write_text(filled(EXAMPLES.read_text()))
     if (FOLDER / "lag_study.json").exists():
         lag_plot.draw()

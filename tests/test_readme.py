@@ -50,3 +50,5 @@ def test_the_readmes_tables_are_made_from_the_results() -> None:
     assert filled(README) == README
     everything = (ROOT / "benchmarks" / "README.md").read_text()
     assert filled(everything, ORDER) == everything
+    tasks = (ROOT / "examples" / "README.md").read_text()
+    assert filled(tasks) == tasks
