@@ -248,6 +248,22 @@ def chat(
 
 
 @app.command()
+def play(
+    target: Target,
+    seed: Annotated[int, typer.Option(min=0, help="Given to the environment; of prompts, the row in this place.")] = 0,
+    set_: Lines = None,
+) -> None:
+    """Be the policy: answer a task's environment turn by turn, or let lines on stdin do it.
+
+    [dim]antiphon play examples/game/run.toml --seed 3[/dim]
+    """
+    config, path = read_target(target, set_ or ())
+    from deploy.play import play as hold
+
+    hold(config, path, seed=seed)
+
+
+@app.command()
 def replay(
     run: Run,
     steps: Annotated[str | None, typer.Option(metavar="A:B", help="These alone, from the checkpoint before.")] = None,
