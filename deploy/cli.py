@@ -285,6 +285,24 @@ def replay(
     again(directory, steps=steps, what_if=what_if or (), tokens=tokens)
 
 
+@app.command()
+def explain(
+    run: Run,
+    uid: Annotated[str, typer.Argument(metavar="UID", help="Of a conversation that was trained; inspect lists them.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as a page as well.")] = None,
+) -> None:
+    """Tell one conversation turn by turn: text, rewards, and what its step made of every token.
+
+    The step is trained again from the nearest checkpoint, in this process: values and advantages are those of training.
+
+    [dim]antiphon explain runs/reviews 0-88-0 --html why.html[/dim]
+    """
+    directory = require_run(run)
+    from deploy.explain import explain as tell
+
+    tell(directory, uid, html=html)
+
+
 app.add_typer(reward_commands)
 
 

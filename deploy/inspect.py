@@ -36,7 +36,7 @@ def inspect(path: Path, *, uid: str | None, limit: int) -> None:
     found = next((trajectory for trajectory in trajectories if trajectory.uid == uid), None)
     if found is None:
         raise InputError("--uid", f"no trajectory {uid} in {path}")
-    _print_one(console, found, _decoder(path))
+    _print_one(console, found, decoder(path.absolute().parent.parent))
 
 
 def not_finite(trajectory: Trajectory) -> list[str]:
@@ -119,9 +119,9 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
-def _decoder(path: Path) -> Decode:
-    """Token ids as text by the tokenizer of the run that the file lies in, or as numbers where there is none."""
-    tokenizer_path = _tokenizer_path(path.absolute().parent.parent)
+def decoder(run_path: Path) -> Decode:
+    """Token ids as text by the run's tokenizer, or as numbers where there is none."""
+    tokenizer_path = _tokenizer_path(run_path)
     if tokenizer_path is None:
         return lambda token_ids: " ".join(map(str, token_ids))
     from tokenizers import Tokenizer

@@ -17,6 +17,8 @@ from cluster.chat_template import Message
 from cluster.errors import InputError
 
 SETTINGS = "environment.settings"
+UNKNOWN = ("response", "tokens", "reward", "advantage")
+"""What their turns hold beside what was said."""
 
 
 class VerifiersText:
@@ -55,8 +57,8 @@ class VerifiersText:
     async def step(self, response: str) -> tuple[list[Message], float, bool, bool, dict[str, float]]:
         """What the environment says to that, or at the end the rubric's reward."""
         said = _said(response)
-        turn = {"prompt": list(self._messages), "completion": said, "response": None, "tokens": None, "reward": None}
-        turn |= {"advantage": None, "is_truncated": False, "trajectory_id": self._state["trajectory_id"], "extras": {}}
+        turn: dict[str, Any] = {"prompt": list(self._messages), "completion": said, "extras": {}, "is_truncated": False}
+        turn |= {"trajectory_id": self._state["trajectory_id"]} | dict.fromkeys(UNKNOWN)
         await self._environment.add_trajectory_step(self._state, turn)
         if await self._environment.is_completed(self._state):
             return await self._judged([])
