@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    environments,
     estimators,
     lag_study,
     learner,
@@ -64,6 +65,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "reward_http": ("Scores over HTTP", (0,), reward_http.measure),
     "recorder": ("What recording costs", tuple(range(recorder.REPEATS)), recorder.measure),
     "scale": ("1 to 256 rollout actors", (0,), scale.measure),
+    "environments": ("What conversations cost", (0,), environments.measure),
     "lag_study": ("What lag costs", task_runs.SEEDS, lag_study.measure),
 }
 

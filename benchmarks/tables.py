@@ -19,7 +19,18 @@ MARKS = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 SCALE = re.compile(r"(<!-- scale -->\n).*?(<!-- end -->)", re.DOTALL)
 LAG = re.compile(r"(<!-- lag -->\n).*?(<!-- end -->)", re.DOTALL)
 FOREMOST = ("reviews", "lag_study", "learner", "trl", "reward_http")
-ORDER = (*FOREMOST, "learner_gpu", "letters", "estimators", "speed", "whole_run", "start_up", "recorder", "scale")
+ORDER = (
+    *FOREMOST,
+    "learner_gpu",
+    "letters",
+    "estimators",
+    "speed",
+    "whole_run",
+    "start_up",
+    "recorder",
+    "scale",
+    "environments",
+)
 
 
 def table(names: Sequence[str]) -> str:
