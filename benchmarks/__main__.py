@@ -18,6 +18,7 @@ from rich.table import Table
 from benchmarks import (
     chat_tasks,
     engine_gpu,
+    environments,
     estimators,
     lag_study,
     learner,
@@ -68,6 +69,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "recorder": ("What recording costs", tuple(range(recorder.REPEATS)), recorder.measure),
     "scale": ("1 to 256 rollout actors", (0,), scale.measure),
     **{name: (title, task_runs.SEEDS, measure) for name, (title, measure) in chat_tasks.TASKS.items()},
+    "environments": ("What conversations cost", (0,), environments.measure),
     "lag_study": ("What lag costs", task_runs.SEEDS, lag_study.measure),
 }
 

@@ -25,7 +25,7 @@ LAG = re.compile(r"(<!-- lag -->\n).*?(<!-- end -->)", re.DOTALL)
 FOREMOST = ("reviews", "lag_study", "learner", "trl", "reward_http")
 ORDER = (
     *(*FOREMOST, "learner_gpu", "engine_gpu", "letters", "estimators", "speed", "whole_run", "start_up"),
-    *("recorder", "scale", *TASKS),
+    *("recorder", "scale", "environments", *TASKS),
 )
 
 

@@ -85,6 +85,10 @@ class History:
         """The trained steps."""
         return sorted(self._steps)
 
+    def step_of(self, uid: str) -> int | None:
+        """The step that a trajectory was trained in; None for one that was not."""
+        return next((step for step, uids in self._steps.items() if uid in uids.values()), None)
+
     @property
     def versions(self) -> list[int]:
         """The published versions."""

@@ -248,6 +248,22 @@ def chat(
 
 
 @app.command()
+def play(
+    target: Target,
+    seed: Annotated[int, typer.Option(min=0, help="Given to the environment; of prompts, the row in this place.")] = 0,
+    set_: Lines = None,
+) -> None:
+    """Be the policy: answer a task's environment turn by turn, or let lines on stdin do it.
+
+    [dim]antiphon play examples/game/run.toml --seed 3[/dim]
+    """
+    config, path = read_target(target, set_ or ())
+    from deploy.play import play as hold
+
+    hold(config, path, seed=seed)
+
+
+@app.command()
 def replay(
     run: Run,
     steps: Annotated[str | None, typer.Option(metavar="A:B", help="These alone, from the checkpoint before.")] = None,
@@ -267,6 +283,24 @@ def replay(
     from deploy.replay import replay as again
 
     again(directory, steps=steps, what_if=what_if or (), tokens=tokens)
+
+
+@app.command()
+def explain(
+    run: Run,
+    uid: Annotated[str, typer.Argument(metavar="UID", help="Of a conversation that was trained; inspect lists them.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as a page as well.")] = None,
+) -> None:
+    """Tell one conversation turn by turn: text, rewards, and what its step made of every token.
+
+    The step is trained again from the nearest checkpoint, in this process: values and advantages are those of training.
+
+    [dim]antiphon explain runs/reviews 0-88-0 --html why.html[/dim]
+    """
+    directory = require_run(run)
+    from deploy.explain import explain as tell
+
+    tell(directory, uid, html=html)
 
 
 app.add_typer(reward_commands)

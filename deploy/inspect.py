@@ -36,7 +36,7 @@ def inspect(path: Path, *, uid: str | None, limit: int) -> None:
     found = next((trajectory for trajectory in trajectories if trajectory.uid == uid), None)
     if found is None:
         raise InputError("--uid", f"no trajectory {uid} in {path}")
-    _print_one(console, found, _decoder(path))
+    _print_one(console, found, decoder(path.absolute().parent.parent))
 
 
 def not_finite(trajectory: Trajectory) -> list[str]:
@@ -59,7 +59,7 @@ def _print_all(console: Console, trajectories: Sequence[Trajectory], limit: int)
     for trajectory in trajectories[:limit]:
         bad = not_finite(trajectory)
         row = [*_cells(trajectory), ", ".join(bad)]
-        table.add_row(*(Text(_visible(cell)) for cell in row), style="red" if bad else None)
+        table.add_row(*(Text(visible(cell)) for cell in row), style="red" if bad else None)
     console.print(table)
     num_bad = sum(bool(not_finite(trajectory)) for trajectory in trajectories)
     marked = f", {num_bad} with something that is not finite" if num_bad else ""
@@ -102,7 +102,7 @@ def _print_one(console: Console, trajectory: Trajectory, decode: Decode) -> None
     _print_table(console, ("start", "length", "reward"), turns, title="turns")
     for sampled, tokens in groupby(zip(trajectory.mask, trajectory.token_ids, strict=True), key=lambda pair: pair[0]):
         console.print("response" if sampled else "prompt", style="bold")
-        console.print(Text(_visible(decode([token for _, token in tokens]))), soft_wrap=True)
+        console.print(Text(visible(decode([token for _, token in tokens]))), soft_wrap=True)
 
 
 def _print_table(
@@ -110,18 +110,18 @@ def _print_table(
 ) -> None:
     table = Table(*headings, title=title, title_justify="left", box=box.ROUNDED, show_header=any(headings))
     for row in rows:
-        table.add_row(*(Text(_visible(str(cell))) for cell in row))
+        table.add_row(*(Text(visible(str(cell))) for cell in row))
     console.print(table)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """The text with its control characters written out, so that none of them steers the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
-def _decoder(path: Path) -> Decode:
-    """Token ids as text by the tokenizer of the run that the file lies in, or as numbers where there is none."""
-    tokenizer_path = _tokenizer_path(path.absolute().parent.parent)
+def decoder(run_path: Path) -> Decode:
+    """Token ids as text by the run's tokenizer, or as numbers where there is none."""
+    tokenizer_path = _tokenizer_path(run_path)
     if tokenizer_path is None:
         return lambda token_ids: " ".join(map(str, token_ids))
     from tokenizers import Tokenizer

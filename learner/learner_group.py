@@ -12,6 +12,7 @@ from cluster.errors import LearnerError
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from learner.config import LearnerConfig
+from learner.explanation import Explanation
 from learner.group_calls import GroupCalls
 from learner.ppo_learner import TrajectoryLearner
 from learner.ppo_rank import LearnerSettings, RankResult, model_settings
@@ -74,6 +75,17 @@ class PPOLearnerGroup(GroupCalls):
         metrics = {**results[0].metrics, "learner/step_s": time.monotonic() - started}
         num_done = int(metrics["learner/num_optimizer_steps"])
         return StepResult(results[0].publication.manifest(self._incarnation), metrics, num_done)
+
+    async def explain(self, step: int, groups: Groups, uid: str) -> Explanation:
+        """Train a step as `step` does, on a single rank, and tell what it made of one of its trajectories."""
+        if self._num_ranks != 1:
+            raise LearnerError("learner.num_learners", f"a step is explained by one rank, not by {self._num_ranks}")
+        if step != self._next_step:
+            raise LearnerError("learner group", f"step {step} was asked for, but the next one is {self._next_step}")
+        (share,) = split(groups, 1)
+        (explanation,) = await self._call("explain", [{"step": step, "share": share, "uid": uid}])
+        self._next_step += 1
+        return explanation  # type: ignore[no-any-return]
 
     async def publish_initial(self) -> Manifest:
         """The manifest of the weights that the group started with."""

@@ -12,8 +12,10 @@ from torch import nn
 from cluster.trajectory import Trajectory
 from learner.actor_critic import ActorCritic
 from learner.config import learner_threads
+from learner.explanation import Explanation
 from learner.gradients import make_adamw
 from learner.ppo_rank import LearnerSettings, PPORank, RankResult, shard_actor_critic
+from learner.ppo_step import Share
 from learner.rank_learner import RankLearner, RankModule
 from learner.ranks import Ranks
 from learner.weight_publisher import Publication
@@ -53,6 +55,10 @@ class TrajectoryLearner(RankLearner):
     def update(self, *, training_data: Any, **_: Any) -> RankResult:
         """Train one step on this rank's share, then publish the next version. Called by RLlib's LearnerGroup."""
         return self._rank.update(training_data.step, training_data.share)
+
+    def explain(self, step: int, share: Share, uid: str) -> Explanation:
+        """`PPORank.explain`."""
+        return self._rank.explain(step, share, uid)
 
     def publish(self) -> Publication:
         """`PPORank.publish`."""

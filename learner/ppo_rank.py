@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from cluster.errors import InputError
+from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
 from learner import checkpoint
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
 from learner.config import LearnerConfig, critic_of
+from learner.explanation import Explanation, Watched
 from learner.lora import adapter_tensors, write_adapter
 from learner.ppo_step import PPOStep, Share
 from learner.ranks import Ranks
@@ -121,6 +122,16 @@ class PPORank:
         self._version = step
         publication = self.publish()
         return RankResult({**metrics, "learner/step_s": time.monotonic() - started}, publication)
+
+    def explain(self, step: int, share: Share, uid: str) -> Explanation:
+        """Train one step as `update` does, and tell what it made of one trajectory of this rank's share."""
+        own = [trajectory for trajectory in share.trajectories if trajectory.uid == uid]
+        if not own:
+            raise LearnerError(f"trajectory {uid}", "it was not trained in this step", uids=[uid])
+        watched = Watched(uid)
+        self._step.run(step, share, judged=watched.judged)
+        self._version = step
+        return watched.explained(self._step.logprobs(make_batch(own, device=self._device))[0])
 
     def publish(self) -> Publication:
         """The present version."""

@@ -8,7 +8,7 @@ Shapes: B trajectories of this rank, T tokens of the longest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -73,9 +73,12 @@ class PPOStep:
         self._seed = seed
         self.judge = Judge(config, ranks)
 
-    def run(self, step: int, share: Share) -> dict[str, float]:
+    def run(
+        self, step: int, share: Share, *, judged: Callable[[Experience], None] = lambda experience: None
+    ) -> dict[str, float]:
         """All epochs and mini-batches on one batch; returns its metrics, equal on all ranks.
 
+        `judged` is shown what the weights before the step make of the batch, all of which it is trained with.
         Waits for the other ranks. Raises LearnerError naming trajectories before the weights are touched by anything
         that is not finite, and StoppedWithPeer where another rank did.
         """
@@ -89,11 +92,23 @@ class PPOStep:
             _check_finite(batch, made, "a log-probability or value")
         tally = Tally(self._ranks)
         self.judge.judge(step, experience, tally)
+        judged(experience)
         num_done = self._train(step, experience, self._counted(batch, plan, share), tally)
         tally.constant("learner/num_optimizer_steps", num_done)
         metrics = tally.metrics()
         self.judge.steer_kl(metrics["learner/kl_nats"], share.num_total)
         return metrics
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> Tensor:
+        """[B, T]: those of the present weights, 0 where the mask is false."""
+        found = torch.zeros(batch.mask.shape, dtype=self._model.numbers, device=self._device)
+        for rows in self._pieces(batch.lengths):
+            lengths, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
+            outputs = self._model(token_ids, mask, lengths, logprobs_only=True)
+            if rows:
+                found[rows, : mask.shape[1]] = outputs.logprobs
+        return found
 
     def reference_kl(self, batch: Batch) -> list[float]:
         """k1 from the behaviour policy to the reference, summed over each row, in nats."""

@@ -21,7 +21,7 @@ from rollout_actors.sampling import EngineThread
 
 
 class Environments:
-    """Made one by one when they are needed; one that was at fault is not used again."""
+    """Made one by one when they are needed; one whose conversation did not come to its end is not used again."""
 
     def __init__(self, config: EnvironmentConfig) -> None:
         assert config.path is not None
@@ -32,15 +32,15 @@ class Environments:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[Host]:
-        """An environment for one conversation. Raises InputError or EnvironmentFault where it cannot be made."""
+        """An environment for one conversation. Raises InputError or EnvironmentFault where it cannot be made.
+
+        One whose conversation was given up may still be at work on an answer, which the next would take for its own.
+        """
         host = self._free.pop() if self._free else self._make()
         try:
             yield host
-        except EnvironmentFault:
-            await self._discard(host)
-            raise
         except BaseException:
-            self._free.append(host)
+            await self._discard(host)
             raise
         self._free.append(host)
 

@@ -18,6 +18,7 @@ from cluster.history import History
 from cluster.record_log import LogFile
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.weights import Manifest, TensorEntry
+from deploy.explain import explain
 from deploy.replay import Replay, changed_config, make_plan
 from deploy.replay_tokens import TokenReplay
 from deploy.run_config import load_run_config
@@ -275,3 +276,15 @@ async def test_a_log_that_lacks_a_step_ends_the_replay_naming_it(run: RunDirecto
     del again.history._steps[2]
     with pytest.raises(RecorderError, match="step 2 is not in the log"):
         await again.replay.compare()
+
+
+async def test_the_log_knows_the_step_of_a_conversation_and_one_that_was_not_trained_is_not_explained(
+    run: RunDirectory,
+) -> None:
+    history = History(run.path / "records")
+    assert [history.step_of(f"3-{group}-1") for group in (0, 1, 4, 99)] == [1, 1, 3, None]
+    (run.path / CONFIG).write_text('[model]\nbuilder = "a:b"\n[data]\nbuilder = "a:b"\n')
+    with pytest.raises(InputError, match=r"^UID: no step that .* has recorded was trained on '3-99-1'$"):
+        explain(run, "3-99-1", html=None)
+    with pytest.raises(InputError, match=r"^--html: no such folder: .*nowhere$"):
+        explain(run, "3-4-1", html=run.path / "nowhere" / "why.html")

@@ -155,6 +155,28 @@ def test_what_is_no_environment_or_refuses_its_settings_is_named() -> None:
         HostedHere(worlds.BadTools(), Threads(1), timeout_s=1)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+async def test_one_whose_conversation_is_given_up_while_it_answers_is_not_used_again(apart: bool) -> None:
+    config = EnvironmentConfig(path=f"{HERE}:Odd", settings={"how": "dawdles"}, own_process=apart)
+    environments, is_asked = Environments(config), asyncio.Event()
+
+    async def hold() -> None:
+        async with environments.one() as host:
+            await host.reset(1, {})
+            is_asked.set()
+            await host.step("what the next one must not be told of")
+
+    held = asyncio.ensure_future(hold())
+    await is_asked.wait()
+    await asyncio.sleep(0.1)
+    held.cancel()
+    assert isinstance((await asyncio.gather(held, return_exceptions=True))[0], asyncio.CancelledError)
+    async with environments.one() as host:
+        assert isinstance(await host.reset(1, {}), list)
+        assert (await host.step("a")).observation == "1ok"
+    await environments.close()
+
+
 async def test_environments_are_used_again_but_for_those_at_fault() -> None:
     environments = Environments(EnvironmentConfig(path=f"{HERE}:Echo"))
     async with environments.one() as first:

@@ -60,6 +60,8 @@ class Odd(Echo):
                 raise RuntimeError("no luck")
             case "hangs":
                 time.sleep(3600)
+            case "dawdles":
+                time.sleep(0.5)
             case "crashes":
                 os._exit(7)
             case "prints":

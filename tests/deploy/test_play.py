@@ -1,0 +1,170 @@
+"""A person, or a pipe, in the policy's place: real commands in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GAME = ROOT / "examples" / "game" / "run.toml"
+WORLDS = "tests.rollout_actors.worlds"
+TASK = """
+[run]
+stages = ["ppo"]
+[model]
+builder = "task:build"
+[reward_service]
+scorer = "none"
+[environment]
+path = "{path}"
+[data]
+{data}
+"""
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "deploy.cli", "play", *arguments]
+
+
+def play(*arguments: str, answers: str = "") -> tuple[int, list[str], str]:
+    """Exit code, the lines on stdout and the last one on stderr."""
+    done = subprocess.run(
+        command(*arguments), input=answers, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment()
+    )
+    return done.returncode, done.stdout.splitlines(), (done.stderr.splitlines() or [""])[-1]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def task(folder: Path, path: str, *lines: str, data: str = 'builder = "task:build"') -> str:
+    file = folder / "run.toml"
+    file.write_text(TASK.format(path=path, data=data) + "\n".join(lines) + "\n")
+    return str(file)
+
+
+def test_a_game_is_won_from_a_pipe_move_by_move() -> None:
+    code, lines, _ = play(str(GAME), "--set", "environment.settings.perfect_share = 0.0", answers="5\n1\n9\n3\n")
+    assert code == 0
+    assert lines[:3] == ["user: 1 2 3 | 4 5 6 | 7 8 9", "assistant: 5", "reward 0"]
+    *_, reward, board, _, why, total, first, second, third = lines
+    assert (reward, board) == ("reward 1", "user: won")
+    assert (why, total) == ("ended: the environment ended it", "total reward 1 in 3 turns")
+    assert [first, second, third] == ["  not_lost 1", "  won 1", "  legal 1"]
+
+
+def test_the_seed_decides_who_begins_and_an_illegal_move_loses() -> None:
+    starts = {seed: play(str(GAME), "--seed", seed, answers="x\n")[1] for seed in ("0", "4")}
+    assert "o" not in starts["0"][0].removeprefix("user: ")
+    assert starts["4"][0] == "user: 1 2 3 | 4 5 6 | o 8 9"
+    assert starts["0"][3:6] == ["user: illegal", "", "ended: the environment ended it"]
+
+
+def test_the_end_of_input_ends_it_and_so_does_the_most_turns() -> None:
+    code, lines, _ = play(str(GAME), answers="5")
+    assert (code, lines[-2:]) == (0, ["ended: no more answers", "total reward 0 in 1 turn"])
+    code, lines, _ = play(str(GAME), "--set", "environment.max_turns = 2", answers="5\n1\n9\n")
+    assert (code, lines[-2:]) == (0, ["ended: environment.max_turns = 2", "total reward 0 in 2 turns"])
+
+
+def test_a_rows_columns_reach_the_environment_and_the_tools_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "word": "-zero"}\n{"prompt": "b", "word": "-one"}\n')
+    target = task(tmp_path, f"{WORLDS}:Adder", data='prompts = "rows.jsonl"')
+    call = '{"name": "add", "arguments": {"first": 2, "second": 3}}'
+    code, lines, _ = play(target, "--seed", "3", answers=f"{call}\n\x1b[2Jyes\nno\n")
+    assert code == 0
+    assert lines[0].endswith("-one")
+    assert "  add(first, second): Add two numbers." in lines
+    assert lines[lines.index(f"assistant: {call}") + 1 :][:2] == ["reward 0", "tool: 5"]
+    assert "assistant: \\x1b[2Jyes" in lines
+    assert lines[-3:] == ["ended: the environment ended it", "total reward 9 in 3 turns", "  answers 2"]
+
+
+def test_a_fault_is_named_by_file_and_line(tmp_path: Path) -> None:
+    target = task(tmp_path, f"{WORLDS}:Odd", "[environment.settings]", 'how = "raises"')
+    code, lines, last = play(target, answers="a\n")
+    assert (code, lines[-2:]) == (1, ["ended: the environment is at fault", "total reward 0 in 0 turns"])
+    assert last.startswith("error: tests/rollout_actors/worlds.py:"), last
+    assert last.endswith("step raised RuntimeError: no luck")
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "error"),
+    [
+        ("nowhere:Game", 'builder = "task:build"', "error: environment.path: cannot import 'nowhere'"),
+        (f"{WORLDS}:Echo", 'prompts = "gone.jsonl"', "gone.jsonl: "),
+        (f"{WORLDS}:NoStep", 'builder = "task:build"', "has no method step"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_played(tmp_path: Path, path: str, data: str, error: str) -> None:
+    code, lines, last = play(task(tmp_path, path, data=data), answers="a\n")
+    assert (code in (1, 2), lines) == (True, [])
+    assert error in last
+
+
+def test_a_target_without_an_environment_is_bad_input() -> None:
+    code, lines, last = play(str(ROOT / "examples" / "letters" / "run.toml"))
+    assert (code, lines) == (2, [])
+    assert last == "error: environment.path: is not set: there is no environment to play in"
+
+
+@pytest.mark.parametrize("apart", ["false", "true"])
+def test_an_interrupt_ends_it_without_a_traceback(apart: str) -> None:
+    process = subprocess.Popen(
+        command(str(GAME), "--set", f"environment.own_process = {apart}"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("user: ")
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+    assert "ended: interrupted" in out
+
+
+def test_at_a_terminal_the_answer_is_asked_for_and_control_d_ends_it() -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command(str(GAME)), stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment()
+    )
+    os.close(theirs)
+    os.write(ours, b"5\n\x04")
+    out, errors = process.communicate(timeout=30)
+    os.close(ours)
+    assert (process.returncode, errors) == (0, b"")
+    text = out.decode()
+    assert text.count("answer> ") == 2
+    assert "ended: no more answers" in text
+    assert "assistant: " not in text
+
+
+def test_neither_torch_nor_ray_nor_transformers_is_imported() -> None:
+    code = (
+        "import sys; from pathlib import Path; from deploy.play import play\n"
+        "from deploy.run_directory import read_target\n"
+        f"play(*read_target(Path({str(GAME)!r})), seed=0)\n"
+        "assert not {'torch', 'ray', 'transformers', 'vllm'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="5\n",
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr

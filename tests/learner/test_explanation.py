@@ -1,0 +1,40 @@
+"""What a step made of one trajectory: the numbers it was trained with, and weights as without being asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import LearnerError
+from learner.config import LearnerConfig
+from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
+
+CONFIG = LearnerConfig(num_learners=0, num_epochs=2, num_minibatches=2, learning_rate=1e-2, critic="separate")
+
+
+@pytest.mark.ray
+async def test_a_step_is_explained_by_what_it_was_trained_with(tmp_path: Path, ray_session: None) -> None:
+    from learner.learner_group import PPOLearnerGroup
+
+    policy = write_policy(tmp_path / "policy")
+    groups = [[make_two_turn_trajectory(0)], *([make_trajectory(index)] for index in range(1, 4))]
+    given = {"model_path": policy, "reference_path": policy, "first_step": 2}
+    plain, asked = [await PPOLearnerGroup.start(CONFIG, **given) for _ in range(2)]
+    result = await plain.step(2, groups)
+    told = await asked.explain(2, groups, "0-0-two")
+    after = {tensor.name: tensor.checksum for tensor in (await asked.publish_initial()).tensors}
+    assert result.manifest.differing(after) == [], "an explained step is a step like any other"
+    (trajectory,) = groups[0]
+    for numbers in (told.advantages, told.before, told.after):
+        assert [number != 0.0 for number in numbers] == trajectory.mask
+    assert told.before != told.after
+    assert not any(told.values), "a critic that is new expects nothing"
+    later = await asked.explain(3, groups, "0-0-two")
+    assert [value != 0.0 for value in later.values] == trajectory.mask
+    assert later.before == pytest.approx(told.after, abs=1e-6)
+    with pytest.raises(LearnerError, match="trajectory nobody: it was not trained in this step"):
+        await plain.explain(3, groups, "nobody")
+    with pytest.raises(LearnerError, match="step 2 was asked for, but the next one is 4"):
+        await asked.explain(2, groups, "0-0-two")
+    await asked.shutdown()

@@ -1,0 +1,148 @@
+"""Environments behind OpenEnv's contract: a real server of theirs where it is installed, one of ours everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import EnvironmentFault, InputError
+from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environment_host import HostedHere, Threads
+from rollout_actors.environments import Environments, try_out
+from rollout_actors.openenv_text import OpenEnvText
+
+pytest.importorskip("websockets", reason="the extra openenv is not installed")
+
+ROOT = Path(__file__).parents[2]
+PATH = "rollout_actors.openenv_text:OpenEnvText"
+
+
+@pytest.fixture(scope="module", params=["contract", "openenv"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server in a process of its own."""
+    if request.param == "openenv" and importlib.util.find_spec("openenv") is None:
+        pytest.skip("the package openenv is not installed (it does not fit beside vLLM)")
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tests.rollout_actors.openenv_server", request.param, str(port)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        _wait(process, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def _wait(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server ended"
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError("the server does not listen")
+
+
+def number(seed: int, low: int = 1) -> int:
+    return random.Random(seed).randint(low, 9)
+
+
+async def hosted(url: str, **settings: object) -> HostedHere:
+    return HostedHere(OpenEnvText(url, observation="word", action="", **settings), Threads(1), timeout_s=20)  # type: ignore[arg-type]
+
+
+async def test_a_number_is_guessed_over_the_servers_session(url: str) -> None:
+    host = await hosted(url, rules="a game")
+    start = await host.reset(5, {})
+    assert start == [{"role": "user", "content": "a game\nguess from 1 to 9"}]
+    low = await host.step('{"guess": 0}')
+    assert (low.observation, low.reward, low.terminated, low.info) == ("higher", 0.0, False, {})
+    right = await host.step(f'{{"guess": {number(5)}}}')
+    assert (right.observation, right.reward, right.terminated) == ("right", 1.0, True)
+    assert right.info["step_count"] == 2.0
+    await host.close()
+
+
+async def test_columns_reach_the_servers_reset_and_each_environment_is_a_session_of_its_own(url: str) -> None:
+    first, second = await hosted(url), await hosted(url)
+    assert await first.reset(1, {"low": 9}) == [{"role": "user", "content": "guess from 9 to 9"}]
+    await second.reset(2, {"low": 3})
+    assert (await first.step('{"guess": 9}')).terminated
+    assert (await second.step(f'{{"guess": {number(2, 3)}}}')).terminated
+    await asyncio.gather(first.close(), second.close())
+
+
+async def test_an_answer_that_is_no_action_is_told_so_and_moves_nothing(url: str) -> None:
+    host = await hosted(url, malformed_reward=-0.5)
+    await host.reset(5, {})
+    for answer, told in (("four", "no JSON"), ("[4]", "no JSON object"), ('{"number": 4}', "guess: Field required")):
+        step = await host.step(answer)
+        assert told in str(step.observation)
+        assert (step.reward, step.terminated, step.info) == (-0.5, False, {"malformed": 1.0})
+    right = await host.step(f'{{"guess": {number(5)}}}')
+    assert (right.terminated, right.info["step_count"]) == (True, 1.0)
+    await host.close()
+
+
+async def test_what_breaks_in_the_server_is_a_fault_that_names_it(url: str) -> None:
+    host = await hosted(url)
+    await host.reset(5, {})
+    with pytest.raises(EnvironmentFault, match=r"/ws: step: EXECUTION_ERROR: that guess breaks it"):
+        await host.step('{"guess": 7777}')
+    await host.close()
+
+
+async def test_it_is_reset_again_and_again_here_and_in_a_process_of_its_own(url: str) -> None:
+    settings = {"url": url, "observation": "word", "action": ""}
+    for apart in (False, True):
+        await try_out(EnvironmentConfig(path=PATH, settings=settings, own_process=apart), {})
+
+
+async def test_a_conversation_that_was_given_up_in_the_middle_of_an_answer_leaves_a_sound_environment(url: str) -> None:
+    environments = Environments(
+        EnvironmentConfig(path=PATH, settings={"url": url, "observation": "word", "action": ""})
+    )
+    is_asked = asyncio.Event()
+
+    async def hold() -> None:
+        async with environments.one() as host:
+            await host.reset(5, {})
+            is_asked.set()
+            await host.step('{"guess": 0}')
+
+    held = asyncio.ensure_future(hold())
+    await is_asked.wait()
+    held.cancel()
+    await asyncio.gather(held, return_exceptions=True)
+    async with environments.one() as host:
+        assert await host.reset(5, {"low": 2}) == [{"role": "user", "content": "guess from 2 to 9"}]
+    await environments.close()
+
+
+async def test_no_server_and_no_url_are_named() -> None:
+    with pytest.raises(InputError, match=r"settings\.url: 'nowhere' is not a server's"):
+        OpenEnvText("nowhere")
+    with pytest.raises(EnvironmentFault, match=r"ws://127\.0\.0\.1:1/ws: cannot be reached"):
+        await OpenEnvText("http://127.0.0.1:1/").reset(seed=0)
+
+
+async def test_a_field_that_is_not_observed_is_named(url: str) -> None:
+    environment = OpenEnvText(url, observation="text")
+    with pytest.raises(
+        EnvironmentFault, match=r"settings\.observation: no 'text' in what is observed; there is .*word"
+    ):
+        await environment.reset(seed=0)
+    await environment.close()

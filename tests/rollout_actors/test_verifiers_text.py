@@ -1,0 +1,118 @@
+"""Environments of the package verifiers, the real one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.errors import InputError
+from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environment_host import HostedHere, Threads
+from rollout_actors.environments import try_out
+from rollout_actors.verifiers_text import VerifiersText
+
+pytest.importorskip("verifiers", reason="the extra verifiers is not installed (it does not fit beside vLLM)")
+
+WORDS = ("north", "south", "east")
+
+
+def dataset() -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_dict({"question": [f"say {word}" for word in WORDS], "answer": list(WORDS)})
+
+
+def exact(completion: list[Any], answer: str) -> float:
+    return float(completion[-1].content == answer)
+
+
+def length(completion: list[Any]) -> float:
+    return float(sum(len(message.content) for message in completion if message.role == "assistant"))
+
+
+def one_turn(system_prompt: str | None = None) -> Any:
+    import verifiers as vf
+
+    rubric = vf.Rubric(funcs=[exact, length], weights=[2.0, 0.0])
+    return vf.SingleTurnEnv(dataset=dataset(), system_prompt=system_prompt, rubric=rubric)
+
+
+def hints(max_turns: int = 4) -> Any:
+    """Ends when the answer is said, and says the first letters of it until then."""
+    import verifiers as vf
+
+    class Hints(vf.MultiTurnEnv):  # type: ignore[misc]
+        async def setup_state(self, state: Any) -> None:
+            state["num_hints"] = 0
+
+        async def env_response(self, messages: Any, state: Any, **_: Any) -> Any:
+            if messages[-1].content == state["answer"]:
+                state["final_env_response"] = [{"role": "user", "content": "yes"}]
+                return state["final_env_response"]
+            state["num_hints"] += 1
+            return [{"role": "user", "content": f"it begins with {state['answer'][: state['num_hints']]}"}]
+
+    def said(state: Any) -> float:
+        return float(any(turn["completion"][-1].content == state["answer"] for turn in state["trajectory"]))
+
+    return Hints(dataset=dataset(), max_turns=max_turns, rubric=vf.Rubric(funcs=[said]))
+
+
+def by_groups() -> Any:
+    import verifiers as vf
+
+    def best(completions: list[Any]) -> list[float]:
+        return [0.0 for _ in completions]
+
+    return vf.SingleTurnEnv(dataset=dataset(), rubric=vf.Rubric(funcs=[best]))
+
+
+def hosted(name: str, **settings: Any) -> HostedHere:
+    return HostedHere(VerifiersText(f"{__name__}:{name}", **settings), Threads(1), timeout_s=30)
+
+
+async def test_a_single_turn_ends_with_the_rubrics_reward_and_what_it_measured() -> None:
+    host = hosted("one_turn", system_prompt="be brief")
+    start = await host.reset(4, {})
+    assert start == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "say south"}]
+    step = await host.step("south")
+    assert (step.observation, step.reward, step.terminated, step.truncated) == ([], 2.0, True, False)
+    assert (step.info["exact"], step.info["length"], step.info["num_turns"]) == (1.0, 5.0, 1.0)
+    await host.reset(0, {"row": 2})
+    assert (await host.step("west")).reward == 0.0
+
+
+async def test_several_turns_are_answered_until_the_environment_has_said_its_last() -> None:
+    host = hosted("hints")
+    await host.reset(0, {})
+    steps = [await host.step(word) for word in ("up", "nay", "north")]
+    assert [step.observation for step in steps] == [
+        [{"role": "user", "content": "it begins with n"}],
+        [{"role": "user", "content": "it begins with no"}],
+        [{"role": "user", "content": "yes"}],
+    ]
+    assert [(step.reward, step.terminated) for step in steps] == [(0.0, False), (0.0, False), (1.0, True)]
+    assert steps[-1].info["said"] == 1.0
+
+
+async def test_its_most_turns_cut_a_conversation_off_and_it_begins_anew_afterwards() -> None:
+    host = hosted("hints", max_turns=2)
+    await host.reset(0, {})
+    await host.step("up")
+    step = await host.step("down")
+    assert (step.observation, step.reward, step.terminated, step.truncated) == ([], 0.0, False, True)
+    assert await host.reset(1, {}) == [{"role": "user", "content": "say south"}]
+    assert (await host.step("up")).observation == [{"role": "user", "content": "it begins with s"}]
+
+
+async def test_the_same_seed_is_the_same_row() -> None:
+    settings = {"load": f"{__name__}:hints"}
+    await try_out(EnvironmentConfig(path="rollout_actors.verifiers_text:VerifiersText", settings=settings), {})
+
+
+def test_what_cannot_be_held_turn_by_turn_is_named() -> None:
+    with pytest.raises(InputError, match=r"settings\.load: the rubric of .*by_groups judges groups"):
+        VerifiersText(f"{__name__}:by_groups")
+    with pytest.raises(InputError, match=r"settings\.load: .*dataset gives no multi-turn environment"):
+        VerifiersText(f"{__name__}:dataset")
