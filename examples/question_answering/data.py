@@ -1,6 +1,7 @@
 """Made-up articles of a town each, a question about it, and the demonstrations of people who guess.
 
-An article tells four things of a town; a tenth of the questions are about a thing that it does not tell.
+An article tells four things of a town; a tenth of the questions are about a thing that it does not tell. Two things
+share each kind of answer (a mayor and a teacher are both people), so what kind is asked for does not give the answer.
 Knows nothing of rewards.
 """
 
@@ -16,11 +17,8 @@ UNKNOWN = "I don't know."
 TOWNS = ("varn", "olmsk", "tibra", "quell", "dorvo", "hask", "wenna", "purl", "zent", "mirra", "gost", "labb")
 REGIONS = ("north", "south", "east", "west")
 PEOPLE = ("anka", "bolo", "cerin", "dagna", "emmet", "fiora", "gustav", "hedda", "ilya", "jorun")
-RIVERS = ("tarn", "ombra", "silver", "leth", "wyre", "dunn", "avel", "corva", "mosel", "brine")
+PLACES = ("silver", "grey", "black", "long", "cold", "swift", "quiet", "deep", "red", "broad")
 GOODS = ("barley", "wool", "honey", "salt", "apples", "timber", "cheese", "linen", "pepper", "candles")
-MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october")
-YEARS = ("1612", "1648", "1701", "1733", "1756", "1789", "1810", "1848", "1877", "1903")
-COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "grey", "brown", "orange")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +32,11 @@ class Topic:
 
 TOPICS = (
     Topic("the mayor is", "who is the mayor?", PEOPLE),
-    Topic("the river is called", "what is the river called?", RIVERS),
+    Topic("the teacher is", "who is the teacher?", PEOPLE),
+    Topic("the river is called", "what is the river called?", PLACES),
+    Topic("the hill is called", "what is the hill called?", PLACES),
     Topic("the market sells", "what does the market sell?", GOODS),
-    Topic("the feast is in", "when is the feast?", MONTHS),
-    Topic("the bridge was built in", "when was the bridge built?", YEARS),
-    Topic("the flag is", "what colour is the flag?", COLOURS),
+    Topic("the farms grow", "what do the farms grow?", GOODS),
 )
 WORDS = {
     word.strip(".?")
