@@ -22,6 +22,9 @@ from cluster.records import SCHEMA, Record
 STREAM, CLOSED = ".arrows", ".parquet"
 CHECKSUM = b"blake2b"
 VERSION = b"antiphon_records"
+PARQUET = {"compression": "zstd", "write_page_checksum": True}
+ROWS_A_GROUP = 8_192
+"""Records that are made Parquet at once: more cost memory, fewer cost space."""
 ROWS_AT_ONCE = 65_536
 """Records that are unpacked at once by those who go through a log."""
 
@@ -88,15 +91,31 @@ def _names(folder: Path) -> list[str]:
 
 def compact(stream: Path) -> None:
     """Make Parquet of a file that nobody writes to any more, whole or not at all; one without records is deleted."""
-    table = _read_stream(stream)
-    if table.num_rows:
-        partial = stream.with_suffix(".partial")
-        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+    partial = stream.with_suffix(".partial")
+    if _write_parquet(stream, partial):
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.rename(stream.with_suffix(CLOSED))
         sync_folder(stream.parent)
+    else:
+        partial.unlink()
     stream.unlink()
+    pa.default_memory_pool().release_unused()
+
+
+def _write_parquet(stream: Path, path: Path) -> int:
+    """Write a stream's records as Parquet, a few thousand at a time; how many there are."""
+    num, waiting = 0, list[pa.RecordBatch]()
+    with pa.memory_map(str(stream)) as source, pq.ParquetWriter(path, SCHEMA, **PARQUET) as writer:
+        for batch in whole_batches(source.read_buffer(), stream):
+            waiting.append(batch)
+            num += len(batch)
+            if sum(map(len, waiting)) >= ROWS_A_GROUP:
+                writer.write_table(pa.Table.from_batches(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting))
+    return num
 
 
 def read_log(folder: Path, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
@@ -147,7 +166,7 @@ def _read_stream(path: Path) -> pa.Table:
     return pa.Table.from_batches(batches) if batches else SCHEMA.empty_table()
 
 
-def whole_batches(data: bytes, where: Path) -> Iterator[pa.RecordBatch]:
+def whole_batches(data: bytes | pa.Buffer, where: Path) -> Iterator[pa.RecordBatch]:
     """The batches in a stream's bytes, up to one that is torn.
 
     Raises RecorderError where an altered one is not the last: that was no crash.

@@ -109,6 +109,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+LAST_BITS = 3e-5
+"""What Adam makes of float32 sums in another order; which order that is differs from processor to processor."""
 CASES = [(stage, layout, data_parallel) for stage in STAGES for layout in LAYOUTS for data_parallel in ("ddp", "fsdp2")]
 
 
@@ -122,7 +124,7 @@ def test_two_ranks_in_step_or_in_shards_are_one_but_for_last_bits(
     both = load_file(place / "whole" / "out" / "model.safetensors")
     alone = load_file(tmp_path / "out" / "model.safetensors")
     assert both.keys() == alone.keys()
-    assert largest_difference(alone, both) < (1e-6 if "float64" in layout else 1e-5)
+    assert largest_difference(alone, both) < (1e-6 if "float64" in layout else LAST_BITS)
     assert sorted(path.name for path in one.output_path.iterdir()) == sorted(
         path.name for path in (place / "whole" / "out").iterdir()
     )
