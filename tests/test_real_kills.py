@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(3000)]
 SEEDS = (0, 1, 2)
 NUM_STEPS, B, NUM_KILLS, STEPS_BETWEEN = 150, 8, 10, 2
 LOOK_EVERY_S = 0.5
+SPREAD = 0.05
+"""Two standard deviations of the last tenth's reward of nine runs that nothing happened to (0.892 to 0.973)."""
 
 
 def train(runs: Path, name: str, seed: int) -> subprocess.Popen[str]:
@@ -121,5 +123,4 @@ def test_with_ten_kills_of_real_engines_the_ledger_is_exact_and_it_learns_as_wit
         print(f"\nseed {seed}: {len(recoveries)} kills, {recovered_s:.0f} s of recoveries\n  {killed}\n  calm: {calm}")
     assert len(recoveries) >= NUM_KILLS
     assert killed.wall_s <= 1.1 * calm[seed].wall_s + recovered_s
-    rewards = [done.reward for done in calm]
-    assert abs(killed.reward - fmean(rewards)) <= max(rewards) - min(rewards)
+    assert abs(killed.reward - fmean(done.reward for done in calm)) <= SPREAD
