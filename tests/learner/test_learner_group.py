@@ -94,6 +94,10 @@ def groups_of(step: int, num: int = 8) -> list[list[Trajectory]]:
     return [plain[i : i + 2] for i in range(0, num, 2)]
 
 
+ONE_TOKEN = dict.fromkeys(("learner/clip_fraction", "learner/value_clip_fraction"), 0.012)
+"""Last bits may put one token of the 90 on the other side of a clip."""
+
+
 def timeless(result: StepResult) -> dict[str, float]:
     return {name: value for name, value in result.metrics.items() if name != "learner/step_s"}
 
@@ -131,7 +135,10 @@ def test_two_ranks_agree_with_one_to_1e_5(trained: Trained) -> None:
     whole, sharded = tensors(one.manifest), tensors(two.manifest)
     for name, tensor in whole.items():
         assert float((tensor - sharded[name]).norm() / tensor.norm()) < 1e-5, name
-    assert timeless(two) == pytest.approx(timeless(one), rel=1e-4, abs=1e-5)
+    last_bits, both = dict.fromkeys(timeless(one), 1e-5) | ONE_TOKEN, timeless(two)
+    for name, value in timeless(one).items():
+        assert both[name] == pytest.approx(value, rel=1e-4, abs=last_bits[name]), name
+    assert both.keys() == timeless(one).keys()
     assert trained.kl[2] == pytest.approx(trained.kl[1], abs=1e-5)
     assert len(trained.kl[1]) == 8
 
