@@ -38,7 +38,7 @@ async def test_two_learners_give_what_one_rank_alone_does_and_a_dead_one_ends_th
         for row, wanted in zip(rows, expected, strict=True):
             assert row == pytest.approx(wanted, rel=1e-4)
         weights = [load_file(place.output_path / "model.safetensors") for place in (alone, given)]
-        assert largest_difference(*weights) < 1e-5
+        assert largest_difference(*weights) < 3e-5  # what Adam makes of float32 sums in another order
         os.kill((await group._call("process_id", [{}, {}]))[1], signal.SIGKILL)
         with pytest.raises(LearnerDied, match="learner-1: its process died"):
             await group._call("advance", [{"num": 1}, {"num": 1}])
