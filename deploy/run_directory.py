@@ -150,7 +150,8 @@ class RunDirectory:
             finished = last is not None and checkpoint_step(last) >= config.learner.num_steps
             return finished and (self.path / "policy" / "config.json").exists()
         if stage == "evaluation":
-            return "after" in self.summary().get("evaluation", {})
+            answers = self.path / EVALUATION / "after.parquet"
+            return "after" in self.summary().get(EVALUATION, {}) and answers.exists()
         if stage == "reward_model" and (self.path / NEXT).exists():
             return True
         return (self.path / stage / "config.json").exists()

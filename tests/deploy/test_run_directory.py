@@ -73,6 +73,11 @@ def test_changed_settings_are_named_and_nothing_is_changed(config: RunConfig, pa
     assert (path / "config.toml").read_text() == before
 
 
+def keep_answers(path: Path) -> None:
+    (path / "evaluation").mkdir()
+    (path / "evaluation" / "after.parquet").touch()
+
+
 def test_more_ppo_steps_extend_a_run_whose_evaluation_is_then_to_be_done_again(config: RunConfig, path: Path) -> None:
     with open_run(config, path) as run:
         finish_ppo(path, 20)
@@ -87,6 +92,7 @@ def test_more_ppo_steps_extend_a_run_whose_evaluation_is_then_to_be_done_again(c
         assert run.summary() == {"num_trained": 160}
         finish_ppo(path, 30)
         run.update_summary({"evaluation.after.oracle": 4.5})
+        keep_answers(path)
     assert read_target(path)[0].learner.num_steps == 30
     with open_run(longer, path) as run:
         assert run.is_done("ppo", longer)
@@ -175,6 +181,8 @@ def test_stages_are_done_when_their_artefacts_are_there(config: RunConfig, path:
     run.update_summary({"evaluation.before.oracle": 0.0})
     assert not run.is_done("evaluation", config)
     run.update_summary({"evaluation.after.oracle": 4.0})
+    assert not run.is_done("evaluation", config), "the answers of a run before they were kept are not there"
+    keep_answers(path)
     assert all(run.is_done(stage, config) for stage in stages)
 
 
