@@ -5,6 +5,7 @@ As in `deploy.cli`, the work is imported only when it is asked for.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,7 @@ def evaluate(
     check_inputs(config)
     _evaluate(config, path, fresh=fresh)
     _say_changes(path, other, list_)
+    print(f"done: {os.path.relpath(path)}", file=sys.stderr)
 
 
 def _evaluate(config: RunConfig, path: Path, *, fresh: bool) -> None:
@@ -68,7 +70,7 @@ def _evaluate(config: RunConfig, path: Path, *, fresh: bool) -> None:
             run.update_status(state="DONE", ray_address=None, error=None)
             View().table_before_after(summary.get("before", {}), summary["after"])
             return
-        with running(run), View(f"{config.run.name}  {path.name}") as view:
+        with running(run), View(f"{config.run.name}  {os.path.relpath(path)}") as view:
             from deploy.launch import run as launch
 
             launch(config, run, [EVALUATION], view)
@@ -89,4 +91,3 @@ def _say_changes(path: Path, other: Path | None, num_listed: int) -> None:
         f"p = {difference.p_value:.4f}); worse on {len(worse)} of {len(judged.by_row(after))} prompts"
     )
     View().regressions(worse[:num_listed])
-    print(f"done: {path}", file=sys.stderr)
