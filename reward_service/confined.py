@@ -127,8 +127,11 @@ try: bytearray({memory_mb} << 20)
 except MemoryError: pass
 else: raise AssertionError""",
     "its folder is limited": """
+piece = bytes(1 << 16)
 try:
-    for name in range(4): open(f'big{{name}}', 'wb').write(bytes(({scratch_mb} << 20) // 2))
+    for name in range(4):
+        with open(f'big{{name}}', 'wb', 0) as file:
+            for written in range(0, ({scratch_mb} << 20) // 2, len(piece)): file.write(piece)
 except OSError: pass
 else: raise AssertionError""",
 }
