@@ -32,7 +32,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One that is over: T tokens of which the first `num_prompt_tokens` were given, and every turn of the policy.
+    """One that is over: T tokens, of which those before the first turn were given, and every turn of the policy.
 
     `finish_reason` is `stop` where the environment, or in a single turn the policy, ended it, and `length` where it was
     cut. `parts` are the numbers in the environment's last `info`s.
@@ -40,7 +40,6 @@ class Conversation:
 
     uid: str
     prompt: str
-    num_prompt_tokens: int
     token_ids: list[int]
     logprobs: list[float]
     """[T]: behaviour log-probabilities, 0 where others spoke."""
@@ -79,7 +78,6 @@ def single_turn(prompt: str, prompt_token_ids: Sequence[int], response: SampledR
     return Conversation(
         response.uid,
         prompt,
-        num,
         [*prompt_token_ids, *response.token_ids],
         [0.0] * num + response.logprobs,
         shifted(response.segments, num),
@@ -175,7 +173,6 @@ class _Record:
         return Conversation(
             uid,
             transcript.prompt,
-            transcript.num_prompt_tokens,
             transcript.token_ids,
             logprobs,
             self.segments,

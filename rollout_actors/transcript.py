@@ -30,7 +30,6 @@ class Transcript:
         self.messages: list[Message] = [{"role": "user", "content": start}] if isinstance(start, str) else list(start)
         self.prompt = start if isinstance(start, str) else self._prompt(start)
         (self.token_ids,) = tokenizer.encode([self.prompt])
-        self.num_prompt_tokens = len(self.token_ids)
 
     def _prompt(self, start: Sequence[Message]) -> RenderedPrompt:
         require_template(self._tokenizer.tokenizer, WHERE)

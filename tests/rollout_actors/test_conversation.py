@@ -160,7 +160,7 @@ def test_all_responses_of_a_group_meet_the_same_beginning_and_other_groups_anoth
 
 
 def test_the_scorer_gets_the_last_response_with_the_conversation_and_the_rows_columns() -> None:
-    conversation = Conversation("u", "ask", 1, [5, 6], [0.0, -1.0], [], [Turn(1, 1, 2.0)], "stop")
+    conversation = Conversation("u", "ask", [5, 6], [0.0, -1.0], [], [Turn(1, 1, 2.0)], "stop")
     plain = score_request(conversation, "said", {"prompt": "ask", "answer": "yes"})
     assert (plain.id, plain.prompt, plain.response, dict(plain.columns)) == ("u", "ask", "said", {"answer": "yes"})
     messages = [user("ask"), assistant("said")]
