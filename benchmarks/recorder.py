@@ -19,7 +19,7 @@ from benchmarks.task_runs import ROOT, Finished, train
 from cluster.record_log import read_log
 from deploy.run_directory import RECORDS
 
-REPEATS, NUM_STEPS, NUM_SETTLING, NUM_LAST = 4, 100, 10, 2
+REPEATS, NUM_STEPS, NUM_SETTLING, NUM_LAST = 2, 100, 10, 2
 BLOCKING = ("TRAIN", "PUBLISH")
 """The records that the training loop itself waits for."""
 
