@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from cluster import dotted
 from cluster.trajectory import Segment, Trajectory
 from deploy import judged
+from deploy.adversarial import way_of
 from deploy.columns import columns_for
 from deploy.judged import Answer
 from deploy.reward_watch import pauses_said
 from deploy.run_directory import EVALUATION
-from deploy.run_sections import EvaluationConfig
+from deploy.run_sections import EvaluationConfig, Way
 from deploy.session import Session
 from deploy.stages import data_path, policy_path, prompt_rows
 from rollout_actors.conversation import Conversation, score_request
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from deploy.healing import HealedLearners
 
 NUM_SHOWN = 5
+OF_PLAIN_PROMPTS = ("reward_low", "reward_high", "kl_nats", "distinct")
+"""What is not told of altered prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,15 @@ class Evaluated:
     metrics: dict[str, float]
 
 
-async def held_out_rows(session: Session, num: int) -> list[dict[str, Any]]:
-    """The first `num` rows of the evaluation data (of the training prompts, where a run brings no others)."""
+async def held_out_rows(session: Session, num: int, *, altered: bool = False) -> list[dict[str, Any]]:
+    """The first `num` rows of the evaluation data (of the training prompts, where a run brings no others).
+
+    Where they are `altered`, each prompt is, as the run file's `adversarial` says.
+    """
     config, run = session.config, session.run
     path = data_path(config, run.path, "evaluation")
-    rows = await prompt_rows(session, "evaluation" if path.exists() else "prompts")
+    name = "evaluation" if path.exists() else "prompts"
+    rows = await prompt_rows(session, name, altered_share=1.0 if altered else 0.0)
     return [rows[i % len(rows)] for i in range(num)]
 
 
@@ -127,6 +134,7 @@ async def evaluate(session: Session) -> None:
 async def _evaluate(session: Session) -> None:
     config, run = session.config, session.run
     rows = await held_out_rows(session, config.evaluation.num_prompts)
+    harder = await held_out_rows(session, len(rows), altered=True) if config.adversarial.ways else []
     session.view.stage("evaluation", 2)
     reference = policy_path(config, run.path)
     policies = {"before": reference, "after": run.path / "policy"}
@@ -135,6 +143,10 @@ async def _evaluate(session: Session) -> None:
         if path.exists():
             evaluated[name] = await _evaluate_policy(session, rows, path, reference)
             judged.write(run.path / EVALUATION / f"{name}.parquet", evaluated[name].answers)
+            if harder:
+                altered = await _evaluate_policy(session, harder, path, reference)
+                judged.write(run.path / EVALUATION / f"{name}_adversarial.parquet", altered.answers)
+                evaluated[name].metrics.update(robustness(evaluated[name], altered, config.adversarial.ways))
             run.update_summary({f"evaluation.{name}.{key}": value for key, value in evaluated[name].metrics.items()})
     if len(evaluated) == len(policies):
         before, after = evaluated["before"], evaluated["after"]
@@ -143,6 +155,19 @@ async def _evaluate(session: Session) -> None:
         session.view.table_before_after(before.metrics, after.metrics)
         old, new = ([answer for answer in e.answers if answer.sample == 0][:NUM_SHOWN] for e in (before, after))
         session.view.responses([a.prompt for a in new], [a.response for a in old], [a.response for a in new])
+
+
+def robustness(plain: Evaluated, altered: Evaluated, ways: Sequence[Way]) -> dict[str, float]:
+    """What was measured on altered prompts, the reward by the way in which they are, and what altering them costs."""
+    by_way: dict[Way, list[float]] = {}
+    for answer in altered.answers:
+        if answer.sample != judged.GREEDY:
+            by_way.setdefault(way_of(answer.row, ways), []).append(answer.reward)
+    return {
+        **{f"adversarial_{key}": value for key, value in altered.metrics.items() if key not in OF_PLAIN_PROMPTS},
+        **{f"adversarial_reward_{way}": fmean(rewards) for way, rewards in by_way.items()},
+        "adversarial_drop": plain.metrics["reward"] - altered.metrics["reward"],
+    }
 
 
 async def _evaluate_policy(

@@ -118,11 +118,12 @@ async def _go_on(session: Session, recorder: RemoteActor, checkpoint: Path | Non
     await recorder.open()
     resumed = await asyncio.to_thread(resumption, session.run, config, checkpoint)
     session.run.rewind_metrics("ppo", resumed.trained)
+    rows = await prompt_rows(session, "prompts", altered_share=config.data.adversarial_share)
     await recorder.begin(uuid.uuid4().hex, version=resumed.trained, group=resumed.standing.next_group)
     queue = start_actor(
         TrajectoryQueue,
         config.trajectory_queue,
-        await prompt_rows(session, "prompts"),
+        rows,
         run_seed=config.run.seed,
         num_steps=config.learner.num_steps,
         standing=resumed.standing,

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from cluster.config import Section, TrajectoryQueueConfig
 from cluster.errors import InputError
-from deploy.run_sections import STAGES, DataSection, EvaluationConfig, ModelSection, RunSection
+from deploy.run_sections import STAGES, AdversarialConfig, DataSection, EvaluationConfig, ModelSection, RunSection
 from deploy.setting_errors import input_error
 from learner.config import GROUP_ADVANTAGES, LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
 from reward_service.address import require_token
@@ -35,6 +35,7 @@ class RunConfig(Section):
     run: RunSection = RunSection()
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
+    adversarial: AdversarialConfig = AdversarialConfig()
     rollout_actors: RolloutActorsConfig = RolloutActorsConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
     trajectory_queue: TrajectoryQueueConfig = TrajectoryQueueConfig()
@@ -159,6 +160,7 @@ def dotted_paths(config: RunConfig) -> dict[str, str]:
     named = {
         "model.builder": config.model.builder,
         "data.builder": config.data.builder,
+        "adversarial.paraphrase": config.adversarial.paraphrase,
         "environment.path": config.environment.path,
         **_scorer_paths(config.reward_service),
         "preferences.annotator": config.preferences.annotator,
@@ -207,6 +209,10 @@ def _check_actors(settings: RolloutActorsConfig) -> None:
 def _check_environment(config: RunConfig) -> None:
     """Settings that make sense with an environment alone, or without one alone."""
     environment, actors = config.environment, config.rollout_actors
+    if environment.path is not None and config.adversarial.ways:
+        raise InputError("adversarial.ways", "conversations begin as the environment says: there is no prompt to alter")
+    if config.data.adversarial_share and not config.adversarial.ways:
+        raise InputError("data.adversarial_share", "name the ways in which prompts are altered (adversarial.ways)")
     if environment.path is None:
         if config.reward_service.scorer == NO_SCORER:
             raise InputError("reward_service.scorer", "is none, and there is no environment (environment.path)")

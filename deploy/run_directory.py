@@ -35,6 +35,8 @@ SUPERVISED = ("sft", "reward_model")
 NUM_STEPS = "learner.num_steps"
 JUDGED_BY = tuple(f"evaluation.{key}" for key in ("metrics", "num_samples", "greedy", "pass_reward", "num_prompts"))
 """What may change at any time: where it does, the policies are judged again."""
+ADVERSARIAL, TRAINED_ON = "adversarial.", "data.adversarial_share"
+"""Settings that may change likewise, unless prompts altered so are trained on."""
 _WHEREABOUTS = {"run.name", "run.runs_dir"}
 _CHECKPOINT = re.compile(r"step-(\d+)")
 
@@ -268,7 +270,8 @@ def _is_judged_otherwise(config: RunConfig, path: Path) -> bool:
     if not (path / CONFIG).exists():
         return False
     before, now = flat(read_run_config(path / CONFIG)), flat(config)
-    return any(before.get(key) != now.get(key) for key in JUDGED_BY)
+    keys = {*JUDGED_BY, *(key for key in {**before, **now} if key.startswith(ADVERSARIAL))}
+    return any(before.get(key) != now.get(key) for key in keys)
 
 
 def _is_extended(config: RunConfig, path: Path) -> bool:
@@ -280,7 +283,8 @@ def _is_extended(config: RunConfig, path: Path) -> bool:
 def require_same_settings(config: RunConfig, path: Path, may_change: Sequence[str] = ()) -> None:
     """Raise InputError naming the settings in which `config` differs from those the run was started with.
 
-    The sections in `may_change` may differ, and what is JUDGED_BY; more PPO steps are allowed: they extend the run.
+    The sections in `may_change` may differ, and what is JUDGED_BY, with what is ADVERSARIAL unless it is trained on;
+    more PPO steps are allowed: they extend the run.
     """
     stored = path / CONFIG
     if not stored.exists():
@@ -291,6 +295,7 @@ def require_same_settings(config: RunConfig, path: Path, may_change: Sequence[st
     except InputError as error:
         raise InputError(str(stored), f"{error} ({way_out})") from error
     free = {*_WHEREABOUTS, *JUDGED_BY, *(key for key in {**before, **now} if key.partition(".")[0] in may_change)}
+    free |= set() if now.get(TRAINED_ON) else {key for key in {**before, **now} if key.startswith(ADVERSARIAL)}
     free |= {NUM_STEPS} if now[NUM_STEPS] > before[NUM_STEPS] else set()
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in free]
     if changed:

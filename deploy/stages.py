@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from cluster import dotted
 from cluster.admission import PromptOrder
 from cluster.broken_rows import BrokenRows
+from cluster.datasets import Reading
 from cluster.errors import AntiphonError, EnvironmentFault, InputError
 from cluster.remote import stream_task
+from deploy.adversarial import write_altered
 from deploy.run_config import RunConfig
 from deploy.run_directory import checkpoint_step
 from deploy.session import Session, dtype_of
@@ -78,9 +80,10 @@ def preferences_path(config: RunConfig, run_path: Path) -> Path:
     return Path(config.data.preferences) if config.data.preferences else run_path / "preferences.parquet"
 
 
-async def prompt_rows(session: Session, name: str) -> list[dict[str, Any]]:
+async def prompt_rows(session: Session, name: str, *, altered_share: float = 0.0) -> list[dict[str, Any]]:
     """The rows of the data set `name` (prompts, evaluation) as they are sampled; counts those left out as too long.
 
+    That share of them have a prompt altered as `adversarial` says; such a data set is kept in RUN/adversarial.
     One that says nothing where the prompts come from an environment alone.
     Where that takes a tokenizer it is done in a process of its own: this one is spared the import.
     """
@@ -90,6 +93,10 @@ async def prompt_rows(session: Session, name: str) -> list[dict[str, Any]]:
     path, settings, reading = data_path(config, run.path, name), config.rollout_actors, config.data.reading()
     broken = BrokenRows(reading.broken_rows)
     rows: list[dict[str, Any]] = read_rows(path, reading, broken)
+    if altered_share:
+        path, reading = run.path / "adversarial" / f"{name}.parquet", Reading(broken_rows=reading.broken_rows)
+        write_altered(rows, path, config.adversarial, seed=f"{config.run.seed}-{name}", share=altered_share)
+        rows = read_rows(path)
     if not holds_messages(rows) and settings.long_prompts == "error":
         _keep_broken(session, name, broken.errors)
         return rows
@@ -240,7 +247,8 @@ async def collect_preferences(session: Session) -> None:
     if settings.annotator is None:
         raise AntiphonError("preferences.annotator", "nobody labels the pairs (set it, or data.preferences)")
     annotate = dotted.load(settings.annotator, "preferences.annotator")
-    order = PromptOrder(await prompt_rows(session, "prompts"), config.run.seed)
+    rows = await prompt_rows(session, "prompts", altered_share=config.data.adversarial_share)
+    order = PromptOrder(rows, config.run.seed)
     prompts = [order.row(i)["prompt"] for i in range(num)]
     pairs = await session.sample(
         prompts,

@@ -101,6 +101,25 @@ def test_more_ppo_steps_extend_a_run_whose_evaluation_is_then_to_be_done_again(c
         pass
 
 
+def test_altered_prompts_may_change_unless_they_are_trained_on(config: RunConfig, path: Path) -> None:
+    with open_run(config, path) as run:
+        run.update_summary({"evaluation.after.oracle": 4.0})
+    lines = [*LINES, 'adversarial.ways = ["typos"]']
+    with open_run(load_run_config(Path("run.toml"), lines), path) as run:
+        assert run.summary() == {}, "the policies are judged again"
+    trained_on = load_run_config(Path("run.toml"), [*lines, "data.adversarial_share = 0.5"])
+    with pytest.raises(InputError, match=r"data.adversarial_share \(was 0.0, now 0.5\)"), open_run(trained_on, path):
+        pass
+    with open_run(trained_on, path, fresh=True):
+        pass
+    other = [*LINES, 'adversarial.ways = ["injection"]', "data.adversarial_share = 0.5"]
+    with (
+        pytest.raises(InputError, match=r"adversarial.ways"),
+        open_run(load_run_config(Path("run.toml"), other), path),
+    ):
+        pass
+
+
 def test_only_the_sections_that_are_named_may_change(config: RunConfig, path: Path) -> None:
     with open_run(config, path):
         pass

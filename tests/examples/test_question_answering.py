@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
 import pytest
 
-from examples.question_answering.data import NUM_TOLD, UNKNOWN, build_data
+from deploy.run_config import load_run_config
+from examples.question_answering.data import (
+    DISTRACTORS,
+    INJECTIONS,
+    NUM_TOLD,
+    UNKNOWN,
+    WORDS,
+    Item,
+    build_data,
+    paraphrase,
+    sample_item,
+)
 from examples.question_answering.metrics import evaluate
 from examples.question_answering.model import build_model
 from examples.question_answering.scorers import ABSTAINED, RIGHT, WRONG, answer_reward
@@ -73,6 +85,24 @@ def test_the_answer_stands_in_the_article_after_what_is_asked_or_nowhere(data: P
         assert row["references"] == (answers or [UNKNOWN])
         assert row["answerable"] == bool(answers)
     assert sum(not row["answerable"] for row in held_out) / len(held_out) == pytest.approx(0.1, abs=0.04)
+
+
+def test_harder_questions_are_in_the_models_words_and_have_the_same_answer() -> None:
+    config = load_run_config(Path("examples/question_answering/run.toml")).adversarial
+    assert (config.distractors, config.injections) == (DISTRACTORS, INJECTIONS)
+    choice = random.Random(0)
+    for seed in range(200):
+        item = sample_item(choice)
+        harder = paraphrase(item.prompt, seed=seed)
+        assert set(re.findall(r"[^\s.?]+", harder)) <= WORDS
+        said = [sentence for sentence in harder.split(". ")[1:-1] if item.answer in sentence.split()]
+        assert item.answer is None or any(subject_of(item) in sentence for sentence in said)
+        assert harder.endswith(item.topic.asked_otherwise())
+        assert sorted(harder.replace("who", "what").split()) != sorted(item.prompt.split()), "something is otherwise"
+
+
+def subject_of(item: Item) -> str:
+    return item.topic.sentence.split()[1]
 
 
 def test_people_who_demonstrate_guess_in_a_third_of_their_answers(data: Path) -> None:
