@@ -18,7 +18,7 @@ from deploy.retrain import retrain, run_reward_model
 from deploy.run_config import RunConfig
 from deploy.run_directory import SUPERVISED, RunDirectory
 from deploy.session import Session
-from deploy.stages import collect_preferences, prepare, run_sft, try_environment
+from deploy.stages import collect_preferences, prepare, run_sft, try_functions
 from deploy.view import View
 from reward_service.address import check_address
 from reward_service.tokens import with_tokens
@@ -92,7 +92,7 @@ async def _in_order(session: Session, stages: Sequence[str], *, again: bool) -> 
         if first in SUPERVISED:
             _import_learners(session)
     if {"ppo", "evaluation"} & set(wanted):
-        await try_environment(session)
+        await try_functions(session)
     for stage in stages:
         if stage not in wanted:
             session.view.note(f"{stage}: done before")

@@ -162,7 +162,7 @@ def dotted_paths(config: RunConfig) -> dict[str, str]:
         "data.builder": config.data.builder,
         "adversarial.paraphrase": config.adversarial.paraphrase,
         "environment.path": config.environment.path,
-        **_scorer_paths(config.reward_service),
+        **scorer_paths(config.reward_service),
         "preferences.annotator": config.preferences.annotator,
         "preferences.oracle": config.preferences.oracle,
         "evaluation.metrics": config.evaluation.metrics,
@@ -170,7 +170,8 @@ def dotted_paths(config: RunConfig) -> dict[str, str]:
     return {key: path for key, path in named.items() if path is not None}
 
 
-def _scorer_paths(service: RewardServiceConfig) -> dict[str, str]:
+def scorer_paths(service: RewardServiceConfig) -> dict[str, str]:
+    """Every function that scores, by the key that names it."""
     named = service.scorer in (REWARD_MODEL, NO_SCORER) or service.scorer in service.scorers
     paths = {} if named else {"reward_service.scorer": service.scorer}
     for name, scorer in service.scorers.items():

@@ -6,7 +6,7 @@ Each leaves one artefact in the run directory, whole or not at all; its presence
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,10 +20,12 @@ from cluster.broken_rows import BrokenRows
 from cluster.datasets import Reading
 from cluster.errors import AntiphonError, EnvironmentFault, InputError
 from cluster.remote import stream_task
+from cluster.scoring import ScoreRequest
 from deploy.adversarial import write_altered
-from deploy.run_config import RunConfig
+from deploy.run_config import RunConfig, scorer_paths
 from deploy.run_directory import checkpoint_step
 from deploy.session import Session, dtype_of
+from reward_service import trial
 from rollout_actors.environments import try_out
 from rollout_actors.prompts import holds_messages, read_rows, ready_rows, scorer_columns
 
@@ -122,16 +124,45 @@ async def prompt_rows(session: Session, name: str, *, altered_share: float = 0.0
     return rows
 
 
-async def try_environment(session: Session) -> None:
-    """Raise InputError where a first try shows that the environment breaks its protocol; nothing is loaded yet."""
-    environment = session.config.environment
-    if environment.path is None:
+async def try_functions(session: Session) -> None:
+    """Raise InputError where a first try shows that the environment or a scorer breaks its protocol.
+
+    Nothing is loaded yet. A scorer, which may bring anything with it, is called in a process of its own.
+    """
+    environment, service = session.config.environment, session.config.reward_service
+    scorers = {} if service.url is not None else scorer_paths(service)
+    if environment.path is None and not scorers:
         return
-    rows = await prompt_rows(session, "prompts")
-    try:
-        await try_out(environment, scorer_columns(rows[0]))
-    except EnvironmentFault as fault:
-        raise InputError(fault.where, fault.what) from fault
+    prompt, columns = _first_prompt(session)
+    if environment.path is not None:
+        try:
+            await try_out(environment, columns)
+        except EnvironmentFault as fault:
+            raise InputError(fault.where, fault.what) from fault
+        columns["conversation"] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
+    if scorers:
+        await _try_scorers(session, scorers, ScoreRequest("trial", prompt, "", columns))
+
+
+async def _try_scorers(session: Session, paths: Mapping[str, str], request: ScoreRequest) -> None:
+    timeout_s, name = session.config.reward_service.timeout_s, "scorer_trial"
+    tried = stream_task(
+        trial.try_functions, paths, request, timeout_s=timeout_s, name=name, log_path=session.log_path(name)
+    )
+    async for _ in tried:
+        pass
+
+
+def _first_prompt(session: Session) -> tuple[str, dict[str, Any]]:
+    """The text of the first prompt, without a chat template, and its columns; nothing where there are no prompts."""
+    config = session.config
+    path, reading = data_path(config, session.run.path, "prompts"), config.data.reading()
+    if not path.exists():
+        return "", {}
+    row = read_rows(path, reading, BrokenRows(reading.broken_rows))[0]
+    prompt = row["prompt"]
+    text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    return text, scorer_columns(row)
 
 
 def _keep_broken(session: Session, name: str, errors: Sequence[AntiphonError]) -> None:

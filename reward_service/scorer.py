@@ -53,12 +53,16 @@ class FunctionScorer:
         if self._plugin.kind == "verl" and len(requests) > 1:
             return [outcome for (outcome,) in await asyncio.gather(*(self.score([each]) for each in requests))]
         try:
-            values = await self._plugin(requests, self._thread)
+            values = await self.call(requests)
         except Misfit as error:
             return self._all_failed(requests, str(error))
         except Exception as error:  # noqa: BLE001 the boundary to a user's scorer: whatever it raises is an outcome
             return self._all_failed(requests, f"raised {type(error).__name__}: {error}")
-        return [self._outcome(request, value) for request, value in zip(requests, values, strict=True)]
+        return [self.outcome(request, value) for request, value in zip(requests, values, strict=True)]
+
+    async def call(self, requests: Sequence[ScoreRequest]) -> list[Returned]:
+        """What the function gives for each request. Raises Misfit, and whatever the function raises."""
+        return await self._plugin(requests, self._thread)
 
     def close(self) -> None:
         """Let the thread end after the call it is in."""
@@ -69,7 +73,8 @@ class FunctionScorer:
         which = ids[0] if len(ids) == 1 else f"{len(ids)} items, {ids[0]} to {ids[-1]}"
         return [RewardError(self.name, f"{what} (scoring {which})") for _ in requests]
 
-    def _outcome(self, request: ScoreRequest, returned: Returned) -> Outcome:
+    def outcome(self, request: ScoreRequest, returned: Returned) -> Outcome:
+        """The score that a value is, or why it is none."""
         value = returned.value
         if value is None and self._plugin.kind == "trl":
             return NotApplicable(self.name, f"does not apply to {request.id} (it returned None)")

@@ -6,17 +6,15 @@ that names the environment's file and line. Knows neither tokens, engines nor ti
 
 from __future__ import annotations
 
-import inspect
 import math
 import numbers
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cluster import dotted
 from cluster.chat_template import Message
 from cluster.errors import AntiphonError, EnvironmentFault
+from cluster.source_lines import line_that_raised, place_of
 
 Observation = str | Sequence[Message]
 """A text, or messages with role and content. The answer to messages may be a text: it is the user's then."""
@@ -48,28 +46,9 @@ class Step(NamedTuple):
     info: dict[str, float]
 
 
-def place_of(function: Callable[..., Any]) -> str:
-    """`file:line` of a function, as far as it can be told."""
-    function = inspect.unwrap(getattr(function, "__func__", function))
-    try:
-        return f"{_short(inspect.getsourcefile(function) or '?')}:{inspect.getsourcelines(function)[1]}"
-    except (OSError, TypeError):
-        return getattr(function, "__qualname__", repr(function))
-
-
-def _short(path: str) -> str:
-    """Relative to the working directory where it lies beneath it."""
-    absolute = Path(path).absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
-
-
 def raised(method: Callable[..., Any], error: BaseException) -> EnvironmentFault:
     """The fault that a method's own exception is, at the line that raised it."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    own = inspect.getsourcefile(inspect.unwrap(getattr(method, "__func__", method)))
-    mine = [frame for frame in frames if own and Path(frame.filename).absolute() == Path(own).absolute()]
-    frame = (mine or frames)[-1] if frames else None
-    where = f"{_short(frame.filename)}:{frame.lineno}" if frame else place_of(method)
+    where = line_that_raised(method, error, caller=__file__)
     return EnvironmentFault(where, f"{method.__name__} raised {type(error).__name__}: {error}")
 
 

@@ -50,6 +50,12 @@ def raising(prompts: list[str], responses: list[str]) -> list[float]:
     raise KeyError("no such answer")
 
 
+def raising_on_text(prompts: list[str], responses: list[str]) -> list[float]:
+    if any(responses):
+        raise KeyError("no such answer")
+    return [0.0 for _ in responses]
+
+
 def too_few(prompts: list[str], responses: list[str]) -> list[float]:
     return [1.0] * (len(responses) - 1)
 

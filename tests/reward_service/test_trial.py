@@ -1,0 +1,88 @@
+"""The first call of people's scorers: what is wrong is named with file, line and what was expected."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+
+from cluster.errors import InputError
+from cluster.scoring import ScoreRequest
+from cluster.source_lines import place_of
+from reward_service.trial import try_functions
+from tests import scorers
+
+REQUEST = ScoreRequest("trial", "1 + 1?", "", {"references": ["2"]})
+
+
+def judges_nothing(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+    return [None for _ in completions]
+
+
+def a_word(solution_str: str, ground_truth: str) -> Any:
+    return "good"
+
+
+def asks_too_long(prompts: list[str], responses: list[str]) -> list[float]:
+    raise TimeoutError("the judge is away")
+
+
+def sleeps(prompts: list[str], responses: list[str]) -> list[float]:
+    time.sleep(0.3)
+    return [0.0]
+
+
+def tried(path: str, timeout_s: float = 60.0) -> list[int]:
+    return list(try_functions({"reward_service.scorer": path}, REQUEST, timeout_s=timeout_s))
+
+
+def refused(path: str, timeout_s: float = 60.0) -> tuple[str, str]:
+    with pytest.raises(InputError) as caught:
+        tried(path, timeout_s)
+    return caught.value.where, caught.value.what
+
+
+@pytest.mark.parametrize("name", ["length", "length_async", "equals_reference"])
+def test_a_scorer_that_gives_a_number_passes(name: str) -> None:
+    assert tried(f"tests.scorers:{name}") == [1]
+
+
+def test_a_scorer_that_does_not_judge_the_first_prompt_passes() -> None:
+    assert tried(f"{__name__}:judges_nothing") == [1]
+
+
+def test_the_line_that_raises_is_named() -> None:
+    where, what = refused("tests.scorers:raising")
+    line = int(place_of(scorers.raising).rpartition(":")[2])
+    assert where == f"tests/scorers.py:{line + 1}"
+    assert what == "tests.scorers:raising raised KeyError: 'no such answer' (for an empty response)"
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("too_few", "returned 0 rewards for 1 responses: f(prompts, responses, **columns) gives a list of numbers"),
+        ("not_a_list", "returned float, not a list: f(prompts, responses, **columns) gives a list"),
+    ],
+)
+def test_what_it_should_have_given_is_said_where_it_stands(name: str, what: str) -> None:
+    where, said = refused(f"tests.scorers:{name}")
+    assert where == place_of(getattr(scorers, name))
+    assert said.startswith(what)
+
+
+def test_a_value_that_is_no_number_is_named_with_its_signature() -> None:
+    where, what = refused(f"{__name__}:a_word")
+    assert re.fullmatch(r"tests/reward_service/test_trial.py:\d+", where)
+    assert what.startswith("returned str 'good' for trial, not a number: compute_score(data_source, solution_str")
+
+
+def test_one_that_takes_too_long_is_told_from_one_that_raises_a_timeout() -> None:
+    assert "sleeps gave no answer within 0.1 s" in refused(f"{__name__}:sleeps", 0.1)[1]
+    assert "raised TimeoutError: the judge is away" in refused(f"{__name__}:asks_too_long")[1]
+
+
+def test_one_that_is_not_there_is_named_by_its_setting() -> None:
+    assert refused("tests.scorers:nobody")[0] == "reward_service.scorer"
