@@ -138,7 +138,7 @@ def begun(group: BegunGroup) -> Iterator[Record]:
                 uid=response.uid,
                 number=number,
                 segment=segment,
-                given=[] if number else prompt_token_ids,
+                given=response.given[number] if response.given else [] if number else prompt_token_ids,
                 token_ids=response.token_ids[span],
                 logprobs=response.logprobs[span],
                 finish_reason=response.finish_reason if number == last else None,
@@ -182,7 +182,8 @@ def to_partial(tokens: Sequence[Record]) -> PartialResponse:
         segments.append(Segment(record["policy_version"], len(token_ids), len(sampled), record["seed"], actor))
         token_ids += sampled
         logprobs += record["logprobs"]
-    return PartialResponse(tokens[0]["uid"], token_ids, logprobs, segments, tokens[-1]["finish_reason"])
+    given = [record["given_token_ids"] for record in tokens]
+    return PartialResponse(tokens[0]["uid"], token_ids, logprobs, segments, tokens[-1]["finish_reason"], given)
 
 
 def to_trajectory(tokens: Sequence[Record], score: Record, *, step: int | None = None) -> Trajectory:

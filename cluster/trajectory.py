@@ -89,7 +89,8 @@ class Trajectory:
 class PartialResponse:
     """What is kept of a response under way: its closed segments, whose `start` counts from its first token.
 
-    `finish_reason` is None where more is to be sampled.
+    `finish_reason` is None where more is to be sampled. Of a conversation whole turns are kept; `given` are the tokens
+    before each segment that others put there (of a single turn, nothing: those before the first are the prompt's).
     """
 
     uid: str
@@ -97,6 +98,7 @@ class PartialResponse:
     logprobs: list[float]
     segments: list[Segment]
     finish_reason: str | None = None
+    given: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

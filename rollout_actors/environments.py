@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any
 
 from cluster.errors import EnvironmentFault
+from cluster.trajectory import PartialResponse
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.conversation import Conversation, Table
+from rollout_actors.conversation import Conversation, Keeping, Table
 from rollout_actors.environment import Environment, made
 from rollout_actors.environment_host import Host, HostedHere, Threads
 from rollout_actors.environment_process import HostedApart
@@ -102,8 +103,11 @@ class Conversations:
         temperature: float,
         min_policy_version: int,
         max_segment_tokens: int | None = None,
+        begun: PartialResponse | None = None,
+        keep: Keeping | None = None,
     ) -> Conversation:
-        """One conversation, every turn of it with weights of at least `min_policy_version`.
+        """One conversation, every turn of it with weights of at least `min_policy_version`; what is `begun` of it is
+        gone on with, and `keep` hears of its turns.
 
         Raises EnvironmentFault where the environment breaks its protocol.
         """
@@ -116,7 +120,7 @@ class Conversations:
         )
         async with self._environments.one() as host:
             table = Table(host, self._tokenizer, self._config, max_response_tokens=self._max_response_tokens)
-            return await table.hold(uid, seed=seed, columns=scorer_columns(row), sample=sample)
+            return await table.hold(uid, seed=seed, columns=scorer_columns(row), sample=sample, begun=begun, keep=keep)
 
     async def close(self) -> None:
         """Give the environments back."""

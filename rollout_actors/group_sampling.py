@@ -14,7 +14,7 @@ from cluster.errors import EnvironmentFault
 from cluster.remote import within
 from cluster.trajectory import PartialResponse, Ticket
 from rollout_actors.config import RolloutActorsConfig
-from rollout_actors.conversation import environment_seed, single_turn
+from rollout_actors.conversation import Keeping, environment_seed, single_turn
 from rollout_actors.deliveries import Deliveries
 from rollout_actors.environments import Conversations
 from rollout_actors.prompts import PromptTokenizer
@@ -81,6 +81,7 @@ class GroupSampling:
     async def _converse(self, conversations: Conversations, ticket: Ticket) -> None:
         """One group of conversations that begin alike; it is voided where the environment breaks its protocol."""
         floor = await self._reached_floor(ticket)
+        begun = {response.uid: response for response in ticket.begun}
         uids = [ticket.uid(index) for index in range(self._config.responses_per_prompt)]
         holding = [
             asyncio.ensure_future(
@@ -91,15 +92,27 @@ class GroupSampling:
                     temperature=self._config.temperature,
                     min_policy_version=floor,
                     max_segment_tokens=self._config.max_segment_tokens,
+                    begun=begun.get(uid),
+                    keep=self._keeping(ticket),
                 )
             )
             for uid in uids
         ]
         try:
-            self._deliveries.add(ticket, await asyncio.gather(*holding))
+            held = await asyncio.gather(*holding)
+            self._safekeeping.sampled(ticket)
+            self._deliveries.add(ticket, held)
         except EnvironmentFault as fault:
             await cancelled(set(holding))
             await self._queue.void(ticket, str(fault))
+
+    def _keeping(self, ticket: Ticket) -> Keeping:
+        """What hears of a conversation's turns, so that the actor's death costs no more than of a single turn."""
+
+        def closed(response: PartialResponse) -> None:
+            self._safekeeping.closed(ticket, response.given[0], response)
+
+        return Keeping(closed, every_tokens=self._config.max_segment_tokens)
 
     async def _roll_out(self, ticket: Ticket, prompt_token_ids: Sequence[int]) -> None:
         """One group: sample what is missing of its responses and hand them to the deliveries."""

@@ -80,8 +80,15 @@ def test_a_run_goes_on_where_its_log_ends_with_nothing_admitted_again(tmp_path: 
     standing = history.standing(1)
     assert (standing.num_trained, standing.num_void, standing.next_group, standing.next_index) == (1, 1, 5, 5)
     assert standing.ready == ((trajectory(1),),)
-    assert standing.open == (OpenGroup(2, 2, (partial,)), OpenGroup(4, 4))
+    assert standing.open == (OpenGroup(2, 2, (replace(partial, given=[[9], []]),)), OpenGroup(4, 4))
     assert standing.vacant == (3,)
+
+
+def test_a_conversation_is_kept_with_what_others_said_in_it(tmp_path: Path) -> None:
+    segments = [Segment(3, 0, 2, 11, "a"), Segment(3, 2, 1, 12, "a"), Segment(4, 3, 1, 13, "a+1")]
+    partial = PartialResponse("7-0-0", [5, 6, 7, 8], [-1.0, -0.5, -0.25, -0.125], segments, None, [[9], [], [1, 2]])
+    history = write(tmp_path, BEGIN, records.admit(ticket(0)), *records.begun((ticket(0), [9], [partial])))
+    assert history.standing(1).open == (OpenGroup(0, 0, (partial,)),)
 
 
 def test_a_group_is_finished_once_all_its_responses_are_scored(tmp_path: Path) -> None:

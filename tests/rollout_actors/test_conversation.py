@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cluster.errors import EnvironmentFault, InputError
-from cluster.trajectory import Segment, Turn
+from cluster.trajectory import PartialResponse, Segment, Turn
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.conversation import Conversation, Table, environment_seed, score_request
+from rollout_actors.conversation import Conversation, Keeping, Table, environment_seed, score_request
 from rollout_actors.environment_host import HostedHere, Threads
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse
@@ -48,8 +48,10 @@ async def held(
     script = Script(tokenizer, *texts)
     host = HostedHere(environment, Threads(1), timeout_s=10)
     limit = settings.pop("max_response_tokens", 16)
+    begun, keep = settings.pop("begun", None), settings.pop("keep", None)
     table = Table(host, tokenizer, EnvironmentConfig(**settings), max_response_tokens=limit)
-    return await table.hold("u", seed=seed, columns=dict(columns), sample=script), script
+    columns = dict(columns)
+    return await table.hold("u", seed=seed, columns=columns, sample=script, begun=begun, keep=keep), script
 
 
 async def test_the_tokens_are_those_of_the_whole_conversation_as_the_template_writes_it(
@@ -166,3 +168,48 @@ def test_the_scorer_gets_the_last_response_with_the_conversation_and_the_rows_co
     messages = [user("ask"), assistant("said")]
     whole = score_request(replace(conversation, messages=messages), "said", {"prompt": ""})
     assert dict(whole.columns) == {"conversation": messages}
+
+
+async def kept(
+    tokenizer: PromptTokenizer, environment: Any, *texts: str, every_tokens: int = 1
+) -> tuple[Conversation, list[PartialResponse]]:
+    """A whole conversation, and what was kept of it on the way."""
+    heard: list[PartialResponse] = []
+    keep = Keeping(heard.append, every_tokens=every_tokens)
+    conversation, _ = await held(tokenizer, environment, *texts, keep=keep)
+    return conversation, heard
+
+
+@pytest.mark.parametrize("num_turns", [1, 2, 3])
+@pytest.mark.parametrize("in_messages", [True, False])
+async def test_a_conversation_goes_on_from_the_turns_that_were_kept_as_if_it_had_never_stopped(
+    tokenizer: PromptTokenizer, num_turns: int, in_messages: bool
+) -> None:
+    texts, world = ("xy", "z", "abc", "de"), worlds.Echo(num_turns=4, in_messages=in_messages)
+    whole, partials = await kept(tokenizer, world, *texts)
+    begun = partials[num_turns - 1]
+    again, script = await held(tokenizer, world, *texts[num_turns:], begun=begun)
+    assert again == whole
+    assert world.heard == list(texts), "the environment hears what was said before too"
+    assert [first_segment for _, _, first_segment in script.asked] == [2 * n for n in range(num_turns, 4)]
+
+
+async def test_turns_are_kept_whenever_so_many_tokens_more_have_been_sampled(tokenizer: PromptTokenizer) -> None:
+    _, partials = await kept(tokenizer, worlds.Echo(num_turns=4), "xy", "z", "abc", "de", every_tokens=5)
+    assert [len(partial.token_ids) for partial in partials] == [5, 12]
+    assert [sum(map(bool, partial.given)) for partial in partials] == [2, 4]
+
+
+async def test_a_conversation_in_which_what_was_said_has_no_token_is_not_kept(
+    tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = tokenizer.encode_part
+    monkeypatch.setattr(tokenizer, "encode_part", lambda text: [] if text == "~" else encoded(text))
+    _, partials = await kept(tokenizer, worlds.Silent(num_turns=3, in_messages=False), "xy", "z", "abc")
+    assert [len(partial.token_ids) for partial in partials] == [3], "the first turn is told from the prompt before it"
+
+
+async def test_an_environment_that_answers_otherwise_the_second_time_is_at_fault(tokenizer: PromptTokenizer) -> None:
+    _, partials = await kept(tokenizer, worlds.Echo(num_turns=3), "xy", "z", "abc")
+    with pytest.raises(EnvironmentFault, match="answers otherwise than it did before"):
+        await held(tokenizer, worlds.Echo(num_turns=3), "abc", begun=partials[1], columns={"word": "h"})

@@ -28,6 +28,14 @@ class Echo:
         return f"{len(self.heard)}ok", float(len(response)), is_over, False, {"answers": len(self.heard)}
 
 
+class Silent(Echo):
+    """Says the same whatever it hears."""
+
+    def step(self, response: str) -> Any:
+        _, reward, terminated, truncated, info = super().step(response)
+        return "~", reward, terminated, truncated, info
+
+
 class AsyncEcho(Echo):
     """The same, with `async` methods."""
 
