@@ -13,12 +13,20 @@ Values = tuple[float, ...]
 
 
 def question_answering(folder: Path) -> list[Row]:
-    """Right and wrong answers, and the questions without an answer that were left open."""
+    """Right and wrong answers, the questions without an answer that were left open, and what altering questions costs."""
     runs = _runs("question_answering", folder)
+    hardened = _runs("question_answering", folder, "data.adversarial_share = 0.3", name="hardened")
+    drop, left = _of(runs, "after", "adversarial_drop"), _of(hardened, "after", "adversarial_drop")
     return [
         *_gained(runs, "exact_match", "exact match", "", ">= 0.1"),
         *_left(runs, "wrong", "wrong answers", "", "<= 0.5"),
         *_both(runs, "left_open", "of questions without an answer, left open"),
+        *_both(runs, "adversarial_exact_match", "exact match on altered questions"),
+        *_both(runs, "adversarial_drop", "reward lost by altering them"),
+        Row("PPO on 0.3 altered: exact match", _of(hardened, "after", "exact_match")),
+        Row("PPO on 0.3 altered: exact match on altered questions", _of(hardened, "after", "adversarial_exact_match")),
+        Row("PPO on 0.3 altered: reward lost by altering them", left),
+        Row("the same, of what is lost without", tuple(a / b for a, b in zip(left, drop, strict=True)), "", "<= 0.8"),
         *_whole(runs),
     ]
 
