@@ -13,7 +13,7 @@ Values = tuple[float, ...]
 
 
 def question_answering(folder: Path) -> list[Row]:
-    """Right and wrong answers, the questions without an answer that were left open, and what altering questions costs."""
+    """Right and wrong answers, questions without an answer that were left open, and what altering questions costs."""
     runs = _runs("question_answering", folder)
     hardened = _runs("question_answering", folder, "data.adversarial_share = 0.3", name="hardened")
     drop, left = _of(runs, "after", "adversarial_drop"), _of(hardened, "after", "adversarial_drop")
