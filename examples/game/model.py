@@ -12,4 +12,4 @@ LAKE_WORDS = ("S", "F", "H", "G", "P", "left", "down", "right", "up")
 
 def build_model(directory: Path, *, seed: int) -> None:
     """Write the model with its tokenizer into the directory."""
-    write_tiny_model(directory, (*WORDS, *LAKE_WORDS), seed=seed, num_heads=2, num_layers=2, max_positions=272)
+    write_tiny_model(directory, (*WORDS, *LAKE_WORDS), seed=seed, num_heads=2, num_layers=2, max_positions=320)
