@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -23,13 +24,16 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cluster.errors import InputError
-from learner import losses
 from learner.config import LoraConfig
+from learner.fusing import distributions, fuse_layers, fused_distributions
 from learner.lora import adapters_off, add_adapters
 from learner.packing import PACKED, make_pack
+from learner.transfers import at, on_device, places_of
 
 CHUNK_ELEMENTS = 2**26
 """Numbers of a [tokens, V] table that are held at once, unless the settings say otherwise: 256 MiB in float32."""
+FUSED_CHUNK_ELEMENTS = 2**31
+"""The same where the table is fused away but for the logits: 4 GiB in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class ModelSettings:
     """Where the networks come from and how they are computed; the names are the run file's, `critic` may be none.
 
     Trained weights are kept in float32 and computed in `dtype`; frozen ones are kept in it. `critic_path` is a
-    reward model that a separate critic starts as.
+    reward model that a separate critic starts as. `fused`: what can be is compiled, on a GPU.
     """
 
     path: Path
@@ -52,6 +56,7 @@ class ModelSettings:
     lora: LoraConfig = LoraConfig()
     seed: int = 0
     is_trained: bool = True
+    fused: bool = True
 
     @property
     def kept_dtype(self) -> str:
@@ -126,6 +131,7 @@ class ActorCritic(nn.Module):
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self._settings = settings
+        self._is_fused = False
         dtype = settings.kept_dtype
         self.policy: Any = load_causal_model(settings.path, dtype, packing=settings.packing)
         self.critic: Any = None
@@ -184,37 +190,42 @@ class ActorCritic(nn.Module):
         latter all entropies too. `temperature` is that of sampling unless given.
         """
         settings = self._settings
-        half = settings.dtype == "bfloat16"
+        if settings.fused and token_ids.is_cuda and not self._is_fused:
+            fuse_layers(self)
+            self._is_fused = True
+        half, places = settings.dtype == "bfloat16", places_of(mask)
         with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=half):
-            hidden = self._hidden(self.policy.base_model, token_ids, mask, lengths)
+            hidden = self._hidden(self.policy.base_model, token_ids, places, lengths)
             logprobs, entropy = token_logprobs(
                 self.policy.get_output_embeddings(),
                 hidden,
-                token_ids[mask],
+                at(places, token_ids),
                 settings.temperature if temperature is None else temperature,
                 chunk_tokens=settings.logprob_chunk_tokens,
                 entropy_gradient=None if logprobs_only else settings.with_entropy_gradient,
+                fused=self._is_fused,
             )
             seen = hidden
             if self.critic is not None and not logprobs_only:
-                seen = self._hidden(self.critic, token_ids, mask, lengths)
+                seen = self._hidden(self.critic, token_ids, places, lengths)
         values = torch.zeros_like(logprobs)
         if self.value_head is not None and not logprobs_only:
             values = self.value_head(seen.to(self.value_head.weight.dtype))[:, 0]
         return Outputs(_spread(logprobs, mask), _spread(entropy, mask), _spread(values, mask))
 
-    def _hidden(self, trunk: Any, token_ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The trunk's hidden states [N, H] before each sampled token."""
-        inputs, before = token_ids[:, :-1], mask[:, 1:]
+    def _hidden(self, trunk: Any, token_ids: Tensor, places: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The trunk's hidden states [N, H] before each sampled token, which stand at `places` of the token ids."""
+        inputs = token_ids[:, :-1]
+        before = places - places // token_ids.shape[1] - 1
         if not self._settings.packing:
-            hidden: Tensor = trunk(input_ids=inputs, use_cache=False).last_hidden_state
-            return hidden[before]
+            return at(before, trunk(input_ids=inputs, use_cache=False).last_hidden_state)
         given = [length - 1 for length in lengths]
-        if min(given) < inputs.shape[1]:
-            is_token = torch.arange(inputs.shape[1]) < torch.tensor(given)[:, None]
-            is_token = is_token.to(inputs.device)
-            return trunk_of_pack(trunk, inputs[is_token][None], given)[before[is_token]]
-        return trunk_of_pack(trunk, inputs.reshape(1, -1), given)[before.reshape(-1)]
+        if min(given) == inputs.shape[1]:
+            return trunk_of_pack(trunk, inputs.reshape(1, -1), given).index_select(0, before)
+        is_token = np.arange(inputs.shape[1]) < np.array(given)[:, None]
+        tokens, ranks = np.flatnonzero(is_token), np.cumsum(is_token) - 1
+        packed = trunk_of_pack(trunk, at(on_device(tokens, inputs.device), inputs)[None], given)
+        return packed.index_select(0, on_device(ranks, inputs.device)[before])
 
 
 class Reference:
@@ -245,6 +256,7 @@ def token_logprobs(
     *,
     chunk_tokens: int | None = None,
     entropy_gradient: bool | None = True,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies [N] of tokens [N], each given by the hidden state [N, H] before it.
 
@@ -252,9 +264,9 @@ def token_logprobs(
     again in the backward pass, so that [N, V] is never held whole. `entropy_gradient`: None leaves entropies 0.
     """
     vocabulary = getattr(head, "out_features", None) or head.weight.shape[0]
-    size = chunk_tokens or max(1, CHUNK_ELEMENTS // vocabulary)
+    size = chunk_tokens or max(1, (FUSED_CHUNK_ELEMENTS if fused else CHUNK_ELEMENTS) // vocabulary)
     if len(hidden) <= size:
-        return _distributions(head, hidden, token_ids, temperature, entropy_gradient)
+        return _distributions(head, hidden, token_ids, temperature, entropy_gradient, fused)
     parts = [
         checkpoint(
             _distributions,
@@ -263,6 +275,7 @@ def token_logprobs(
             token_ids[start : start + size],
             temperature,
             entropy_gradient,
+            fused,
             use_reentrant=False,
             preserve_rng_state=False,
         )
@@ -272,16 +285,10 @@ def token_logprobs(
 
 
 def _distributions(
-    head: nn.Module, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool | None
+    head: nn.Module, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool | None, fused: bool
 ) -> tuple[Tensor, Tensor]:
-    logits = head(hidden)
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    distributions = torch.log_softmax(logits / temperature, dim=-1)
-    logprobs = distributions.gather(-1, token_ids[:, None])[:, 0]
-    if entropy_gradient is None:
-        return logprobs, torch.zeros_like(logprobs)
-    return logprobs, losses.entropy(distributions if entropy_gradient else distributions.detach())
+    function = fused_distributions() if fused else distributions
+    return function(head(hidden), token_ids, temperature, entropy_gradient)
 
 
 def _spread(chosen: Tensor, mask: Tensor) -> Tensor:

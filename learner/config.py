@@ -129,6 +129,9 @@ class LearnerConfig(Section):
     """Tokens whose distributions over the vocabulary are held at once; unset: as many as take 256 MiB."""
     activation_checkpointing: bool = False
     """Compute each layer again in the backward pass instead of keeping what is inside it."""
+    fused: bool = True
+    """On a GPU: compile layers and distributions over tokens; the first step takes a minute longer, the others less.
+    On a CPU nothing is compiled."""
     lora: LoraConfig = LoraConfig()
     """Train adapters alone; the reference is the model without them, and they are published merged."""
     num_cpus: float = Field(default=0.5, ge=0)

@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from cluster.errors import InputError
+from learner.transfers import on_device
 
 PACKED = "antiphon_packed"
 LIKE = 1.25
@@ -64,14 +65,14 @@ def make_pack(lengths: Sequence[int], device: torch.device) -> Pack:
             index[number, : len(tokens)] = tokens
             places[tokens] = offset + number * width + np.arange(len(tokens))
         offset += index.size
-        buckets.append(Bucket(torch.from_numpy(index.reshape(-1)).to(device), len(rows), width))
+        buckets.append(Bucket(on_device(index.reshape(-1), device), len(rows), width))
     as_it_is = len(buckets) == 1 and offset == len(places)
     return Pack(
         tuple(lengths),
-        torch.from_numpy(positions)[None].to(device),
-        torch.from_numpy(starts.astype(np.int32)).to(device),
+        on_device(positions, device)[None],
+        on_device(starts.astype(np.int32), device),
         tuple(buckets),
-        None if as_it_is else torch.from_numpy(places).to(device),
+        None if as_it_is else on_device(places, device),
     )
 
 

@@ -61,6 +61,7 @@ def model_settings(
         critic_path=critic_path if config.critic_from == "reward_model" else None,
         lora=config.lora,
         seed=seed,
+        fused=config.fused,
     )
 
 

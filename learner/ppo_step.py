@@ -26,6 +26,7 @@ from learner.experience import Experience, Judge
 from learner.gradients import clip_gradients, gradient_norm
 from learner.ranks import Ranks
 from learner.tally import Tally
+from learner.transfers import at, on_device, places_of
 
 MAX_NAMED = 8
 
@@ -154,11 +155,11 @@ class PPOStep:
                 outputs = self._model(token_ids, mask, lengths)
             given = self._reference.logprobs(token_ids, mask, lengths)
             if rows:
-                width = mask.shape[1]
-                proximal[rows, :width] = outputs.logprobs.detach()
-                entropy[rows, :width] = outputs.entropy.detach()
-                values[rows, :width] = outputs.values.detach()
-                reference[rows, :width] = given
+                index, width = on_device(rows, self._device), mask.shape[1]
+                proximal[index, :width] = outputs.logprobs.detach()
+                entropy[index, :width] = outputs.entropy.detach()
+                values[index, :width] = outputs.values.detach()
+                reference[index, :width] = given
         graph = outputs if keep_graph else None
         return Experience(batch, proximal, reference, values, entropy, empty, empty, empty, empty, graph)
 
@@ -229,9 +230,10 @@ class PPOStep:
         config, batch = self._config, experience.batch
         lengths, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
         outputs, experience.graph = experience.graph or self._model(token_ids, mask, lengths), None
-        per_token = self._value_loss(outputs, experience, rows, mask, tally)
+        places = places_of(mask)
+        per_token = self._value_loss(outputs, experience, rows, places, tally)
         if step > config.critic_warmup_steps:
-            per_token = per_token + self._policy_loss(step, outputs, experience, rows, mask, tally)
+            per_token = per_token + self._policy_loss(step, outputs, experience, rows, places, tally)
         loss = losses.aggregate(
             per_token,
             mask,
@@ -239,31 +241,30 @@ class PPOStep:
             num_tokens=minibatch.num_tokens,
             num_sequences=minibatch.num_sequences,
         )
-        bad = [] if torch.isfinite(loss) else _not_finite(batch, torch.where(mask, per_token, 0.0), rows)
         loss.backward()
         _, (proximal,) = _piece(batch, rows, experience.proximal)
-        kl = adv.kl_k3(outputs.logprobs.detach(), proximal)[mask]
+        kl = at(places, adv.kl_k3(outputs.logprobs.detach(), proximal))
+        bad = [] if torch.isfinite(loss) else _not_finite(batch, torch.where(mask, per_token, 0.0), rows)
         tally.mean("learner/step_kl_nats_per_token", kl)
         return kl.sum(dtype=torch.float64), bad
 
     def _value_loss(
-        self, outputs: Outputs, experience: Experience, rows: list[int], mask: Tensor, tally: Tally
+        self, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, tally: Tally
     ) -> Tensor:
         """The critic's loss of each token, weighted."""
         _, (old_values, returns) = _piece(experience.batch, rows, experience.values, experience.returns)
         value = losses.value_loss(outputs.values, old_values=old_values, returns=returns, clip=self._config.value_clip)
-        tally.mean("learner/value_loss", value.loss[mask])
-        tally.mean("learner/value_clip_fraction", value.is_clipped[mask])
+        tally.mean("learner/value_loss", at(places, value.loss))
+        tally.mean("learner/value_clip_fraction", at(places, value.is_clipped))
         return self._config.value_coefficient * value.loss
 
     def _policy_loss(
-        self, step: int, outputs: Outputs, experience: Experience, rows: list[int], mask: Tensor, tally: Tally
+        self, step: int, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, tally: Tally
     ) -> Tensor:
         """The policy's loss of each token, importance weights, entropy bonus and KL penalty included."""
         config, batch = self._config, experience.batch
-        _, (anchor, weights, advantages, reference) = _piece(
-            batch, rows, experience.anchor, experience.importance, experience.advantages, experience.reference
-        )
+        given = (experience.anchor, experience.importance, experience.advantages, experience.reference)
+        _, (mask, anchor, weights, advantages, reference) = _piece(batch, rows, batch.mask, *given)
         policy = losses.policy_loss(
             outputs.logprobs,
             proximal_logprobs=anchor,
@@ -275,10 +276,10 @@ class PPOStep:
             objective=config.policy_objective,
         )
         per_token = policy.loss * weights
-        tally.mean("learner/policy_loss", per_token[mask])
-        tally.mean("learner/clip_fraction", policy.is_clipped[mask])
-        tally.mean("learner/ratio_mean", policy.ratio[mask])
-        tally.max("learner/ratio_max", policy.ratio[mask])
+        tally.mean("learner/policy_loss", at(places, per_token))
+        tally.mean("learner/clip_fraction", at(places, policy.is_clipped))
+        tally.mean("learner/ratio_mean", at(places, policy.ratio))
+        tally.max("learner/ratio_max", at(places, policy.ratio))
         if config.kl_in == "loss":
             penalty = adv.KL_ESTIMATORS[config.kl_estimator](outputs.logprobs, reference)
             per_token = per_token + self.judge.kl_coefficient * penalty
@@ -311,7 +312,8 @@ def _piece(batch: Batch, rows: list[int], *tensors: Tensor) -> tuple[list[int], 
     width = max(lengths)
     if rows == list(range(len(batch.lengths))):
         return lengths, [tensor[:, :width] for tensor in tensors]
-    return lengths, [tensor[rows, :width] for tensor in tensors]
+    index = on_device(rows, tensors[0].device)
+    return lengths, [tensor[index, :width] for tensor in tensors]
 
 
 def _refuse_future(batch: Batch, step: int) -> None:

@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CONFIG = LearnerConfig(num_epochs=2, num_minibatches=2, learning_rate=0.03, entropy_coefficient=0.01)
 NUM_TRAJECTORIES = 24
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
+UNCLIPPED = {"clip": 10.0, "value_clip": 10.0}
+"""In half precision a token more or less within a clip moves the weights by a tenth of their way."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,8 @@ def test_steps_on_a_gpu_are_those_on_a_cpu(grouped_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_micro_batches_of_any_size_give_the_same_steps(grouped_path: Path, dtype: str) -> None:
-    whole, cut = (two_steps(grouped_path, "cuda", dtype, micro_batch_tokens=n) for n in (16_384, 40))
+    clips = UNCLIPPED if dtype == "bfloat16" else {}
+    whole, cut = (two_steps(grouped_path, "cuda", dtype, micro_batch_tokens=n, **clips) for n in (16_384, 40))
     assert_alike(whole, cut, TOLERANCE[dtype])
 
 

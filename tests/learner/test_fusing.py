@@ -1,0 +1,72 @@
+"""Compiled layers and distributions: the same numbers as plain ones, compiled once for packs of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from learner import actor_critic, fusing
+from learner.actor_critic import ActorCritic, ModelSettings
+from learner.packing import PACKED, packed_attention
+from tests.learner.conftest import VOCABULARY
+
+PACKS = ([9, 12, 5], [20, 3], [7, 7, 7, 7], [30, 11], [16], [40, 2, 2])
+
+
+@pytest.fixture
+def attention_given_back() -> Iterator[None]:
+    yield
+    AttentionInterface.register(PACKED, packed_attention)
+
+
+def outputs(model: ActorCritic, lengths: Sequence[int]) -> list[Tensor]:
+    """Log-probabilities and entropies of a pack, and the gradients of their sum."""
+    generator = torch.Generator().manual_seed(len(lengths))
+    token_ids = torch.randint(VOCABULARY, (len(lengths), max(lengths)), generator=generator)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    mask[:, 0] = False
+    model.zero_grad()
+    found = model(token_ids, mask, lengths)
+    (found.logprobs.sum() + found.entropy.sum()).backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    return [found.logprobs.detach(), found.entropy.detach(), *gradients]
+
+
+@pytest.mark.usefixtures("attention_given_back")
+def test_compiled_layers_give_the_same_and_are_not_compiled_again_for_another_pack(
+    policy_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_compiled = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        nonlocal num_compiled
+        num_compiled += 1
+        return graph
+
+    model = ActorCritic(ModelSettings(policy_path, "float32", "none", 0.7))
+    plain = [outputs(model, pack) for pack in PACKS]
+    fusing.fuse_layers(model, backend)
+    compiled = torch.compile(fusing.distributions, dynamic=True, backend=backend)
+    monkeypatch.setattr(actor_critic, "fused_distributions", lambda: compiled)
+    model._is_fused = True
+    for place, (pack, expected) in enumerate(zip(PACKS, plain, strict=True)):
+        for found, wanted in zip(outputs(model, pack), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+        if place == 1:
+            after_two = num_compiled
+    assert after_two >= 3, "before attention, after it, and the distributions"
+    assert num_compiled <= after_two + 2, (
+        "none for the numbers of sequences and of tokens; for one sequence alone at most"
+    )
+
+
+def test_on_a_cpu_nothing_is_compiled(policy_path: Path) -> None:
+    model = ActorCritic(ModelSettings(policy_path, "float32", "none", 0.7))
+    outputs(model, [5, 6])
+    assert not model._is_fused
+    assert all(module._compiled_call_impl is None for module in model.modules())
