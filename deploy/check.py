@@ -43,6 +43,9 @@ def check_inputs(config: RunConfig) -> list[str]:
         lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({find_function(dotted_path, key)})")
     check_files(config.reward_service.scorers, None)
     lines += [f"scorers.{name} {_described(scorer)}" for name, scorer in config.reward_service.scorers.items()]
+    constraint = config.learner.constraint
+    if constraint.cost is not None:
+        lines.append(f"constraint   mean of {constraint.cost} at most {constraint.max_mean:g}")
     return lines
 
 

@@ -14,6 +14,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cluster import dotted
+from cluster.errors import RewardError
+from cluster.scoring import Score
 from cluster.trajectory import Segment, Trajectory
 from deploy import judged
 from deploy.adversarial import way_of
@@ -24,6 +26,7 @@ from deploy.run_directory import EVALUATION
 from deploy.run_sections import EvaluationConfig, Way
 from deploy.session import Session
 from deploy.stages import data_path, policy_path, prompt_rows
+from learner.config import ConstraintConfig
 from rollout_actors.conversation import Conversation, score_request
 
 if TYPE_CHECKING:
@@ -60,10 +63,14 @@ class HeldOut:
     def __init__(self, session: Session, learners: HealedLearners) -> None:
         self._session = session
         self._learners = learners
+        self._constraint = session.config.learner.constraint
         self._rows: list[dict[str, Any]] = []
 
     async def evaluate(self, step: int) -> bool:
-        """Measure version `step`; whether its reward - kl_coefficient x KL is the highest so far."""
+        """Measure version `step`; whether its reward - kl_coefficient x KL is the highest so far.
+
+        Where there is a bound on the cost, a version that keeps it comes before any that does not.
+        """
         session = self._session
         settings = session.config.evaluation
         rows = self._rows = self._rows or await held_out_rows(session, settings.num_prompts_during)
@@ -76,24 +83,30 @@ class HeldOut:
             min_policy_version=step,
         )
         conversations = [group[0] for group in answered]
-        rewards = await score(session, rows, conversations)
+        scores = await score(session, rows, conversations)
         records = [
-            _record(i, step, conversation, reward)
-            for i, (conversation, reward) in enumerate(zip(conversations, rewards, strict=True))
+            _record(i, step, conversation, score.reward)
+            for i, (conversation, score) in enumerate(zip(conversations, scores, strict=True))
         ]
         kl_nats = fmean(await self._learners.reference_kl(records))
-        reward_mean = fmean(rewards)
+        reward_mean = fmean(score.reward for score in scores)
         objective = reward_mean - session.config.learner.kl_coefficient * kl_nats
         metrics = {"step": step, "reward_mean": reward_mean, "kl_nats": kl_nats, "objective": objective}
+        metrics |= {f"{name}_mean": cost for name, cost in _cost(scores, self._constraint).items()}
         session.record("held_out", metrics)
         return self._is_best(metrics)
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         best = self._session.run.summary().get("held_out")
-        if best is not None and metrics["objective"] <= best["objective"]:
+        if best is not None and self._standing(metrics) <= self._standing(best):
             return False
         self._session.run.update_summary({f"held_out.{name}": value for name, value in metrics.items()})
         return True
+
+    def _standing(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """What is compared first, and then: how far it is beyond the bound on the cost, and the objective."""
+        beyond = 0.0 if self._constraint.cost is None else metrics["cost_mean"] - self._constraint.max_mean
+        return -max(0.0, beyond), metrics["objective"]
 
 
 def _record(index: int, version: int, conversation: Conversation, reward: float) -> Trajectory:
@@ -115,14 +128,31 @@ def _record(index: int, version: int, conversation: Conversation, reward: float)
 
 async def score(
     session: Session, rows: Sequence[Mapping[str, Any]], conversations: Sequence[Conversation]
-) -> list[float]:
-    """What each is worth: the run's own reward service's rewards, and those that the environment gave turn by turn."""
+) -> list[Score]:
+    """What each is worth: the run's own reward service's rewards, and those that the environment gave turn by turn.
+
+    The parts are the service's and the environment's.
+    """
     requests = [
         replace(score_request(conversation, conversation.response, row), id=f"held-out-{i}")
         for i, (row, conversation) in enumerate(zip(rows, conversations, strict=True))
     ]
     scores = await (await session.rewards()).score(requests)
-    return [score.reward + held.turn_rewards for score, held in zip(scores, conversations, strict=True)]
+    return [
+        replace(score, reward=score.reward + held.turn_rewards, parts={**held.parts, **score.parts})
+        for score, held in zip(scores, conversations, strict=True)
+    ]
+
+
+def _cost(scores: Sequence[Score], constraint: ConstraintConfig) -> dict[str, float]:
+    """The mean cost as `cost`; nothing without a bound on it. Raises RewardError naming an answer that has none."""
+    if constraint.cost is None:
+        return {}
+    for score in scores:
+        if constraint.cost not in score.parts:
+            what = f"the reward of {score.id} has none: there are {', '.join(sorted(score.parts)) or 'no parts'}"
+            raise RewardError(f"learner.constraint.cost {constraint.cost!r}", what)
+    return {"cost": fmean(score.parts[constraint.cost] for score in scores)}
 
 
 async def evaluate(session: Session) -> None:
@@ -179,12 +209,12 @@ async def _evaluate_policy(
     asked = [row for row in rows for _ in range(settings.num_samples)]
     logprobs = [await session.logprobs([c.token_ids for c in conversations], path) for path in (policy, reference)]
     kl_nats = [sum(p) - sum(r) for p, r in zip(*(_sampled(v, conversations) for v in logprobs), strict=True)]
-    rewards = await score(session, asked, conversations)
+    scores = await score(session, asked, conversations)
     answers = [
         _answer(place // settings.num_samples, place % settings.num_samples, *of)
-        for place, of in enumerate(zip(conversations, rewards, kl_nats, strict=True))
+        for place, of in enumerate(zip(conversations, scores, kl_nats, strict=True))
     ]
-    metrics = _measured(answers, settings, conversations)
+    metrics = _measured(answers, settings, conversations) | _cost(scores, session.config.learner.constraint)
     if settings.metrics:
         metrics |= measure(
             settings.metrics,
@@ -200,12 +230,12 @@ async def _evaluate_policy(
 async def _greedy(session: Session, rows: Sequence[dict[str, Any]], policy: Path) -> list[Answer]:
     chosen = await session.answer(rows, policy, num=1, seed="greedy", temperature=0.0)
     conversations = [group[0] for group in chosen]
-    rewards = await score(session, rows, conversations)
-    return [_answer(i, judged.GREEDY, *of, 0.0) for i, of in enumerate(zip(conversations, rewards, strict=True))]
+    scores = await score(session, rows, conversations)
+    return [_answer(i, judged.GREEDY, *of, 0.0) for i, of in enumerate(zip(conversations, scores, strict=True))]
 
 
-def _answer(row: int, sample: int, conversation: Conversation, reward: float, kl_nats: float) -> Answer:
-    return Answer(row, sample, asked(conversation), shown(conversation), reward, kl_nats, conversation.parts)
+def _answer(row: int, sample: int, conversation: Conversation, score: Score, kl_nats: float) -> Answer:
+    return Answer(row, sample, asked(conversation), shown(conversation), score.reward, kl_nats, conversation.parts)
 
 
 def _with_conversation(row: Mapping[str, Any], conversation: Conversation) -> dict[str, Any]:

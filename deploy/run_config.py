@@ -23,6 +23,7 @@ from deploy.setting_errors import input_error
 from learner.config import GROUP_ADVANTAGES, LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
 from reward_service.address import require_token
 from reward_service.config import NO_SCORER, REWARD_MODEL, RewardServiceConfig
+from reward_service.part_names import may_have_part, part_names
 from reward_service.scorer_config import ForbiddenConfig, FunctionConfig
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
 
@@ -141,6 +142,7 @@ def check_fit(config: RunConfig) -> None:
     _check_batch(config)
     _check_learner(config.learner)
     _check_critic(config)
+    _check_constraint(config)
     _check_context(config)
     _check_stages(config)
     patience_s, take_s = config.reward_service.patience_s, config.trajectory_queue.take_timeout_s
@@ -299,6 +301,14 @@ def _check_critic(config: RunConfig) -> None:
             raise InputError("learner.critic_from", 'only a separate critic can start as a model: critic = "separate"')
         if "ppo" in config.run.stages and "reward_model" not in config.run.stages:
             raise InputError("learner.critic_from", "the run trains no reward model (run.stages)")
+
+
+def _check_constraint(config: RunConfig) -> None:
+    """Raise InputError for a cost that no reward has; an environment may give a part of any name."""
+    cost, service = config.learner.constraint.cost, config.reward_service
+    if cost is not None and config.environment.path is None and not may_have_part(service, cost):
+        what = f"no reward of {service.scorer} has a part {cost!r}: there are {', '.join(part_names(service))}"
+        raise InputError("learner.constraint.cost", what)
 
 
 def _check_context(config: RunConfig) -> None:

@@ -29,6 +29,8 @@ Metrics = Mapping[str, float | None]
 FIGURES: tuple[tuple[str, str, str], ...] = (
     ("learner/reward_mean", "reward", "{:.3f}"),
     ("learner/kl_nats", "KL", "{:.2f} nats"),
+    ("learner/cost_mean", "cost", "{:.3f}"),
+    ("learner/constraint_multiplier", "multiplier", "{:.2f}"),
     ("rollout_actors/response_length_tokens", "length", "{:.1f} tokens"),
     ("cluster/policy_lag_mean", "lag", "{:.2f}"),
     ("cluster/policy_lag_max", "max lag", "{:.0f}"),

@@ -41,10 +41,17 @@ class Batch:
     """[B] bool: the response ended by itself and was not cut off."""
     turn_rewards: Tensor
     """[B, T] float32: each turn's immediate reward at its last token."""
+    costs: Tensor
+    """[B] float32: the part of the reward that is bounded; 0 where none is."""
 
 
-def make_batch(trajectories: Sequence[Trajectory], *, device: torch.device | None = None) -> Batch:
-    """Pad to the longest. Raises LearnerError naming a trajectory that has no finite reward or nothing to learn."""
+def make_batch(
+    trajectories: Sequence[Trajectory], *, device: torch.device | None = None, cost: str | None = None
+) -> Batch:
+    """Pad to the longest; `cost` names the part of the reward that is the cost.
+
+    Raises LearnerError naming a trajectory that has no finite reward or cost, or nothing to learn.
+    """
     for trajectory in trajectories:
         _check(trajectory)
     lengths = tuple(len(trajectory.token_ids) for trajectory in trajectories)
@@ -66,7 +73,8 @@ def make_batch(trajectories: Sequence[Trajectory], *, device: torch.device | Non
     scores = np.array([trajectory.reward for trajectory in trajectories], np.float32)
     groups = np.array([trajectory.group for trajectory in trajectories], np.int64)
     ends = np.array([trajectory.finish_reason == "stop" for trajectory in trajectories], np.bool_)
-    arrays = (token_ids, mask, behavior_logprobs, versions, scores, groups, ends, turn_rewards)
+    costs = np.array([0.0 if cost is None else _cost(trajectory, cost) for trajectory in trajectories], np.float32)
+    arrays = (token_ids, mask, behavior_logprobs, versions, scores, groups, ends, turn_rewards, costs)
     return Batch(tuple(t.uid for t in trajectories), lengths, *(torch.from_numpy(a).to(device) for a in arrays))
 
 
@@ -84,6 +92,15 @@ def _check(trajectory: Trajectory) -> None:
         raise LearnerError(where, "it has no sampled token to learn from", uids=uids)
     if trajectory.mask[0]:
         raise LearnerError(where, "its first token is sampled, but nothing stands before it", uids=uids)
+
+
+def _cost(trajectory: Trajectory, name: str) -> float:
+    cost = trajectory.reward_parts.get(name)
+    if cost is None or not np.isfinite(cost):
+        found = f"there are {', '.join(sorted(trajectory.reward_parts)) or 'none'}" if cost is None else f"it is {cost}"
+        what = f"its reward has no finite part {name!r} (learner.constraint.cost): {found}"
+        raise LearnerError(f"trajectory {trajectory.uid}", what, uids=[trajectory.uid])
+    return cost
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int, *, packed: bool) -> list[list[int]]:

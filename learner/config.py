@@ -21,6 +21,33 @@ class LoraConfig(Section):
     """Names of the linear layers that get one, such as q_proj; empty: all but the output layer."""
 
 
+class ConstraintConfig(Section):
+    """A bound on the mean cost of responses, which a Lagrange multiplier keeps: what is trained is reward less
+    multiplier x cost, over 1 + multiplier."""
+
+    cost: str | None = None
+    """The part of the reward that is the cost, such as `safe/violation` of a composite that has the `forbidden` scorer
+    `safe` among its parts (of weight 0 or more), or a number in the environment's `info`; unset: no bound."""
+    max_mean: float = 0.01
+    """The bound. Where a violation costs 1 and anything else 0, it is the share of responses that may violate."""
+    learning_rate: float = Field(default=1.0, gt=0)
+    """What the multiplier moves by after a step, in multiples of the step's mean cost less the bound; never below 0."""
+    initial_multiplier: float = Field(default=1.0, ge=0)
+    """The multiplier in the first step."""
+    max_multiplier: float | None = Field(default=None, gt=0)
+    """Where it stops rising, so that it is soon back where the bound could not be kept for a while."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if self.cost is None and changed:
+            raise ValueError(f"cost: {changed[0]} is set, and nothing is named that is the cost")
+        if self.max_multiplier is not None and self.max_multiplier < self.initial_multiplier:
+            what = f"{self.max_multiplier:g} is less than initial_multiplier = {self.initial_multiplier:g}"
+            raise ValueError(f"max_multiplier: {what}")
+        return self
+
+
 class LearnerConfig(Section):
     """PPO (Schulman et al. 2017, arXiv:1707.06347) with a KL penalty to the reference policy in the reward.
 
@@ -119,6 +146,8 @@ class LearnerConfig(Section):
     """What is then subtracted from the score."""
     max_step_kl_nats: float | None = Field(default=None, gt=0)
     """KL per token from the step's start at which the step ends before its last optimiser step, and says so."""
+    constraint: ConstraintConfig = ConstraintConfig()
+    """A cost that must stay below a bound while the reward rises, such as forbidden words."""
     data_parallel: Literal["ddp", "fsdp2"] = "ddp"
     """Every learner holds the whole model (and gradients are summed), or a shard of each tensor."""
     packing: bool = True

@@ -1,6 +1,7 @@
 """What the weights before a step make of its batch: rewards, advantages, returns and importance weights.
 
-Computed once, constant over the epochs. Keeps what is steered from step to step (KL coefficient, running statistics).
+Computed once, constant over the epochs. Keeps what is steered from step to step (KL coefficient, the constraint's
+multiplier, running statistics).
 Knows neither optimiser nor networks; of other ranks only sums and maxima.
 
 Shapes: B trajectories of this rank, T tokens of the longest.
@@ -8,6 +9,7 @@ Shapes: B trajectories of this rank, T tokens of the longest.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,7 @@ from learner import losses
 from learner.actor_critic import Outputs
 from learner.batching import Batch
 from learner.config import LearnerConfig
+from learner.constraint import less_costs, rescaled, updated_multiplier
 from learner.ranks import Ranks
 from learner.rewards import RunningMoments, shaped_scores
 from learner.tally import Tally
@@ -55,17 +58,23 @@ class Judge:
         self._ranks = ranks
         self._rewards = RunningMoments()
         self.kl_coefficient = config.kl_coefficient
+        self._is_constrained = config.constraint.cost is not None
+        self.constraint_multiplier = config.constraint.initial_multiplier if self._is_constrained else 0.0
 
     def state(self) -> dict[str, Tensor]:
         """What a run that goes on must be given back, the same on all ranks."""
         coefficient = torch.tensor(self.kl_coefficient, dtype=torch.float64)
-        return {"kl_coefficient": coefficient, "reward_moments": self._rewards.state()}
+        multiplier = torch.tensor(self.constraint_multiplier, dtype=torch.float64)
+        constraint = {"constraint_multiplier": multiplier} if self._is_constrained else {}
+        return {"kl_coefficient": coefficient, "reward_moments": self._rewards.state(), **constraint}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` gave. Raises InputError where something lacks."""
         try:
             self.kl_coefficient = float(state["kl_coefficient"])
             self._rewards.load(state["reward_moments"])
+            if self._is_constrained:
+                self.constraint_multiplier = float(state["constraint_multiplier"])
         except KeyError as error:
             raise InputError("learner", f"the checkpoint lacks {error}") from error
 
@@ -76,6 +85,12 @@ class Judge:
             self.kl_coefficient = adv.adapted_kl_coefficient(
                 self.kl_coefficient, kl_nats, target=target, horizon=horizon, num_episodes=num_episodes
             )
+
+    def steer_multiplier(self, metrics: Mapping[str, float]) -> None:
+        """The next step's multiplier, the same on all ranks, because the mean cost is that of all."""
+        if self._is_constrained:
+            cost_mean, settings = metrics["learner/cost_mean"], self._config.constraint
+            self.constraint_multiplier = updated_multiplier(self.constraint_multiplier, cost_mean, settings)
 
     def judge(self, step: int, experience: Experience, tally: Tally) -> None:
         """Importance weights, rewards, advantages and returns, by the statistics of all ranks; waits for them.
@@ -94,16 +109,20 @@ class Judge:
             moments=self._rewards,
             all_sum=self._ranks.all_sum,
         )
+        scores = less_costs(scores, batch.costs, self.constraint_multiplier)
         penalty = adv.KL_ESTIMATORS[config.kl_estimator](experience.anchor, experience.reference)
         coefficient = self.kl_coefficient if config.kl_in == "reward" else 0.0
         if config.advantages == "reinforce_pp_baseline":
             totals = scores + torch.where(mask, batch.turn_rewards, 0.0).sum(1)
             scores = scores - (totals - adv.group_advantages(totals, batch.groups, "dr_grpo"))
         rewards = adv.token_rewards(scores, penalty, mask, kl_coefficient=coefficient, turn_rewards=batch.turn_rewards)
-        self._estimate_advantages(experience, rewards)
+        self._estimate_advantages(experience, rescaled(rewards, self.constraint_multiplier))
         explained = adv.explained_variance(experience.values, experience.returns, mask, self._ranks.all_sum)
         tally.constant("learner/explained_variance", explained)
         tally.constant("learner/kl_coefficient", self.kl_coefficient)
+        if self._is_constrained:
+            tally.constant("learner/constraint_multiplier", self.constraint_multiplier)
+            tally.mean("learner/cost_mean", batch.costs)
         tally.mean("learner/reward_mean", batch.scores + torch.where(mask, batch.turn_rewards, 0.0).sum(1))
         tally.mean("learner/shaped_reward_mean", scores)
         kl = adv.kl_k1(behavior, experience.reference)

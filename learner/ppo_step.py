@@ -84,7 +84,7 @@ class PPOStep:
         that is not finite, and StoppedWithPeer where another rank did.
         """
         with self._ranks.agreed():
-            batch = make_batch(share.trajectories, device=self._device)
+            batch = make_batch(share.trajectories, device=self._device, cost=self._config.constraint.cost)
             _refuse_future(batch, step)
             plan = self._plan(step, share)
         experience = self._evaluate(batch, keep_graph=self._config.num_minibatches == 1)
@@ -98,6 +98,7 @@ class PPOStep:
         tally.constant("learner/num_optimizer_steps", num_done)
         metrics = tally.metrics()
         self.judge.steer_kl(metrics["learner/kl_nats"], share.num_total)
+        self.judge.steer_multiplier(metrics)
         return metrics
 
     @torch.no_grad()

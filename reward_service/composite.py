@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from cluster.errors import NotApplicable, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from reward_service.composite_config import CompositeConfig, Statistics
+from reward_service.rules import VIOLATION
 from reward_service.scorer import Outcome, Scorer, digest_of
 from reward_service.scorer_config import settings_text
 
@@ -108,7 +109,8 @@ class GuardedScorer:
         if not isinstance(called, Score):
             return RewardError(self.name, called.what)
         reward = float(ruled.reward > 0 and called.reward > 0)
-        return Score(ruled.id, reward, {**ruled.parts, **called.parts, self.name: reward}, self.version)
+        parts = {**ruled.parts, **called.parts, VIOLATION: 1 - reward, self.name: reward}
+        return Score(ruled.id, reward, parts, self.version)
 
     def close(self) -> None:
         """Let both go."""

@@ -168,7 +168,7 @@ def _ruled(name: str, section: Section) -> Scorer:
 
 def _forbidden(name: str, section: kinds.ForbiddenConfig) -> Scorer:
     phrases = read_phrases(section)
-    rule = RuleScorer(name, rules.forbidden_rule(phrases), version=_version(name, section, *phrases))
+    rule = RuleScorer(name, rules.forbidden_rule(phrases, section.turns), version=_version(name, section, *phrases))
     if section.function is None:
         return rule
     function = FunctionScorer(section.function, load_function(section.function, _where(name, "function")))

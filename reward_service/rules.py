@@ -12,7 +12,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import regex
 
@@ -32,6 +32,8 @@ from reward_service.scorer_config import (
 Verdict = tuple[float, Mapping[str, float]]
 Rule = Callable[[ScoreRequest], Verdict]
 PATTERN_TIMEOUT_S = 1.0
+VIOLATION = "violation"
+"""The part that is 1 where something forbidden was found, and 0 elsewhere: what a bound on violations is a bound of."""
 NUMBER = r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 
 
@@ -209,16 +211,23 @@ def language_rule(config: LanguageConfig) -> Rule:
     return rule
 
 
-def forbidden_rule(phrases: Sequence[str]) -> Rule:
-    """1 where none of the phrases is in the response as whole words."""
+def forbidden_rule(phrases: Sequence[str], turns: Literal["all", "last"] = "all") -> Rule:
+    """1 where none of the phrases is in the response, or in any that the conversation has, as whole words."""
     wanted = sorted({bare(phrase) for phrase in phrases} - {""}, key=lambda phrase: (-len(phrase), phrase))
     pattern = regex.compile(rf"(?<!\w)(?:{'|'.join(map(regex.escape, wanted))})(?!\w)") if wanted else None
 
     def rule(request: ScoreRequest) -> Verdict:
-        num = len(set(pattern.findall(bare(request.response)))) if pattern else 0
-        return float(num == 0), {"num_forbidden": float(num)}
+        texts = said(request) if turns == "all" else [request.response]
+        num = len({found for text in texts for found in pattern.findall(bare(text))}) if pattern else 0
+        return float(num == 0), {"num_forbidden": float(num), VIOLATION: float(num > 0)}
 
     return rule
+
+
+def said(request: ScoreRequest) -> list[str]:
+    """All that the policy said: the response and, where there is a conversation, what its assistant says in it."""
+    messages = request.columns.get("conversation") or ()
+    return [*(message["content"] for message in messages if message["role"] == "assistant"), request.response]
 
 
 def bare(text: str) -> str:

@@ -246,7 +246,7 @@ class CodeConfig(Section):
 
 
 class ForbiddenConfig(Section):
-    """1 where the response has nothing forbidden, 0 where it has.
+    """1 where the response has nothing forbidden, 0 where it has; the part `violation` is the other way round.
 
     Phrases are found as whole words, whatever their case, white space and invisible characters.
     """
@@ -258,6 +258,9 @@ class ForbiddenConfig(Section):
     """A text file with more of them, a line each."""
     function: str | None = None
     """Dotted path of a function as in `function`; where it gives 0 or less the response is forbidden too."""
+    turns: Literal["all", "last"] = "all"
+    """After a conversation (column `conversation`): whether phrases are looked for in all that the policy said in it,
+    as its assistant, or in the last response alone."""
 
     @model_validator(mode="after")
     def _something(self) -> ForbiddenConfig:

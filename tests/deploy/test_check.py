@@ -75,6 +75,11 @@ def test_a_task_that_is_right_is_described(task: Path) -> None:
     ]
 
 
+def test_a_bound_is_described_with_its_cost(task: Path) -> None:
+    config = load_run_config(task / "run.toml", ['learner.constraint = { cost = "length", max_mean = 2.5 }'])
+    assert check_inputs(config)[-1] == "constraint   mean of length at most 2.5"
+
+
 def test_check_answers_in_two_seconds_without_torch_or_ray(task: Path) -> None:
     code = (
         "import sys, atexit\n"

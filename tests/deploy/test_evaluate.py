@@ -1,14 +1,20 @@
-"""What the metrics function of a run file is given: prompts, responses, and the columns it takes."""
+"""What the metrics function of a run file is given, what answers are worth, and which version is the best so far."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.errors import InputError
+from cluster.errors import InputError, RewardError
+from cluster.scoring import Score, ScoreRequest
+from cluster.trajectory import Trajectory, Turn
 from deploy import evaluate
+from deploy.evaluate import HeldOut
+from deploy.run_config import load_run_config
+from rollout_actors.conversation import Conversation
 
 ROWS = [{"prompt": "1 + 1?", "references": ["2"], "level": 1}, {"prompt": "2 + 2?", "references": ["4"], "level": 2}]
 
@@ -58,3 +64,90 @@ def test_a_column_that_it_needs_and_the_data_lacks_is_named() -> None:
     message = r"evaluation.metrics: needs a column 'answers'; beside the prompts there is references, level"
     with pytest.raises(InputError, match=message):
         evaluate.measure(f"{__name__}:needs_another", ROWS, ["2", "5"])
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.held_out: dict[str, float] | None = None
+
+    def summary(self) -> dict[str, Any]:
+        return {} if self.held_out is None else {"held_out": self.held_out}
+
+    def update_summary(self, values: dict[str, float]) -> None:
+        self.held_out = {name.removeprefix("held_out."): value for name, value in values.items()}
+
+
+class FakeSession:
+    """A held-out set of two prompts; `given` are the rewards of the next version's answers, each with its parts."""
+
+    def __init__(self, *lines: str) -> None:
+        self.config = load_run_config(Path("examples/letters/run.toml"), lines)
+        self.run, self.pool, self.rows = FakeRun(), self, list[dict[str, float]]()
+        self.given: list[tuple[float, dict[str, float]]] = []
+
+    async def rewards(self) -> FakeSession:
+        return self
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        return [Score(r.id, *given, "v") for r, given in zip(requests, self.given, strict=True)]
+
+    async def ask(self, method: str, rows: Sequence[Any], **_: Any) -> list[list[Conversation]]:
+        return [[talk(i, reward=0.25, rude=0.0)] for i in range(len(rows))]
+
+    async def reference_kl(self, records: Sequence[Trajectory]) -> list[float]:
+        return [0.0 for _ in records]
+
+    def record(self, stage: str, metrics: dict[str, float]) -> None:
+        self.rows.append(metrics)
+
+
+def talk(index: int, *, reward: float, **parts: float) -> Conversation:
+    """One turn, for which the environment gave a reward."""
+    turn = Turn(1, 1, reward)
+    return Conversation(f"{index}", "p", [1, 2], [0.0, -1.0], [], [turn], "stop", "r", [], parts)
+
+
+async def held_out(session: FakeSession, *versions: list[tuple[float, dict[str, float]]]) -> list[bool]:
+    """Whether each version was the best so far."""
+    found = HeldOut(session, session)  # type: ignore[arg-type]
+    found._rows = [{"prompt": "p"}, {"prompt": "q"}]
+    best = []
+    for step, session.given in enumerate(versions, 1):
+        best.append(await found.evaluate(step))
+    return best
+
+
+COST = 'learner.constraint = { cost = "safe", max_mean = 0.5 }'
+
+
+async def test_a_score_has_the_rewards_of_every_turn_and_the_parts_of_service_and_environment() -> None:
+    session: Any = FakeSession()
+    session.given = [(1.0, {"safe": 1.0}), (2.0, {})]
+    talks = [talk(0, reward=0.25, rude=1.0), talk(1, reward=-0.5)]
+    first, second = await evaluate.score(session, [{"prompt": "p"}] * 2, talks)
+    assert (first.reward, first.parts) == (1.25, {"safe": 1.0, "rude": 1.0})
+    assert (second.reward, second.parts) == (1.5, {})
+
+
+async def test_a_version_that_keeps_the_bound_is_better_than_any_that_does_not() -> None:
+    session = FakeSession(COST)
+    beyond, less_beyond = [(9.0, {"safe": 1.0})] * 2, [(8.0, {"safe": 0.75})] * 2
+    within, better = [(1.0, {"safe": 0.0}), (1.0, {"safe": 1.0})], [(2.0, {"safe": 0.5})] * 2
+    assert await held_out(session, beyond, less_beyond, within, less_beyond, better, within) == [
+        *(True, True, True),
+        *(False, True, False),
+    ]
+    assert [row["cost_mean"] for row in session.rows] == [1.0, 0.75, 0.5, 0.75, 0.5, 0.5]
+    assert session.run.held_out == {"step": 5, "reward_mean": 2.25, "kl_nats": 0, "objective": 2.25, "cost_mean": 0.5}
+
+
+async def test_without_a_bound_the_objective_alone_decides_and_no_cost_is_told() -> None:
+    session = FakeSession()
+    assert await held_out(session, [(1.0, {})] * 2, [(2.0, {"safe": 1.0})] * 2, [(2.0, {})] * 2) == [True, True, False]
+    assert "cost_mean" not in session.rows[0]
+
+
+async def test_an_answer_without_a_cost_is_an_error_that_names_it() -> None:
+    message = "learner.constraint.cost 'safe': the reward of held-out-1 has none: there are rude, sound"
+    with pytest.raises(RewardError, match=message):
+        await held_out(FakeSession(COST), [(1.0, {"safe": 0.0}), (1.0, {"sound": 0.0})])

@@ -137,6 +137,18 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
         ),
         ('learner.lora.target_modules = ["lm_head"]', "learner.lora.target_modules", "can't be merged"),
         ("learner.lora.rnk = 4", "learner.lora.rnk", "did you mean rank?"),
+        ("learner.constraint.max_mean = 0.1", "learner.constraint.cost", "max_mean is set, and nothing is named"),
+        ('learner.constraint = { cost = "x", max_men = 0 }', "learner.constraint.max_men", "did you mean max_mean?"),
+        (
+            'learner.constraint = { cost = "x", max_multiplier = 0.5 }',
+            "learner.constraint.max_multiplier",
+            "0.5 is less than initial_multiplier = 1",
+        ),
+        (
+            'learner.constraint = { cost = "x", learning_rate = 0 }',
+            "learner.constraint.learning_rate",
+            "greater than 0",
+        ),
         ("learner.num_learners = 3", "learner.num_learners", "does not divide the 128 responses"),
         ('reward_service.scorer = "nobody"', "reward_service.scorer", "no name in reward_service.scorers"),
         ("reward_service.scorers.a = {}", "reward_service.scorers.a.kind", "missing"),
@@ -205,6 +217,28 @@ def test_a_wrong_setting_is_named(run_file: Path, line: str, where: str, what: s
     found_where, found_what = refused(run_file, line)
     assert found_where == where
     assert what in found_what
+
+
+SAFE = (
+    'reward_service.scorers = { safe = { kind = "forbidden", phrases = ["x"] }, brief = { kind = "length", max = 9 } }',
+    'reward_service.scorers.all = { kind = "composite", parts = { brief = 1.0, safe = 0.0 } }',
+    'reward_service.scorer = "all"',
+)
+
+
+def test_a_cost_that_no_reward_has_is_refused_with_those_that_there_are(run_file: Path) -> None:
+    assert refused(run_file, *SAFE, 'learner.constraint.cost = "violation"') == (
+        "learner.constraint.cost",
+        "no reward of all has a part 'violation': there are brief, brief/num_characters, safe, safe/num_forbidden, "
+        "safe/violation",
+    )
+    config = load_run_config(run_file, [*SAFE, 'learner.constraint.cost = "safe/violation"'])
+    assert (config.learner.constraint.cost, config.learner.constraint.max_mean) == ("safe/violation", 0.01)
+
+
+def test_an_environment_may_give_a_cost_of_any_name(run_file: Path) -> None:
+    lines = ['environment.path = "task:Env"', 'learner.constraint.cost = "rude"']
+    assert load_run_config(run_file, [*SAFE, *lines]).learner.constraint.cost == "rude"
 
 
 def test_a_run_without_a_model_is_refused(run_file: Path) -> None:

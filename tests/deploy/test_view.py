@@ -57,6 +57,14 @@ def test_without_a_terminal_a_line_is_printed_every_few_seconds_and_at_the_last_
     ]
 
 
+def test_a_bounded_cost_is_told_with_its_multiplier() -> None:
+    console = plain()
+    with View("reviews", console, Clock()) as view:
+        view.stage("ppo", 8)
+        view.step({"step": 8, **STEP, "learner/cost_mean": 0.0625, "learner/constraint_multiplier": 1.5})
+    assert "KL 4.78 nats  cost 0.062  multiplier 1.50  length 9.1 tokens" in text(console)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_picture_shows_what_is_done_and_what_is_under_way(width: int) -> None:
     clock, screen = Clock(), plain(width)

@@ -61,6 +61,7 @@ def make_trajectory(index: int, *, version: int = 0, seed: int = 0, reward: floa
         admission_index=index,
         finish_reason="stop",
         reward=draw.random() if reward is None else reward,
+        reward_parts={"cost": draw.random()},
     )
 
 
@@ -85,6 +86,7 @@ def make_two_turn_trajectory(index: int, *, version: int = 0, seed: int = 0) -> 
         admission_index=index,
         finish_reason="stop",
         reward=1.0,
+        reward_parts={"cost": 1.0},
     )
 
 

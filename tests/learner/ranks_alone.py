@@ -13,7 +13,7 @@ import torch.distributed as dist
 from cluster.trajectory import Trajectory
 from learner import weight_publisher
 from learner.actor_critic import ActorCritic
-from learner.config import LearnerConfig, LoraConfig
+from learner.config import ConstraintConfig, LearnerConfig, LoraConfig
 from learner.gradients import make_adamw
 from learner.ppo_rank import LearnerSettings, PPORank, model_settings, shard_actor_critic
 from learner.ppo_step import Share
@@ -29,6 +29,7 @@ BASE: dict[str, Any] = {
     "kl_target": 0.5,
     "kl_horizon": 100.0,
     "normalize_rewards": True,
+    "constraint": ConstraintConfig(cost="cost", max_mean=0.3),
 }
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "shared, float64": ("float64", {}),

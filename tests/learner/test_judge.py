@@ -13,7 +13,7 @@ from cluster.errors import InputError
 from cluster.trajectory import Trajectory
 from learner import advantages as adv
 from learner.batching import Batch, make_batch
-from learner.config import LearnerConfig
+from learner.config import ConstraintConfig, LearnerConfig
 from learner.experience import Experience, Judge
 from learner.ranks import Ranks
 from learner.tally import Tally
@@ -133,11 +133,14 @@ def test_at_lag_zero_the_engines_log_probabilities_decide_nothing() -> None:
 
 
 def test_what_is_carried_on_comes_back_and_what_lacks_is_named() -> None:
-    judge, other = (Judge(LearnerConfig(kl_target=1.0, normalize_rewards=True), ALONE) for _ in range(2))
+    settings = LearnerConfig(kl_target=1.0, normalize_rewards=True, constraint=ConstraintConfig(cost="cost"))
+    judge, other = (Judge(settings, ALONE) for _ in range(2))
     judge.judge(5, experience(make_batch(trajectories())), Tally(ALONE))
     judge.steer_kl(9.0, 100)
+    judge.steer_multiplier({"learner/cost_mean": 0.7})
     other.load(judge.state())
     assert {name: t.tolist() for name, t in other.state().items()} == {n: t.tolist() for n, t in judge.state().items()}
     assert other.kl_coefficient != LearnerConfig().kl_coefficient
+    assert other.constraint_multiplier == pytest.approx(1.69)
     with pytest.raises(InputError, match="lacks 'reward_moments'"):
         other.load({"kl_coefficient": torch.tensor(0.1)})

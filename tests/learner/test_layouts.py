@@ -160,7 +160,8 @@ def test_two_ranks_in_step_or_in_shards_are_one_but_for_last_bits(
     limit = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.05}[NETWORKS[network][0]]
     both, one = (state(folder / "step-3") for folder in (two_ranks / f"{network} {data_parallel}" / "whole", tmp_path))
     assert both.keys() == one.keys()
-    kinds = ("policy.",) if network == "half" else ("policy.", "critic.", "value_head.", "reward_moments", "kl_")
+    carried = ("reward_moments", "kl_", "constraint_")
+    kinds = ("policy.",) if network == "half" else ("policy.", "critic.", "value_head.", *carried)
     trained = {name: tensor for name, tensor in one.items() if name.startswith(kinds)}
     assert largest_difference(trained, both) < limit
 

@@ -20,7 +20,7 @@ from cluster.errors import DeadlineExceeded, InputError, LearnerDied, LearnerErr
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from cluster.weights_object_store import fetch_tensors
-from learner.config import LearnerConfig
+from learner.config import ConstraintConfig, LearnerConfig
 from learner.training_loop import StepResult
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
 
@@ -32,6 +32,7 @@ CONFIG = LearnerConfig(
     critic="separate",
     kl_target=0.5,
     kl_horizon=100.0,
+    constraint=ConstraintConfig(cost="cost", max_mean=0.3),
     num_cpus=0.1,
 )
 PROBE = ((1, 2, 3, 4), (5, 6))
