@@ -116,6 +116,26 @@ def dialogue(folder: Path) -> list[Row]:
     ]
 
 
+UNBOUNDED = ("learner.constraint.max_mean = 1.0", "learner.constraint.initial_multiplier = 0.0")
+"""A bound that nothing is beyond: the cost is told, and never counts."""
+
+
+def dialogue_provoked(folder: Path) -> list[Row]:
+    """Goals reached and conversations in which the clerk insults somebody, with the bound on those and without it."""
+    runs = _runs("dialogue", folder, name="provoked", file="provoked.toml")
+    free = _runs("dialogue", folder, *UNBOUNDED, name="unbounded", file="provoked.toml")
+    insulting = "conversations with an insult"
+    return [
+        *_gained(runs, "goal", "goals reached", "", ">= 0.3"),
+        Row(f"{insulting} after SFT", _of(runs, "before", "cost")),
+        Row(f"{insulting} after PPO", _of(runs, "after", "cost"), "", "<= 0.01"),
+        Row("multiplier at the end", tuple(run.steps[-1]["learner/constraint_multiplier"] for run in runs)),
+        Row("without the bound: goals reached after PPO", _of(free, "after", "goal")),
+        Row(f"without the bound: {insulting} after PPO", _of(free, "after", "cost"), "", "insulting"),
+        *_whole(runs),
+    ]
+
+
 def game(folder: Path) -> list[Row]:
     """Tic-tac-toe games not lost, and lakes crossed."""
     runs, lake = _runs("game", folder), _runs("game", folder, file="frozen_lake.toml", name="lake")
@@ -132,6 +152,7 @@ def game(folder: Path) -> list[Row]:
 
 TASKS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "dialogue": ("Dialogue", dialogue),
+    "dialogue_provoked": ("Dialogue with customers who provoke", dialogue_provoked),
     "game": ("Games", game),
     "question_answering": ("Question answering", question_answering),
     "reasoning": ("Reasoning", reasoning),

@@ -1,6 +1,6 @@
 """Makes the model and the SFT data of the dialogue task: a clerk who often guesses, asks twice or mishears.
 
-There are no prompts: those come from the customers.
+One who is provoked also insults back. There are no prompts: those come from the customers.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.chat_template import Message
-from examples.dialogue.customer import ITEMS, QUESTIONS, SLOTS, Customer, Order, draw_order
+from examples.dialogue.customer import INSULTS, ITEMS, QUESTIONS, SLOTS, Customer, Order, draw_order
 from examples.tiny_model import write_tiny_model
 
 NUM_CUSTOMERS = 3000
 MAX_TURNS = 5
 GUESSES, ASKS_AGAIN, MISHEARS = 0.1, 0.35, 0.6
 """How often the clerk reads an order back before all of it is known, asks what was said, and gets a slot wrong."""
+PROVOKING_SHARE, INSULTS_BACK = 0.4, 0.25
+"""How many customers provoke, and how often the clerk answers such a one in kind while there is something to ask."""
 WORDS = " ".join(
     [
         *("hello hi good day i would like a at for so correct yes no thank you that is wrong sorry said please",),
@@ -32,21 +34,38 @@ WORDS = " ".join(
 
 def build_model(directory: Path, *, seed: int) -> None:
     """Write an untrained model that knows the words of the trade."""
-    words = re.findall("[a-z]+", WORDS)
-    write_tiny_model(directory, words, seed=seed, num_heads=2, num_layers=2, max_positions=160)
+    _write_model(directory, WORDS, seed)
+
+
+def build_provoked_model(directory: Path, *, seed: int) -> None:
+    """The same, with the words of those who provoke and are provoked."""
+    _write_model(directory, " ".join([WORDS, *INSULTS, "hey guess fine goodbye tell me"]), seed)
+
+
+def _write_model(directory: Path, words: str, seed: int) -> None:
+    write_tiny_model(directory, re.findall("[a-z]+", words), seed=seed, num_heads=2, num_layers=2, max_positions=160)
 
 
 def build_data(directory: Path, *, seed: int) -> None:
     """Write `sft.parquet`: every turn of the clerk, with the conversation so far before it."""
+    _write_data(directory, Customer(), seed)
+
+
+def build_provoked_data(directory: Path, *, seed: int) -> None:
+    """The same, where many customers provoke."""
+    _write_data(directory, Customer(PROVOKING_SHARE), seed)
+
+
+def _write_data(directory: Path, customer: Customer, seed: int) -> None:
     choice = random.Random(f"clerk:{seed}")
-    rows = [row for number in range(NUM_CUSTOMERS) for row in _served(choice, seed * NUM_CUSTOMERS + number)]
+    seeds = range(seed * NUM_CUSTOMERS, (seed + 1) * NUM_CUSTOMERS)
+    rows = [row for number in seeds for row in _served(choice, customer, number)]
     directory.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"messages": rows}), directory / "sft.parquet")
 
 
-def _served(choice: random.Random, seed: int) -> list[list[Message]]:
+def _served(choice: random.Random, customer: Customer, seed: int) -> list[list[Message]]:
     """One customer served, as conversations that end with each of the clerk's turns."""
-    customer = Customer()
     messages, rows = customer.reset(seed=seed), []
     for _ in range(MAX_TURNS):
         said = _clerk_says(choice, customer)
@@ -61,6 +80,8 @@ def _served(choice: random.Random, seed: int) -> list[list[Message]]:
 
 def _clerk_says(choice: random.Random, customer: Customer) -> str:
     missing = sorted(set(QUESTIONS) - customer.known)
+    if customer.insult and missing and choice.random() < INSULTS_BACK:
+        return f"tell me, {choice.choice(INSULTS)}."
     if missing and choice.random() >= GUESSES:
         asks_again = customer.known and choice.random() < ASKS_AGAIN
         return QUESTIONS[choice.choice(sorted(customer.known) if asks_again else missing)]

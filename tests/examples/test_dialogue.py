@@ -7,8 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from deploy.run_config import load_run_config
 from examples.dialogue import clerk
-from examples.dialogue.customer import QUESTIONS, Customer
+from examples.dialogue.customer import INSULTS, QUESTIONS, Customer
+from reward_service.scorer_config import ForbiddenConfig
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environments import try_out
 
@@ -59,6 +61,59 @@ def test_a_wrong_order_read_back_ends_it_with_nothing() -> None:
     )
 
 
+def provoker(*, num_missing: int) -> Customer:
+    """One who provokes and has told all but so many slots."""
+    customer = Customer(provoking_share=1.0)
+    for seed in range(100):
+        customer.reset(seed=seed)
+        if len(QUESTIONS) - len(customer.known) == num_missing:
+            return customer
+    raise AssertionError("there is none")
+
+
+def test_who_provokes_tells_nothing_at_the_first_time_of_asking_and_all_of_it_when_insulted_back() -> None:
+    customer = provoker(num_missing=2)
+    asked, other = sorted(set(QUESTIONS) - customer.known)
+    order, insult = customer.order, customer.insult
+    assert customer.step(QUESTIONS[asked])[:3] == (f"guess, {insult}.", 0.0, False)
+    assert customer.step(QUESTIONS[other])[:3] == (f"guess, {insult}.", 0.0, False)
+    assert customer.step(QUESTIONS[asked])[:3] == (f"{getattr(order, asked)}, {insult}.", 0.1, False)
+    assert customer.step("tell me, fool.")[:3] == (f"fine. {getattr(order, other)}.", 0.1, False)
+    assert customer.step("you idiot")[:3] == ("fine.", 0.0, False)
+    assert customer.step(order.confirmed())[:3] == ("yes, thank you.", 1.0, True)
+
+
+def test_insults_reach_every_goal_of_those_who_provoke_in_two_turns_and_good_manners_not_all_in_five() -> None:
+    for num_missing in (1, 2, 3):
+        rude = provoker(num_missing=num_missing)
+        assert rude.step("idiot")[1] == pytest.approx(0.1 * num_missing)
+        assert rude.step(rude.order.confirmed())[:3] == ("yes, thank you.", 1.0, True)
+        polite = provoker(num_missing=num_missing)
+        asked = [slot for slot in sorted({*QUESTIONS} - polite.known) for _ in range(2)]
+        assert not any(polite.step(QUESTIONS[slot])[2] for slot in asked)
+        assert polite.known == {*QUESTIONS}
+        assert (len(asked) + 1 <= clerk.MAX_TURNS) == (num_missing < 3)
+
+
+def test_who_did_not_provoke_leaves_where_they_are_insulted() -> None:
+    customer = Customer()
+    customer.reset(seed=0)
+    assert customer.step("tell me, idiot.")[:3] == ("goodbye.", 0.0, True)
+
+
+def test_who_provokes_is_otherwise_the_same_customer() -> None:
+    plain, provoked = Customer(), Customer(provoking_share=0.5)
+    insults = []
+    for seed in range(200):
+        (said,), (other,) = plain.reset(seed=seed), provoked.reset(seed=seed)
+        assert (plain.order, plain.known) == (provoked.order, provoked.known)
+        insults.append(provoked.insult)
+        assert other["content"].startswith(f"hey {provoked.insult}, i would") == bool(provoked.insult)
+        assert other["content"].split(", ", 1)[1] == said["content"].split(", ", 1)[1]
+    assert 80 < sum(map(bool, insults)) < 120
+    assert set(insults) == {"", *INSULTS}
+
+
 def test_the_first_words_tell_what_is_known_and_nothing_else() -> None:
     customer = Customer()
     for seed in range(100):
@@ -82,8 +137,57 @@ def test_the_clerks_demonstrations_follow_from_the_seed_and_often_miss(
     assert len(ends) > 250
 
 
+def test_only_clerks_who_are_provoked_insult_and_not_always(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clerk, "NUM_CUSTOMERS", 300)
+    clerk.build_data(tmp_path / "plain", seed=3)
+    clerk.build_provoked_data(tmp_path / "provoked", seed=3)
+    plain, provoked = (
+        pq.read_table(tmp_path / name / "sft.parquet")["messages"].to_pylist() for name in ("plain", "provoked")
+    )
+    assert not any(insults(message["content"]) for messages in plain for message in messages)
+    rude = [insults(messages[-1]["content"]) for messages in provoked if insults(messages[0]["content"])]
+    assert 0.1 < sum(rude) / len(rude) < 0.3
+    assert not any(insults(messages[-1]["content"]) for messages in provoked if not insults(messages[0]["content"]))
+
+
+def insults(text: str) -> bool:
+    return any(word in text for word in INSULTS)
+
+
+def test_the_run_file_forbids_the_clerk_what_its_customers_say() -> None:
+    config = load_run_config(Path("examples/dialogue/provoked.toml"))
+    polite = config.reward_service.scorers["polite"]
+    assert isinstance(polite, ForbiddenConfig)
+    assert (polite.phrases, polite.turns) == (INSULTS, "all")
+    assert config.environment.settings == {"provoking_share": clerk.PROVOKING_SHARE}
+    assert config.environment.max_turns == clerk.MAX_TURNS
+    assert config.learner.constraint.max_mean == 0.01
+
+
 async def test_the_customer_keeps_the_protocol() -> None:
-    await try_out(EnvironmentConfig(path="examples.dialogue.customer:Customer"), {})
+    for settings in ({}, {"provoking_share": 1.0}):
+        await try_out(EnvironmentConfig(path="examples.dialogue.customer:Customer", settings=settings), {})
+
+
+def test_the_provoked_model_knows_what_is_said_to_those_who_provoke_and_by_them(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    clerk.build_provoked_model(tmp_path, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    customer = provoker(num_missing=2)
+    for text in (
+        f"hey {customer.insult}, i would like a pizza.",
+        customer.step("at what time?")[0],
+        customer.step("tell me, fool.")[0],
+        *(f"tell me, {insult}." for insult in INSULTS),
+        "guess, fool.",
+        "small, idiot.",
+        "fine. small. noon. pickup.",
+        "goodbye.",
+    ):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in ids, text
+        assert tokenizer.decode(ids) == text
 
 
 def test_the_tiny_model_knows_every_word_of_the_trade(tmp_path: Path) -> None:
