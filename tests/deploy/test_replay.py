@@ -204,6 +204,7 @@ async def test_what_if_takes_learner_settings_and_no_others(run: RunDirectory) -
     config = load_run_config(Path("examples/letters/fast.toml"))
     (run.path / CONFIG).write_text(to_toml(config))
     assert changed_config(run, config, ["learner.clip = 0.1"]).learner.clip == 0.1
+    assert changed_config(run, config, ['learner.constraint.cost = "a"']).learner.constraint.cost == "a"
     with pytest.raises(InputError, match=r"--what-if: rollout_actors\.temperature is no learner setting"):
         changed_config(run, config, ["learner.clip = 0.1", "rollout_actors.temperature = 0.5"])
     with pytest.raises(InputError, match="--what-if: 'clip' is not a line of TOML"):

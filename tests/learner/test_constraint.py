@@ -12,12 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import LearnerError
+from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
+from learner import weight_publisher
 from learner.batching import make_batch
 from learner.config import ConstraintConfig, LearnerConfig
 from learner.constraint import updated_multiplier
 from learner.experience import Judge
+from tests.learner import ranks_alone
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 from tests.learner.test_bandit import BETA, REWARDS, distribution, sampled
 from tests.learner.test_judge import ALONE, judged, on_tokens, rewards_of
@@ -154,6 +156,20 @@ def test_each_step_is_trained_with_the_multiplier_that_the_steps_before_it_have_
     assert [row["learner/cost_mean"] for row in metrics] == costs
     found = [row["learner/constraint_multiplier"] for row in metrics]
     assert found == pytest.approx([1.0, 2.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5])
+
+
+def test_a_bound_is_not_taken_up_from_a_checkpoint_of_a_run_without_one(
+    policy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_publisher, "put_tensors", tuple)
+    with_bound = ranks_alone.settings(policy_path, "separate", "ddp", tmp_path / "step-2")
+    config = with_bound.config.model_copy(update={"constraint": ConstraintConfig()})
+    rank = ranks_alone.make_rank(replace(with_bound, config=config, version=0, checkpoint_path=None), ALONE)
+    for step in (1, 2):
+        rank.update(step, ranks_alone.share(step, 0, 1))
+    rank.save_checkpoint(tmp_path / "step-2", {})
+    with pytest.raises(InputError, match="step-2: has no constraint_multiplier: it was made with other settings"):
+        ranks_alone.make_rank(with_bound, ALONE)
 
 
 def test_the_policy_reaches_the_best_that_keeps_the_bound(tmp_path: Path) -> None:
