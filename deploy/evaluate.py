@@ -26,7 +26,6 @@ from deploy.run_directory import EVALUATION
 from deploy.run_sections import EvaluationConfig, Way
 from deploy.session import Session
 from deploy.stages import data_path, policy_path, prompt_rows
-from learner.config import ConstraintConfig
 from rollout_actors.conversation import Conversation, score_request
 
 if TYPE_CHECKING:
@@ -92,7 +91,8 @@ class HeldOut:
         reward_mean = fmean(score.reward for score in scores)
         objective = reward_mean - session.config.learner.kl_coefficient * kl_nats
         metrics = {"step": step, "reward_mean": reward_mean, "kl_nats": kl_nats, "objective": objective}
-        metrics |= {f"{name}_mean": cost for name, cost in _cost(scores, self._constraint).items()}
+        if self._constraint.cost is not None:
+            metrics["cost_mean"] = _mean_cost(scores, self._constraint.cost)
         session.record("held_out", metrics)
         return self._is_best(metrics)
 
@@ -144,15 +144,15 @@ async def score(
     ]
 
 
-def _cost(scores: Sequence[Score], constraint: ConstraintConfig) -> dict[str, float]:
-    """The mean cost as `cost`; nothing without a bound on it. Raises RewardError naming an answer that has none."""
-    if constraint.cost is None:
-        return {}
+def _mean_cost(scores: Sequence[Score], part: str) -> float:
+    """Of the part that is the cost. Raises RewardError naming an answer that has none."""
     for score in scores:
-        if constraint.cost not in score.parts:
-            what = f"the reward of {score.id} has none: there are {', '.join(sorted(score.parts)) or 'no parts'}"
-            raise RewardError(f"learner.constraint.cost {constraint.cost!r}", what)
-    return {"cost": fmean(score.parts[constraint.cost] for score in scores)}
+        if part not in score.parts:
+            found = ", ".join(sorted(score.parts)) or "none"
+            raise RewardError(
+                "learner.constraint.cost", f"the reward of {score.id} has no part {part!r}: there are {found}"
+            )
+    return fmean(score.parts[part] for score in scores)
 
 
 async def evaluate(session: Session) -> None:
@@ -214,7 +214,9 @@ async def _evaluate_policy(
         _answer(place // settings.num_samples, place % settings.num_samples, *of)
         for place, of in enumerate(zip(conversations, scores, kl_nats, strict=True))
     ]
-    metrics = _measured(answers, settings, conversations) | _cost(scores, session.config.learner.constraint)
+    metrics, cost = _measured(answers, settings, conversations), session.config.learner.constraint.cost
+    if cost is not None:
+        metrics["cost"] = _mean_cost(scores, cost)
     if settings.metrics:
         metrics |= measure(
             settings.metrics,

@@ -148,6 +148,6 @@ async def test_without_a_bound_the_objective_alone_decides_and_no_cost_is_told()
 
 
 async def test_an_answer_without_a_cost_is_an_error_that_names_it() -> None:
-    message = "learner.constraint.cost 'safe': the reward of held-out-1 has none: there are rude, sound"
+    message = "learner.constraint.cost: the reward of held-out-1 has no part 'safe': there are rude, sound"
     with pytest.raises(RewardError, match=message):
         await held_out(FakeSession(COST), [(1.0, {"safe": 0.0}), (1.0, {"sound": 0.0})])
