@@ -69,9 +69,14 @@ class Judge:
         return {"kl_coefficient": coefficient, "reward_moments": self._rewards.state(), **constraint}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave. Raises InputError where something lacks."""
+        """Take back what `state` gave; a KL coefficient that is not steered is the settings'.
+
+        Raises InputError where something lacks.
+        """
         try:
-            self.kl_coefficient = float(state["kl_coefficient"])
+            coefficient = float(state["kl_coefficient"])
+            if self._config.kl_target is not None:
+                self.kl_coefficient = coefficient
             self._rewards.load(state["reward_moments"])
             if self._is_constrained:
                 self.constraint_multiplier = float(state["constraint_multiplier"])

@@ -144,3 +144,11 @@ def test_what_is_carried_on_comes_back_and_what_lacks_is_named() -> None:
     assert other.constraint_multiplier == pytest.approx(1.69)
     with pytest.raises(InputError, match="lacks 'reward_moments'"):
         other.load({"kl_coefficient": torch.tensor(0.1)})
+
+
+def test_a_coefficient_that_is_not_steered_is_the_settings_whatever_the_checkpoint_says() -> None:
+    state = Judge(LearnerConfig(kl_coefficient=0.1), ALONE).state()
+    fixed, steered = (Judge(LearnerConfig(kl_coefficient=0.3, kl_target=target), ALONE) for target in (None, 6.0))
+    fixed.load(state)
+    steered.load(state)
+    assert (fixed.kl_coefficient, steered.kl_coefficient) == (0.3, 0.1)
