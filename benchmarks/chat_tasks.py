@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.results import Row
+from benchmarks.results import FOLDER, Row, read
 from benchmarks.task_runs import SEEDS, Finished, train
 
 MINUTES = "<= 5"
@@ -150,6 +150,40 @@ def game(folder: Path) -> list[Row]:
     ]
 
 
+TOGETHER = {
+    "question_answering": ("exact_match", "exact match", 1),
+    "reasoning": ("accuracy", "accuracy", 1),
+    "translation": ("chrf", "chrF", 100),
+    "dialogue": ("goal", "goals reached", 1),
+}
+"""Of each task of the run that has them all: its metric, what its own figures call it, and the most that it can be."""
+
+
+def many(folder: Path) -> list[Row]:
+    """What each task reaches in one run with the others, beside the median of its own runs."""
+    own = {task: _own(task, f"{figure} after PPO") for task, (_, figure, _) in TOGETHER.items()}
+    runs, rows = _runs("many", folder), list[Row]()
+    for task, (metric, figure, most) in TOGETHER.items():
+        before, after = (
+            tuple(run.summary["evaluation"][when]["tasks"][task][metric] / most for run in runs)
+            for when in ("before", "after")
+        )
+        alone = own[task].median / most
+        rows += [
+            Row(f"{task}: {figure} after SFT", before),
+            Row(f"{task}: {figure} after PPO", after),
+            Row(f"{task}: {figure} above its own run's", tuple(value - alone for value in after), "", ">= -0.05"),
+        ]
+    return [*rows, *_whole(runs)]
+
+
+def _own(task: str, figure: str) -> Row:
+    """What a task's own runs reached. Raises RuntimeError where they are not measured."""
+    if not (FOLDER / f"{task}.json").exists():
+        raise RuntimeError(f"{task} is compared with its own runs: python -m benchmarks {task} measures them")
+    return next(row for row in read(task)[1] if row.figure == figure)
+
+
 TASKS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "dialogue": ("Dialogue", dialogue),
     "dialogue_provoked": ("Dialogue with customers who provoke", dialogue_provoked),
@@ -161,6 +195,7 @@ TASKS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "summarization": ("Summarization", summarization),
     "recommendation": ("Recommendation", recommendation),
     "sentiment": ("Sentiment", sentiment),
+    "many": ("Four tasks at once", many),
 }
 
 

@@ -13,6 +13,7 @@ from benchmarks.results import Row
 from benchmarks.stand_in_ring import Published
 from benchmarks.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
 from cluster.config import TrajectoryQueueConfig
+from cluster.prompt_order import TaskPrompts
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import WeightStore
 from learner.training_loop import Groups, StepResult, train
@@ -26,7 +27,7 @@ async def measure() -> list[Row]:
     """Longer phase over step time, after the first steps."""
     queue = TrajectoryQueue(
         TrajectoryQueueConfig(groups_per_step=GROUPS_PER_STEP, max_policy_lag=1),
-        [{"prompt": "bcd:"}],
+        [TaskPrompts("stand-in", [{"prompt": "bcd:"}])],
         run_seed=0,
         num_steps=NUM_STEPS,
     )

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.letters import letters_config
 from benchmarks.results import Row
+from cluster.prompt_order import TaskPrompts
 from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
@@ -81,9 +82,7 @@ async def measure(model: Path, rows: list[dict[str, Any]]) -> list[Row]:
         start_reward_service, config.reward_service, name="bench", reward_model_path=None, token=None
     )
     settings = config.rollout_actors
-    actor = start_actor(
-        RolloutActor, "rollout-0", settings, model_path=str(model), dtype="float32", task="letters", seed=0, name="a"
-    )
+    actor = start_actor(RolloutActor, "rollout-0", settings, model_path=str(model), dtype="float32", seed=0, name="a")
     plain = start_actor(PlainEngine, name="plain")
     ours, theirs = [], []
     try:
@@ -115,8 +114,9 @@ def version_zero(model: Path, incarnation: str) -> Manifest:
 async def _actor_tokens_per_s(
     actor: RemoteActor, config: RunConfig, rows: list[dict[str, Any]], published: Manifest
 ) -> float:
+    prompts = [TaskPrompts("letters", rows)]
     queue = start_actor(
-        TrajectoryQueue, config.trajectory_queue, rows, run_seed=0, num_steps=NUM_STEPS, name="trajectory_queue"
+        TrajectoryQueue, config.trajectory_queue, prompts, run_seed=0, num_steps=NUM_STEPS, name="trajectory_queue"
     )
     store = start_actor(WeightStore, name="weight_store")
     await store.publish(published)

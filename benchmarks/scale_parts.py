@@ -18,6 +18,7 @@ from benchmarks.stand_in_ring import ROWS
 from benchmarks.stand_ins import manifest
 from cluster import records
 from cluster.config import TrajectoryQueueConfig
+from cluster.prompt_order import TaskPrompts
 from cluster.recorder import Recorder
 from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.trajectory import FinishedGroup, Segment, Ticket, Trajectory, Turn, segment_seed
@@ -72,7 +73,8 @@ def finished_group(ticket: Ticket, num_tokens: int) -> FinishedGroup:
 async def _queue_groups_per_s(num_tokens: int) -> float:
     """`NUM_CLIENTS` admit and put waves as fast as they can, and a step is taken as soon as it is there."""
     config = TrajectoryQueueConfig(groups_per_step=GROUPS_PER_STEP, max_policy_lag=NUM_QUEUE_STEPS)
-    queue = start_actor(TrajectoryQueue, config, ROWS, run_seed=0, num_steps=NUM_QUEUE_STEPS, name="queue")
+    prompts = [TaskPrompts("scale", ROWS)]
+    queue = start_actor(TrajectoryQueue, config, prompts, run_seed=0, num_steps=NUM_QUEUE_STEPS, name="queue")
     await queue.published(0)
 
     async def client(number: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
 from benchmarks.troupe import Member, Troupe
 from cluster.config import TrajectoryQueueConfig
+from cluster.prompt_order import TaskPrompts
 from cluster.recorder import Recorder
 from cluster.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.supervision import ActorPool, RunControl
@@ -163,7 +164,7 @@ async def stand_in_ring(plan: Plan, folder: Path, *, recorder_class: type = Reco
     queue = start_actor(
         TrajectoryQueue,
         plan.trajectory_queue(),
-        ROWS,
+        [TaskPrompts("stand-in", ROWS)],
         run_seed=0,
         num_steps=plan.num_steps,
         recorder=recorder,

@@ -169,7 +169,6 @@ class StandInActor(RolloutActor):
             config,
             model_path="",
             dtype="float32",
-            task="stand-in",
             seed=0,
             build_engine=partial(StandInEngine, pace, config.max_response_tokens, places),
             fetch_tensors=_no_tensors,

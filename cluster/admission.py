@@ -7,12 +7,11 @@ training to the next prompt. Plain bookkeeping: knows no actor's calls, no resul
 from __future__ import annotations
 
 import heapq
-import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cluster.config import TrajectoryQueueConfig
+from cluster.prompt_order import MixedPrompts, TaskPrompts
 from cluster.trajectory import PartialResponse, Ticket, Trajectory
 
 SUSPECT_DEATHS = 2
@@ -50,38 +49,20 @@ class Standing:
         return cls(num_trained, num_void, num_trained + num_void, num_trained)
 
 
-class PromptOrder:
-    """Which data row prompt number g is: a seeded permutation of the rows an epoch, never the order of arrival."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], seed: int) -> None:
-        self._rows = rows
-        self._seed = seed
-        self._epoch = -1
-        self._permutation: list[int] = []
-
-    def row(self, group: int) -> Mapping[str, Any]:
-        epoch, place = divmod(group, len(self._rows))
-        if epoch != self._epoch:
-            self._permutation = list(range(len(self._rows)))
-            random.Random(f"prompts:{self._seed}:{epoch}").shuffle(self._permutation)
-            self._epoch = epoch
-        return self._rows[self._permutation[place]]
-
-
 class Admission:
     """Draws tickets: places that fell free first, in order, then new ones, as far as the published version allows."""
 
     def __init__(
         self,
         config: TrajectoryQueueConfig,
-        rows: Sequence[Mapping[str, Any]],
+        prompts: Sequence[TaskPrompts],
         *,
         run_seed: int,
         num_steps: int,
         standing: Standing,
     ) -> None:
         self._config = config
-        self._order = PromptOrder(rows, run_seed)
+        self._order = MixedPrompts(prompts, run_seed)
         self._run_seed = run_seed
         self._num_groups = num_steps * config.groups_per_step
         self._next_group = standing.next_group
@@ -147,7 +128,8 @@ class Admission:
 
     def _ticket(self, group: int, index: int, owner: str) -> Ticket:
         floor = max(0, index // self._config.groups_per_step - self._config.max_policy_lag)
-        return Ticket(group, index, floor, self._run_seed, self._order.row(group), owner)
+        task, row = self._order.prompt(group)
+        return Ticket(group, index, floor, self._run_seed, row, owner, task=task)
 
     def give_back(self, ticket: Ticket) -> None:
         """Somebody else finishes the group, under the same floor."""

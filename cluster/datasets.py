@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.types as types
@@ -52,6 +52,13 @@ class Reading:
 
     columns: Mapping[str, str] = field(default_factory=dict)
     broken_rows: Literal["error", "skip"] = "error"
+
+
+class Source(NamedTuple):
+    """A data set that is mixed with others, and how often its rows come beside theirs."""
+
+    path: Path
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ SCHEMA = pa.schema(
         _column("policy_version", pa.int64(), "TOKENS: the version that sampled them"),
         _column("actor", pa.string(), "TOKENS, FENCE: the actor"),
         _column("generation", pa.int64(), "TOKENS, FENCE: how often it had been replaced"),
-        _column("task", pa.string(), "SCORE: name of the run"),
+        _column("task", pa.string(), "SCORE: name of its task; of the run, where that names no tasks"),
         _column("reward", pa.float64(), "SCORE: what the scorer gave"),
         _column("reward_parts", pa.map_(pa.string(), pa.float64()), "SCORE: what it is made of"),
         _column("scorer_version", pa.string(), "SCORE: what gave it"),

@@ -9,12 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """One response to score; `columns` are the prompt's other data columns (references, labels)."""
+    """One response to score; `columns` are the prompt's other data columns (references, labels).
+
+    In a run of several tasks `task` says which scorer is asked.
+    """
 
     id: str
     prompt: str
     response: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class Ticket:
     """An admitted prompt: its place in training, the oldest weights it may be sampled with, and who holds it.
 
     `row` is the prompt's data row; `row["prompt"]` is its text and the other columns go to the scorer. `begun` is what
-    others have sampled of its responses.
+    others have sampled of its responses. `task` is what the row is of.
     """
 
     group: int
@@ -116,6 +116,7 @@ class Ticket:
     row: Mapping[str, Any]
     owner: str
     begun: tuple[PartialResponse, ...] = ()
+    task: str = ""
 
     def uid(self, index: int) -> str:
         """The uid of response `index` of this group."""

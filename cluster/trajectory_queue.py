@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from cluster import records
 from cluster.admission import Admission, Standing
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
+from cluster.prompt_order import TaskPrompts
 from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticket, Trajectory
 
 
@@ -44,7 +45,7 @@ class TrajectoryQueue:
     def __init__(
         self,
         config: TrajectoryQueueConfig,
-        rows: Sequence[Mapping[str, Any]],
+        prompts: Sequence[TaskPrompts],
         *,
         run_seed: int,
         num_steps: int,
@@ -53,7 +54,7 @@ class TrajectoryQueue:
     ) -> None:
         self._config = config
         self._recorder = recorder
-        self._admission = Admission(config, rows, run_seed=run_seed, num_steps=num_steps, standing=standing)
+        self._admission = Admission(config, prompts, run_seed=run_seed, num_steps=num_steps, standing=standing)
         self._num_trained = standing.num_trained
         self._num_void = standing.num_void
         self._published_version: int | None = None

@@ -35,10 +35,8 @@ def check_inputs(config: RunConfig) -> list[str]:
     _check_columns(config)
     if config.model.path is not None:
         lines.append(f"model        {config.model.path} ({_check_model(config, config.model.path)})")
-    for name, kind in KINDS.items():
-        path = getattr(config.data, name)
-        if path is not None:
-            lines.append(f"{name:<12} {path} ({_check_data(path, kind, config)})")
+    for name, path, kind in _data_sets(config):
+        lines.append(f"{name:<12} {path} ({_check_data(path, kind, config)})")
     for key, dotted_path in dotted_paths(config).items():
         lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({find_function(dotted_path, key)})")
     check_files(config.reward_service.scorers, None)
@@ -47,6 +45,17 @@ def check_inputs(config: RunConfig) -> list[str]:
     if constraint.cost is not None:
         lines.append(f"constraint   mean of {constraint.cost} at most {constraint.max_mean:g}")
     return lines
+
+
+def _data_sets(config: RunConfig) -> list[tuple[str, Path, Kind]]:
+    """The data sets that the run file names, each with what it is called there."""
+    named = {"": config.data, **config.tasks}
+    return [
+        (f"{task}.{name}" if task else name, path, kind)
+        for task, section in named.items()
+        for name, kind in KINDS.items()
+        if (path := getattr(section, name, None)) is not None
+    ]
 
 
 def _described(scorer: ScorerConfig) -> str:
@@ -103,8 +112,8 @@ def _check_tokenizer(folder: Path) -> int:
 
 def _check_columns(config: RunConfig) -> None:
     """Raise InputError naming a column that no data set of the run file has; a builder's are not known yet."""
-    paths = [path for name in KINDS if (path := getattr(config.data, name)) is not None]
-    if config.data.builder is not None or not config.data.columns:
+    paths = [path for _, path, _ in _data_sets(config)]
+    if any(task.builder for task in config.by_task().values()) or not config.data.columns:
         return
     names = {name for path in paths for name in read_schema(path)[1].names}
     for ours, theirs in config.data.columns.items():

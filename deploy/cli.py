@@ -167,7 +167,7 @@ def _say_done(run: RunDirectory, stages: Sequence[str]) -> None:
     run.update_status(state="DONE", ray_address=None, error=None)
     if "evaluation" in stages:
         evaluation = run.summary()["evaluation"]
-        View().table_before_after(evaluation.get("before", {}), evaluation["after"])
+        View().evaluated(evaluation.get("before", {}), evaluation["after"])
     print(f"{', '.join(stages)}: done already in {_short(run.path)} (--fresh starts over)", file=sys.stderr)
 
 
@@ -251,6 +251,7 @@ def chat(
 def play(
     target: Target,
     seed: Annotated[int, typer.Option(min=0, help="Given to the environment; of prompts, the row in this place.")] = 0,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="In this task, of several with one.")] = None,
     set_: Lines = None,
 ) -> None:
     """Be the policy: answer a task's environment turn by turn, or let lines on stdin do it.
@@ -260,7 +261,7 @@ def play(
     config, path = read_target(target, set_ or ())
     from deploy.play import play as hold
 
-    hold(config, path, seed=seed)
+    hold(config, path, task=task, seed=seed)
 
 
 @app.command()

@@ -35,6 +35,7 @@ def evaluate(
         Path | None, typer.Option(metavar="RUN", help="Compare with that run's policy, prompt by prompt.")
     ] = None,
     before: Annotated[bool, typer.Option("--before", help="With --against: with its policy before PPO.")] = False,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Show this one of several tasks alone.")] = None,
     list_: Annotated[int, typer.Option("--list", min=0, help="Prompts to list whose answers are worse.")] = 5,
     set_: Lines = None,
     runs_dir: RunsDir = None,
@@ -43,6 +44,8 @@ def evaluate(
     dry_run: DryRun = False,
 ) -> None:
     """Judge the policy before and after PPO on held-out prompts; what was answered is kept in RUN/evaluation.
+
+    A task of a run of several is compared with that task of another run, or with a run of that task alone.
 
     [dim]antiphon evaluate runs/reviews --num-samples 4 --against runs/hacked[/dim]
     """
@@ -56,19 +59,28 @@ def evaluate(
     if other is not None and not other.exists():
         raise InputError(str(against), "its answers are not kept (run antiphon evaluate on it)")
     check_inputs(config)
-    _evaluate(config, path, fresh=fresh)
-    _say_changes(path, other, list_)
+    shown = _task_shown(config, task)
+    _evaluate(config, path, shown, fresh=fresh)
+    _say_changes(path, other, shown, list_)
     print(f"done: {os.path.relpath(path)}", file=sys.stderr)
 
 
-def _evaluate(config: RunConfig, path: Path, *, fresh: bool) -> None:
+def _task_shown(config: RunConfig, task: str | None) -> str:
+    """The task that is shown alone, '' where all are. Raises InputError naming those there are."""
+    names = {config.recorded_as(name): name for name in config.by_task()}
+    if task is not None and task not in names:
+        raise InputError("--task", f"no task {task!r}; there is {', '.join(names)}")
+    return names[task] if task is not None else ""
+
+
+def _evaluate(config: RunConfig, path: Path, task: str, *, fresh: bool) -> None:
     """Judge the run's policies, unless that was done as it is asked for now."""
     require_stages(config, None if fresh else RunDirectory(path), [EVALUATION])
     with open_run(config, path, fresh=fresh) as run:
         if run.is_done(EVALUATION, config):
             summary = run.summary()[EVALUATION]
             run.update_status(state="DONE", ray_address=None, error=None)
-            View().table_before_after(summary.get("before", {}), summary["after"])
+            View().evaluated(summary.get("before", {}), summary["after"], task=task)
             return
         with running(run), View(f"{config.run.name}  {os.path.relpath(path)}") as view:
             from deploy.launch import run as launch
@@ -76,7 +88,7 @@ def _evaluate(config: RunConfig, path: Path, *, fresh: bool) -> None:
             launch(config, run, [EVALUATION], view)
 
 
-def _say_changes(path: Path, other: Path | None, num_listed: int) -> None:
+def _say_changes(path: Path, other: Path | None, task: str, num_listed: int) -> None:
     """What changed, in words with how sure that is, and the prompts where it is for the worse."""
     from deploy import judged
 
@@ -84,7 +96,10 @@ def _say_changes(path: Path, other: Path | None, num_listed: int) -> None:
     compared = other or path / EVALUATION / "before.parquet"
     if not compared.exists():
         return
-    difference, worse = judged.compared(after, judged.read(compared), str(compared))
+    before = judged.read(compared)
+    if task:
+        after, before = judged.of_task(after, task), judged.of_task(before, task) or judged.of_task(before, "")
+    difference, worse = judged.compared(after, before, str(compared))
     than = f"{compared.parent.parent.name}'s" if other else "before PPO"
     print(
         f"reward {difference.mean:+.3f} against {than} (95 %: {difference.low:+.3f} to {difference.high:+.3f}, "

@@ -36,14 +36,14 @@ def serve_rewards(
     [dim]curl -d '{"prompts": ["..."], "responses": ["..."]}' http://127.0.0.1:8000/v1/rewards[/dim]
     """
     config, path = read_target(target, set_ or (), name=name, runs_dir=runs_dir)
-    service = with_tokens(config.reward_service, path).model_copy(update={"host": host})
+    service = with_tokens(config.served(), path).model_copy(update={"host": host})
     require_token(service, os.environ.get("ANTIPHON_TOKEN"), "--host")
     reward_model = _reward_model(config, path)
     from deploy.newest_policy import feedback_settings
     from deploy.serve_rewards import serve_rewards as serve
 
     serve(
-        config.reward_service,
+        config.served(),
         reward_model_path=reward_model,
         host=host,
         port=port,
@@ -76,7 +76,7 @@ def token(
 
 def _reward_model(config: RunConfig, path: Path) -> Path | None:
     """The reward model that the service needs, as it was published; None where it needs none."""
-    if not config.reward_service.needs_reward_model():
+    if not config.served().needs_reward_model():
         return None
     folder = published_folder(path)
     if folder is None:

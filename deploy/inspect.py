@@ -21,7 +21,7 @@ from cluster.trajectory import Trajectory, read_trajectories
 from deploy.run_config import read_run_config
 from deploy.run_directory import CONFIG
 
-COLUMNS = ("uid", "group", "reward", "tokens", "versions", "finish", "min logprob", "max logprob", "not finite")
+COLUMNS = ("uid", "task", "group", "reward", "tokens", "versions", "finish", "min logprob", "max logprob", "not finite")
 PLAIN_WIDTH = 120
 Decode = Callable[[Sequence[int]], str]
 
@@ -55,7 +55,7 @@ def not_finite(trajectory: Trajectory) -> list[str]:
 def _print_all(console: Console, trajectories: Sequence[Trajectory], limit: int) -> None:
     table = Table(box=box.ROUNDED, header_style="dim")
     for heading in COLUMNS:
-        table.add_column(heading, overflow="fold", justify="right" if heading in COLUMNS[1:4] else "left")
+        table.add_column(heading, overflow="fold", justify="right" if heading in COLUMNS[2:5] else "left")
     for trajectory in trajectories[:limit]:
         bad = not_finite(trajectory)
         row = [*_cells(trajectory), ", ".join(bad)]
@@ -72,7 +72,8 @@ def _cells(trajectory: Trajectory) -> Iterator[str]:
         logprob for logprob, sampled in zip(trajectory.behavior_logprobs, trajectory.mask, strict=True) if sampled
     ]
     finite = [logprob for logprob in logprobs if math.isfinite(logprob)]
-    yield from (trajectory.uid, str(trajectory.group), _number(trajectory.reward), str(len(trajectory.token_ids)))
+    yield from (trajectory.uid, trajectory.task, str(trajectory.group), _number(trajectory.reward))
+    yield str(len(trajectory.token_ids))
     yield ", ".join(map(str, versions))
     yield trajectory.finish_reason
     yield from (_number(min(finite, default=None)), _number(max(finite, default=None)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -19,6 +19,7 @@ from deploy.statistics import Difference, Interval, bootstrap, paired_difference
 
 SCHEMA = pa.schema(
     [
+        ("task", pa.string()),
         ("row", pa.int64()),
         ("sample", pa.int64()),
         ("prompt", pa.string()),
@@ -34,7 +35,10 @@ GREEDY = -1
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to the prompt of one row; `parts` are what the environment said of it."""
+    """One answer to the prompt of one row of a task; `parts` are what the environment said of it.
+
+    `task` is '' in a run that names no tasks.
+    """
 
     row: int
     sample: int
@@ -43,6 +47,7 @@ class Answer:
     reward: float
     kl_nats: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +76,21 @@ def read(path: Path) -> list[Answer]:
         table = pq.read_table(path, schema=SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise InputError(str(path), "no answers are kept here (antiphon evaluate keeps them)") from error
-    return [Answer(**{**row, "parts": dict(row["parts"] or ())}) for row in table.to_pylist()]
+    rows = table.to_pylist()
+    return [Answer(**{**row, "parts": dict(row["parts"] or ()), "task": row["task"] or ""}) for row in rows]
 
 
-def by_row(answers: Iterable[Answer]) -> dict[int, list[Answer]]:
-    """The drawn answers to each row's prompt."""
-    rows: dict[int, list[Answer]] = defaultdict(list)
+def of_task(answers: Iterable[Answer], task: str) -> list[Answer]:
+    """A task's answers alone, as those of a run that has no other task."""
+    return [replace(answer, task="") for answer in answers if answer.task == task]
+
+
+def by_row(answers: Iterable[Answer]) -> dict[tuple[str, int], list[Answer]]:
+    """The drawn answers to the prompt of each task's each row."""
+    rows: dict[tuple[str, int], list[Answer]] = defaultdict(list)
     for answer in answers:
         if answer.sample != GREEDY:
-            rows[answer.row].append(answer)
+            rows[answer.task, answer.row].append(answer)
     return dict(sorted(rows.items()))
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from cluster.admission import PromptOrder
-from cluster.errors import RewardError
+from cluster.errors import InputError, RewardError
+from cluster.prompt_order import MixedPrompts, TaskPrompts
 from cluster.scoring import Score, ScoreRequest
 from deploy.boundary import interruptible
 from deploy.newest_policy import newest_policy
@@ -26,7 +26,7 @@ from deploy.reward_models import published_folder
 from deploy.run_config import RunConfig, read_run_config
 from deploy.run_directory import CONFIG, FEEDBACK, RunDirectory
 from deploy.session import Session
-from deploy.stages import prompt_rows
+from deploy.stages import task_prompts
 from deploy.view import View
 from reward_service.address import check_address
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
@@ -120,13 +120,22 @@ def _place(pair: str) -> int:
     return int(pair.rpartition("-")[2])
 
 
+async def _answered_once(session: Session) -> list[TaskPrompts]:
+    """The prompts of the tasks without an environment. Raises InputError where there is none."""
+    tasks, prompts = session.config.by_task(), await task_prompts(session)
+    chosen = [of for of, task in zip(prompts, tasks.values(), strict=True) if task.environment.path is None]
+    if not chosen:
+        raise InputError("environment", "people are asked about prompts answered once, and this run has none")
+    return chosen
+
+
 async def _sample_pairs(session: Session, policy: Path, version: str, places: range) -> list[CandidatePair]:
     seed = session.config.run.seed
     session.view.stage("pairs", len(places))
     session.connect()
     try:
-        order = PromptOrder(await prompt_rows(session, "prompts"), random.Random(f"{seed}-{version}").getrandbits(32))
-        rows = [order.row(place) for place in places]
+        order = MixedPrompts(await _answered_once(session), random.Random(f"{seed}-{version}").getrandbits(32))
+        rows = [order.prompt(place).row for place in places]
         sampled = await session.sample(
             [row["prompt"] for row in rows],
             policy,

@@ -32,14 +32,15 @@ Answer = Callable[[], Awaitable[str | None]]
 """The person's next answer; None where there is none any more."""
 
 
-def play(config: RunConfig, run_path: Path, *, seed: int) -> None:
-    """Hold one conversation. Raises InputError without an environment, EnvironmentFault where that is at fault."""
-    environment = config.environment
-    if environment.path is None:
-        raise InputError("environment.path", "is not set: there is no environment to play in")
-    columns = _columns(config, run_path, seed)
+def play(config: RunConfig, run_path: Path, *, task: str | None, seed: int) -> None:
+    """Hold one conversation in a task's environment, by default in the only one.
+
+    Raises InputError without an environment, EnvironmentFault where that is at fault.
+    """
+    name = _chosen(config, task)
+    columns = _columns(config, run_path, name, seed)
     console = Console(highlight=False, markup=False, emoji=False)
-    game = Game(environment, console, _typed(console))
+    game = Game(config.by_task()[name].environment, console, _typed(console))
     with interruptible():
         try:
             asyncio.run(game.play(seed, columns))
@@ -47,10 +48,22 @@ def play(config: RunConfig, run_path: Path, *, seed: int) -> None:
             game.print_end()
 
 
-def _columns(config: RunConfig, run_path: Path, seed: int) -> dict[str, Any]:
+def _chosen(config: RunConfig, task: str | None) -> str:
+    """The task whose environment is played in."""
+    names = [name for name, each in config.by_task().items() if each.environment.path is not None]
+    if not names:
+        raise InputError("environment.path", "is not set: there is no environment to play in")
+    if task is None and len(names) > 1:
+        raise InputError("--task", f"name the one to play in: {', '.join(names)}")
+    if task is not None and task not in names:
+        raise InputError("--task", f"no task {task!r} has an environment; there is {', '.join(filter(None, names))}")
+    return names[0] if task is None else task
+
+
+def _columns(config: RunConfig, run_path: Path, task: str, seed: int) -> dict[str, Any]:
     """Those of the prompt's row that the seed is the place of; none where the prompts come from the environment."""
-    built = run_path / "data" / "prompts.parquet"
-    path = config.data.prompts or (built if built.exists() else None)
+    built = run_path / "data" / task / "prompts.parquet"
+    path = config.by_task()[task].prompts or (built if built.exists() else None)
     if path is None:
         return {}
     reading = config.data.reading()

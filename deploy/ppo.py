@@ -30,7 +30,8 @@ from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, 
 from deploy.reward_watch import first_missing, watch_rewards
 from deploy.run_directory import RECORDS, checkpoint_step
 from deploy.session import Session, dtype_of
-from deploy.stages import policy_path, prompt_rows
+from deploy.stages import policy_path, task_prompts
+from deploy.task_metrics import task_metrics
 from deploy.watchdog import ToldCalls, watch
 from learner.learner_group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, TakesGroups, train
@@ -118,12 +119,12 @@ async def _go_on(session: Session, recorder: RemoteActor, checkpoint: Path | Non
     await recorder.open()
     resumed = await asyncio.to_thread(resumption, session.run, config, checkpoint)
     session.run.rewind_metrics("ppo", resumed.trained)
-    rows = await prompt_rows(session, "prompts", altered_share=config.data.adversarial_share)
+    prompts = await task_prompts(session)
     await recorder.begin(uuid.uuid4().hex, version=resumed.trained, group=resumed.standing.next_group)
     queue = start_actor(
         TrajectoryQueue,
         config.trajectory_queue,
-        rows,
+        prompts,
         run_seed=config.run.seed,
         num_steps=config.learner.num_steps,
         standing=resumed.standing,
@@ -146,6 +147,7 @@ async def start_learners(session: Session, checkpoint: Path | None, first_step: 
         dtype=dtype_of(config, policy),
         temperature=config.rollout_actors.temperature,
         seed=config.run.seed,
+        tasks=list(config.tasks),
         first_step=first_step,
         checkpoint_path=checkpoint,
         log_dir=session.run.path / "logs",
@@ -180,6 +182,7 @@ class Ring:
         self._last_row = before.get("step", 0)
         self._num_noted_void = 0
         self._num_episodes = before.get("num_episodes", 0)
+        self._of_tasks = {key: value for key, value in before.items() if key.startswith("tasks/")}
         self._num_optimizer_steps = before.get("optimizer_step", 0)
         self._policy_lag_max = session.run.summary().get("policy_lag_max", 0.0)
         self._recording: asyncio.Task[None] | None = None
@@ -333,6 +336,7 @@ class Ring:
         ledger = {f"cluster/{name}": value for name, value in asdict(counts).items()}
         self._policy_lag_max = max(self._policy_lag_max, result.metrics["cluster/policy_lag_max"])
         self._session.run.update_summary({**asdict(counts), "policy_lag_max": self._policy_lag_max})
+        self._of_tasks = task_metrics(self._session.config.tasks, trajectories, self._of_tasks)
         lengths = [trajectory.num_response_tokens for trajectory in trajectories]
         return {
             "step": step,
@@ -344,6 +348,7 @@ class Ring:
             **await self._session.rollout_metrics(),
             **ledger,
             f"learner/{NUM_RESTARTS}": self.learners.num_restarts,
+            **self._of_tasks,
             **result.metrics,
         }
 

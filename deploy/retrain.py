@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.datasets import Source
 from cluster.errors import InputError
 from deploy.reward_models import FEEDBACK, TRAINING, member_folder, publish
 from deploy.run_config import RunConfig
@@ -114,7 +115,7 @@ async def _train_members(session: Session, preferences: Path, *, more: Path | No
             "reward_model",
             _name(member),
             model=policy_path(config, run.path),
-            data=preferences,
+            data=[Source(preferences)],
             output=output,
             fresh=fresh,
             more=more,

@@ -10,24 +10,49 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from cluster.config import Section, TrajectoryQueueConfig
 from cluster.errors import InputError
-from deploy.run_sections import STAGES, AdversarialConfig, DataSection, EvaluationConfig, ModelSection, RunSection
+from deploy.run_sections import (
+    STAGES,
+    AdversarialConfig,
+    DataSection,
+    EvaluationConfig,
+    ModelSection,
+    RunSection,
+    TaskConfig,
+)
 from deploy.setting_errors import input_error
+from deploy.task_checks import check_task_names, check_tasks
 from learner.config import GROUP_ADVANTAGES, LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
 from reward_service.address import require_token
+from reward_service.composite_config import reached
 from reward_service.config import NO_SCORER, REWARD_MODEL, RewardServiceConfig
 from reward_service.part_names import may_have_part, part_names
 from reward_service.scorer_config import ForbiddenConfig, FunctionConfig
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
 
 DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+KEYS_OF_ONE_TASK = {
+    "builder": "data.builder",
+    "sft": "data.sft",
+    "prompts": "data.prompts",
+    "evaluation": "data.evaluation",
+    "scorer": "reward_service.scorer",
+    "environment.path": "environment.path",
+    "environment.max_tokens": "environment.max_tokens",
+    "adversarial.ways": "adversarial.ways",
+    "adversarial.paraphrase": "adversarial.paraphrase",
+    "adversarial_share": "data.adversarial_share",
+    "metrics": "evaluation.metrics",
+}
+"""Where a run that names no tasks says what [tasks.NAME] says of one."""
+T = TypeVar("T", bound=Section)
 
 
 class RunConfig(Section):
@@ -37,6 +62,9 @@ class RunConfig(Section):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     adversarial: AdversarialConfig = AdversarialConfig()
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict)
+    """Several tasks at once, each by its name, in the place of the one that [data], [adversarial], [environment] and
+    the scorer and metrics beside them describe."""
     rollout_actors: RolloutActorsConfig = RolloutActorsConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
     trajectory_queue: TrajectoryQueueConfig = TrajectoryQueueConfig()
@@ -46,6 +74,35 @@ class RunConfig(Section):
     preferences: PreferencesConfig = PreferencesConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def by_task(self) -> dict[str, TaskConfig]:
+        """The tasks by their names. The one of a run that names none has no name: ''."""
+        data = self.data
+        return self.tasks or {
+            "": TaskConfig(
+                builder=data.builder,
+                sft=data.sft,
+                prompts=data.prompts,
+                evaluation=data.evaluation,
+                scorer=self.reward_service.scorer,
+                environment=self.environment,
+                adversarial=self.adversarial,
+                adversarial_share=data.adversarial_share,
+                metrics=self.evaluation.metrics,
+            )
+        }
+
+    def recorded_as(self, task: str) -> str:
+        """What a task's trajectories are recorded under: its name, or the run's where it has none."""
+        return task or self.run.name
+
+    def key_of(self, task: str, field: str) -> str:
+        """The key of the run file that holds a task's field."""
+        return f"tasks.{task}.{field}" if task else KEYS_OF_ONE_TASK[field]
+
+    def served(self) -> RewardServiceConfig:
+        """The settings of the reward service that all tasks together need."""
+        return self.reward_service.serving([task.scorer for task in self.by_task().values()])
 
 
 def load_run_config(
@@ -112,15 +169,21 @@ def _validated(settings: Mapping[str, Any]) -> RunConfig:
 
 
 def _with_paths(config: RunConfig, folder: Path) -> RunConfig:
-    for section, keys in (("model", ("path",)), ("data", ("sft", "prompts", "preferences", "evaluation"))):
-        values = {key: getattr(getattr(config, section), key) for key in keys}
-        config = _replaced(config, section, **{k: _resolved(v, folder) for k, v in values.items() if v is not None})
+    config = config.model_copy(update={"model": _found(config.model, folder), "data": _found(config.data, folder)})
+    tasks = {name: _found(task, folder) for name, task in config.tasks.items()}
+    config = config.model_copy(update={"tasks": tasks})
     scorers = {}
     for name, scorer in config.reward_service.scorers.items():
         path = getattr(scorer, "path", None)
         found = {"path": _resolved(path, folder)} if isinstance(path, Path) else {}
         scorers[name] = scorer.model_copy(update=found)
     return _replaced(config, "reward_service", scorers=scorers)
+
+
+def _found(section: T, folder: Path) -> T:
+    """A section with its paths where the files are."""
+    paths = {key: _resolved(value, folder) for key, value in section if isinstance(value, Path)}
+    return section.model_copy(update=paths)
 
 
 def _resolved(path: Path, folder: Path) -> Path:
@@ -136,9 +199,10 @@ def _replaced(config: RunConfig, section: str, **values: Any) -> RunConfig:
 
 def check_fit(config: RunConfig) -> None:
     """Raise InputError naming the key for settings that are right one by one and don't fit together."""
-    _check_model_and_data(config)
+    check_task_names(config)
+    _check_model(config)
+    check_tasks(config)
     _check_actors(config.rollout_actors)
-    _check_environment(config)
     _check_batch(config)
     _check_learner(config.learner)
     _check_critic(config)
@@ -151,7 +215,7 @@ def check_fit(config: RunConfig) -> None:
         raise InputError("reward_service.patience_s", what)
     for key, path in dotted_paths(config).items():
         if not DOTTED_PATH.fullmatch(path):
-            other = " and no name in reward_service.scorers" if key == "reward_service.scorer" else ""
+            other = " and no name in reward_service.scorers" if key.endswith(".scorer") else ""
             raise InputError(key, f"{path!r} is not a dotted path such as package.module:function{other}")
     if config.reward_service.port is not None:
         require_token(config.reward_service, os.environ.get("ANTIPHON_TOKEN"))
@@ -161,22 +225,43 @@ def dotted_paths(config: RunConfig) -> dict[str, str]:
     """Every function that the run file names, by its key."""
     named = {
         "model.builder": config.model.builder,
-        "data.builder": config.data.builder,
-        "adversarial.paraphrase": config.adversarial.paraphrase,
-        "environment.path": config.environment.path,
-        **scorer_paths(config.reward_service),
+        **_task_paths(config),
+        **_named_scorer_paths(config.reward_service, config.reward_service.scorers),
         "preferences.annotator": config.preferences.annotator,
         "preferences.oracle": config.preferences.oracle,
-        "evaluation.metrics": config.evaluation.metrics,
     }
     return {key: path for key, path in named.items() if path is not None}
 
 
-def scorer_paths(service: RewardServiceConfig) -> dict[str, str]:
-    """Every function that scores, by the key that names it."""
-    named = service.scorer in (REWARD_MODEL, NO_SCORER) or service.scorer in service.scorers
-    paths = {} if named else {"reward_service.scorer": service.scorer}
-    for name, scorer in service.scorers.items():
+def _task_paths(config: RunConfig) -> dict[str, str | None]:
+    paths: dict[str, str | None] = {}
+    for name, task in config.by_task().items():
+        own = {
+            "builder": task.builder,
+            "adversarial.paraphrase": task.adversarial.paraphrase,
+            "environment.path": task.environment.path,
+            "scorer": None if _is_named(task.scorer, config.reward_service) else task.scorer,
+            "metrics": task.metrics,
+        }
+        paths |= {config.key_of(name, field): path for field, path in own.items()}
+    return paths
+
+
+def _is_named(scorer: str, service: RewardServiceConfig) -> bool:
+    return scorer in (REWARD_MODEL, NO_SCORER, *service.scorers)
+
+
+def scorer_paths(config: RunConfig, task: str) -> dict[str, str]:
+    """Every function that scores a task, by the key that names it; of a run's only task, all that there are."""
+    scorer, service = config.by_task()[task].scorer, config.reward_service
+    own = {} if _is_named(scorer, service) else {config.key_of(task, "scorer"): scorer}
+    return own | _named_scorer_paths(service, reached(scorer, service.scorers) if task else set(service.scorers))
+
+
+def _named_scorer_paths(service: RewardServiceConfig, names: Collection[str]) -> dict[str, str]:
+    paths = {}
+    for name in (name for name in service.scorers if name in names):
+        scorer = service.scorers[name]
         if isinstance(scorer, FunctionConfig):
             paths[f"reward_service.scorers.{name}.path"] = scorer.path
         elif isinstance(scorer, ForbiddenConfig) and scorer.function is not None:
@@ -184,50 +269,17 @@ def scorer_paths(service: RewardServiceConfig) -> dict[str, str]:
     return paths
 
 
-def _check_model_and_data(config: RunConfig) -> None:
+def _check_model(config: RunConfig) -> None:
     if config.model.path is None and config.model.builder is None:
         raise InputError("model", "give a path or a builder")
     if config.model.path is not None and config.model.builder is not None:
         raise InputError("model", "give a path or a builder, not both")
-    if config.data.builder is not None:
-        return
-    data = config.data
-    given = {
-        "sft": data.sft,
-        "preferences": data.preferences or data.prompts,
-        "ppo": data.prompts or config.environment.path,
-        "evaluation": data.evaluation or data.prompts or config.environment.path,
-    }
-    for stage in config.run.stages:
-        if stage in given and given[stage] is None:
-            raise InputError(f"data.{'sft' if stage == 'sft' else 'prompts'}", f"stage {stage} needs it (or a builder)")
 
 
 def _check_actors(settings: RolloutActorsConfig) -> None:
     if settings.max_actors is not None and settings.max_actors < settings.num_actors:
         what = f"{settings.max_actors} is less than rollout_actors.num_actors = {settings.num_actors}"
         raise InputError("rollout_actors.max_actors", what)
-
-
-def _check_environment(config: RunConfig) -> None:
-    """Settings that make sense with an environment alone, or without one alone."""
-    environment, actors = config.environment, config.rollout_actors
-    if environment.path is not None and config.adversarial.ways:
-        raise InputError("adversarial.ways", "conversations begin as the environment says: there is no prompt to alter")
-    if config.data.adversarial_share and not config.adversarial.ways:
-        raise InputError("data.adversarial_share", "name the ways in which prompts are altered (adversarial.ways)")
-    if environment.path is None:
-        if config.reward_service.scorer == NO_SCORER:
-            raise InputError("reward_service.scorer", "is none, and there is no environment (environment.path)")
-        return
-    if actors.max_prompt_tokens >= environment.max_tokens:
-        what = f"{environment.max_tokens} leave no room behind rollout_actors.max_prompt_tokens"
-        raise InputError("environment.max_tokens", f"{what} = {actors.max_prompt_tokens}")
-    if "preferences" in config.run.stages and config.data.preferences is None:
-        raise InputError("run.stages", "preferences are sampled from prompts answered once: name data.preferences")
-    if config.reward_service.scorer == REWARD_MODEL and "reward_model" not in config.run.stages:
-        what = 'the run trains no reward model: "none" where the environment gives all the rewards'
-        raise InputError("reward_service.scorer", what)
 
 
 def _check_batch(config: RunConfig) -> None:
@@ -304,11 +356,13 @@ def _check_critic(config: RunConfig) -> None:
 
 
 def _check_constraint(config: RunConfig) -> None:
-    """Raise InputError for a cost that no reward has; an environment may give a part of any name."""
-    cost, service = config.learner.constraint.cost, config.reward_service
-    if cost is not None and config.environment.path is None and not may_have_part(service, cost):
-        what = f"no reward of {service.scorer} has a part {cost!r}: there are {', '.join(part_names(service))}"
-        raise InputError("learner.constraint.cost", what)
+    """Raise InputError for a cost that some task's reward has not; an environment may give a part of any name."""
+    cost = config.learner.constraint.cost
+    for task in config.by_task().values() if cost is not None else ():
+        service = config.reward_service.model_copy(update={"scorer": task.scorer})
+        if task.environment.path is None and not may_have_part(service, str(cost)):
+            what = f"no reward of {task.scorer} has a part {cost!r}: there are {', '.join(part_names(service))}"
+            raise InputError("learner.constraint.cost", what)
 
 
 def _check_context(config: RunConfig) -> None:
@@ -319,13 +373,15 @@ def _check_context(config: RunConfig) -> None:
 
 def check_context_length(config: RunConfig, limit: int, limit_name: str) -> None:
     """Raise InputError when the longest prompt with the longest response is longer than `limit` tokens."""
-    prompt, response = config.rollout_actors.max_prompt_tokens, config.rollout_actors.max_response_tokens
-    longest = max_sequence_tokens(config.rollout_actors, config.environment)
-    if longest > limit and config.environment.path is not None:
-        raise InputError("environment.max_tokens", f"{longest} tokens, but {limit_name} is {limit}")
-    if longest > limit:
-        what = f"{prompt} max_prompt_tokens + {response} = {prompt + response} tokens, but {limit_name} is {limit}"
-        raise InputError("rollout_actors.max_response_tokens", what)
+    actors = config.rollout_actors
+    for name, task in config.by_task().items():
+        longest = max_sequence_tokens(actors, [task.environment])
+        if longest > limit and task.environment.path is not None:
+            key = config.key_of(name, "environment.max_tokens")
+            raise InputError(key, f"{longest} tokens, but {limit_name} is {limit}")
+        if longest > limit:
+            what = f"{actors.max_prompt_tokens} max_prompt_tokens + {actors.max_response_tokens} = {longest} tokens"
+            raise InputError("rollout_actors.max_response_tokens", f"{what}, but {limit_name} is {limit}")
 
 
 def _check_stages(config: RunConfig) -> None:

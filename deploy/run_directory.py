@@ -35,7 +35,7 @@ SUPERVISED = ("sft", "reward_model")
 NUM_STEPS = "learner.num_steps"
 JUDGED_BY = tuple(f"evaluation.{key}" for key in ("metrics", "num_samples", "greedy", "pass_reward", "num_prompts"))
 """What may change at any time: where it does, the policies are judged again."""
-ADVERSARIAL, TRAINED_ON = "adversarial.", "data.adversarial_share"
+ADVERSARIAL, TRAINED_ON = "adversarial.", "adversarial_share"
 """Settings that may change likewise, unless prompts altered so are trained on."""
 _WHEREABOUTS = {"run.name", "run.runs_dir"}
 _CHECKPOINT = re.compile(r"step-(\d+)")
@@ -270,8 +270,16 @@ def _is_judged_otherwise(config: RunConfig, path: Path) -> bool:
     if not (path / CONFIG).exists():
         return False
     before, now = flat(read_run_config(path / CONFIG)), flat(config)
-    keys = {*JUDGED_BY, *(key for key in {**before, **now} if key.startswith(ADVERSARIAL))}
-    return any(before.get(key) != now.get(key) for key in keys)
+    return any(before.get(key) != now.get(key) for key in {**before, **now} if _judges(key, now))
+
+
+def _judges(key: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a setting only says how the policies are judged, so that it may change at any time."""
+    of_task = re.fullmatch(r"(tasks\.[^.]+\.)(.+)", key)
+    where, name = of_task.groups() if of_task else ("", key)
+    if name.startswith(ADVERSARIAL):
+        return not settings.get(f"{where or 'data.'}{TRAINED_ON}")
+    return name == "metrics" if where else key in JUDGED_BY
 
 
 def _is_extended(config: RunConfig, path: Path) -> bool:
@@ -294,8 +302,7 @@ def require_same_settings(config: RunConfig, path: Path, may_change: Sequence[st
         before, now = flat(read_run_config(stored)), flat(config)
     except InputError as error:
         raise InputError(str(stored), f"{error} ({way_out})") from error
-    free = {*_WHEREABOUTS, *JUDGED_BY, *(key for key in {**before, **now} if key.partition(".")[0] in may_change)}
-    free |= set() if now.get(TRAINED_ON) else {key for key in {**before, **now} if key.startswith(ADVERSARIAL)}
+    free = {*_WHEREABOUTS, *(k for k in {**before, **now} if _judges(k, now) or k.partition(".")[0] in may_change)}
     free |= {NUM_STEPS} if now[NUM_STEPS] > before[NUM_STEPS] else set()
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in free]
     if changed:
@@ -339,7 +346,7 @@ def require_stages(
 
 def _needs(config: RunConfig, stage: str) -> list[str]:
     start = ["sft"] if "sft" in config.run.stages else []
-    judge = ["reward_model"] if config.reward_service.needs_reward_model() else []
+    judge = ["reward_model"] if config.served().needs_reward_model() else []
     needs = {
         "preferences": start,
         "reward_model": [*start, "preferences"],

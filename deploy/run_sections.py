@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cluster.config import Section
 from cluster.datasets import Reading
+from rollout_actors.config import EnvironmentConfig
 
 Stage = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
 STAGES: tuple[Stage, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
@@ -122,6 +123,32 @@ class AdversarialConfig(Section):
         return self
 
 
+class TaskConfig(Section):
+    """One of several tasks that a run trains at once; what is of all of them the other sections say."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """How often its prompts, and its examples in `sft`, come beside those of the others."""
+    builder: str | None = None
+    """Dotted path of `f(directory: Path, *, seed: int)`, as in [data]."""
+    sft: Path | None = None
+    """As in [data]; a task that has neither this nor a builder is left out of `sft`."""
+    prompts: Path | None = None
+    """As in [data]."""
+    evaluation: Path | None = None
+    """As in [data]."""
+    scorer: str
+    """Who scores its responses: a scorer as in [reward_service], or `none` where its environment gives all the
+    rewards."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    """Whom the policy talks with in this task."""
+    adversarial: AdversarialConfig = AdversarialConfig()
+    """How its prompts are made harder."""
+    adversarial_share: float = Field(default=0.0, ge=0, lt=1)
+    """As in [data]."""
+    metrics: str | None = None
+    """Dotted path of a function as in [evaluation]."""
+
+
 class EvaluationConfig(Section):
     """How the policy is judged on held-out prompts."""
 
@@ -138,6 +165,6 @@ class EvaluationConfig(Section):
     every_steps: int = Field(default=25, ge=1)
     """PPO steps between held-out evaluations."""
     num_prompts: int = Field(default=512, ge=1)
-    """Held-out prompts of the evaluations before and after PPO."""
+    """Held-out prompts of the evaluations before and after PPO, of each task."""
     num_prompts_during: int = Field(default=64, ge=1)
-    """Held-out prompts of the evaluations during PPO."""
+    """Held-out prompts of the evaluations during PPO, of each task."""

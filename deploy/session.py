@@ -134,9 +134,8 @@ class Session:
             settings,
             model_path=str(self._engine_path),
             dtype=dtype_of(self.config, self._engine_path),
-            task=self.config.run.name,
             seed=self.config.run.seed,
-            environment=self.config.environment,
+            environments={self.config.recorded_as(name): t.environment for name, t in self.config.by_task().items()},
             name=name,
             log_path=self.log_path(name),
             num_cpus=settings.num_cpus,
@@ -156,7 +155,7 @@ class Session:
     async def rewards(self) -> Patient:
         """A client of the run's reward service, which starts with the first call, or of the one elsewhere."""
         if self._reward_client is None:
-            config = self.config.reward_service
+            config = self.config.served()
             with self.start_up.phase("reward_service"):
                 if config.url is None and config.scorer != NO_SCORER:
                     self._has_service = True
@@ -201,7 +200,8 @@ class Session:
 
     def _new_reward_client(self) -> Patient:
         token = os.environ.get("ANTIPHON_TOKEN") or None
-        return run_client(self.config.reward_service, self.config.run.name, token)
+        scorers = {name: task.scorer for name, task in self.config.tasks.items()}
+        return run_client(self.config.served(), self.config.run.name, token, scorers)
 
     async def sample(
         self,
@@ -225,13 +225,15 @@ class Session:
         rows: Sequence[Mapping[str, Any]],
         policy: Path,
         *,
+        task: str,
         num: int,
         seed: str,
         temperature: float | None = None,
     ) -> list[list[Conversation]]:
         """`num` answers of the policy in that folder to each row's prompt, or conversations about it."""
+        recorded_as = self.config.recorded_as(task)
         held: list[list[Conversation]] = await self._in_pieces(
-            "answer", rows, policy, num=num, seed=seed, temperature=temperature
+            "answer", rows, policy, num=num, seed=seed, temperature=temperature, task=recorded_as
         )
         return held
 
@@ -245,6 +247,7 @@ class Session:
         num: int,
         seed: str,
         temperature: float | None = None,
+        **settings: str,
     ) -> list[Any]:
         await self._load(policy)
         if temperature is None:
@@ -255,7 +258,7 @@ class Session:
             nonlocal num_done
             part = list(asked[first : first + PROMPTS_A_CALL])
             given: list[Any] = await self.pool.ask(
-                method, part, num=num, seed=f"{seed}-{first}", temperature=temperature
+                method, part, num=num, seed=f"{seed}-{first}", temperature=temperature, **settings
             )
             num_done += len(part)
             progress(num_done)

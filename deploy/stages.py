@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import dotted
-from cluster.admission import PromptOrder
 from cluster.broken_rows import BrokenRows
-from cluster.datasets import Reading
+from cluster.datasets import Reading, Source
 from cluster.errors import AntiphonError, EnvironmentFault, InputError
+from cluster.prompt_order import PromptOrder, TaskPrompts
 from cluster.remote import stream_task
 from cluster.scoring import ScoreRequest
 from deploy.adversarial import write_altered
@@ -38,10 +38,11 @@ HELD_OUT = "preferences_held_out.parquet"
 async def prepare(session: Session) -> None:
     """Build the starting model and the data where the run file names builders."""
     config, run = session.config, session.run
-    for target, path, key in (
-        (run.path / "model", config.model.builder, "model.builder"),
-        (run.path / "data", config.data.builder, "data.builder"),
-    ):
+    data = [
+        (data_folder(run.path, name), task.builder, config.key_of(name, "builder"))
+        for name, task in config.by_task().items()
+    ]
+    for target, path, key in ((run.path / "model", config.model.builder, "model.builder"), *data):
         if path and not target.exists():
             async for _ in stream_task(
                 _build, path, key, target, seed=config.run.seed, name=key, log_path=session.log_path(key)
@@ -71,10 +72,15 @@ def policy_path(config: RunConfig, run_path: Path) -> Path:
     return sft if sft.exists() else model_path(config, run_path)
 
 
-def data_path(config: RunConfig, run_path: Path, name: str) -> Path:
-    """The data set `name` (sft, prompts, evaluation): set in the run file, or made by the builder."""
-    explicit = getattr(config.data, name)
-    return Path(explicit) if explicit else run_path / "data" / f"{name}.parquet"
+def data_folder(run_path: Path, task: str) -> Path:
+    """Where a task's builder leaves its data sets."""
+    return run_path / "data" / task
+
+
+def data_path(config: RunConfig, run_path: Path, name: str, task: str = "") -> Path:
+    """The data set `name` (sft, prompts, evaluation) of a task: set in the run file, or made by the builder."""
+    explicit = getattr(config.by_task()[task], name)
+    return Path(explicit) if explicit else data_folder(run_path, task) / f"{name}.parquet"
 
 
 def preferences_path(config: RunConfig, run_path: Path) -> Path:
@@ -82,22 +88,34 @@ def preferences_path(config: RunConfig, run_path: Path) -> Path:
     return Path(config.data.preferences) if config.data.preferences else run_path / "preferences.parquet"
 
 
-async def prompt_rows(session: Session, name: str, *, altered_share: float = 0.0) -> list[dict[str, Any]]:
-    """The rows of the data set `name` (prompts, evaluation) as they are sampled; counts those left out as too long.
+async def task_prompts(session: Session) -> list[TaskPrompts]:
+    """The prompts that the tasks are trained on, and how often they come."""
+    config, found = session.config, list[TaskPrompts]()
+    for name, task in config.by_task().items():
+        rows = await prompt_rows(session, "prompts", name, altered_share=task.adversarial_share)
+        found.append(TaskPrompts(config.recorded_as(name), rows, task.weight))
+    return found
+
+
+async def prompt_rows(
+    session: Session, name: str, task: str = "", *, altered_share: float = 0.0
+) -> list[dict[str, Any]]:
+    """The rows of a task's data set `name` (prompts, evaluation) as they are sampled; counts those that are too long.
 
     That share of them have a prompt altered as `adversarial` says; such a data set is kept in RUN/adversarial.
     One that says nothing where the prompts come from an environment alone.
     Where that takes a tokenizer it is done in a process of its own: this one is spared the import.
     """
-    config, run = session.config, session.run
-    if config.environment.path is not None and not data_path(config, run.path, name).exists():
+    config, run, of_task = session.config, session.run, session.config.by_task()[task]
+    path, settings, reading = data_path(config, run.path, name, task), config.rollout_actors, config.data.reading()
+    if of_task.environment.path is not None and not path.exists():
         return [{"prompt": ""}]
-    path, settings, reading = data_path(config, run.path, name), config.rollout_actors, config.data.reading()
+    seed, name = f"{config.run.seed}-{name}", f"{task}.{name}" if task else name
     broken = BrokenRows(reading.broken_rows)
     rows: list[dict[str, Any]] = read_rows(path, reading, broken)
     if altered_share:
         path, reading = run.path / "adversarial" / f"{name}.parquet", Reading(broken_rows=reading.broken_rows)
-        write_altered(rows, path, config.adversarial, seed=f"{config.run.seed}-{name}", share=altered_share)
+        write_altered(rows, path, of_task.adversarial, seed=seed, share=altered_share)
         rows = read_rows(path)
     if not holds_messages(rows) and settings.long_prompts == "error":
         _keep_broken(session, name, broken.errors)
@@ -125,15 +143,21 @@ async def prompt_rows(session: Session, name: str, *, altered_share: float = 0.0
 
 
 async def try_functions(session: Session) -> None:
-    """Raise InputError where a first try shows that the environment or a scorer breaks its protocol.
+    """Raise InputError where a first try shows that an environment or a scorer breaks its protocol.
 
     Nothing is loaded yet. A scorer, which may bring anything with it, is called in a process of its own.
     """
-    environment, service = session.config.environment, session.config.reward_service
-    scorers = {} if service.url is not None else scorer_paths(service)
+    for task in session.config.by_task():
+        await _try_functions_of(session, task)
+
+
+async def _try_functions_of(session: Session, task: str) -> None:
+    config = session.config
+    environment = config.by_task()[task].environment
+    scorers = {} if config.reward_service.url is not None else scorer_paths(config, task)
     if environment.path is None and not scorers:
         return
-    prompt, columns = _first_prompt(session)
+    prompt, columns = _first_prompt(session, task)
     if environment.path is not None:
         try:
             await try_out(environment, columns)
@@ -153,10 +177,10 @@ async def _try_scorers(session: Session, paths: Mapping[str, str], request: Scor
         pass
 
 
-def _first_prompt(session: Session) -> tuple[str, dict[str, Any]]:
-    """The text of the first prompt, without a chat template, and its columns; nothing where there are no prompts."""
+def _first_prompt(session: Session, task: str) -> tuple[str, dict[str, Any]]:
+    """The text of a task's first prompt, without a chat template, and its columns; nothing where there is none."""
     config = session.config
-    path, reading = data_path(config, session.run.path, "prompts"), config.data.reading()
+    path, reading = data_path(config, session.run.path, "prompts", task), config.data.reading()
     if not path.exists():
         return "", {}
     row = read_rows(path, reading, BrokenRows(reading.broken_rows))[0]
@@ -180,8 +204,13 @@ async def run_sft(session: Session) -> None:
     """Supervised fine-tuning into `sft/`."""
     config, run = session.config, session.run
     session.view.stage("sft", config.sft.num_steps)
-    model, data = model_path(config, run.path), data_path(config, run.path, "sft")
-    result = await train(session, Supervised("sft", "sft", model=model, data=data, output=run.path / "sft"))
+    data = [
+        Source(data_path(config, run.path, "sft", name), task.weight)
+        for name, task in config.by_task().items()
+        if task.sft or task.builder
+    ]
+    model, output = model_path(config, run.path), run.path / "sft"
+    result = await train(session, Supervised("sft", "sft", model=model, data=data, output=output))
     run.update_summary({f"sft.{name}": value for name, value in result.items()})
     if "best_step" in result:
         session.view.note(f"sft: held-out loss {result['held_out_loss']:.4f} at step {result['best_step']:,.0f}, kept")
@@ -191,13 +220,13 @@ async def run_sft(session: Session) -> None:
 class Supervised:
     """What a supervised stage trains, on what and into what; metrics and checkpoints are kept under `name`.
 
-    The others are as in `SupervisedSettings`, without the endings _path.
+    `data` are its `sources`; the others are as in `SupervisedSettings`, without the endings _path.
     """
 
     stage: Literal["sft", "reward_model"]
     name: str
     model: Path
-    data: Path
+    data: Sequence[Source]
     output: Path
     fresh: Path | None = None
     more: Path | None = None
@@ -239,7 +268,7 @@ async def _start_learners(session: Session, task: Supervised) -> SupervisedLearn
         config=config.learner,
         stage=getattr(config, task.stage),
         model_path=task.model,
-        data_path=task.data,
+        sources=tuple(task.data),
         output_path=task.output,
         seed=config.run.seed,
         dtype=dtype_of(config, task.model),

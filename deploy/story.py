@@ -77,7 +77,7 @@ class Story:
         trajectory = self.trajectory
         versions = sorted({segment.policy_version for segment in trajectory.segments if segment.length})
         sampled = f"sampled by version {', '.join(map(str, versions))}"
-        return f"{self.run}: {trajectory.uid}, trained in step {trajectory.step}, {sampled}"
+        return f"{self.run}: {trajectory.uid} of task {trajectory.task}, trained in step {trajectory.step}, {sampled}"
 
     def ends(self) -> Iterator[str]:
         """How it ended and what it was worth, a line each."""

@@ -166,11 +166,19 @@ class View:
             parts.insert(0, _sparks(stage.rewards))
         return Group(head, *(Text(f"   {line}") for line in _lines(parts, self._console.width - 3)))
 
-    def table_before_after(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-        """What PPO changed, a line a metric; ends the live picture."""
+    def evaluated(self, before: Mapping[str, Any], after: Mapping[str, Any], *, task: str = "") -> None:
+        """What PPO changed, as summary.json has it: in the run and in each of its tasks, or in one task alone."""
+        of_tasks = {name: (before.get("tasks", {}).get(name, {}), own) for name, own in after.get("tasks", {}).items()}
+        for name, tables in of_tasks.items() if task else [("", (before, after)), *of_tasks.items()]:
+            if task in ("", name):
+                of_run = [{key: value for key, value in own.items() if key != "tasks"} for own in tables]
+                self.table_before_after(*of_run, of=name)
+
+    def table_before_after(self, before: Mapping[str, float], after: Mapping[str, float], *, of: str = "") -> None:
+        """What PPO changed, a line a metric, perhaps `of` a task; ends the live picture."""
         self._end_stage(done=True)
         self._stop_live()
-        table = Table(title="Before and after PPO", **_TABLE)
+        table = Table(title=f"{of}: before and after PPO" if of else "Before and after PPO", **_TABLE)
         table.add_column("")
         for heading in ("before", "after", "change"):
             table.add_column(heading, justify="right")

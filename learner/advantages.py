@@ -9,7 +9,7 @@ a false mask is ignored, whatever it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -143,6 +143,17 @@ def whiten(values: Tensor, mask: Tensor, moments: Moments) -> Tensor:
     """(x - mean) / sqrt(variance + 1e-8) on the unmasked values, 0 elsewhere."""
     scale = (moments.variance + 1e-8).rsqrt().to(values.dtype)
     return torch.where(mask, (values - moments.mean.to(values.dtype)) * scale, 0.0)
+
+
+def whiten_parts(values: Tensor, masks: Sequence[Tensor], all_sum: AllSum = _only_here) -> Tensor:
+    """Values [B, T] whitened under each mask by the moments of what is under it on all ranks; 0 under none of them.
+
+    The masks do not overlap.
+    """
+    whitened = torch.zeros_like(values)
+    for mask in masks:
+        whitened = torch.where(mask, whiten(values, mask, masked_moments(values, mask, all_sum)), whitened)
+    return whitened
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, all_sum: AllSum = _only_here) -> float:

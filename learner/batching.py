@@ -24,6 +24,7 @@ class Batch:
     """Padded trajectories. `mask` is true on tokens the policy sampled, each of which has a token before it."""
 
     uids: tuple[str, ...]
+    tasks: tuple[str, ...]
     lengths: tuple[int, ...]
     token_ids: Tensor
     """[B, T] int64; 0 behind the end."""
@@ -75,7 +76,8 @@ def make_batch(
     ends = np.array([trajectory.finish_reason == "stop" for trajectory in trajectories], np.bool_)
     costs = np.array([0.0 if cost is None else _cost(trajectory, cost) for trajectory in trajectories], np.float32)
     arrays = (token_ids, mask, behavior_logprobs, versions, scores, groups, ends, turn_rewards, costs)
-    return Batch(tuple(t.uid for t in trajectories), lengths, *(torch.from_numpy(a).to(device) for a in arrays))
+    uids, tasks = (tuple(getattr(t, name) for t in trajectories) for name in ("uid", "task"))
+    return Batch(uids, tasks, lengths, *(torch.from_numpy(a).to(device) for a in arrays))
 
 
 def _check(trajectory: Trajectory) -> None:

@@ -115,6 +115,9 @@ class LearnerConfig(Section):
     first, `reinforce_pp_baseline`."""
     whiten_advantages: bool | None = None
     """Scale advantages of the batch to mean 0 and variance 1; unset: with `gae` and REINFORCE++."""
+    normalize_by: Literal["task", "batch"] = "task"
+    """In a run of several tasks: whether advantages are whitened, and rewards normalised, within each task or over all
+    of them, so that a task counts the more the larger its rewards are."""
     decoupled: bool = True
     """Stale tokens: the trust region is around the weights at the step's start and a weight proximal / behaviour
     policy corrects for the older ones (decoupled PPO); otherwise it is around the policy that sampled them."""

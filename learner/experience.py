@@ -9,13 +9,13 @@ Shapes: B trajectories of this rank, T tokens of the longest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cluster.errors import InputError
+from cluster.errors import InputError, LearnerError
 from learner import advantages as adv
 from learner import losses
 from learner.actor_critic import Outputs
@@ -23,7 +23,7 @@ from learner.batching import Batch
 from learner.config import LearnerConfig
 from learner.constraint import less_costs, rescaled, updated_multiplier
 from learner.ranks import Ranks
-from learner.rewards import RunningMoments, shaped_scores
+from learner.rewards import RunningMoments, normalized_scores, shaped_scores
 from learner.tally import Tally
 
 MAX_LAG_SHOWN = 16
@@ -51,12 +51,16 @@ class Experience:
 
 
 class Judge:
-    """Fills in what an experience lacks. Every rank calls it for every step."""
+    """Fills in what an experience lacks. Every rank calls it for every step.
 
-    def __init__(self, config: LearnerConfig, ranks: Ranks) -> None:
+    `tasks` are the names of a run's tasks, the same on all ranks; none: everything is normalised together.
+    """
+
+    def __init__(self, config: LearnerConfig, ranks: Ranks, tasks: Sequence[str] = ()) -> None:
         self._config = config
         self._ranks = ranks
-        self._rewards = RunningMoments()
+        self._tasks = tuple(tasks) if config.normalize_by == "task" else ()
+        self._rewards = {task: RunningMoments() for task in self._tasks or ("",)}
         self.kl_coefficient = config.kl_coefficient
         self._is_constrained = config.constraint.cost is not None
         self.constraint_multiplier = config.constraint.initial_multiplier if self._is_constrained else 0.0
@@ -66,7 +70,8 @@ class Judge:
         coefficient = torch.tensor(self.kl_coefficient, dtype=torch.float64)
         multiplier = torch.tensor(self.constraint_multiplier, dtype=torch.float64)
         constraint = {"constraint_multiplier": multiplier} if self._is_constrained else {}
-        return {"kl_coefficient": coefficient, "reward_moments": self._rewards.state(), **constraint}
+        moments = {_moments_of(task): moments.state() for task, moments in self._rewards.items()}
+        return {"kl_coefficient": coefficient, **moments, **constraint}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` gave; a KL coefficient that is not steered is the settings'.
@@ -77,11 +82,24 @@ class Judge:
             coefficient = float(state["kl_coefficient"])
             if self._config.kl_target is not None:
                 self.kl_coefficient = coefficient
-            self._rewards.load(state["reward_moments"])
+            for task, moments in self._rewards.items():
+                moments.load(state[_moments_of(task)])
             if self._is_constrained:
                 self.constraint_multiplier = float(state["constraint_multiplier"])
         except KeyError as error:
             raise InputError("learner", f"the checkpoint lacks {error}") from error
+
+    def require_known(self, batch: Batch) -> None:
+        """Raise LearnerError naming the trajectories of a task that is none of the run's."""
+        unknown = [uid for uid, task in zip(batch.uids, batch.tasks, strict=True) if task not in self._tasks]
+        if self._tasks and unknown:
+            what = f"it is of none of the tasks {', '.join(self._tasks)}"
+            raise LearnerError(f"trajectory {unknown[0]}", what, uids=unknown)
+
+    def _parts(self, batch: Batch) -> dict[str, Tensor]:
+        """[B] each: the rows that are normalised together, by the task that they are of."""
+        names = [task if self._tasks else "" for task in batch.tasks]
+        return {task: batch.ends.new_tensor([name == task for name in names]) for task in self._rewards}
 
     def steer_kl(self, kl_nats: float, num_episodes: int) -> None:
         """The next step's coefficient, the same on all ranks, because the mean KL is that of all."""
@@ -106,14 +124,11 @@ class Judge:
         """
         config, batch, mask = self._config, experience.batch, experience.batch.mask
         behavior = self._weigh(step, experience, tally)
-        scores = shaped_scores(
-            batch.scores,
-            lengths=mask.sum(1),
-            ends=batch.ends,
-            config=config,
-            moments=self._rewards,
-            all_sum=self._ranks.all_sum,
-        )
+        scores = batch.scores
+        if config.normalize_rewards:
+            parts = [(chosen, self._rewards[task]) for task, chosen in self._parts(batch).items()]
+            scores = normalized_scores(scores, parts, self._ranks.all_sum)
+        scores = shaped_scores(scores, lengths=mask.sum(1), ends=batch.ends, config=config)
         scores = less_costs(scores, batch.costs, self.constraint_multiplier)
         penalty = adv.KL_ESTIMATORS[config.kl_estimator](experience.anchor, experience.reference)
         coefficient = self.kl_coefficient if config.kl_in == "reward" else 0.0
@@ -192,8 +207,8 @@ class Judge:
             experience.advantages = torch.where(mask, whole[:, None], 0.0)
         whiten = config.advantages in WHITENED if config.whiten_advantages is None else config.whiten_advantages
         if whiten:
-            moments = adv.masked_moments(experience.advantages, mask, self._ranks.all_sum)
-            experience.advantages = adv.whiten(experience.advantages, mask, moments)
+            masks = [mask & chosen[:, None] for chosen in self._parts(experience.batch).values()]
+            experience.advantages = adv.whiten_parts(experience.advantages, masks, self._ranks.all_sum)
 
     def _estimate_by_critic(self, experience: Experience, rewards: Tensor) -> None:
         config, mask = self._config, experience.batch.mask
@@ -204,3 +219,8 @@ class Judge:
         experience.advantages, experience.returns = adv.gae(*given, gamma=config.gamma, lam=lam)
         if config.gae_value_lambda is not None:
             _, experience.returns = adv.gae(*given, gamma=config.gamma, lam=config.gae_value_lambda)
+
+
+def _moments_of(task: str) -> str:
+    """What the running statistics of a task's rewards are called in a checkpoint; of all rewards, without a task."""
+    return f"reward_moments.{task}" if task else "reward_moments"

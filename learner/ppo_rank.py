@@ -31,12 +31,16 @@ ADAPTER_FOLDER = "adapter"
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """All that a rank is built from. `version` is that of the weights: `model`'s, or the checkpoint's where one is."""
+    """All that a rank is built from. `version` is that of the weights: `model`'s, or the checkpoint's where one is.
+
+    `tasks` are the names of a run's tasks, where it names some.
+    """
 
     config: LearnerConfig
     model: ModelSettings
     reference_path: Path
     seed: int
+    tasks: tuple[str, ...] = ()
     version: int = 0
     checkpoint_path: Path | None = None
     probe_token_ids: tuple[tuple[int, ...], ...] | None = None
@@ -97,7 +101,8 @@ class PPORank:
         self._device = device
         self._version = settings.version
         reference = self._load_reference()
-        self._step = PPOStep(settings.config, model, reference, optimizer, ranks, device=device, seed=settings.seed)
+        parts = (settings.config, model, reference, optimizer, ranks)
+        self._step = PPOStep(*parts, device=device, seed=settings.seed, tasks=settings.tasks)
         if settings.checkpoint_path is not None:
             self._restore(settings.checkpoint_path)
         probe = settings.probe_token_ids or default_probe(model.policy.config, settings.seed)

@@ -51,7 +51,7 @@ class MiniBatch(NamedTuple):
 class PPOStep:
     """Proximal Policy Optimization (arXiv:1707.06347) on `model`, in place; every rank calls it for every step.
 
-    `judge` holds what is carried from step to step.
+    `judge` holds what is carried from step to step; `tasks` are the names of a run's tasks, where it names some.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class PPOStep:
         *,
         device: torch.device,
         seed: int,
+        tasks: Sequence[str] = (),
     ) -> None:
         self._config = config
         self._model = model
@@ -72,7 +73,7 @@ class PPOStep:
         self._ranks = ranks
         self._device = device
         self._seed = seed
-        self.judge = Judge(config, ranks)
+        self.judge = Judge(config, ranks, tasks)
 
     def run(
         self, step: int, share: Share, *, judged: Callable[[Experience], None] = lambda experience: None
@@ -86,6 +87,7 @@ class PPOStep:
         with self._ranks.agreed():
             batch = make_batch(share.trajectories, device=self._device, cost=self._config.constraint.cost)
             _refuse_future(batch, step)
+            self.judge.require_known(batch)
             plan = self._plan(step, share)
         experience = self._evaluate(batch, keep_graph=self._config.num_minibatches == 1)
         with self._ranks.agreed():

@@ -6,6 +6,8 @@ of this rank, in admission order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,9 +30,11 @@ class RunningMoments:
         return (self._squares / (self.count - 1)) ** 0.5 if self.count > 1 else 0.0
 
     def update(self, values: Tensor, all_sum: AllSum) -> None:
-        """Take in the values [B] of this batch; waits for the other ranks."""
+        """Take in the values [B] of this batch, on this rank or on all of them perhaps none; waits for the others."""
         values = values.detach().double()
         count, total = all_sum(torch.stack([values.new_tensor(len(values)), values.sum()])).tolist()
+        if not count:
+            return
         mean = total / count
         squares = float(all_sum((values - mean).square().sum()))
         both, apart = self.count + count, mean - self.mean
@@ -47,17 +51,24 @@ class RunningMoments:
         self.count, self.mean, self._squares = state.tolist()
 
 
-def shaped_scores(
-    scores: Tensor, *, lengths: Tensor, ends: Tensor, config: LearnerConfig, moments: RunningMoments, all_sum: AllSum
-) -> Tensor:
-    """The scores [B] that advantages are made of, by the settings, in this order: normalise, clip, subtract penalties.
+def normalized_scores(scores: Tensor, parts: Sequence[tuple[Tensor, RunningMoments]], all_sum: AllSum) -> Tensor:
+    """The scores [B] less the running mean of their part, over its running deviation.
 
-    `lengths` are sampled tokens, `ends` true where the response ended by itself. `moments` take the scores in first,
-    so that the first batch is normalised too. Waits for the other ranks where it normalises.
+    Each part is a mask [B] and its statistics, which take its scores in first, so that the first batch is normalised
+    too. Waits for the other ranks.
     """
-    if config.normalize_rewards:
-        moments.update(scores, all_sum)
-        scores = (scores - moments.mean) / (moments.deviation + 1e-8)
+    normalized = scores.clone()
+    for chosen, moments in parts:
+        moments.update(scores[chosen], all_sum)
+        normalized[chosen] = (scores[chosen] - moments.mean) / (moments.deviation + 1e-8)
+    return normalized
+
+
+def shaped_scores(scores: Tensor, *, lengths: Tensor, ends: Tensor, config: LearnerConfig) -> Tensor:
+    """The scores [B] that advantages are made of, by the settings: clipped, then less the penalties.
+
+    `lengths` are sampled tokens, `ends` true where the response ended by itself.
+    """
     if config.reward_clip is not None:
         scores = scores.clamp(-config.reward_clip, config.reward_clip)
     scores = scores - config.missing_eos_penalty * (~ends).to(scores.dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from cluster.errors import InputError, LearnerError
+from cluster.prompt_order import mixed
 from learner.actor_critic import require_model_folder
 from learner.gradients import clip_gradients, gradient_norm
 from learner.ranks import Ranks
@@ -54,6 +56,23 @@ def shuffled_batches(num_rows: int, batch_size: int, generator: torch.Generator)
         order = torch.randperm(num_rows, generator=generator).tolist()
         for start in range(0, num_rows, batch_size):
             yield order[start : start + batch_size]
+
+
+def mixed_batches(
+    sizes: Sequence[int], weights: Sequence[float], batch_size: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Row numbers in batches, for ever, of sources whose rows stand one source after the other.
+
+    Each source has passes of its own, in a new order each; how often one comes its weight says. A single one comes as
+    in `shuffled_batches`.
+    """
+    if len(sizes) == 1:
+        yield from shuffled_batches(sizes[0], batch_size, generator)
+    starts = [0, *accumulate(sizes)]
+    rows = [(number for (number,) in shuffled_batches(size, 1, generator)) for size in sizes]
+    sources = mixed(weights)
+    while True:
+        yield [starts[source] + next(rows[source]) for source in islice(sources, batch_size)]
 
 
 def split(rows: Sequence[T], share: float, generator: torch.Generator, path: Path) -> tuple[list[T], list[T]]:

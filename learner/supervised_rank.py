@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cluster.broken_rows import BrokenRows
-from cluster.datasets import Reading
+from cluster.datasets import Reading, Source
 from learner import checkpoint
 from learner.actor_critic import ActorCritic, ModelSettings
 from learner.batching import balanced, cost, micro_batches
@@ -29,7 +29,7 @@ from learner.reward_model_training import MeasuredRewards, PreferenceLoss, rewar
 from learner.reward_net import RewardNet
 from learner.sft import CompletionLoss, sft_plan
 from learner.sharding import is_sharded, local, shard
-from learner.supervised import Optimizer, load_tokenizer, shuffled_batches, split, split_by_draw
+from learner.supervised import Optimizer, load_tokenizer, mixed_batches, split, split_by_draw
 from learner.supervised_loop import Row, checkpoints_of, descend
 from learner.weight_publisher import policy_tensors
 
@@ -39,7 +39,8 @@ class SupervisedSettings:
     """All that a rank is built from: `stage` is what is learnt, `config` how learners share it out.
 
     `dtype` is what is computed in; weights are kept in float32 (or float64). The trained model replaces `output_path`.
-    `fresh_path` has pairs that the reward model is measured on in the end, those held out where there are none.
+    Several `sources` are mixed by their weights, and each is held out from by itself. `fresh_path` has pairs that the
+    reward model is measured on in the end, those held out where there are none.
     `more_path` has more pairs. With `by_prompt` pairs are held out by their prompts alone, so that what was held out
     before still is when pairs are added. `member` numbers the reward models of an ensemble, which hold out the same.
     """
@@ -47,7 +48,7 @@ class SupervisedSettings:
     config: LearnerConfig
     stage: SftConfig | RewardModelConfig
     model_path: Path
-    data_path: Path
+    sources: tuple[Source, ...]
     output_path: Path
     seed: int
     dtype: str = "float32"
@@ -121,33 +122,41 @@ class SupervisedRank:
         self._tokenizer = load_tokenizer(settings.model_path)
         self._model: Any = net.policy if isinstance(net, ActorCritic) else net.model
         self._loss: Any = _loss(settings, net, ranks, device)
-        examples, counts = self._read_all()
+        parts, counts = self._read_all()
         self._generator = torch.Generator().manual_seed(settings.seed)
-        self._training, self._held_out = self._split(examples)
+        training, held_out = zip(*map(self._split, parts, settings.sources), strict=True)
+        self._sizes = list(map(len, training))
+        self._training, self._held_out = ([row for part in of for row in part] for of in (training, held_out))
         if settings.member:
             self._generator.manual_seed(settings.member_seed)
         self._counts = counts | {"num_held_out": len(self._held_out)}
         self._kept: Row = {}
         self._checkpoints = checkpoints_of(
-            settings.checkpoints_path, settings.stage, settings.member_seed, examples, self._ranks
+            settings.checkpoints_path,
+            settings.stage,
+            settings.member_seed,
+            [example for part in parts for example in part],
+            self._ranks,
         )
         self._rows = self._train()
 
-    def _read_all(self) -> tuple[list[Any], Row]:
-        """The examples, and what is told of their numbers; the first rank writes down which rows are broken."""
+    def _read_all(self) -> tuple[list[list[Any]], Row]:
+        """Each source's examples, and their numbers as they are told; the first rank writes down what is broken."""
         settings = self._settings
         broken = BrokenRows(settings.reading.broken_rows)
-        examples, counts = self._read(settings.data_path, broken)
-        if settings.more_path is not None:
-            more, more_counts = self._read(settings.more_path, broken)
-            examples = examples + more
-            counts = {name: counts[name] + more_counts[name] for name in counts} | {"num_more": float(len(more))}
+        read = [self._read(source.path, broken) for source in settings.sources]
+        more = [self._read(settings.more_path, broken)] if settings.more_path is not None else []
+        counts = {name: sum(own[name] for _, own in (*read, *more)) for name in read[0][1]}
+        parts = [examples for examples, _ in read]
+        for examples, _ in more:
+            parts[-1] = parts[-1] + examples
+            counts["num_more"] = float(len(examples))
         told = {"num_broken": len(broken.errors), "num_unpaired": broken.num_unpaired}
         if broken.errors and settings.log_dir is not None and self._ranks.rank == 0:
             settings.log_dir.mkdir(parents=True, exist_ok=True)
             lines = "".join(f"{error}\n" for error in broken.errors)
             (settings.log_dir / f"broken_rows_{settings.name}.txt").write_text(lines)
-        return examples, counts | {name: float(num) for name, num in told.items() if num}
+        return parts, counts | {name: float(num) for name, num in told.items() if num}
 
     def _read(self, path: Path, broken: BrokenRows) -> tuple[list[Any], Row]:
         """The examples of a file that are kept, and the numbers of those cut and dropped."""
@@ -156,15 +165,15 @@ class SupervisedRank:
         examples: list[Any] = read(self._tokenizer, path, self._settings.reading.columns, broken)
         return Limit.of(self._model, stage, name).applied(examples, path)
 
-    def _split(self, examples: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Examples to train on, and those held out."""
+    def _split(self, examples: list[Any], source: Source) -> tuple[list[Any], list[Any]]:
+        """Examples of a source to train on, and those held out."""
         settings = self._settings
         share = settings.stage.held_out_share
         if not share:
             return examples, []
         if settings.by_prompt:
-            return split_by_draw(examples, [pair.draw for pair in examples], share, settings.data_path)
-        return split(examples, share, self._generator, settings.data_path)
+            return split_by_draw(examples, [pair.draw for pair in examples], share, source.path)
+        return split(examples, share, self._generator, source.path)
 
     def counts(self) -> Row:
         """`num_examples`, `num_cut`, `num_dropped` and `num_held_out`; where there are any `num_broken`, rows left out
@@ -182,7 +191,8 @@ class SupervisedRank:
         optimizer = Optimizer(
             self._net, self._adamw, self._ranks, learning_rate=plan.learning_rate, num_steps=plan.num_steps
         )
-        batches = shuffled_batches(len(self._training), stage.batch_size, self._generator)
+        weights = [source.weight for source in self._settings.sources]
+        batches = mixed_batches(self._sizes, weights, stage.batch_size, self._generator)
         evaluate = partial(self._measure, self._held_out) if self._held_out else None
         parts = (self._net, optimizer, batches, self._accumulate, evaluate, plan, self._checkpoints)
         self._kept = yield from descend(*parts)
@@ -243,9 +253,9 @@ class SupervisedRank:
 
     def _record(self) -> dict[str, Any]:
         """How the model was trained, as its folder tells it."""
-        settings = self._settings
+        settings, paths = self._settings, [source.path for source in self._settings.sources]
         return {
-            "data": [path.name for path in (settings.data_path, settings.more_path) if path is not None],
+            "data": [path.name for path in (*paths, settings.more_path) if path is not None],
             "member": settings.member,
             "seed": settings.member_seed,
             "settings": settings.stage.model_dump(),

@@ -13,7 +13,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import httpx
@@ -38,18 +38,27 @@ class Client(Protocol):
         """Close its connections; it may be used again."""
 
 
-def run_client(config: RewardServiceConfig, run_name: str, token: str | None) -> Patient:
+def run_client(
+    config: RewardServiceConfig, run_name: str, token: str | None, scorers: Mapping[str, str] | None = None
+) -> Patient:
     """The client that a run uses: of its own service, or of the one elsewhere that `url` names.
 
-    There the run's scorer is asked for by name, and the service's own default where the run names none.
+    There the run's scorer is asked for by name, and the service's own default where the run names none. `scorers` are
+    those of a run's tasks, by the tasks' names, where it has several.
     """
-    if config.scorer == NO_SCORER:
-        return Patient(NoClient(), config.patience_s)
+    if scorers:
+        by_task = {task: _client(config, run_name, token, scorer) for task, scorer in scorers.items()}
+        return Patient(TaskClients(by_task), config.patience_s)
+    return Patient(_client(config, run_name, token, config.scorer), config.patience_s)
+
+
+def _client(config: RewardServiceConfig, run_name: str, token: str | None, scorer: str) -> Client:
+    if scorer == NO_SCORER:
+        return NoClient()
     if config.url is None:
-        return Patient(HandleRewardClient(run_name, config.timeout_s), config.patience_s)
-    scorer = None if config.scorer == REWARD_MODEL else config.scorer
-    http = HttpRewardClient(config.url, token, config.timeout_s, scorer=scorer, num_tries=1)
-    return Patient(http, config.patience_s)
+        return HandleRewardClient(run_name, config.timeout_s, scorer=None if scorer == config.scorer else scorer)
+    named = None if scorer == REWARD_MODEL else scorer
+    return HttpRewardClient(config.url, token, config.timeout_s, scorer=named, num_tries=1)
 
 
 class NoClient:
@@ -61,6 +70,32 @@ class NoClient:
 
     async def aclose(self) -> None:
         """There is nothing to close."""
+
+
+class TaskClients:
+    """A client for each task, by its name; one of them is asked for each request."""
+
+    def __init__(self, clients: Mapping[str, Client]) -> None:
+        self._clients = clients
+
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """One outcome a request, in their order; no requests are put to every client.
+
+        Raises what a client raises, and RewardError for a task that has none.
+        """
+        for request in requests:
+            if request.task not in self._clients:
+                raise RewardError(WHERE, f"{request.id} is of task {request.task!r}, which has no scorer")
+        tasks = dict.fromkeys(request.task for request in requests) or self._clients
+        asked = {task: [request for request in requests if request.task == task] for task in tasks}
+        answers = await asyncio.gather(*(self._clients[task].outcomes(own) for task, own in asked.items()))
+        left = {task: iter(outcomes) for task, outcomes in zip(asked, answers, strict=True)}
+        return [next(left[request.task]) for request in requests]
+
+    async def aclose(self) -> None:
+        """Close all of them."""
+        for client in self._clients.values():
+            await client.aclose()
 
 
 class Patient:
@@ -122,15 +157,19 @@ class Patient:
 
 
 class HandleRewardClient:
-    """Calls the reward service of a run, given by the run's name, on the Ray of this process."""
+    """Calls the reward service of a run, given by the run's name, on the Ray of this process.
 
-    def __init__(self, run_name: str, timeout_s: float) -> None:
+    `scorer` is the one that is asked there; without it the service's default.
+    """
+
+    def __init__(self, run_name: str, timeout_s: float, scorer: str | None = None) -> None:
         self._run_name = run_name
         self._timeout_s = timeout_s
+        self._scorer = scorer
         self._service = ServiceHandle(app_name(run_name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (HandleRewardClient, (self._run_name, self._timeout_s))
+        return (HandleRewardClient, (self._run_name, self._timeout_s, self._scorer))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises RewardError naming the scorer or the service."""
@@ -141,7 +180,7 @@ class HandleRewardClient:
         waited_for = f"to score {len(requests)} responses"
         try:
             outcomes = await self._service.call(
-                "outcomes", list(requests), timeout_s=self._timeout_s, waited_for=waited_for
+                "outcomes", list(requests), self._scorer, timeout_s=self._timeout_s, waited_for=waited_for
             )
         except DeadlineExceeded as error:
             raise RewardUnavailable(WHERE, error.what) from error

@@ -59,6 +59,13 @@ class CompositeConfig(Section):
         return list(dict.fromkeys([*self.parts, *self.gates]))
 
 
+def reached(name: str, scorers: Mapping[str, Section]) -> set[str]:
+    """A scorer with all that it is made of, by name."""
+    config = scorers.get(name)
+    members = config.members() if isinstance(config, CompositeConfig) else []
+    return {name}.union(*(reached(member, scorers) for member in members))
+
+
 def check_composites(scorers: Mapping[str, Section]) -> None:
     """Raise ValueError for a composite of unknown scorers or of itself, and for statistics that nothing has."""
     for name, config in scorers.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.config import Section
 from reward_service.composite_config import REWARD_MODEL as REWARD_MODEL
 from reward_service.composite_config import CompositeConfig, check_composites
-from reward_service.scorer_config import SCORER_NAME, ScorerConfig
+from reward_service.scorer_config import SCORER_NAME, FunctionConfig, ScorerConfig
 
 MIN_TIMEOUT_S = 0.1
 """Shortest deadline of a call: what is shorter can only fail."""
@@ -112,6 +113,16 @@ class RewardServiceConfig(Section):
                 raise ValueError(f"{name}: means something else here: take another name")
         check_composites(scorers)
         return scorers
+
+    def serving(self, scorers: Sequence[str]) -> RewardServiceConfig:
+        """The same service with all of these scorers, each by what it is called here, even a dotted path.
+
+        The run's reward model is the default where it is among them, else the first; none at all leave nothing.
+        """
+        wanted = sorted(dict.fromkeys(s for s in scorers if s != NO_SCORER), key=lambda scorer: scorer != REWARD_MODEL)
+        default, *others = wanted or [NO_SCORER]
+        functions = {path: FunctionConfig(kind="function", path=path) for path in others if path not in self.scorers}
+        return self.model_copy(update={"scorer": default, "scorers": {**self.scorers, **functions}})
 
     def needs_reward_model(self) -> bool:
         """Whether what a run uses, or a part of any scorer, is the run's trained reward model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field
@@ -68,8 +69,11 @@ class RolloutActorsConfig(Section):
     """vLLM's own engine arguments, passed through by name."""
 
 
-def max_sequence_tokens(actors: RolloutActorsConfig, environment: EnvironmentConfig | None) -> int:
-    """The longest sequence that is sampled: a prompt with its response, or a whole conversation."""
-    if environment is not None and environment.path is not None:
-        return environment.max_tokens
-    return actors.max_prompt_tokens + actors.max_response_tokens
+def max_sequence_tokens(actors: RolloutActorsConfig, environments: Iterable[EnvironmentConfig]) -> int:
+    """The longest sequence that is sampled: a prompt with its response, or a whole conversation.
+
+    `environments` are those of all tasks, that of a task without one among them.
+    """
+    plain = actors.max_prompt_tokens + actors.max_response_tokens
+    longest = (plain if environment.path is None else environment.max_tokens for environment in environments)
+    return max(longest, default=plain)

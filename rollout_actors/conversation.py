@@ -89,12 +89,12 @@ def single_turn(prompt: str, prompt_token_ids: Sequence[int], response: SampledR
     )
 
 
-def score_request(conversation: Conversation, response: str, row: Mapping[str, Any]) -> ScoreRequest:
+def score_request(conversation: Conversation, response: str, row: Mapping[str, Any], *, task: str = "") -> ScoreRequest:
     """What a scorer is asked: the last response, with the row's columns and, where there is one, the conversation."""
     columns = scorer_columns(row)
     if conversation.messages:
         columns["conversation"] = conversation.messages
-    return ScoreRequest(conversation.uid, conversation.prompt, response, columns)
+    return ScoreRequest(conversation.uid, conversation.prompt, response, columns, task)
 
 
 def environment_seed(what: str) -> int:

@@ -42,10 +42,7 @@ class SampledGroup(NamedTuple):
 class Deliveries:
     """Scores and puts the groups of one rollout actor."""
 
-    def __init__(
-        self, task: str, tokenizer: PromptTokenizer, queue: TakesFinishedGroups, rewards: RewardClient
-    ) -> None:
-        self._task = task
+    def __init__(self, tokenizer: PromptTokenizer, queue: TakesFinishedGroups, rewards: RewardClient) -> None:
         self._tokenizer = tokenizer
         self._queue = queue
         self._rewards = rewards
@@ -110,16 +107,19 @@ class Deliveries:
             await self._queue.put(finished)
 
     def _requests(self, wave: Sequence[SampledGroup]) -> list[ScoreRequest]:
-        held = [(group.ticket.row, conversation) for group in wave for conversation in group.conversations]
+        held = [(group.ticket, conversation) for group in wave for conversation in group.conversations]
         texts = self._tokenizer.decode([conversation.last_response for _, conversation in held])
-        return [score_request(conversation, text, row) for (row, conversation), text in zip(held, texts, strict=True)]
+        return [
+            score_request(conversation, text, ticket.row, task=ticket.task)
+            for (ticket, conversation), text in zip(held, texts, strict=True)
+        ]
 
     def _trajectory(self, group: SampledGroup, conversation: Conversation, score: Score) -> Trajectory:
         """The record of one conversation with its rewards."""
         return Trajectory(
             uid=conversation.uid,
             group=group.ticket.group,
-            task=self._task,
+            task=group.ticket.task,
             token_ids=conversation.token_ids,
             mask=conversation.mask,
             behavior_logprobs=conversation.logprobs,

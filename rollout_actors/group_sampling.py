@@ -6,7 +6,7 @@ Hands what is sampled to the deliveries. Knows neither rewards nor where weights
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ class Voids(Protocol):
 
 
 class GroupSampling:
-    """Samples for one rollout actor, whose `name` it bears."""
+    """Samples for one rollout actor, whose `name` it bears; `conversations` are those of each task that holds some."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class GroupSampling:
         config: RolloutActorsConfig,
         engine: EngineThread,
         tokenizer: PromptTokenizer,
-        conversations: Conversations | None,
+        conversations: Mapping[str, Conversations],
         *,
         queue: Voids,
         safekeeping: Safekeeping,
@@ -59,13 +59,13 @@ class GroupSampling:
 
     def begin(self, tickets: Sequence[Ticket]) -> set[asyncio.Future[None]]:
         """The groups of these tickets under way: each prompt answered, or talked about with an environment."""
-        if self._conversations is not None:
-            return {asyncio.ensure_future(self._converse(self._conversations, ticket)) for ticket in tickets}
-        prompts = self._tokenizer.encode([ticket.row["prompt"] for ticket in tickets])
-        return {
-            asyncio.ensure_future(self._roll_out(ticket, token_ids))
-            for ticket, token_ids in zip(tickets, prompts, strict=True)
-        }
+        answered = [ticket for ticket in tickets if ticket.task not in self._conversations]
+        prompts = self._tokenizer.encode([ticket.row["prompt"] for ticket in answered])
+        under_way = [self._roll_out(*of) for of in zip(answered, prompts, strict=True)]
+        for ticket in tickets:
+            if ticket.task in self._conversations:
+                under_way.append(self._converse(self._conversations[ticket.task], ticket))
+        return {asyncio.ensure_future(one) for one in under_way}
 
     async def _reached_floor(self, ticket: Ticket) -> int:
         """Wait until weights that the group may be sampled with are loaded; the oldest such version."""

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.errors import EngineError, WeightsLost
@@ -68,6 +69,7 @@ class Response:
 class RolloutActor:
     """Samples for training while `run` runs, and for evaluation, preferences and chat whenever asked.
 
+    `environments` are those of the tasks, by their names; a prompt of another task is answered once.
     `build_engine` and `fetch_tensors` are where a test puts something smaller than vLLM and Ray's object store.
     """
 
@@ -78,9 +80,8 @@ class RolloutActor:
         *,
         model_path: str,
         dtype: str,
-        task: str,
         seed: int,
-        environment: EnvironmentConfig | None = None,
+        environments: Mapping[str, EnvironmentConfig] = MappingProxyType({}),
         build_engine: Callable[[], GenerationEngine] | None = None,
         fetch_tensors: Callable[[Manifest], Mapping[str, torch.Tensor]] | None = None,
         before_step: Callable[[], None] = lambda: None,
@@ -88,9 +89,8 @@ class RolloutActor:
         self._name = name
         self._config = config
         self._model_path = model_path
-        self._task = task
-        self._environment = environment
-        self._conversations: Conversations | None = None
+        self._environments = environments
+        self._conversations: dict[str, Conversations] = {}
         self._fetch_tensors = fetch_tensors or fetch_from_object_store
         self._engine = EngineThread(
             build_engine
@@ -100,7 +100,7 @@ class RolloutActor:
                 model_path=model_path,
                 dtype=dtype,
                 seed=seed,
-                max_tokens=max_sequence_tokens(config, environment),
+                max_tokens=max_sequence_tokens(config, environments.values()),
             ),
             name=name,
             dtype=str(config.engine.get("dtype", dtype)),
@@ -115,11 +115,12 @@ class RolloutActor:
         self._tokenizer = await asyncio.to_thread(
             PromptTokenizer, self._model_path, max_prompt_tokens=self._config.max_prompt_tokens
         )
-        if self._environment is not None and self._environment.path is not None:
-            limit = self._config.max_response_tokens
-            self._conversations = Conversations(
-                self._environment, self._tokenizer, self._engine, max_response_tokens=limit
-            )
+        limit = self._config.max_response_tokens
+        self._conversations = {
+            task: Conversations(environment, self._tokenizer, self._engine, max_response_tokens=limit)
+            for task, environment in self._environments.items()
+            if environment.path is not None
+        }
         await self._engine.start()
 
     async def ping(self) -> str:
@@ -199,7 +200,7 @@ class RolloutActor:
         it holds was handed over.
         """
         num_ahead = self._config.num_concurrent_groups // 2
-        deliveries = Deliveries(self._task, self._tokenizer, queue, rewards)
+        deliveries = Deliveries(self._tokenizer, queue, rewards)
         safekeeping = Safekeeping(self._name, queue)
         groups = GroupSampling(
             self._name,
@@ -287,26 +288,26 @@ class RolloutActor:
         self,
         rows: Sequence[Mapping[str, Any]],
         *,
+        task: str,
         seed: int | str,
         num: int = 1,
         temperature: float = 1.0,
         min_policy_version: int | None = None,
     ) -> list[list[Conversation]]:
-        """Answer each data row's prompt `num` times, as `sample` does, or talk about it with the environment.
+        """Answer each data row's prompt `num` times, as `sample` does, or talk about it with the task's environment.
 
         Raises EnvironmentFault where the environment breaks its protocol.
         """
         settings: dict[str, Any] = {"temperature": temperature, "min_policy_version": min_policy_version}
-        if self._conversations is None:
+        conversations = self._conversations.get(task)
+        if conversations is None:
             sampled = await self.sample([row["prompt"] for row in rows], seed=seed, num=num, **settings)
             return [[_answered(row["prompt"], r) for r in group] for row, group in zip(rows, sampled, strict=True)]
         if min_policy_version is None:
             settings["min_policy_version"] = UNLOADED_VERSION
         held = await asyncio.gather(
             *(
-                self._conversations.hold(
-                    f"sample-{seed}-{i}-{j}", row, seed=environment_seed(f"{seed}-{i}"), **settings
-                )
+                conversations.hold(f"sample-{seed}-{i}-{j}", row, seed=environment_seed(f"{seed}-{i}"), **settings)
                 for i, row in enumerate(rows)
                 for j in range(num)
             )
@@ -367,8 +368,8 @@ class RolloutActor:
         """Leave, then give the engine back."""
         if self._run is not None and not self._run.done():
             await self.leave()
-        if self._conversations is not None:
-            await self._conversations.close()
+        for conversations in self._conversations.values():
+            await conversations.close()
         await self._engine.close()
 
 

@@ -13,9 +13,9 @@ import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.admission import PromptOrder
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import ActorDied, RewardError
+from cluster.prompt_order import PromptOrder, TaskPrompts
 from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.supervision import ActorPool, RunControl
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
@@ -78,7 +78,7 @@ async def parts(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
     async def start(name: str) -> RemoteActor:
         actor = start_actor(
-            RolloutActor, name, ROLLOUT, model_path=str(folder / "model"), dtype="float32", task="t", seed=0, name=name
+            RolloutActor, name, ROLLOUT, model_path=str(folder / "model"), dtype="float32", seed=0, name=name
         )
         await asyncio.gather(actor.start(), actor.meet(HandleRewardClient(APP, timeout_s=30)))
         return actor
@@ -141,7 +141,8 @@ async def run_ring(
     """A run from version 0 to `num_steps` with the first `num_actors` actors of the pool."""
     outcome = Outcome()
     config = TrajectoryQueueConfig(groups_per_step=B, max_policy_lag=lag, take_timeout_s=120)
-    queue = start_actor(TrajectoryQueue, config, parts.rows, run_seed=3, num_steps=num_steps, name="queue")
+    prompts = [TaskPrompts("letters", parts.rows)]
+    queue = start_actor(TrajectoryQueue, config, prompts, run_seed=3, num_steps=num_steps, name="queue")
     store = start_actor(WeightStore, name="store")
     learners = await start_learners(parts, num_steps, **learner)
     actors, parts.pool.actors = parts.pool.actors, parts.pool.actors[:num_actors]

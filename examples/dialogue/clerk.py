@@ -22,14 +22,19 @@ GUESSES, ASKS_AGAIN, MISHEARS = 0.1, 0.35, 0.6
 """How often the clerk reads an order back before all of it is known, asks what was said, and gets a slot wrong."""
 PROVOKING_SHARE, INSULTS_BACK = 0.4, 0.25
 """How many customers provoke, and how often the clerk answers such a one in kind while there is something to ask."""
-WORDS = " ".join(
-    [
-        *("hello hi good day i would like a at for so correct yes no thank you that is wrong sorry said please",),
-        *QUESTIONS.values(),
-        *ITEMS,
-        *(value for values in SLOTS.values() for value in values),
-    ]
+TEXTS = (
+    "hello hi good day i would like a at for so correct yes no thank you that is wrong sorry said please",
+    *QUESTIONS.values(),
+    *ITEMS,
+    *(value for values in SLOTS.values() for value in values),
 )
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall("[a-z]+", text))
+
+
+WORDS = _words(" ".join(TEXTS))
 
 
 def build_model(directory: Path, *, seed: int) -> None:
@@ -39,11 +44,11 @@ def build_model(directory: Path, *, seed: int) -> None:
 
 def build_provoked_model(directory: Path, *, seed: int) -> None:
     """The same, with the words of those who provoke and are provoked."""
-    _write_model(directory, " ".join([WORDS, *INSULTS, "hey guess fine goodbye tell me"]), seed)
+    _write_model(directory, WORDS | _words(" ".join([*INSULTS, "hey guess fine goodbye tell me"])), seed)
 
 
-def _write_model(directory: Path, words: str, seed: int) -> None:
-    write_tiny_model(directory, re.findall("[a-z]+", words), seed=seed, num_heads=2, num_layers=2, max_positions=160)
+def _write_model(directory: Path, words: set[str], seed: int) -> None:
+    write_tiny_model(directory, words, seed=seed, num_heads=2, num_layers=2, max_positions=160)
 
 
 def build_data(directory: Path, *, seed: int) -> None:

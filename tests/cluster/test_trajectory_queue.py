@@ -8,9 +8,10 @@ from dataclasses import asdict
 
 import pytest
 
-from cluster.admission import OpenGroup, PromptOrder, Standing
+from cluster.admission import OpenGroup, Standing
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
+from cluster.prompt_order import PromptOrder, TaskPrompts
 from cluster.records import Record
 from cluster.trajectory import BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
 from cluster.trajectory_queue import TrajectoryQueue
@@ -26,7 +27,8 @@ def make_queue(groups_per_step: int = 2, max_policy_lag: int = 1, num_steps: int
         take_timeout_s=kwargs.pop("take_timeout_s", 5),
         **settings,
     )
-    return TrajectoryQueue(config, ROWS, run_seed=7, num_steps=num_steps, **kwargs)
+    prompts = kwargs.pop("prompts", [TaskPrompts("t", ROWS)])
+    return TrajectoryQueue(config, prompts, run_seed=7, num_steps=num_steps, **kwargs)
 
 
 def finished(ticket: Ticket, version: int | None = None, reward: float | None = 1.0) -> list[Trajectory]:
@@ -385,3 +387,19 @@ async def test_a_recorder_that_does_not_answer_is_waited_for_until_a_deadline_an
     recorder.gate.clear()
     with pytest.raises(DeadlineExceeded, match=r"trajectory_queue: waited 0\.02 s for the recorder"):
         await queue.put([(first, finished(first))])
+
+
+async def test_tickets_are_of_the_tasks_by_weight_and_a_queue_that_goes_on_has_the_same_ones() -> None:
+    prompts = [TaskPrompts("sums", ROWS, 2.0), TaskPrompts("games", [{"prompt": "play"}])]
+    queue = make_queue(groups_per_step=6, prompts=prompts)
+    await queue.published(0)
+    tickets = await admit_all(queue)
+    assert [ticket.task for ticket in tickets[:6]] == ["sums", "games", "sums"] * 2
+    assert all((ticket.row["prompt"] == "play") == (ticket.task == "games") for ticket in tickets)
+    standing = Standing(next_group=4, next_index=4, open=tuple(OpenGroup(number, number) for number in (1, 2)))
+    resumed = make_queue(groups_per_step=6, prompts=prompts, standing=standing)
+    await resumed.published(0)
+    expected = {ticket.group: (ticket.task, ticket.row) for ticket in tickets}
+    again = await admit_all(resumed)
+    assert [ticket.group for ticket in again[:3]] == [1, 2, 4]
+    assert {ticket.group: (ticket.task, ticket.row) for ticket in again}.items() <= expected.items()

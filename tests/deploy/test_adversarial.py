@@ -117,7 +117,7 @@ def test_what_altering_costs_is_told_and_by_the_way() -> None:
     rewards = (1.0, 0.0, 0.5, 0.25, 0.0, 1.0)
     answers = [judged.Answer(row=i, sample=0, prompt="", response="", reward=r) for i, r in enumerate(rewards)]
     greedy = [judged.Answer(row=0, sample=judged.GREEDY, prompt="", response="", reward=9.0)]
-    plain = Evaluated([], {"reward": 0.75, "exact": 0.9})
+    plain = {"reward": 0.75, "exact": 0.9}
     harder = Evaluated([*answers, *greedy], {"reward": 0.5, "reward_low": 0.1, "kl_nats": 3.0, "exact": 0.4})
     assert robustness(plain, harder, WAYS) == {
         "adversarial_reward": 0.5,

@@ -254,3 +254,21 @@ def test_named_scorers_are_described_and_never_imported(task: Path) -> None:
 def test_what_a_named_scorer_lacks_is_named(task: Path, line: str, what: str) -> None:
     (task / "run.toml").write_text(f"{RUN}[reward_service.scorers]\n{line}\n")
     assert refused(task).startswith(what)
+
+
+def test_the_data_sets_and_functions_of_every_task_are_described_and_a_wrong_one_named(task: Path) -> None:
+    data = '[data]\nsft = "sft.parquet"\nprompts = "prompts.jsonl"\n'
+    tasks = '[tasks.sums]\nsft = "sft.parquet"\nprompts = "prompts.jsonl"\nscorer = "package.scorers:length"\n'
+    tasks += '[tasks.facts]\nprompts = "facts.jsonl"\nscorer = "package.scorers:fast"\n'
+    (task / "facts.jsonl").write_text('{"prompt": "a"}\n')
+    text = RUN.replace(data, "").replace('[reward_service]\nscorer = "package.scorers:length"\n', tasks)
+    (task / "run.toml").write_text(text)
+    assert check_inputs(load_run_config(task / "run.toml"))[1:] == [
+        "sums.sft     sft.parquet (1 rows)",
+        "sums.prompts prompts.jsonl (2 rows)",
+        "facts.prompts facts.jsonl (1 rows)",
+        "sums.scorer  package.scorers:length (package/scorers.py:6)",
+        "facts.scorer package.scorers:fast (package/scorers.py:3)",
+    ]
+    (task / "facts.jsonl").write_text('{"question": "a"}\n')
+    assert refused(task) == "facts.jsonl: no column 'prompt'; it has question"

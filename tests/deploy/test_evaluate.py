@@ -110,7 +110,7 @@ def talk(index: int, *, reward: float, **parts: float) -> Conversation:
 async def held_out(session: FakeSession, *versions: list[tuple[float, dict[str, float]]]) -> list[bool]:
     """Whether each version was the best so far."""
     found = HeldOut(session, session)  # type: ignore[arg-type]
-    found._rows = [{"prompt": "p"}, {"prompt": "q"}]
+    found._rows = {"": [{"prompt": "p"}, {"prompt": "q"}]}
     best = []
     for step, session.given in enumerate(versions, 1):
         best.append(await found.evaluate(step))
@@ -124,7 +124,7 @@ async def test_a_score_has_the_rewards_of_every_turn_and_the_parts_of_service_an
     session: Any = FakeSession()
     session.given = [(1.0, {"safe": 1.0}), (2.0, {})]
     talks = [talk(0, reward=0.25, rude=1.0), talk(1, reward=-0.5)]
-    first, second = await evaluate.score(session, [{"prompt": "p"}] * 2, talks)
+    first, second = await evaluate.score(session, "", [{"prompt": "p"}] * 2, talks)
     assert (first.reward, first.parts) == (1.25, {"safe": 1.0, "rude": 1.0})
     assert (second.reward, second.parts) == (1.5, {})
 

@@ -55,7 +55,7 @@ def test_the_parts_are_in_order_with_rewards_and_numbers_beside_the_policys_toke
         (0.25, 2.0, -2.0, 1.0),
     ]
     assert (first.heading(), second.heading()) == ("turn 1: 2 tokens, reward 0.5", "turn 2: 1 token, reward -0.25")
-    assert story().heading() == "game<b>: 0-3-0, trained in step 6, sampled by version 4, 5"
+    assert story().heading() == "game<b>: 0-3-0 of task game, trained in step 6, sampled by version 4, 5"
     assert list(story().ends()) == [
         "ended: by itself",
         "reward 1.25: 0.25 turn by turn, 1 at the end",

@@ -74,8 +74,8 @@ def test_a_step_is_listed_a_row_each_with_what_is_not_finite_named(antiphon: Ant
     rows = {
         cells[0]: cells[1:] for line in out.splitlines() if len(cells := [c.strip() for c in line.split("│")[1:]]) > 8
     }
-    assert rows["0-3-0"][:8] == ["3", "1.25", "5", "1, 2", "stop", "-2", "-0.25", ""]
-    assert (rows["0-2-0"][1], rows["0-2-0"][7]) == ("nan", "reward")
+    assert rows["0-3-0"][:9] == ["letters", "3", "1.25", "5", "1, 2", "stop", "-2", "-0.25", ""]
+    assert (rows["0-2-0"][2], rows["0-2-0"][8]) == ("nan", "reward")
     assert "4 of 4 trajectories, 1 with something that is not finite" in out
 
 

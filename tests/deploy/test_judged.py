@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from deploy.judged import GREEDY, Answer, by_row, compared, mean_rewards, passed, read, reward_interval, write
+from deploy.judged import GREEDY, Answer, by_row, compared, mean_rewards, of_task, passed, read, reward_interval, write
 
 
 def answers(*rewards: tuple[float, ...]) -> list[Answer]:
@@ -37,7 +37,7 @@ def test_prompts_count_alike_and_the_likeliest_answers_apart() -> None:
     with_greedy = [*drawn, Answer(0, GREEDY, "prompt 0", "likeliest", 9.0)]
     assert mean_rewards(with_greedy) == [0.5, 0.5]
     assert reward_interval(with_greedy) == (0.5, 0.5, 0.5)
-    assert {row: len(group) for row, group in by_row(with_greedy).items()} == {0: 2, 1: 2}
+    assert {row: len(group) for row, group in by_row(with_greedy).items()} == {("", 0): 2, ("", 1): 2}
 
 
 def test_pass_at_k_is_told_for_powers_of_two_and_all_samples() -> None:
@@ -66,3 +66,16 @@ def test_answers_to_other_prompts_are_not_compared() -> None:
         compared(other, before, "there")
     with pytest.raises(InputError, match="there: answered other prompts"):
         compared(before[:1], before, "there")
+
+
+def test_a_task_of_several_is_compared_like_a_run_of_its_own(tmp_path: Path) -> None:
+    sums, games = answers((0.5,), (1.0,)), answers((3.0,), (2.0,))
+    mixed = [replace(a, task=task) for task, own in (("sums", sums), ("games", games)) for a in own]
+    write(tmp_path / "after.parquet", mixed)
+    assert read(tmp_path / "after.parquet") == mixed
+    assert list(by_row(mixed)) == [("games", 0), ("games", 1), ("sums", 0), ("sums", 1)]
+    assert of_task(mixed, "sums") == sums
+    assert compared(mixed, mixed, "there")[0].mean == 0.0
+    difference, worse = compared(of_task(mixed, "games"), sums, "there")
+    assert (difference.mean, worse) == (1.75, [])
+    assert of_task(mixed, "chess") == []

@@ -155,7 +155,7 @@ def test_neither_torch_nor_ray_nor_transformers_is_imported() -> None:
     code = (
         "import sys; from pathlib import Path; from deploy.play import play\n"
         "from deploy.run_directory import read_target\n"
-        f"play(*read_target(Path({str(GAME)!r})), seed=0)\n"
+        f"play(*read_target(Path({str(GAME)!r})), task=None, seed=0)\n"
         "assert not {'torch', 'ray', 'transformers', 'vllm'} & set(sys.modules)"
     )
     done = subprocess.run(
@@ -168,3 +168,34 @@ def test_neither_torch_nor_ray_nor_transformers_is_imported() -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+SEVERAL = """
+[run]
+stages = ["ppo"]
+[model]
+builder = "task:build"
+[tasks.sums]
+builder = "task:build"
+scorer = "task:score"
+[tasks.echo]
+scorer = "none"
+[tasks.echo.environment]
+path = "tests.rollout_actors.worlds:Echo"
+settings = { num_turns = 2 }
+"""
+
+
+def test_of_several_tasks_the_one_with_an_environment_is_played_and_of_several_such_the_one_that_is_named(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(SEVERAL)
+    code, lines, _ = play(str(file), answers="a\nb\n")
+    assert (code, lines[-2:]) == (0, lines[-2:])
+    assert any(line.startswith("total reward") and line.endswith("in 2 turns") for line in lines)
+    assert play(str(file), "--task", "sums")[2] == "error: --task: no task 'sums' has an environment; there is echo"
+    file.write_text(SEVERAL + SEVERAL.partition("[tasks.echo]")[2].join(["[tasks.other]", ""]).replace("echo", "other"))
+    code, lines, last = play(str(file), answers="a\nb\n")
+    assert (code, lines, last) == (2, [], "error: --task: name the one to play in: echo, other")
+    assert play(str(file), "--task", "other", answers="a\nb\n")[0] == 0

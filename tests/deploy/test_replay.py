@@ -225,7 +225,6 @@ async def actors(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Sequen
                     RolloutActorsConfig(max_prompt_tokens=4, max_response_tokens=16),
                     model_path=str(folder),
                     dtype="float32",
-                    task="test",
                     seed=0,
                     build_engine=lambda: FakeEngine(**engine),
                     fetch_tensors=lambda manifest: {},

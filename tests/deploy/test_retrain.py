@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.datasets import Source
 from cluster.errors import InputError
 from deploy import retrain
 from deploy.reward_models import NEXT, TRAINING, entry_of, publish, published_folder, settle
@@ -99,7 +100,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Supervised]:
 
     async def train(session: Session, task: Supervised) -> dict[str, float]:
         tasks.append(task)
-        data = [path.name for path in (task.data, task.more) if path]
+        data = [path.name for path in (*(source.path for source in task.data), task.more) if path]
         num_more = pq.read_metadata(task.more).num_rows if task.more else 0
         write_model(task.output, f"weights {len(tasks)}", chosen=float(task.member), data=data, num_more=num_more)
         return {}
@@ -144,7 +145,7 @@ async def test_every_answer_is_trained_on_beside_the_runs_own_pairs(
     await retrain.retrain(Session(config, run))
     (task,) = trained
     assert (task.data, task.more, task.by_prompt) == (
-        run.path / "preferences.parquet",
+        [Source(run.path / "preferences.parquet")],
         run.path / TRAINING / "feedback.parquet",
         True,
     )
@@ -162,7 +163,9 @@ async def test_without_answers_the_runs_own_pairs_are_held_out_by_prompt(
     answer(FEEDBACK.slice(0, 0))
     retrain.begin(run, config)
     await retrain.retrain(Session(config, run))
-    assert [(task.data.name, task.more, task.by_prompt) for task in trained] == [("preferences.parquet", None, True)]
+    assert [(task.data[0].path.name, task.more, task.by_prompt) for task in trained] == [
+        ("preferences.parquet", None, True)
+    ]
     assert run.summary()["reward_model"]["num_pairs_by_source"] == {"stage": 8, "feedback": 0}
 
 
@@ -177,7 +180,7 @@ async def test_answers_alone_are_enough(
     require_stages(config, run, ["reward_model"], have=["preferences"])
     retrain.begin(run, config)
     await retrain.retrain(Session(config, run))
-    assert [(task.data.name, task.more) for task in trained] == [("feedback.parquet", None)]
+    assert [(task.data[0].path.name, task.more) for task in trained] == [("feedback.parquet", None)]
     assert run.summary()["reward_model"]["num_pairs_by_source"] == {"stage": 0, "feedback": 8}
 
 

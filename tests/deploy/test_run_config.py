@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from deploy.run_config import RunConfig, load_run_config, read_run_config
+from deploy.run_config import RunConfig, dotted_paths, load_run_config, read_run_config, scorer_paths
 from deploy.run_toml import flat, to_toml
 from reward_service.scorer_config import ForbiddenConfig
 
@@ -270,3 +270,129 @@ def test_a_run_file_that_is_not_there_or_not_toml_is_named(run_file: Path) -> No
 
 def test_defaults_alone_make_a_config() -> None:
     assert RunConfig().run.stages == ("sft", "preferences", "reward_model", "ppo", "evaluation")
+
+
+TASKS = TINY.replace('[data]\nbuilder = "task:data"\n[reward_service]\nscorer = "task:score"\n', "")
+TASKS += '[tasks.sums]\nweight = 2\nbuilder = "task:sums"\nscorer = "task:score"\nmetrics = "task:measure"\n'
+TASKS += '[tasks.games]\nscorer = "none"\n[tasks.games.environment]\npath = "task:Game"\nmax_tokens = 700\n'
+
+
+@pytest.fixture
+def several(run_file: Path) -> Path:
+    """A run file that names two tasks, one of them with an environment."""
+    run_file.write_text(TASKS)
+    return run_file
+
+
+def test_a_run_names_its_tasks_or_has_one_without_a_name_that_the_other_sections_describe(
+    run_file: Path, several: Path
+) -> None:
+    tasks = load_run_config(several).by_task()
+    assert {name: (task.weight, task.scorer) for name, task in tasks.items()} == {
+        "sums": (2.0, "task:score"),
+        "games": (1.0, "none"),
+    }
+    run_file.write_text(TINY)
+    lines = ['environment.path = "task:Game"', 'evaluation.metrics = "task:measure"', 'data.sft = "sft.parquet"']
+    config = load_run_config(run_file, lines)
+    (task,) = config.by_task().values()
+    assert (task.builder, task.sft, task.scorer) == ("task:data", Path("sft.parquet"), "task:score")
+    assert (task.environment.path, task.metrics) == ("task:Game", "task:measure")
+    assert (list(config.by_task()), config.recorded_as("")) == ([""], "task")
+
+
+def test_the_functions_of_every_task_are_named_by_their_keys(several: Path) -> None:
+    assert dotted_paths(load_run_config(several)) == {
+        "model.builder": "task:build",
+        "tasks.sums.builder": "task:sums",
+        "tasks.sums.scorer": "task:score",
+        "tasks.sums.metrics": "task:measure",
+        "tasks.games.environment.path": "task:Game",
+    }
+
+
+def test_a_tasks_paths_are_found_beside_the_run_file_and_its_settings_printed(several: Path, tmp_path: Path) -> None:
+    Path("task/near.parquet").touch()
+    config = load_run_config(several, ['tasks.sums.prompts = "near.parquet"'])
+    assert config.tasks["sums"].prompts == Path("task/near.parquet")
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert read_run_config(tmp_path / "config.toml") == config
+
+
+def test_the_service_of_several_tasks_has_the_scorers_of_all_of_them(several: Path) -> None:
+    lines = [
+        'run.stages = ["reward_model", "ppo"]',
+        'data.preferences = "pairs.parquet"',
+        'tasks.games.scorer = "reward_model"',
+    ]
+    served = load_run_config(several, lines).served()
+    assert (served.scorer, list(served.scorers)) == ("reward_model", ["task:score"])
+    assert load_run_config(several).served().scorer == "task:score"
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "what"),
+    [
+        ('data.builder = "task:data"', "data.builder", "set it in [tasks.sums], [tasks.games]"),
+        ('data.evaluation = "x.parquet"', "data.evaluation", "this run names its tasks"),
+        ('reward_service.scorer = "task:score"', "reward_service.scorer", "this run names its tasks"),
+        ('environment.path = "task:Game"', "environment", "this run names its tasks"),
+        ('evaluation.metrics = "task:measure"', "evaluation.metrics", "this run names its tasks"),
+        ('tasks."a.b" = { scorer = "none" }', "tasks.a.b", "is no name"),
+        ('tasks.more = { prompts = "x.parquet" }', "tasks.more.scorer", "required"),
+        ('tasks.more = { scorer = "task:score" }', "tasks.more.prompts", "stage ppo needs it (or a builder)"),
+        ('tasks.sums.scorer = "none"', "tasks.sums.scorer", "no environment (tasks.sums.environment.path)"),
+        ('tasks.sums.scorer = "nobody"', "tasks.sums.scorer", "no name in reward_service.scorers"),
+        ('tasks.sums.metrics = "measure"', "tasks.sums.metrics", "is not a dotted path"),
+        ("tasks.sums.weight = 0", "tasks.sums.weight", "greater than 0"),
+        ("tasks.sums.wieght = 1", "tasks.sums.wieght", "did you mean weight?"),
+        ("tasks.games.environment.max_turn = 1", "tasks.games.environment.max_turn", "did you mean max_turns?"),
+        ("tasks.games.environment.max_tokens = 512", "tasks.games.environment.max_tokens", "leave no room behind"),
+        ('tasks.games.scorer = "reward_model"', "tasks.games.scorer", "the run trains no reward model"),
+        ("rollout_actors.engine.max_model_len = 1000", "rollout_actors.max_response_tokens", "= 1024 tokens, but"),
+        (
+            "rollout_actors = { max_response_tokens = 9, engine = { max_model_len = 600 } }",
+            "tasks.games.environment.max_tokens",
+            "700 tokens, but",
+        ),
+        ('run.stages = ["preferences", "ppo"]', "run.stages", "preferences are sampled from the prompts of one task"),
+        ('adversarial.ways = ["typos"]', "adversarial", "this run names its tasks"),
+        ("data.adversarial_share = 0.5", "data.adversarial_share", "this run names its tasks"),
+        ("tasks.sums.adversarial_share = 0.5", "tasks.sums.adversarial_share", "(tasks.sums.adversarial.ways)"),
+        ('tasks.games.adversarial.ways = ["typos"]', "tasks.games.adversarial.ways", "no prompt to alter"),
+        (
+            'reward_service.scorers.answer.kind = "exact"\ntasks.sums.scorer = "answer"\n'
+            'learner.constraint.cost = "safe"',
+            "learner.constraint.cost",
+            "no reward of answer has a part 'safe'",
+        ),
+        ('tasks.sums.adversarial.paraphrase = "words"', "tasks.sums.adversarial.paraphrase", "is not a dotted path"),
+    ],
+)
+def test_a_wrong_setting_of_a_task_is_named(several: Path, line: str, where: str, what: str) -> None:
+    found_where, found_what = refused(several, line)
+    assert found_where == where
+    assert what in found_what
+
+
+def test_a_task_may_do_without_demonstrations_and_not_all_of_them(several: Path) -> None:
+    load_run_config(several, ['run.stages = ["sft", "ppo"]'])
+    several.write_text(TASKS.replace('builder = "task:sums"', 'prompts = "x.parquet"'))
+    assert refused(several, 'run.stages = ["sft", "ppo"]') == ("tasks.sums.sft", "stage sft needs it (or a builder)")
+
+
+def test_of_the_named_scorers_those_that_a_task_uses_are_its_functions(several: Path) -> None:
+    scorers = {
+        "short": '{ kind = "function", path = "task:short" }',
+        "other": '{ kind = "function", path = "task:other" }',
+        "both": '{ kind = "composite", parts = { short = 1, rude = 1 } }',
+        "rude": '{ kind = "forbidden", function = "task:rude" }',
+    }
+    lines = [f"reward_service.scorers.{name} = {scorer}" for name, scorer in scorers.items()]
+    config = load_run_config(several, [*lines, 'tasks.sums.scorer = "both"'])
+    assert scorer_paths(config, "sums") == {
+        "reward_service.scorers.short.path": "task:short",
+        "reward_service.scorers.rude.function": "task:rude",
+    }
+    assert scorer_paths(config, "games") == {}
+    assert scorer_paths(load_run_config(several, lines), "sums") == {"tasks.sums.scorer": "task:score"}

@@ -11,7 +11,15 @@ import pytest
 
 from cluster.errors import InputError
 from deploy.run_config import RunConfig, load_run_config
-from deploy.run_directory import RunDirectory, checkpoint_step, open_run, read_target, require_run, require_stages
+from deploy.run_directory import (
+    RunDirectory,
+    checkpoint_step,
+    open_run,
+    read_target,
+    require_run,
+    require_same_settings,
+    require_stages,
+)
 
 TINY = '[run]\nstages = ["sft", "ppo"]\n[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n'
 
@@ -264,3 +272,24 @@ def test_a_scorer_that_is_the_reward_model_needs_one(config: RunConfig, path: Pa
 
 def test_a_run_without_ppo_steps_has_no_last_one(tmp_path: Path) -> None:
     assert RunDirectory(tmp_path).last_ppo_step() == {}
+
+
+def test_how_a_task_is_measured_may_change_and_then_it_is_judged_again(path: Path, config: RunConfig) -> None:
+    tasks = '[tasks.sums]\nbuilder = "task:data"\nscorer = "task:score"\n'
+    Path("run.toml").write_text(TINY.partition("[data]")[0] + tasks)
+    config = load_run_config(Path("run.toml"), LINES)
+    with open_run(config, path) as run:
+        run.update_summary({"evaluation.after.reward": 1.0})
+    other = load_run_config(Path("run.toml"), [*LINES, 'tasks.sums.metrics = "task:measure"'])
+    with open_run(other, path) as run:
+        assert "evaluation" not in run.summary()
+    harder = load_run_config(Path("run.toml"), [*LINES, 'tasks.sums.adversarial.ways = ["typos"]'])
+    with open_run(harder, path):
+        pass
+    lines = [*LINES, 'tasks.sums.adversarial.ways = ["injection"]', "tasks.sums.adversarial_share = 0.5"]
+    trained_on = load_run_config(Path("run.toml"), lines)
+    with pytest.raises(InputError, match=r"tasks\.sums\.adversarial\.ways .*tasks\.sums\.adversarial_share"):
+        require_same_settings(trained_on, path)
+    heavier = load_run_config(Path("run.toml"), [*LINES, "tasks.sums.weight = 2.0"])
+    with pytest.raises(InputError, match=r"tasks\.sums\.weight \(was 1\.0, now 2\.0\)"), open_run(heavier, path):
+        pass

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from cluster.datasets import Source
 from cluster.errors import InputError, LearnerError
+from cluster.prompt_order import TaskPrompts
+from cluster.scoring import ScoreRequest
 from deploy import stages
 from deploy.run_config import RunConfig, load_run_config
 from deploy.run_directory import RunDirectory, open_run
@@ -157,7 +160,8 @@ async def test_counts_go_to_the_summary_and_a_stage_that_goes_on_records_no_step
         session.log_step("sft", {"step": step})
     checkpoint(session, "sft", 4)
     await stages.run_sft(session)
-    task = stages.Supervised("sft", "sft", model=Path("model"), data=Path("sft.jsonl"), output=session.run.path / "sft")
+    data, output = [Source(Path("sft.jsonl"))], session.run.path / "sft"
+    task = stages.Supervised("sft", "sft", model=Path("model"), data=data, output=output)
     assert (learners.given, learners.is_shut_down) == ((task,), True)
     assert [row["step"] for row in session.run.metrics()] == [1, 2, 3, 4, 5]
     assert session.run.summary()["sft"] == {
@@ -196,3 +200,88 @@ def test_the_checkpoints_of_a_stage_go_once_its_artefact_is_there(start: Callabl
     (session.run.path / "sft" / "config.json").write_text("{}")
     start()
     assert (sft.exists(), ppo.exists()) == (False, True)
+
+
+SEVERAL = """
+[run]
+name = "several"
+stages = ["sft", "ppo"]
+[model]
+builder = "tests.deploy.test_stages:build"
+[tasks.sums]
+weight = 2.0
+sft = "sft.jsonl"
+prompts = "prompts.jsonl"
+scorer = "tests.scorers:length"
+[tasks.facts]
+builder = "tests.deploy.test_stages:build"
+scorer = "tests.scorers:length"
+[tasks.talk]
+scorer = "none"
+[tasks.talk.environment]
+path = "tests.rollout_actors.worlds:Echo"
+"""
+
+
+def build(directory: Path, *, seed: int) -> None:
+    (directory / "prompts.parquet").write_text(f"built with {seed}")
+
+
+async def test_each_tasks_data_are_built_in_a_folder_of_its_own_and_its_demonstrations_mixed_by_its_weight(
+    start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("run.toml").write_text(SEVERAL)
+    session, learners = start(), Learners([])
+    await stages.prepare(session)
+    assert sorted(path.name for path in (session.run.path / "data").iterdir()) == ["facts"]
+    assert (session.run.path / "data" / "facts" / "prompts.parquet").read_text() == "built with 0"
+    monkeypatch.setattr(stages, "_start_learners", learners.start)
+    await stages.run_sft(session)
+    facts = session.run.path / "data" / "facts" / "sft.parquet"
+    assert learners.given[0].data == [Source(Path("sft.jsonl"), 2.0), Source(facts, 1.0)]
+
+
+async def test_every_tasks_prompts_are_read_and_those_of_an_environment_say_nothing(
+    start: Callable[..., Session],
+) -> None:
+    make_tokenizer().save_pretrained("model")
+    write_prompts(["ab", "abcdefgh"])
+    facts = '[tasks.facts]\nbuilder = "tests.deploy.test_stages:build"\nscorer = "tests.scorers:length"\n'
+    text = SEVERAL.replace(facts, "").replace('builder = "tests.deploy.test_stages:build"', 'path = "model"')
+    Path("run.toml").write_text(text)
+    session = start("rollout_actors.long_prompts = 'drop'", "rollout_actors.max_prompt_tokens = 6")
+    assert await stages.task_prompts(session) == [
+        TaskPrompts("sums", [{"prompt": "ab"}], 2.0),
+        TaskPrompts("talk", [{"prompt": ""}], 1.0),
+    ]
+    assert session.run.summary()["data"]["sums"]["prompts"] == {"num_prompts": 1, "num_dropped": 1}
+
+
+async def test_the_scorer_of_every_task_is_tried_with_its_own_first_prompt(
+    start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def try_functions(paths: dict[str, str], request: ScoreRequest, *, timeout_s: float) -> Iterator[int]:
+        tried.append((paths, request.prompt))
+        yield len(paths)
+
+    monkeypatch.setattr(stages.trial, "try_functions", try_functions)
+    Path("run.toml").write_text(SEVERAL)
+    write_prompts(["ab"])
+    await stages.try_functions(start())
+    assert tried == [
+        ({"tasks.sums.scorer": "tests.scorers:length"}, "ab"),
+        ({"tasks.facts.scorer": "tests.scorers:length"}, ""),
+    ]
+
+
+async def test_a_broken_environment_of_any_task_is_named_before_anything_is_loaded(
+    start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.trial, "try_functions", lambda paths, request, *, timeout_s: iter([]))
+    Path("run.toml").write_text(SEVERAL)
+    write_prompts(["ab"])
+    broken = 'tasks.talk.environment = { path = "tests.rollout_actors.worlds:Odd", settings = { how = "raises" } }'
+    with pytest.raises(InputError, match="no luck"):
+        await stages.try_functions(start(broken))

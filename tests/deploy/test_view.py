@@ -130,3 +130,17 @@ def test_a_terminal_gets_a_live_picture() -> None:
         view.note("a note above it")
     assert "a note above it" in text(console)
     assert "\x1b[?25l" in text(console)
+
+
+def test_of_several_tasks_the_whole_run_and_each_task_are_shown_or_one_task_alone() -> None:
+    before = {"reward": 0.5, "tasks": {"sums": {"accuracy": 0.25}}}
+    after = {"reward": 0.75, "tasks": {"sums": {"accuracy": 0.5}, "games": {"won": 1.0}}}
+    whole, one = plain(80), plain(80)
+    View(console=whole).evaluated(before, after)
+    titles = [line.strip() for line in text(whole).splitlines() if "before and after" in line.lower()]
+    assert titles == ["Before and after PPO", "sums: before and after PPO", "games: before and after PPO"]
+    assert "tasks" not in text(whole)
+    View(console=one).evaluated(before, after, task="sums")
+    assert "sums: before and after PPO" in text(one)
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text(one).splitlines() if "│" in line]
+    assert rows == [["", "before", "after", "change"], ["accuracy", "0.250", "0.500", "+0.250"]]

@@ -35,7 +35,13 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "shared, float64": ("float64", {}),
     "separate": (
         "float32",
-        {"critic": "separate", "micro_batch_tokens": 40, "logprob_chunk_tokens": 5, "activation_checkpointing": True},
+        {
+            "critic": "separate",
+            "normalize_by": "batch",
+            "micro_batch_tokens": 40,
+            "logprob_chunk_tokens": 5,
+            "activation_checkpointing": True,
+        },
     ),
     "lora": ("float32", {"lora": LoraConfig(rank=4), "critic": "separate"}),
     "half": ("bfloat16", {}),
@@ -47,12 +53,17 @@ def settings(path: Path, network: str, data_parallel: str, checkpoint_path: Path
     config = LearnerConfig(**{**BASE, **changes, "data_parallel": data_parallel})
     model = model_settings(config, path, dtype, 0.7, seed=0)
     version = 0 if checkpoint_path is None else 2
-    return LearnerSettings(config, model, path, seed=0, version=version, checkpoint_path=checkpoint_path)
+    given = {"tasks": ("other", "test"), "version": version, "checkpoint_path": checkpoint_path}
+    return LearnerSettings(config, model, path, seed=0, **given)
 
 
 def trajectories(step: int) -> list[Trajectory]:
-    """Seven of different lengths and one of two turns, half of them a version late where there was one."""
+    """Seven of different lengths and one of two turns, half of them a version late where there was one.
+
+    Two are of another task than the others, and of two ranks the first has both.
+    """
     plain = [make_trajectory(i, version=max(0, step - 1 - i % 2), seed=step) for i in range(7)]
+    plain = [replace(t, task="other", reward=50.0 + i) if i in (0, 4) else t for i, t in enumerate(plain)]
     return [*plain, make_two_turn_trajectory(7, version=max(-1, step - 2), seed=step)]
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
+from cluster.datasets import Source
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.gradients import make_adamw
 from learner.ranks import Ranks
@@ -67,7 +68,7 @@ def settings(folder: Path, stage: str, place: Path, **changes: Any) -> Supervise
         LearnerConfig(**changes),
         STAGES[stage],
         folder / "model",
-        data,
+        (Source(data),),
         place / "out",
         seed=0,
         dtype=dtype,

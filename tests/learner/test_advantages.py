@@ -7,6 +7,7 @@ import random
 import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -92,6 +93,39 @@ def test_whitening_of_equal_values_one_value_or_none_is_finite() -> None:
         values = torch.full((1, 3), 2.5)
         whitened = adv.whiten(values, chosen, adv.masked_moments(values, chosen))
         assert torch.equal(whitened, torch.zeros(1, 3))
+
+
+@given(st.integers(0, 99), st.integers(1, 3), st.integers(1, 4))
+def test_whitening_by_parts_is_whitening_of_each_part_of_all_ranks_alone(seed: int, num_ranks: int, num: int) -> None:
+    draw = np.random.default_rng(seed)
+    values, mask, part = draw.normal(size=(6, 5)), draw.random((6, 5)) < 0.7, draw.integers(0, num, 6)
+    values += 100.0 * part[:, None]
+    expected = np.zeros_like(values)
+    for number in range(num):
+        chosen = mask & (part == number)[:, None]
+        if chosen.any():
+            own = values[chosen]
+            variance = own.var(ddof=1) if len(own) > 1 else 0.0
+            expected[chosen] = (own - own.mean()) / np.sqrt(variance + 1e-8)
+    masks = [torch.from_numpy(mask & (part == number)[:, None]) for number in range(num)]
+    found = [
+        adv.whiten_parts(rows, [own.chunk(num_ranks)[rank] for own in masks], gathered(values, masks, num_ranks))
+        for rank, rows in enumerate(torch.from_numpy(values).chunk(num_ranks))
+    ]
+    np.testing.assert_allclose(torch.cat(found).numpy(), expected, atol=1e-9)
+
+
+def gathered(values: np.ndarray, masks: list[Tensor], num_ranks: int) -> adv.AllSum:
+    """Plays all ranks: of each part first its counts and sums, then its squared deviations."""
+    sums = []
+    for mask in masks:
+        pieces = zip(torch.from_numpy(values).chunk(num_ranks), mask.chunk(num_ranks), strict=True)
+        own = [v[m] for v, m in pieces]
+        mean = torch.cat(own).sum() / max(1, sum(map(len, own)))
+        sums.append(torch.stack([torch.stack([torch.tensor(float(len(v))), v.sum()]).double() for v in own]).sum(0))
+        sums.append(torch.stack([(v - mean).square().sum() for v in own]).sum())
+    calls = iter(sums)
+    return lambda own: next(calls)
 
 
 def test_explained_variance_is_one_for_a_perfect_critic_and_zero_where_nothing_varies() -> None:

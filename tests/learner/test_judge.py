@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cluster.errors import InputError
+from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
 from learner import advantages as adv
 from learner.batching import Batch, make_batch
@@ -38,9 +40,11 @@ def experience(batch: Batch, *, shift: float = 0.0) -> Experience:
     return Experience(batch, proximal, reference, values, empty, empty, empty, empty, empty, None)
 
 
-def judged(batch: Batch, *, shift: float = 0.0, **settings: Any) -> tuple[Experience, dict[str, float]]:
+def judged(
+    batch: Batch, *, shift: float = 0.0, tasks: Sequence[str] = (), **settings: Any
+) -> tuple[Experience, dict[str, float]]:
     made, tally = experience(batch, shift=shift), Tally(ALONE)
-    Judge(LearnerConfig(**settings), ALONE).judge(5, made, tally)
+    Judge(LearnerConfig(**settings), ALONE, tasks).judge(5, made, tally)
     return made, tally.metrics()
 
 
@@ -152,3 +156,62 @@ def test_a_coefficient_that_is_not_steered_is_the_settings_whatever_the_checkpoi
     fixed.load(state)
     steered.load(state)
     assert (fixed.kl_coefficient, steered.kl_coefficient) == (0.3, 0.1)
+
+
+def of_two_tasks(num: int = 12) -> list[Trajectory]:
+    """Every third one of a task whose rewards are a hundred times the others'."""
+    plain = trajectories(num)
+    return [replace(t, task="large", reward=100 * t.reward) if i % 3 == 0 else t for i, t in enumerate(plain)]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("estimator", ["gae", "reinforce_pp"])
+def test_advantages_are_whitened_within_each_task_or_over_the_whole_batch(estimator: str) -> None:
+    batch, tasks = make_batch(of_two_tasks()), ("large", "test")
+    plain, _ = judged(batch, advantages=estimator, whiten_advantages=False)
+    mask, raw = batch.mask.numpy(), plain.advantages.double().numpy()
+    of_task = {task: np.array([[own == task] for own in batch.tasks]) & mask for task in tasks}
+    for by, parts in (("task", list(of_task.values())), ("batch", [mask])):
+        expected = np.zeros_like(raw)
+        for part in parts:
+            expected[part] = (raw[part] - raw[part].mean()) / np.sqrt(raw[part].var(ddof=1) + 1e-8)
+        found, _ = judged(batch, advantages=estimator, normalize_by=by, tasks=tasks)
+        np.testing.assert_allclose(found.advantages.numpy(), expected, atol=1e-4)
+    alone, _ = judged(batch, advantages=estimator, normalize_by="task")
+    assert torch.equal(alone.advantages, found.advantages)
+
+
+def test_a_task_whose_rewards_are_a_hundred_times_larger_weighs_no_more_when_rewards_are_normalised_by_task() -> None:
+    settings: dict[str, Any] = {"advantages": "reinforce_pp", "normalize_rewards": True, "kl_coefficient": 0.0}
+    many, tasks = of_two_tasks(), ("large", "test")
+    few = [replace(t, task="test", reward=t.reward / 100) if t.task == "large" else t for t in many]  # type: ignore[operator]
+    made, _ = judged(make_batch(many), tasks=tasks, whiten_advantages=False, **settings)
+    for task in tasks:
+        own = [i for i, t in enumerate(many) if t.task == task]
+        alone, _ = judged(make_batch([few[i] for i in own]), whiten_advantages=False, **settings)
+        firsts = [row[0] for row in on_tokens(made.advantages, make_batch(many))]
+        expected = [row[0] for row in on_tokens(alone.advantages, make_batch([few[i] for i in own]))]
+        assert [firsts[i] for i in own] == pytest.approx(expected, abs=1e-4)
+
+
+def test_each_tasks_running_statistics_are_carried_on_and_one_that_lacks_is_named() -> None:
+    config, tasks = LearnerConfig(normalize_rewards=True), ("large", "test")
+    judge, other = (Judge(config, ALONE, tasks) for _ in range(2))
+    judge.judge(5, experience(make_batch(of_two_tasks())), Tally(ALONE))
+    state = judge.state()
+    assert set(state) == {"kl_coefficient", "reward_moments.large", "reward_moments.test"}
+    assert [state[f"reward_moments.{task}"][0].item() for task in tasks] == [4, 8]
+    other.load(state)
+    assert {name: t.tolist() for name, t in other.state().items()} == {n: t.tolist() for n, t in state.items()}
+    with pytest.raises(InputError, match=r"lacks 'reward_moments\.test'"):
+        other.load({name: tensor for name, tensor in state.items() if name != "reward_moments.test"})
+
+
+def test_a_trajectory_of_none_of_the_tasks_is_refused_by_name() -> None:
+    batch = make_batch(of_two_tasks(4))
+    Judge(LearnerConfig(), ALONE, ("test", "large")).require_known(batch)
+    Judge(LearnerConfig(), ALONE).require_known(batch)
+    with pytest.raises(
+        LearnerError, match=f"trajectory {batch.uids[0]}: it is of none of the tasks test, other"
+    ) as error:
+        Judge(LearnerConfig(), ALONE, ("test", "other")).require_known(batch)
+    assert error.value.uids == (batch.uids[0], batch.uids[3])

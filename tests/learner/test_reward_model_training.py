@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from cluster.datasets import Reading
+from cluster.datasets import Reading, Source
 from cluster.errors import InputError
 from examples.reviews.grammar import all_prompts, sample_review, topic_of
 from examples.reviews.model import build_model
@@ -35,7 +35,7 @@ CONFIG = RewardModelConfig(num_epochs=2, batch_size=32, learning_rate=5e-3)
 def train_reward_model(
     model: Path, data: Path, output: Path, config: RewardModelConfig, *, seed: int, fresh: Path | None = None
 ) -> Iterator[Row]:
-    return stream(SupervisedSettings(LearnerConfig(), config, model, data, output, seed, fresh_path=fresh))
+    return stream(SupervisedSettings(LearnerConfig(), config, model, (Source(data),), output, seed, fresh_path=fresh))
 
 
 def write_pairs(path: Path, num: int, seed: int) -> Path:
@@ -179,7 +179,7 @@ def test_members_hold_out_the_same_pairs_and_differ_in_head_and_order(
     ranks = [
         make_rank(
             SupervisedSettings(
-                LearnerConfig(), config, trained[0] / "model", preferences, tmp_path / "out", 7, member=k
+                LearnerConfig(), config, trained[0] / "model", (Source(preferences),), tmp_path / "out", 7, member=k
             )
         )
         for k in (0, 1, 2, 1)
@@ -201,7 +201,9 @@ def test_pairs_held_out_by_prompt_stay_held_out_when_pairs_are_added(
 ) -> None:
     few, more = (write_pairs(tmp_path / f"{num}.parquet", num, seed=num) for num in (60, 50))
     config = RewardModelConfig(num_epochs=1, batch_size=8, held_out_share=0.3)
-    given = SupervisedSettings(LearnerConfig(), config, trained[0] / "model", few, tmp_path / "out", 0, by_prompt=True)
+    given = SupervisedSettings(
+        LearnerConfig(), config, trained[0] / "model", (Source(few),), tmp_path / "out", 0, by_prompt=True
+    )
     before, after = make_rank(given), make_rank(replace(given, more_path=more))
     assert after.counts()["num_more"] == 50
     assert after.counts()["num_examples"] == 110
@@ -218,7 +220,9 @@ def test_broken_pairs_are_left_out_counted_and_listed_where_that_is_wanted(
     rows = pq.read_table(preferences).to_pylist()
     rows[3]["chosen"], rows[5]["rejected"] = None, None
     pq.write_table(pa.Table.from_pylist(rows), preferences)
-    settings = SupervisedSettings(LearnerConfig(), CONFIG, trained[0] / "model", preferences, tmp_path / "out", 0)
+    settings = SupervisedSettings(
+        LearnerConfig(), CONFIG, trained[0] / "model", (Source(preferences),), tmp_path / "out", 0
+    )
     with pytest.raises(InputError, match=r"preferences\.parquet, row 3: column 'chosen': not text but None"):
         make_rank(settings)
     rank = make_rank(replace(settings, reading=Reading(broken_rows="skip"), log_dir=tmp_path / "logs"))

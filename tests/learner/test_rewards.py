@@ -12,18 +12,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.config import LearnerConfig
-from learner.rewards import RunningMoments, overlong_penalty, shaped_scores
+from learner.rewards import RunningMoments, normalized_scores, overlong_penalty, shaped_scores
 
 NUMBERS = st.floats(-1e3, 1e3, allow_subnormal=False)
 
 
-def shaped(scores: list[float], moments: RunningMoments | None = None, **settings: Any) -> list[float]:
+def alone(tensor: Tensor) -> Tensor:
+    """The sum over ranks where there is one."""
+    return tensor
+
+
+def normalized(scores: list[float], moments: RunningMoments) -> list[float]:
+    values = torch.tensor(scores, dtype=torch.float64)
+    return normalized_scores(values, [(torch.ones(len(scores), dtype=torch.bool), moments)], alone).tolist()
+
+
+def shaped(scores: list[float], **settings: Any) -> list[float]:
     values = torch.tensor(scores, dtype=torch.float64)
     lengths, ends = torch.arange(1, len(scores) + 1), torch.arange(len(scores)) % 2 == 0
-    config, moments = LearnerConfig(**settings), moments or RunningMoments()
-    return shaped_scores(
-        values, lengths=lengths, ends=ends, config=config, moments=moments, all_sum=lambda tensor: tensor
-    ).tolist()
+    return shaped_scores(values, lengths=lengths, ends=ends, config=LearnerConfig(**settings)).tolist()
 
 
 @given(st.lists(st.lists(NUMBERS, min_size=1, max_size=6), min_size=1, max_size=5))
@@ -58,19 +65,41 @@ def test_two_ranks_keep_the_moments_of_one_and_a_resumed_run_goes_on_with_them()
     assert torch.equal(one.state(), resumed.state())
 
 
-def test_scores_are_normalised_by_all_steps_so_far_then_clipped() -> None:
+def test_scores_are_normalised_by_all_steps_so_far_and_clipped() -> None:
     moments = RunningMoments()
-    shaped([0.0, 2.0], moments, normalize_rewards=True)
+    normalized([0.0, 2.0], moments)
     so_far = [0.0, 2.0, 4.0, 30.0]
-    found = shaped([4.0, 30.0], moments, normalize_rewards=True, reward_clip=1.0)
     expected = [(x - statistics.fmean(so_far)) / statistics.stdev(so_far) for x in (4.0, 30.0)]
-    assert found == pytest.approx([max(-1.0, expected[0]), 1.0])
-    assert expected[1] > 1
+    assert normalized([4.0, 30.0], moments) == pytest.approx(expected)
     assert shaped([3.0, -3.0], reward_clip=2.0) == [2.0, -2.0]
 
 
+@given(st.lists(st.lists(st.tuples(st.booleans(), NUMBERS), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_each_part_is_normalised_by_its_own_scores_so_far(batches: list[list[tuple[bool, float]]]) -> None:
+    kept, so_far = (RunningMoments(), RunningMoments()), ([], [])  # type: tuple[RunningMoments, ...], tuple[list[float], ...]
+    for batch in batches:
+        scores = torch.tensor([score for _, score in batch], dtype=torch.float64)
+        second = torch.tensor([is_second for is_second, _ in batch])
+        found = normalized_scores(scores, [(~second, kept[0]), (second, kept[1])], alone).tolist()
+        for is_second, score in batch:
+            so_far[is_second].append(score)
+        for (is_second, score), value in zip(batch, found, strict=True):
+            own = so_far[is_second]
+            deviation = statistics.stdev(own) if len(own) > 1 else 0.0
+            if deviation > 1e-3 or len(set(own)) == 1:
+                assert value == pytest.approx((score - statistics.fmean(own)) / (deviation + 1e-8), rel=1e-5, abs=1e-5)
+
+
+def test_a_part_without_a_score_keeps_its_statistics() -> None:
+    moments = RunningMoments()
+    normalized([1.0, 3.0], moments)
+    before = moments.state().tolist()
+    normalized_scores(torch.tensor([9.0]), [(torch.tensor([False]), moments)], alone)
+    assert moments.state().tolist() == before
+
+
 def test_equal_scores_normalise_to_zero_and_not_to_infinity() -> None:
-    assert shaped([5.0, 5.0, 5.0], normalize_rewards=True) == [0.0, 0.0, 0.0]
+    assert normalized([5.0, 5.0, 5.0], RunningMoments()) == [0.0, 0.0, 0.0]
 
 
 def test_responses_that_were_cut_off_or_too_long_pay_for_it_after_the_clip() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.datasets import Source
 from cluster.errors import InputError
 from examples.reviews.model import build_model
 from learner.config import LearnerConfig, SftConfig
 from learner.datasets import Completion, tokenize
 from learner.sft import completion_nll
-from learner.supervised import load_tokenizer, warmup_then_cosine
+from learner.supervised import load_tokenizer, mixed_batches, shuffled_batches, warmup_then_cosine
 from learner.supervised_loop import Row
 from learner.supervised_rank import SupervisedSettings, load_net
 from tests.chat import assistant, user, write_chat_model
@@ -40,7 +42,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_sft(model: Path, data: Path, output: Path, config: SftConfig, *, seed: int) -> Iterator[Row]:
-    return stream(SupervisedSettings(LearnerConfig(), config, model, data, output, seed))
+    return stream(SupervisedSettings(LearnerConfig(), config, model, (Source(data),), output, seed))
 
 
 def written(path: Path, columns: dict[str, list[str]]) -> Path:
@@ -94,7 +96,7 @@ def test_the_loss_is_over_completion_tokens_of_all_rows_alone(model_path: Path, 
             logits[start - 1 : -1], torch.tensor(ids[start:], dtype=torch.long), reduction="sum"
         ).item()
     config = LearnerConfig(packing=packing)
-    net: Any = load_net(SupervisedSettings(config, CONFIG, model_path, Path("data"), Path("out"), 0))
+    net: Any = load_net(SupervisedSettings(config, CONFIG, model_path, (Source(Path("data")),), Path("out"), 0))
     assert completion_nll(net, batch, CPU).item() == pytest.approx(total, rel=1e-6)
     assert completion_nll(net, [], CPU).item() == 0
 
@@ -200,10 +202,42 @@ def test_the_held_out_loss_is_that_of_examples_never_trained_on(model_path: Path
     config = SftConfig(num_steps=20, batch_size=1, learning_rate=1e-2, held_out_share=0.5, evaluate_every_steps=5)
     _, *steps, last = train_sft(model_path, data, tmp_path / "out", config, seed=0)
     assert [step["step"] for step in steps if "held_out_loss" in step] == [5, 10, 15, 20]
-    net: Any = load_net(SupervisedSettings(LearnerConfig(), config, tmp_path / "out", data, tmp_path / "out", 0))
+    net: Any = load_net(
+        SupervisedSettings(LearnerConfig(), config, tmp_path / "out", (Source(data),), tmp_path / "out", 0)
+    )
     with torch.no_grad():
         losses = [
             completion_nll(net, [example], CPU).item() / (len(example.token_ids) - example.num_prompt)
             for example in tokenize(load_tokenizer(tmp_path / "out"), PROMPTS, COMPLETIONS)
         ]
     assert last["held_out_loss"] == pytest.approx(max(losses), abs=1e-5)
+
+
+def test_a_single_source_comes_in_shuffled_passes_and_several_by_their_weights_each_in_its_own() -> None:
+    def drawn(sizes: list[int], weights: list[float], num: int) -> list[list[int]]:
+        return list(islice(mixed_batches(sizes, weights, 6, torch.Generator().manual_seed(3)), num))
+
+    assert drawn([10], [2.0], 4) == list(islice(shuffled_batches(10, 6, torch.Generator().manual_seed(3)), 4))
+    batches = drawn([4, 10], [1.0, 2.0], 10)
+    assert {len(batch) for batch in batches} == {6}
+    assert all(sum(row < 4 for row in batch) == 2 for batch in batches)
+    rows = [row for batch in batches for row in batch]
+    first, second = [row for row in rows if row < 4], [row for row in rows if row >= 4]
+    assert [sorted(first[start : start + 4]) for start in range(0, 20, 4)] == [[0, 1, 2, 3]] * 5
+    assert [sorted(second[start : start + 10]) for start in range(0, 40, 10)] == [list(range(4, 14))] * 4
+    assert second[:10] != second[10:20]
+    assert drawn([4, 10], [1.0, 2.0], 10) == batches
+
+
+def test_several_sources_are_counted_together_held_out_from_apart_and_all_learnt(
+    model_path: Path, tmp_path: Path
+) -> None:
+    sources = tuple(
+        Source(written(tmp_path / f"{i}.parquet", {"prompt": [prompt] * num, "completion": [completion] * num}))
+        for i, (prompt, completion, num) in enumerate(zip(PROMPTS, COMPLETIONS, (4, 20), strict=True))
+    )
+    config = CONFIG.model_copy(update={"held_out_share": 0.25, "batch_size": 4})
+    out = tmp_path / "out"
+    counts, *_ = stream(SupervisedSettings(LearnerConfig(), config, model_path, sources, out, 0))
+    assert (counts["num_examples"], counts["num_held_out"]) == (24, 6)
+    assert [greedy(out, prompt).strip() for prompt in PROMPTS] == COMPLETIONS

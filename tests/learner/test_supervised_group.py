@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from cluster.datasets import Source
 from cluster.errors import InputError, LearnerDied
 from learner.config import LearnerConfig, stage_threads
 from tests.learner.supervised_alone import settings, stream, untimed, write_inputs
@@ -49,7 +50,7 @@ async def test_two_learners_give_what_one_rank_alone_does_and_a_dead_one_ends_th
 async def test_wrong_data_is_the_error_of_the_start(ray_session: None, folder: Path, tmp_path: Path) -> None:
     from learner.supervised_group import SupervisedLearnerGroup
 
-    given = replace(settings(folder, "sft", tmp_path, num_cpus=0.1), data_path=folder / "none.parquet")
+    given = replace(settings(folder, "sft", tmp_path, num_cpus=0.1), sources=(Source(folder / "none.parquet"),))
     with pytest.raises(InputError, match=r"none\.parquet: no such data set"):
         await SupervisedLearnerGroup.start(given)
 

@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from reward_service import client as client_module
-from reward_service.client import HandleRewardClient, HttpRewardClient, Patient, run_client
+from reward_service.client import HandleRewardClient, HttpRewardClient, NoClient, Patient, TaskClients, run_client
 from reward_service.config import RewardServiceConfig
 
 ITEM = ScoreRequest("x", "p", "a")
@@ -187,3 +187,58 @@ def test_a_run_uses_its_own_service_or_the_one_it_is_pointed_at_and_both_clients
         copy = pickle.loads(pickle.dumps(patient))  # noqa: S301
         assert isinstance(copy._client, kind)
     assert elsewhere._client._body([ITEM])["scorer"] == "quality"  # type: ignore[attr-defined]
+
+
+class Named:
+    """Gives the length of what it is called, or raises; keeps what it was asked."""
+
+    def __init__(self, name: str, error: RewardError | None = None) -> None:
+        self.name, self.error = name, error
+        self.asked: list[list[str]] = []
+        self.is_closed = False
+
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
+        self.asked.append([request.id for request in requests])
+        if self.error is not None:
+            raise self.error
+        return [Score(request.id, float(len(self.name)), {}, self.name) for request in requests]
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+def of(*tasks: str) -> list[ScoreRequest]:
+    return [ScoreRequest(str(place), "p", "r", {}, task) for place, task in enumerate(tasks)]
+
+
+async def test_each_tasks_client_is_asked_once_and_the_answers_come_in_the_order_of_the_requests() -> None:
+    sums, games = Named("a"), Named("bb")
+    clients = TaskClients({"sums": sums, "games": games})
+    outcomes = await clients.outcomes(of("games", "sums", "games"))
+    assert [(outcome.id, outcome.reward) for outcome in outcomes] == [("0", 2.0), ("1", 1.0), ("2", 2.0)]  # type: ignore[union-attr]
+    assert (sums.asked, games.asked) == ([["1"]], [["0", "2"]])
+    await clients.outcomes(of("sums"))
+    assert len(games.asked) == 1
+    await clients.aclose()
+    assert sums.is_closed
+    assert games.is_closed
+
+
+async def test_no_requests_meet_every_tasks_client_and_a_task_without_one_is_named() -> None:
+    broken = Named("a", RewardUnavailable("reward_service", "down"))
+    with pytest.raises(RewardUnavailable, match="down"):
+        await TaskClients({"sums": Named("b"), "games": broken}).outcomes([])
+    with pytest.raises(RewardError, match="0 is of task 'chess', which has no scorer"):
+        await TaskClients({"sums": Named("b")}).outcomes(of("chess"))
+
+
+def test_a_run_of_several_tasks_asks_for_each_tasks_scorer_by_its_name_and_the_client_travels() -> None:
+    scorers = {"sums": "answer", "games": "none", "texts": "reward_model"}
+    own = RewardServiceConfig().serving(list(scorers.values()))
+    assert own.scorer == "reward_model"
+    for config, kind in ((own, HandleRewardClient), (RewardServiceConfig(url="http://other:1"), HttpRewardClient)):
+        patient = pickle.loads(pickle.dumps(run_client(config, "run", "secret", scorers)))  # noqa: S301
+        clients = patient._client._clients
+        assert isinstance(clients["games"], NoClient)
+        assert isinstance(clients["sums"], kind)
+        assert (clients["sums"]._scorer, clients["texts"]._scorer) == ("answer", None)

@@ -162,3 +162,20 @@ async def test_a_reward_models_own_statistics_normalise_it(reward_model_folder: 
     before = scorers["a"].version
     (other / "reward_statistics.json").write_text('{"mean": 0.6, "std": 0.25, "num": 3}')
     assert build_scorer(config, None).version != before
+
+
+def test_a_service_of_several_scorers_has_each_by_what_the_run_calls_it_with_the_version_it_has_alone() -> None:
+    config = RewardServiceConfig.model_validate({"scorers": {"answer": {"kind": "exact"}}})
+    path = "tests.scorers:length"
+    served = config.serving(["answer", "none", path, "answer"])
+    assert (served.scorer, set(served.scorers)) == ("answer", {"answer", path})
+    built = build_scorers(served, None)
+    assert built[path].version == build_scorer(RewardServiceConfig(scorer=path), None).version
+    assert config.serving([path]) == config.model_copy(update={"scorer": path})
+    assert config.serving(["none"]).scorer == "none"
+
+
+def test_a_reward_model_is_needed_whichever_of_the_scorers_it_is() -> None:
+    config = RewardServiceConfig(scorer="none")
+    assert config.serving(["tests.scorers:length", "reward_model"]).needs_reward_model()
+    assert not config.serving(["tests.scorers:length"]).needs_reward_model()

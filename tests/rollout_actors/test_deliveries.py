@@ -26,12 +26,14 @@ class Puts:
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
+        self.tasks: dict[int, str] = {}
         self.voided: list[tuple[int, str]] = []
         self.changed = asyncio.Condition()
 
     async def put(self, groups: Sequence[FinishedGroup]) -> None:
         async with self.changed:
             self.calls.append([ticket.group for ticket, _ in groups])
+            self.tasks |= {trajectory.group: trajectory.task for _, group in groups for trajectory in group}
             self.changed.notify_all()
 
     async def void(self, ticket: Ticket, reason: str) -> None:
@@ -49,11 +51,11 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.puts, self.rewards = Puts(), FakeRewardClient()
         tokenizer = PromptTokenizer(str(folder), max_prompt_tokens=4)
-        self.deliveries = Deliveries("test", tokenizer, self.puts, self.rewards)
+        self.deliveries = Deliveries(tokenizer, self.puts, self.rewards)
 
-    def add(self, *groups: int) -> None:
+    def add(self, *groups: int, task: str = "test") -> None:
         for group in groups:
-            ticket = Ticket(group, group, 0, 3, {"prompt": "t5 t6"}, "rollout-0")
+            ticket = Ticket(group, group, 0, 3, {"prompt": "t5 t6"}, "rollout-0", task=task)
             response = SampledResponse(ticket.uid(0), [7], [-1.0], [Segment(0, 0, 1, 0, "rollout-0")], "length")
             self.deliveries.add(ticket, [single_turn(ticket.row["prompt"], PROMPT, response)])
 
@@ -134,3 +136,12 @@ async def test_nothing_is_put_after_a_cancellation(rig: Rig) -> None:
     rig.rewards.gate.set()
     await asyncio.sleep(0)
     assert rig.puts.calls == []
+
+
+async def test_a_wave_of_several_tasks_is_scored_with_one_call_that_says_what_is_of_which(rig: Rig) -> None:
+    rig.add(0, task="sums")
+    rig.add(1, task="games")
+    await rig.puts.wait_num(1)
+    assert rig.puts.calls == [[0, 1]]
+    assert [request.task for request in rig.rewards.requests] == ["sums", "games"]
+    assert rig.puts.tasks == {0: "sums", 1: "games"}

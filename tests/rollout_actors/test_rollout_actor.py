@@ -14,6 +14,7 @@ import pytest
 
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import EngineError, GroupsVoided, InputError, RewardError, TrajectoryRefused, WeightsLost
+from cluster.prompt_order import TaskPrompts
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import BegunGroup, Ticket, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue
@@ -36,13 +37,22 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 class Rig:
     """Queue, weights, rewards and engine of one run; `actor` makes actors for it."""
 
-    def __init__(self, folder: Path, *, num_steps: int = 2, lag: int = 1, groups: int = 2, **config: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_steps: int = 2,
+        lag: int = 1,
+        groups: int = 2,
+        prompts: Sequence[TaskPrompts] = (TaskPrompts("test", ROWS),),
+        **config: Any,
+    ) -> None:
         self.folder = folder
         settings = {"responses_per_prompt": 2, "max_prompt_tokens": 4, "max_response_tokens": 3}
         self.config = RolloutActorsConfig(**{**settings, **config})
         self.queue = TrajectoryQueue(
             TrajectoryQueueConfig(groups_per_step=groups, max_policy_lag=lag, take_timeout_s=20),
-            ROWS,
+            prompts,
             run_seed=3,
             num_steps=num_steps,
         )
@@ -59,7 +69,6 @@ class Rig:
             self.config,
             model_path=str(self.folder),
             dtype="float32",
-            task="test",
             seed=0,
             build_engine=lambda: self.engines[name],
             fetch_tensors=self._fetch,
@@ -406,7 +415,6 @@ async def test_a_real_engine_samples_for_a_run(tied_folder: Path) -> None:
         rig.config,
         model_path=str(tied_folder),
         dtype="float32",
-        task="test",
         seed=0,
         fetch_tensors=lambda manifest: tiny.checkpoint(model),
     )
@@ -467,14 +475,15 @@ async def test_weights_that_stay_lost_end_the_actor_by_name(tied_folder: Path, m
 # With an environment.
 
 
-def talking(name: str, **settings: Any) -> EnvironmentConfig:
+def talking(name: str, **settings: Any) -> dict[str, EnvironmentConfig]:
+    """The environment of the rig's task."""
     path = f"tests.rollout_actors.worlds:{name}"
-    return EnvironmentConfig(path=path, settings=settings, max_tokens=40, step_timeout_s=10)
+    return {"test": EnvironmentConfig(path=path, settings=settings, max_tokens=40, step_timeout_s=10)}
 
 
 async def test_with_an_environment_a_trajectory_is_a_conversation_of_several_turns(chat_folder: Path) -> None:
     rig = Rig(chat_folder, num_steps=2, groups=2, max_prompt_tokens=16)
-    async with rig.actor(environment=talking("Echo", num_turns=3)) as actor:
+    async with rig.actor(environments=talking("Echo", num_turns=3)) as actor:
         running = rig.run(actor)
         await rig.publish(0)
         first = await rig.queue.take(1)
@@ -497,7 +506,7 @@ async def test_with_an_environment_a_trajectory_is_a_conversation_of_several_tur
 
 async def test_a_group_whose_environment_breaks_the_protocol_is_voided_with_its_reason(chat_folder: Path) -> None:
     rig = Rig(chat_folder, num_steps=2, groups=2, max_prompt_tokens=16)
-    async with rig.actor(environment=talking("Odd", how="raises")) as actor:
+    async with rig.actor(environments=talking("Odd", how="raises")) as actor:
         running = rig.run(actor)
         await rig.publish(0)
         with pytest.raises(GroupsVoided, match="no luck"):
@@ -508,7 +517,7 @@ async def test_a_group_whose_environment_breaks_the_protocol_is_voided_with_its_
 async def test_an_actor_that_leaves_in_the_middle_of_conversations_hands_their_groups_over(chat_folder: Path) -> None:
     rig = Rig(chat_folder, num_steps=1, groups=2, max_prompt_tokens=16)
     holding = threading.Event()
-    async with rig.actor(environment=talking("Echo", num_turns=3), before_step=holding.wait) as actor:
+    async with rig.actor(environments=talking("Echo", num_turns=3), before_step=holding.wait) as actor:
         running = rig.run(actor)
         await rig.publish(0)
         while not (await rig.queue.counts()).num_open:
@@ -517,7 +526,7 @@ async def test_an_actor_that_leaves_in_the_middle_of_conversations_hands_their_g
         holding.set()
         await leaving
         await running
-    async with rig.actor("rollout-1", environment=talking("Echo", num_turns=3)) as other:
+    async with rig.actor("rollout-1", environments=talking("Echo", num_turns=3)) as other:
         running = rig.run(other)
         groups = await rig.queue.take(1)
         await other.leave()
@@ -529,15 +538,31 @@ async def test_conversations_outside_training_are_the_same_again_and_prompts_are
     chat_folder: Path, tied_folder: Path
 ) -> None:
     rig = Rig(chat_folder, max_prompt_tokens=16)
-    async with rig.actor(environment=talking("Echo", num_turns=2)) as actor:
-        held = [await actor.answer([{"prompt": ""}] * 3, seed="x", num=2) for _ in range(2)]
-        other = await actor.answer([{"prompt": ""}] * 3, seed="y", num=2)
+    async with rig.actor(environments=talking("Echo", num_turns=2)) as actor:
+        held = [await actor.answer([{"prompt": ""}] * 3, task="test", seed="x", num=2) for _ in range(2)]
+        other = await actor.answer([{"prompt": ""}] * 3, task="test", seed="y", num=2)
     assert held[0] == held[1] != other
     assert [len(group) for group in held[0]] == [2, 2, 2]
     assert all(first.messages[0] == second.messages[0] for first, second in held[0])
     rig = Rig(tied_folder)
     async with rig.actor() as actor:
-        ((answer,),) = await actor.answer([ROWS[0]], seed="x")
+        ((answer,),) = await actor.answer([ROWS[0]], task="test", seed="x")
         ((response,),) = await actor.sample([ROWS[0]["prompt"]], seed="x")
     assert (answer.response, answer.last_response) == (response.text, response.token_ids)
     assert answer.messages == []
+
+
+async def test_prompts_of_a_task_with_an_environment_are_talked_about_and_those_of_another_answered_once(
+    chat_folder: Path,
+) -> None:
+    prompts = [TaskPrompts("test", [{"prompt": ""}]), TaskPrompts("plain", [{"prompt": "ab"}])]
+    rig = Rig(chat_folder, num_steps=1, groups=4, prompts=prompts, max_prompt_tokens=16)
+    async with rig.actor(environments=talking("Echo", num_turns=3)) as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        groups = await rig.queue.take(1)
+        await actor.leave()
+        await running
+    assert [{t.task for t in group} for group in groups] == [{"test"}, {"plain"}] * 2
+    assert [{len(t.turns) for t in group} for group in groups] == [{3}, {1}] * 2
+    assert {request.task for request in rig.rewards.requests} == {"test", "plain"}

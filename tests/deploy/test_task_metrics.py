@@ -1,0 +1,33 @@
+"""What a step tells of each task of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cluster.trajectory import Turn
+from deploy.task_metrics import task_metrics
+from tests.learner.conftest import make_trajectory
+
+
+def test_each_task_has_the_means_of_its_own_trajectories_and_their_number_so_far() -> None:
+    first, second, third = (make_trajectory(index) for index in range(3))
+    prompt, response = third.turns[0].start, third.turns[0].length
+    talk = replace(third, task="talk", reward=1.0, turns=[Turn(prompt, 1, 0.25), Turn(prompt + 1, response - 1, 0.5)])
+    trajectories = [replace(first, task="sums", reward=1.0), replace(second, task="sums", reward=0.5), talk]
+    found = task_metrics(["sums", "talk"], trajectories, {"tasks/sums/num_episodes": 10})
+    lengths = [trajectory.num_response_tokens for trajectory in trajectories]
+    assert found == {
+        "tasks/sums/num_episodes": 12,
+        "tasks/sums/reward_mean": 0.75,
+        "tasks/sums/response_length_tokens": pytest.approx((lengths[0] + lengths[1]) / 2),
+        "tasks/talk/num_episodes": 1,
+        "tasks/talk/reward_mean": 1.75,
+        "tasks/talk/response_length_tokens": lengths[2],
+    }
+
+
+def test_of_a_task_that_a_step_has_nothing_of_only_the_number_is_told() -> None:
+    assert task_metrics(["sums"], [], {"tasks/sums/num_episodes": 4}) == {"tasks/sums/num_episodes": 4}
+    assert task_metrics([], [make_trajectory(0)], {}) == {}
