@@ -18,7 +18,7 @@ demo: install  ## every stage of the reviews task, from nothing
 test: install  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-chaos: install  ## parts that are killed, hang or raise, in whole commands mostly, for minutes
+chaos: install  ## parts that are killed, hang or raise, and whole commands, for minutes
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 check: install  ## style, types, floors

@@ -100,6 +100,7 @@ def test_a_taken_port_is_refused_by_number_before_anything_starts(tmp_path: Path
     assert (code, last) == (2, f"error: reward_service.port: {port} is taken on 127.0.0.1")
 
 
+@pytest.mark.chaos
 def test_a_scorer_that_raises_is_named_with_its_line_before_an_engine_is_loaded(tmp_path: Path) -> None:
     code, last = failed(tmp_path, "reward_service.scorer = 'tests.scorers:raising'")
     assert code == 2

@@ -100,6 +100,7 @@ def rows(run: Path, stage: str) -> list[Mapping[str, Any]]:
     return [row for row in found if row["stage"] == stage]
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_step_has_prompts_of_every_task_by_its_weight_and_tells_of_each(finished: Path) -> None:
@@ -117,6 +118,7 @@ def test_a_step_has_prompts_of_every_task_by_its_weight_and_tells_of_each(finish
     assert len(steps) == 2
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_each_task_is_scored_by_its_own_scorer_and_talked_about_with_its_own_environment(finished: Path) -> None:
@@ -133,6 +135,7 @@ def test_each_task_is_scored_by_its_own_scorer_and_talked_about_with_its_own_env
         assert all((turn.reward is not None) == (trajectory.task == "dialogue") for turn in trajectory.turns)
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_what_is_held_out_of_every_task_is_judged_during_ppo_and_before_and_after(finished: Path) -> None:
@@ -151,6 +154,7 @@ def test_what_is_held_out_of_every_task_is_judged_during_ppo_and_before_and_afte
     assert set(summary["held_out"]["tasks"]) == set(TASKS)
 
 
+@pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_one_task_of_a_judged_run_is_shown_alone_and_an_unknown_one_is_refused(finished: Path) -> None:
