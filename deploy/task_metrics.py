@@ -27,4 +27,5 @@ def task_metrics(
 
 def _reward(trajectory: Trajectory) -> float:
     """What the scorer and, turn by turn, the environment gave."""
-    return (trajectory.reward or 0.0) + sum(turn.reward or 0.0 for turn in trajectory.turns)
+    assert trajectory.reward is not None, "a step is trained on scored trajectories alone"
+    return trajectory.reward + sum(turn.reward or 0.0 for turn in trajectory.turns)
