@@ -231,14 +231,16 @@ class Record:
         self._parts |= step.info
 
     def finished(self, finish_reason: str) -> Conversation:
-        transcript = self._transcript
-        logprobs = [0.0] * len(transcript.token_ids)
+        """The conversation up to the policy's last token: what was said behind it, nobody answers."""
+        transcript, last = self._transcript, self.turns[-1]
+        token_ids = transcript.token_ids[: last.start + last.length]
+        logprobs = [0.0] * len(token_ids)
         for start, values in self._sampled:
             logprobs[start : start + len(values)] = values
         return Conversation(
             self._uid,
             transcript.prompt,
-            transcript.token_ids,
+            token_ids,
             logprobs,
             self.segments,
             self.turns,

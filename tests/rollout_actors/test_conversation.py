@@ -114,7 +114,8 @@ async def test_it_ends_after_the_turns_or_where_no_token_fits_and_is_cut_then(to
     assert by_tokens.finish_reason == "length"
     assert all(len(ids) + room <= 30 for ids, room, _ in script.asked)
     assert 1 < len(by_tokens.turns) < 9
-    assert max(turn.start + turn.length for turn in by_tokens.turns) <= 30
+    assert len(by_tokens.token_ids) <= 30, "an observation that leaves no room for an answer is no part of it"
+    assert by_tokens.mask[-1]
 
 
 async def test_the_same_seed_begins_alike_and_columns_reach_the_environment(tokenizer: PromptTokenizer) -> None:
