@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from cluster.chat_template import Message
 from examples.game.tictactoe import TicTacToe, best_moves, free
 
-NUM_GAMES = 3000
-PERFECT_SHARE = 0.3
+NUM_GAMES = 6000
+PERFECT_SHARE = 0.6
 
 
 def build_data(directory: Path, *, seed: int) -> None:

@@ -13,7 +13,8 @@ from cluster.chat_template import Message
 
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
 EMPTY = " " * 9
-WORDS = ("x", "o", *"123456789", "|", "won", "lost", "drawn", "illegal")
+OUTCOMES = ("won", "lost", "drawn", "illegal")
+WORDS = (*(f"{mark}{square}" for mark in ("x", "o", "") for square in range(1, 10)), "|", *OUTCOMES)
 
 
 def winner(board: str) -> str | None:
@@ -47,8 +48,8 @@ def best_moves(board: str, mark: str) -> list[int]:
 
 
 def shown(board: str) -> str:
-    """The board as the policy reads it, row by row."""
-    cells = [mark if mark != " " else str(square + 1) for square, mark in enumerate(board)]
+    """The board as the policy reads it, row by row: the number of each square, behind the mark of who has it."""
+    cells = [f"{mark.strip()}{number}" for number, mark in enumerate(board, 1)]
     return " | ".join(" ".join(cells[row : row + 3]) for row in (0, 3, 6))
 
 

@@ -62,7 +62,7 @@ def test_a_square_that_is_taken_loses_and_the_board_shows_what_is_free() -> None
     board = game._board
     taken = [square for square in range(9) if square not in free(board)]
     assert shown(EMPTY) == "1 2 3 | 4 5 6 | 7 8 9"
-    assert shown(after(EMPTY, 4, "o")) == "1 2 3 | 4 o 6 | 7 8 9"
+    assert shown(after(after(EMPTY, 4, "o"), 8, "x")) == "1 2 3 | 4 o5 6 | 7 8 x9"
     for square in taken:
         assert game.step(str(square + 1))[0] == "illegal"
     assert winner("ooo      ") == "o"

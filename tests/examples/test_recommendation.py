@@ -62,6 +62,15 @@ def test_clicks_pay_by_place_once_each_and_only_for_what_is_on_offer(response: s
     assert least <= reward(response) <= most
 
 
+def test_a_list_breaks_off_where_it_repeats_or_makes_up_an_item() -> None:
+    certain = [1.0] * 6
+    whole = reward("atlas, chess, dunes, knots, tides.", certain)
+    after_three = reward("atlas, chess, dunes.", certain)
+    assert 0 < after_three < whole == 1
+    for fault in ("atlas", "gold"):
+        assert reward(f"atlas, chess, dunes, {fault}, knots.", certain) == after_three
+
+
 def test_clicks_follow_from_chance_and_are_the_same_again() -> None:
     even = [0.5] * 6
     rankings = [", ".join(random.Random(seed).sample(OFFERED, 5)) for seed in range(400)]
