@@ -6,7 +6,7 @@ Each leaves one artefact in the run directory, whole or not at all; its presence
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,8 @@ from deploy.adversarial import write_altered
 from deploy.run_config import RunConfig, scorer_paths
 from deploy.run_directory import checkpoint_step
 from deploy.session import Session, dtype_of
-from reward_service import trial
+from reward_service.trial import Trial
+from reward_service.trial import try_functions as try_scorers
 from rollout_actors.environments import try_out
 from rollout_actors.prompts import holds_messages, read_rows, ready_rows, scorer_columns
 
@@ -147,16 +148,21 @@ async def try_functions(session: Session) -> None:
 
     Nothing is loaded yet. A scorer, which may bring anything with it, is called in a process of its own.
     """
-    for task in session.config.by_task():
-        await _try_functions_of(session, task)
+    trials = [trial for task in session.config.by_task() if (trial := await _tried_environment(session, task)).paths]
+    timeout_s, name = session.config.reward_service.timeout_s, "scorer_trial"
+    if trials:
+        log_path = session.log_path(name)
+        async for _ in stream_task(try_scorers, trials, timeout_s=timeout_s, name=name, log_path=log_path):
+            pass
 
 
-async def _try_functions_of(session: Session, task: str) -> None:
+async def _tried_environment(session: Session, task: str) -> Trial:
+    """Try a task's environment; what its scorers are to be tried with, none where they are somebody else's."""
     config = session.config
     environment = config.by_task()[task].environment
     scorers = {} if config.reward_service.url is not None else scorer_paths(config, task)
     if environment.path is None and not scorers:
-        return
+        return Trial({}, ScoreRequest("trial", "", ""))
     prompt, columns = _first_prompt(session, task)
     if environment.path is not None:
         try:
@@ -164,17 +170,7 @@ async def _try_functions_of(session: Session, task: str) -> None:
         except EnvironmentFault as fault:
             raise InputError(fault.where, fault.what) from fault
         columns["conversation"] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
-    if scorers:
-        await _try_scorers(session, scorers, ScoreRequest("trial", prompt, "", columns))
-
-
-async def _try_scorers(session: Session, paths: Mapping[str, str], request: ScoreRequest) -> None:
-    timeout_s, name = session.config.reward_service.timeout_s, "scorer_trial"
-    tried = stream_task(
-        trial.try_functions, paths, request, timeout_s=timeout_s, name=name, log_path=session.log_path(name)
-    )
-    async for _ in tried:
-        pass
+    return Trial(scorers, ScoreRequest("trial", prompt, "", columns))
 
 
 def _first_prompt(session: Session, task: str) -> tuple[str, dict[str, Any]]:

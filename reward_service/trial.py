@@ -6,7 +6,8 @@ Knows no service: it calls each function with one request, and looks at what com
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InputError, NotApplicable, RewardError
@@ -24,15 +25,24 @@ SIGNATURES = {
 }
 
 
-def try_functions(paths: Mapping[str, str], request: ScoreRequest, *, timeout_s: float) -> Iterator[int]:
-    """Score that request with the function at each dotted path, by the setting that names it; yields how many.
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The functions of a task, each at its dotted path, by the setting that names it; and what they are to score."""
+
+    paths: Mapping[str, str]
+    request: ScoreRequest
+
+
+def try_functions(trials: Sequence[Trial], *, timeout_s: float) -> Iterator[int]:
+    """Score each task's request with each of its functions; yields how many there were.
 
     Raises InputError naming the file and line of one that raises, gives back something else than its signature says,
     or takes longer than that.
     """
-    for where, path in paths.items():
-        asyncio.run(_try(path, load_function(path, where), request, timeout_s))
-    yield len(paths)
+    for trial in trials:
+        for where, path in trial.paths.items():
+            asyncio.run(_try(path, load_function(path, where), trial.request, timeout_s))
+    yield sum(len(trial.paths) for trial in trials)
 
 
 async def _try(path: str, function: Callable[..., Any], request: ScoreRequest, timeout_s: float) -> None:

@@ -13,10 +13,10 @@ import pytest
 from cluster.datasets import Source
 from cluster.errors import InputError, LearnerError
 from cluster.prompt_order import TaskPrompts
-from cluster.scoring import ScoreRequest
 from deploy import stages
 from deploy.run_config import RunConfig, load_run_config
 from deploy.run_directory import RunDirectory, open_run
+from reward_service.trial import Trial
 from tests.chat import make_tokenizer, user
 
 RUN = """
@@ -262,24 +262,23 @@ async def test_the_scorer_of_every_task_is_tried_with_its_own_first_prompt(
 ) -> None:
     tried = []
 
-    def try_functions(paths: dict[str, str], request: ScoreRequest, *, timeout_s: float) -> Iterator[int]:
-        tried.append((paths, request.prompt))
-        yield len(paths)
+    def try_scorers(trials: list[Trial], *, timeout_s: float) -> Iterator[int]:
+        tried.append([(trial.paths, trial.request.prompt) for trial in trials])
+        yield 2
 
-    monkeypatch.setattr(stages.trial, "try_functions", try_functions)
+    monkeypatch.setattr(stages, "try_scorers", try_scorers)
     Path("run.toml").write_text(SEVERAL)
     write_prompts(["ab"])
     await stages.try_functions(start())
-    assert tried == [
-        ({"tasks.sums.scorer": "tests.scorers:length"}, "ab"),
-        ({"tasks.facts.scorer": "tests.scorers:length"}, ""),
-    ]
+    both = [(task, "tests.scorers:length", prompt) for task, prompt in (("sums", "ab"), ("facts", ""))]
+    together = [({f"tasks.{task}.scorer": path}, prompt) for task, path, prompt in both]
+    assert tried == [together], "in one process, all of them"
 
 
 async def test_a_broken_environment_of_any_task_is_named_before_anything_is_loaded(
     start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages.trial, "try_functions", lambda paths, request, *, timeout_s: iter([]))
+    monkeypatch.setattr(stages, "try_scorers", lambda trials, *, timeout_s: iter([]))
     Path("run.toml").write_text(SEVERAL)
     write_prompts(["ab"])
     broken = 'tasks.talk.environment = { path = "tests.rollout_actors.worlds:Odd", settings = { how = "raises" } }'

@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import InputError
 from cluster.scoring import ScoreRequest
 from cluster.source_lines import place_of
-from reward_service.trial import try_functions
+from reward_service.trial import Trial, try_functions
 from tests import scorers
 
 REQUEST = ScoreRequest("trial", "1 + 1?", "", {"references": ["2"]})
@@ -35,7 +35,7 @@ def sleeps(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def tried(path: str, timeout_s: float = 60.0) -> list[int]:
-    return list(try_functions({"reward_service.scorer": path}, REQUEST, timeout_s=timeout_s))
+    return list(try_functions([Trial({"reward_service.scorer": path}, REQUEST)], timeout_s=timeout_s))
 
 
 def refused(path: str, timeout_s: float = 60.0) -> tuple[str, str]:
