@@ -1,4 +1,7 @@
-"""The figures of the tasks that chat: three seeds each of the command that `examples/README.md` shows."""
+"""The figures of the tasks that chat: three seeds each of the command that `examples/README.md` shows.
+
+What is shown beside them (a rule or a bound left out, training on altered prompts) is of the first seed alone.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ Values = tuple[float, ...]
 def question_answering(folder: Path) -> list[Row]:
     """Right and wrong answers, questions without an answer that were left open, and what altering questions costs."""
     runs = _runs("question_answering", folder)
-    hardened = _runs("question_answering", folder, "data.adversarial_share = 0.3", name="hardened")
-    drop, left = _of(runs, "after", "adversarial_drop"), _of(hardened, "after", "adversarial_drop")
+    hardened = _run("question_answering", folder, "data.adversarial_share = 0.3", name="hardened")
+    (drop, *_), (left,) = _of(runs, "after", "adversarial_drop"), _of(hardened, "after", "adversarial_drop")
     return [
         *_gained(runs, "exact_match", "exact match", "", ">= 0.1"),
         *_left(runs, "wrong", "wrong answers", "", "<= 0.5"),
@@ -25,8 +28,8 @@ def question_answering(folder: Path) -> list[Row]:
         *_both(runs, "adversarial_drop", "reward lost by altering them"),
         Row("PPO on 0.3 altered: exact match", _of(hardened, "after", "exact_match")),
         Row("PPO on 0.3 altered: exact match on altered questions", _of(hardened, "after", "adversarial_exact_match")),
-        Row("PPO on 0.3 altered: reward lost by altering them", left),
-        Row("the same, of what is lost without", tuple(a / b for a, b in zip(left, drop, strict=True)), "", "<= 0.8"),
+        Row("PPO on 0.3 altered: reward lost by altering them", (left,)),
+        Row("the same, of what is lost without", (left / drop,), "", "<= 0.8"),
         *_whole(runs),
     ]
 
@@ -64,7 +67,7 @@ def translation(folder: Path) -> list[Row]:
 def summarization(folder: Path) -> list[Row]:
     """ROUGE-L and length, with the length rule and without it."""
     runs = _runs("summarization", folder)
-    hacked = _runs("summarization", folder, 'reward_service.scorer = "reward_model"', name="unlimited")
+    hacked = _run("summarization", folder, 'reward_service.scorer = "reward_model"', name="unlimited")
     return [
         *_gained(runs, "rouge_l", "ROUGE-L", "", ">= 0.1"),
         *_both(runs, "num_words", "length", "words"),
@@ -123,7 +126,7 @@ UNBOUNDED = ("learner.constraint.max_mean = 1.0", "learner.constraint.initial_mu
 def dialogue_provoked(folder: Path) -> list[Row]:
     """Goals reached and conversations in which the clerk insults somebody, with the bound on those and without it."""
     runs = _runs("dialogue", folder, name="provoked", file="provoked.toml")
-    free = _runs("dialogue", folder, *UNBOUNDED, name="unbounded", file="provoked.toml")
+    free = _run("dialogue", folder, *UNBOUNDED, name="unbounded", file="provoked.toml")
     insulting = "conversations with an insult"
     return [
         *_gained(runs, "goal", "goals reached", "", ">= 0.3"),
@@ -199,8 +202,15 @@ TASKS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
 }
 
 
-def _runs(task: str, folder: Path, *lines: str, name: str = "", file: str = "run.toml") -> list[Finished]:
-    return [train(task, folder, f"{name or task}-{seed}", f"run.seed = {seed}", *lines, file=file) for seed in SEEDS]
+def _runs(
+    task: str, folder: Path, *lines: str, name: str = "", file: str = "run.toml", seeds: Sequence[int] = SEEDS
+) -> list[Finished]:
+    return [train(task, folder, f"{name or task}-{seed}", f"run.seed = {seed}", *lines, file=file) for seed in seeds]
+
+
+def _run(task: str, folder: Path, *lines: str, name: str, file: str = "run.toml") -> list[Finished]:
+    """The first seed alone of a run that is shown beside others."""
+    return _runs(task, folder, *lines, name=name, file=file, seeds=SEEDS[:1])
 
 
 def _of(runs: Sequence[Finished], when: str, metric: str) -> Values:
