@@ -167,3 +167,19 @@ def test_one_task_of_a_judged_run_is_shown_alone_and_an_unknown_one_is_refused(f
     refused = antiphon(finished, "evaluate", str(finished), "--task", "sums")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1] == f"error: --task: no task 'sums'; there is {', '.join(TASKS)}"
+
+
+@pytest.mark.chaos
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_run_of_several_tasks_goes_on_from_its_checkpoint_and_replays_bit_for_bit(finished: Path) -> None:
+    settings = [part for line in (*SHORT, "learner.num_steps = 3") for part in ("--set", line)]
+    where = ("--runs-dir", str(finished.parent), "--name", finished.name)
+    longer = antiphon(finished, "train", str(RUN_FILE), *where, *settings)
+    assert longer.returncode == 0, longer.stderr[-3000:]
+    assert [row["step"] for row in rows(finished, "ppo")] == [1, 2, 3]
+    groups = [t.group for n in (1, 2, 3) for t in read_trajectories(finished / "trajectories" / f"step-{n:06d}.arrow")]
+    assert sorted(set(groups)) == list(range(27)), "every prompt once, also those that follow the checkpoint"
+    replayed = antiphon(finished, "replay", str(finished))
+    assert replayed.returncode == 0, replayed.stderr[-3000:]
+    assert "versions 0 to 3: 4 of 4 have the recorded checksums" in replayed.stdout + replayed.stderr
