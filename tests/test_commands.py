@@ -127,23 +127,20 @@ def interrupt(process: subprocess.Popen[str], number: signal.Signals, before: se
     assert left == set(), [psutil.Process(pid).cmdline() for pid in left]
 
 
+def begin(runs: Path) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as in a terminal."""
+    env, pipe = os.environ | {"COLUMNS": "100"}, subprocess.PIPE
+    line = command(runs)
+    return subprocess.Popen(line, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
 def test_an_interrupted_run_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
     run, before = tmp_path / "letters", of_this_user()
     env = os.environ | {"COLUMNS": "100"}
-
-    def start() -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            command(tmp_path), cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-        )
-
-    first = start()
+    first = begin(tmp_path)
     wait_for(lambda: (run / "checkpoints" / "ppo" / "step-000005").exists(), first)
     interrupt(first, signal.SIGINT, before)
     assert json.loads((run / "status.json").read_text())["state"] == "INTERRUPTED"
-    second = start()
-    wait_for(lambda: actors_of(second), second)
-    interrupt(second, signal.SIGTERM, before)
     done = subprocess.run(command(tmp_path), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     _is_whole(run)
@@ -154,6 +151,15 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on_where_it_was(tmp_path:
     refused = subprocess.run(changed, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 2
     assert "learner.clip" in refused.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.chaos
+def test_a_run_ended_while_it_starts_leaves_no_process(tmp_path: Path) -> None:
+    before = of_this_user()
+    process = begin(tmp_path)
+    wait_for(lambda: actors_of(process), process)
+    interrupt(process, signal.SIGTERM, before)
+    assert json.loads((tmp_path / "letters" / "status.json").read_text())["state"] == "INTERRUPTED"
 
 
 def _is_whole(run: Path) -> None:
