@@ -177,7 +177,7 @@ def many(folder: Path) -> list[Row]:
             Row(f"{task}: {figure} after PPO", after),
             Row(f"{task}: {figure} above its own run's", tuple(value - alone for value in after), "", ">= -0.05"),
         ]
-    return [*rows, *_whole(runs)]
+    return [*rows, *_whole(runs, minutes="")]
 
 
 def _own(task: str, figure: str) -> Row:
@@ -243,8 +243,8 @@ def _left(runs: Sequence[Finished], metric: str, figure: str, unit: str, aim: st
     return [*_both(runs, metric, figure, unit), Row(f"{figure}, share left of what it was after SFT", shares, "", aim)]
 
 
-def _whole(runs: Sequence[Finished]) -> list[Row]:
+def _whole(runs: Sequence[Finished], *, minutes: str = MINUTES) -> list[Row]:
     return [
         Row("KL to the SFT policy after PPO", _of(runs, "after", "kl_nats"), "nats"),
-        Row("whole run", tuple(run.wall_s / 60 for run in runs), "min", MINUTES),
+        Row("whole run", tuple(run.wall_s / 60 for run in runs), "min", minutes),
     ]

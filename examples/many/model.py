@@ -1,4 +1,4 @@
-"""The untrained model of all four tasks: their words together, and twice the width of a task's own."""
+"""The untrained model of all four tasks: their words together, and half as wide again as a task's own."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ WORDS = {*question_answering.WORDS, *reasoning.WORDS, *translation.WORDS, *clerk
 
 def build_model(directory: Path, *, seed: int) -> None:
     """Write it as a Hugging Face folder."""
-    write_tiny_model(directory, WORDS, seed=seed, num_heads=4, max_positions=160)
+    write_tiny_model(directory, WORDS, seed=seed, num_heads=3, max_positions=160)
