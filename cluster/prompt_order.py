@@ -7,6 +7,7 @@ that it would have had. Knows neither tickets nor what is done with a prompt.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Prompt(NamedTuple):
 
 
 class MixedPrompts:
-    """Which task and which of its rows prompt number g is."""
+    """Which task and which of its rows prompt number g is; ten bytes are kept of every prompt so far."""
 
     def __init__(self, tasks: Sequence[TaskPrompts], seed: int) -> None:
         self._names = [task.task for task in tasks]
@@ -70,13 +71,14 @@ class MixedPrompts:
         self._orders = [PromptOrder(task.rows, seed if alone else f"{seed}:{task.task}") for task in tasks]
         self._draws = mixed([task.weight for task in tasks])
         self._counts = [0] * len(tasks)
-        self._places: list[tuple[int, int]] = []
+        self._sources, self._places = array("H"), array("Q")
 
     def prompt(self, group: int) -> Prompt:
         """The prompt of that number."""
         while len(self._places) <= group:
             source = next(self._draws)
-            self._places.append((source, self._counts[source]))
+            self._sources.append(source)
+            self._places.append(self._counts[source])
             self._counts[source] += 1
-        source, place = self._places[group]
-        return Prompt(self._names[source], self._orders[source].row(place))
+        source = self._sources[group]
+        return Prompt(self._names[source], self._orders[source].row(self._places[group]))
