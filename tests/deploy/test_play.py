@@ -63,7 +63,7 @@ def test_a_game_is_won_from_a_pipe_move_by_move() -> None:
 def test_the_seed_decides_who_begins_and_an_illegal_move_loses() -> None:
     starts = {seed: play(str(GAME), "--seed", seed, answers="x\n")[1] for seed in ("0", "4")}
     assert "o" not in starts["0"][0].removeprefix("user: ")
-    assert starts["4"][0] == "user: 1 2 3 | 4 5 6 | o 8 9"
+    assert starts["4"][0] == "user: 1 2 3 | 4 5 6 | o7 8 9"
     assert starts["0"][3:6] == ["user: illegal", "", "ended: the environment ended it"]
 
 
