@@ -177,7 +177,7 @@ def test_prompts_without_two_responses_that_differ_are_left_out_and_said(
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders whose reward model was asked; each scores by the last letter and by the number of those before."""
+    """The folders whose reward model was asked; each scores by the last letter, `d` not, and by those before."""
     folders: list[Path] = []
 
     class Scorer:
@@ -187,7 +187,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         async def score(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
             return [
                 RewardError("reward_model", "too long")
-                if request.prompt == "prompt 7" and request.response.endswith("b")
+                if request.response.endswith("d")
                 else Score(request.id, len(folders) * 1000.0 + ord(request.response[-1]), {}, "v")
                 for request in requests
             ]
@@ -203,9 +203,10 @@ def rewards_of(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float | None, 
 
 
 def test_the_runs_reward_model_says_what_it_thinks_of_each_response(
-    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, judged: list[Path]
+    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, engine: Engine, judged: list[Path]
 ) -> None:
     policy(run.path / "reward_model")
+    engine.texts = lambda prompt: [f"{prompt} a", f"{prompt} {'d' if prompt == 'prompt 7' else 'b'}"]
     rewards = rewards_of(pairs(50))
     assert rewards.pop("prompt 7") == (1097.0, None)
     assert set(rewards.values()) == {(1097.0, 1098.0)}
