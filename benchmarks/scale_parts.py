@@ -97,7 +97,7 @@ async def _recorder(folder: Path, num_tokens: int) -> list[Row]:
     recorder = start_actor(Recorder, folder, name="recorder")
     num_groups = NUM_CLIENTS * NUM_WAVES * WAVE
     tickets = [Ticket(i, i, 0, 0, ROWS[i % len(ROWS)], "client") for i in range(num_groups)]
-    await recorder.begin("scale", version=0, group=0)
+    await recorder.begin("scale", version=0, group=0, num_steps=0)
     await recorder.record([records.admit(ticket) for ticket in tickets])
     waves = [_wave(tickets[i : i + WAVE], num_tokens) for i in range(0, num_groups, WAVE)]
 

@@ -127,7 +127,7 @@ class StandInRing:
     async def turn(self, report: Report = _no_report) -> QueueCounts:
         """Train every step while the actors sample; `report` hears of each when it is done. Returns the ledger."""
         weights = RecordedWeights(Published(self.store, self.queue), self.recorder)
-        await self.recorder.begin("stand-in", version=0, group=0)
+        await self.recorder.begin("stand-in", version=0, group=0, num_steps=self.plan.num_steps)
         await weights.publish(manifest(0))
 
         async def work(actor: RemoteActor) -> None:

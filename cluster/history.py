@@ -21,7 +21,7 @@ from cluster.records import Record, to_partial, to_trajectory
 from cluster.trajectory import Trajectory
 from cluster.trajectory_queue import QueueCounts
 
-INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version")
+INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps")
 """The columns that are read for every record; the others for the trajectories that are asked for."""
 FILES_AT_ONCE = 2
 """Files of the log that are kept in memory after they were read."""
@@ -50,6 +50,7 @@ class History:
         self._rows: dict[str, _Rows] = {}
         self._steps: dict[int, dict[int, str]] = defaultdict(dict)
         self._published: dict[int, int] = {}
+        self._lengths: dict[int, int] = {}
         batches = (batch for table in files.values() for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE))
         for record in (record for batch in batches for record in batch.to_pylist()):
             self._take(record["number"], record)
@@ -58,6 +59,8 @@ class History:
         match record["kind"]:
             case "START":
                 self._rewind(record["version"], record["group"])
+                if record["num_steps"] is not None:
+                    self._lengths[record["version"]] = record["num_steps"]
             case "ADMIT":
                 self._admitted[record["group"]] = record["admission_index"]
             case "TOKENS":
@@ -79,11 +82,17 @@ class History:
         for step in [step for step in self._steps if step > version]:
             del self._steps[step]
         self._published = {number: row for number, row in self._published.items() if number <= version}
+        self._lengths = {after: num for after, num in self._lengths.items() if after < version}
 
     @property
     def steps(self) -> list[int]:
         """The trained steps."""
         return sorted(self._steps)
+
+    @property
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """How many steps the run was to have from which version on; nothing where a log of before does not say so."""
+        return tuple(sorted(self._lengths.items()))
 
     def step_of(self, uid: str) -> int | None:
         """The step that a trajectory was trained in; None for one that was not."""

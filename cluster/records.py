@@ -2,7 +2,7 @@
 
 | kind | one for | says |
 |---|---|---|
-| START | a command | the run goes on after `version`; later steps, and groups from `group` on, are done again |
+| START | a command | the run, to have `num_steps` steps, goes on after `version`; what is later is done again |
 | ADMIT | a group | its number (`admission_index`), prompt, run's seed and floor |
 | TOKENS | a closed segment | its tokens, their log-probabilities, version, seed, the actor and its generation |
 | SCORE | a trajectory | its reward with parts and scorer version, turns and finish reason; its segments are complete |
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         _column("kind", pa.string(), "START, ADMIT, TOKENS, SCORE, VOID, TRAIN, PUBLISH or FENCE"),
         _column("incarnation", pa.string(), "START: of the command; PUBLISH: of the learner"),
         _column("version", pa.int64(), "START, PUBLISH: policy version"),
+        _column("num_steps", pa.int64(), "START: how many steps the run is to have"),
         _column("group", pa.int64(), "START: the first group still to come; else the group it is about"),
         _column("uid", pa.string(), "TOKENS, SCORE, TRAIN: the trajectory; ADMIT, VOID: the first of its group"),
         _column("admission_index", pa.int64(), "ADMIT, SCORE: place in training"),
@@ -71,9 +72,10 @@ SCHEMA = pa.schema(
 )
 
 
-def start(incarnation: str, *, version: int, group: int) -> Record:
-    """A command begins a run, or goes on with it after `version`."""
-    return {"kind": "START", "incarnation": incarnation, "version": version, "group": group}
+def start(incarnation: str, *, version: int, group: int, num_steps: int) -> Record:
+    """A command begins a run that is to have `num_steps` steps, or goes on with it after `version`."""
+    start = {"kind": "START", "incarnation": incarnation, "version": version, "group": group}
+    return {**start, "num_steps": num_steps}
 
 
 def admit(ticket: Ticket) -> Record:

@@ -75,7 +75,7 @@ class Retrained:
 async def _retrained(session: Session, history: History, plan: Plan, uid: str) -> Retrained:
     session.connect()
     try:
-        learners = await start_learners(session, plan.checkpoint, plan.start + 1)
+        learners = await start_learners(session, plan.checkpoint, plan.start + 1, lengths=history.lengths)
         manifest = await learners.publish_initial()
         for step in range(plan.start + 1, plan.last):
             manifest = (await learners.step(step, history.groups(step))).manifest

@@ -28,12 +28,13 @@ from deploy.healing import NUM_RESTARTS, HealedLearners
 from deploy.recording import RecordedLearners, RecordedWeights
 from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption
 from deploy.reward_watch import first_missing, watch_rewards
-from deploy.run_directory import RECORDS, checkpoint_step
+from deploy.run_directory import RECORDS
 from deploy.session import Session, dtype_of
 from deploy.stages import policy_path, task_prompts
 from deploy.task_metrics import task_metrics
 from deploy.watchdog import ToldCalls, watch
 from learner.learner_group import PPOLearnerGroup
+from learner.schedule import Lengths
 from learner.training_loop import Groups, StepResult, TakesGroups, train
 
 
@@ -106,21 +107,21 @@ async def _start_parts(session: Session, recorder: RemoteActor) -> tuple[RemoteA
     async with asyncio.TaskGroup() as starting:
         starting.create_task(session.rollout_actors(session.config.rollout_actors.num_actors, policy))
         starting.create_task(session.rewards())
-        data = starting.create_task(_go_on(session, recorder, checkpoint))
+        await recorder.open()
+        resumed = await asyncio.to_thread(resumption, session.run, session.config, checkpoint)
+        queue = starting.create_task(_go_on(session, recorder, resumed))
         with session.start_up.phase("learner_group"):
-            first_step = checkpoint_step(checkpoint) + 1 if checkpoint else 1
-            learners = await start_learners(session, checkpoint, first_step)
-    return *data.result(), learners
+            learners = await start_learners(session, checkpoint, resumed.kept + 1, lengths=resumed.lengths)
+    return queue.result(), resumed, learners
 
 
-async def _go_on(session: Session, recorder: RemoteActor, checkpoint: Path | None) -> tuple[RemoteActor, Resumption]:
+async def _go_on(session: Session, recorder: RemoteActor, resumed: Resumption) -> RemoteActor:
     """The queue where the log says that the run stands, and the log told that this command goes on with it."""
     config = session.config
-    await recorder.open()
-    resumed = await asyncio.to_thread(resumption, session.run, config, checkpoint)
     session.run.rewind_metrics("ppo", resumed.trained)
     prompts = await task_prompts(session)
-    await recorder.begin(uuid.uuid4().hex, version=resumed.trained, group=resumed.standing.next_group)
+    group, num_steps = resumed.standing.next_group, config.learner.num_steps
+    await recorder.begin(uuid.uuid4().hex, version=resumed.trained, group=group, num_steps=num_steps)
     queue = start_actor(
         TrajectoryQueue,
         config.trajectory_queue,
@@ -134,11 +135,16 @@ async def _go_on(session: Session, recorder: RemoteActor, checkpoint: Path | Non
     )
     if story := resumed.story():
         session.view.note(story)
-    return queue, resumed
+    return queue
 
 
-async def start_learners(session: Session, checkpoint: Path | None, first_step: int) -> PPOLearnerGroup:
-    """The learner group of a run, at version `first_step` - 1: the checkpoint's, or else that which PPO starts from."""
+async def start_learners(
+    session: Session, checkpoint: Path | None, first_step: int, *, lengths: Lengths
+) -> PPOLearnerGroup:
+    """The learner group of a run, at version `first_step` - 1: the checkpoint's, or else that which PPO starts from.
+
+    `lengths` say how many steps the run was to have from which version on.
+    """
     config, policy = session.config, policy_path(session.config, session.run.path)
     return await PPOLearnerGroup.start(
         config.learner,
@@ -148,6 +154,7 @@ async def start_learners(session: Session, checkpoint: Path | None, first_step: 
         temperature=config.rollout_actors.temperature,
         seed=config.run.seed,
         tasks=list(config.tasks),
+        lengths=lengths,
         first_step=first_step,
         checkpoint_path=checkpoint,
         log_dir=session.run.path / "logs",
@@ -188,7 +195,7 @@ class Ring:
         self._recording: asyncio.Task[None] | None = None
         self.learners = HealedLearners(
             learners,
-            partial(start_learners, session),
+            partial(start_learners, session, lengths=resumed.lengths),
             config=session.config.learner,
             run=session.run,
             version=resumed.kept,

@@ -33,6 +33,7 @@ from deploy.session import Session
 from deploy.stages import policy_path
 from deploy.view import View
 from learner.learner_group import PPOLearnerGroup
+from learner.schedule import Lengths
 
 CURVES = {
     "reward": "learner/reward_mean",
@@ -79,7 +80,8 @@ def replay(run: RunDirectory, *, steps: str | None, what_if: Sequence[str], toke
     with interruptible(), View(f"replay of {run.path}") as view:
         view.stage("replay", plan.last)
         session = Session(changed, run, view)
-        outcome = asyncio.run(_replay(session, history, plan, what_if=bool(what_if), tokens=tokens))
+        lengths = history.lengths if changed.learner.num_steps == config.learner.num_steps else ()
+        outcome = asyncio.run(_replay(session, history, plan, lengths, what_if=bool(what_if), tokens=tokens))
     console = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
     for shown in outcome.shown:
         console.print(shown, soft_wrap=True)
@@ -94,10 +96,12 @@ class Outcome(NamedTuple):
     tokens: TokenReplay | None = None
 
 
-async def _replay(session: Session, history: History, plan: Plan, *, what_if: bool, tokens: bool) -> Outcome:
+async def _replay(
+    session: Session, history: History, plan: Plan, lengths: Lengths, *, what_if: bool, tokens: bool
+) -> Outcome:
     session.connect()
     try:
-        again = Replay(partial(start_learners, session), history, plan, session.view.step)
+        again = Replay(partial(start_learners, session, lengths=lengths), history, plan, session.view.step)
         if what_if:
             return Outcome([await again.curves(session.run.metrics())])
         token_replay = await _token_replay(session, history, plan) if tokens else None

@@ -27,12 +27,16 @@ POSITION = "position.json"
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """The `checkpoint`, which holds version `kept`; the last step that was trained; and where the data stands then."""
+    """The `checkpoint`, which holds version `kept`; the last step that was trained; and where the data stands then.
+
+    `lengths`: how many steps the run was to have from which version on, this time included.
+    """
 
     checkpoint: Path | None
     kept: int
     trained: int
     standing: Standing
+    lengths: tuple[tuple[int, int], ...]
     history: History | None = None
 
     def story(self) -> str | None:
@@ -66,9 +70,11 @@ def resumption(run: RunDirectory, config: RunConfig, checkpoint: Path | None) ->
     trained = max(history.steps, default=0)
     if checkpoint is not None and trained < kept:
         position = json.loads((checkpoint / POSITION).read_text())
-        return Resumption(checkpoint, kept, kept, Standing.at(position["num_trained"], position["num_void"]))
+        standing = Standing.at(position["num_trained"], position["num_void"])
+        return Resumption(checkpoint, kept, kept, standing, ((kept, config.learner.num_steps),))
     standing = history.standing(config.rollout_actors.responses_per_prompt)
-    return Resumption(checkpoint, kept, trained, standing, history)
+    before = tuple((version, num) for version, num in history.lengths if version < trained)
+    return Resumption(checkpoint, kept, trained, standing, (*before, (trained, config.learner.num_steps)), history)
 
 
 class RecordedFirst:

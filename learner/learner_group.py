@@ -17,6 +17,7 @@ from learner.group_calls import GroupCalls
 from learner.ppo_learner import TrajectoryLearner
 from learner.ppo_rank import LearnerSettings, RankResult, model_settings
 from learner.rank_group import RankGroup, StepData, build, split
+from learner.schedule import Lengths
 from learner.training_loop import Groups, StepResult
 
 
@@ -39,6 +40,7 @@ class PPOLearnerGroup(GroupCalls):
         temperature: float = 1.0,
         seed: int = 0,
         tasks: Sequence[str] = (),
+        lengths: Lengths = (),
         first_step: int = 1,
         checkpoint_path: Path | None = None,
         probe_token_ids: Sequence[Sequence[int]] | None = None,
@@ -57,6 +59,7 @@ class PPOLearnerGroup(GroupCalls):
             reference_path=Path(reference_path),
             seed=seed,
             tasks=tuple(tasks),
+            lengths=tuple(lengths),
             version=first_step - 1,
             checkpoint_path=checkpoint_path,
             probe_token_ids=tuple(map(tuple, probe_token_ids)) if probe_token_ids else None,

@@ -33,7 +33,7 @@ ADAPTER_FOLDER = "adapter"
 class LearnerSettings:
     """All that a rank is built from. `version` is that of the weights: `model`'s, or the checkpoint's where one is.
 
-    `tasks` are the names of a run's tasks, where it names some.
+    `tasks` are the names of a run's tasks, where it names some; `lengths` say how long it was to be at which version.
     """
 
     config: LearnerConfig
@@ -41,6 +41,7 @@ class LearnerSettings:
     reference_path: Path
     seed: int
     tasks: tuple[str, ...] = ()
+    lengths: tuple[tuple[int, int], ...] = ()
     version: int = 0
     checkpoint_path: Path | None = None
     probe_token_ids: tuple[tuple[int, ...], ...] | None = None
@@ -102,7 +103,8 @@ class PPORank:
         self._version = settings.version
         reference = self._load_reference()
         parts = (settings.config, model, reference, optimizer, ranks)
-        self._step = PPOStep(*parts, device=device, seed=settings.seed, tasks=settings.tasks)
+        tasks, lengths = settings.tasks, settings.lengths
+        self._step = PPOStep(*parts, device=device, seed=settings.seed, tasks=tasks, lengths=lengths)
         if settings.checkpoint_path is not None:
             self._restore(settings.checkpoint_path)
         probe = settings.probe_token_ids or default_probe(model.policy.config, settings.seed)

@@ -25,6 +25,7 @@ from learner.config import LearnerConfig
 from learner.experience import Experience, Judge
 from learner.gradients import clip_gradients, gradient_norm
 from learner.ranks import Ranks
+from learner.schedule import Lengths, length_at, scheduled
 from learner.tally import Tally
 from learner.transfers import at, on_device, places_of
 
@@ -51,7 +52,8 @@ class MiniBatch(NamedTuple):
 class PPOStep:
     """Proximal Policy Optimization (arXiv:1707.06347) on `model`, in place; every rank calls it for every step.
 
-    `judge` holds what is carried from step to step; `tasks` are the names of a run's tasks, where it names some.
+    `judge` holds what is carried from step to step; `tasks` are the names of a run's tasks, where it names some;
+    `lengths` say how long the run was to be (`config.num_steps` where they do not).
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class PPOStep:
         device: torch.device,
         seed: int,
         tasks: Sequence[str] = (),
+        lengths: Lengths = (),
     ) -> None:
         self._config = config
         self._model = model
@@ -73,6 +76,7 @@ class PPOStep:
         self._ranks = ranks
         self._device = device
         self._seed = seed
+        self._lengths = lengths
         self.judge = Judge(config, ranks, tasks)
 
     def run(
@@ -176,13 +180,16 @@ class PPOStep:
 
     def _train(self, step: int, experience: Experience, minibatches: Sequence[MiniBatch], tally: Tally) -> int:
         """All optimiser steps, or those before the policy has moved too far; returns how many were done."""
-        config = self._config
+        learning_rate = self._scheduled(self._config.learning_rate, self._config.learning_rate_schedule, step)
         for group in self._optimizer.param_groups:
-            group["lr"] = scheduled(config.learning_rate, config.learning_rate_schedule, step, config.num_steps)
+            group["lr"] = learning_rate
         for num_done, minibatch in enumerate(minibatches):
             if not self._optimize(step, experience, minibatch, tally):
                 return num_done
         return len(minibatches)
+
+    def _scheduled(self, value: float, schedule: str, step: int) -> float:
+        return scheduled(value, schedule, step, length_at(step, self._lengths, self._config.num_steps))
 
     def _optimize(self, step: int, experience: Experience, minibatch: MiniBatch, tally: Tally) -> bool:
         """One optimiser step, unless the policy has moved too far since the step's start; whether it was done."""
@@ -287,7 +294,7 @@ class PPOStep:
             penalty = adv.KL_ESTIMATORS[config.kl_estimator](outputs.logprobs, reference)
             per_token = per_token + self.judge.kl_coefficient * penalty
         if config.entropy_coefficient:
-            weight = scheduled(config.entropy_coefficient, config.entropy_schedule, step, config.num_steps)
+            weight = self._scheduled(config.entropy_coefficient, config.entropy_schedule, step)
             per_token = per_token - weight * outputs.entropy
         return per_token
 
@@ -297,11 +304,6 @@ class PPOStep:
         if not torch.isfinite(norm):
             raise LearnerError(_named(uids), f"the gradient is not finite (norm {float(norm)})", uids=uids)
         return norm
-
-
-def scheduled(value: float, schedule: str, step: int, num_steps: int) -> float:
-    """The value at a step, a function of its number alone, so that a resumed run goes on with it."""
-    return value if schedule == "constant" else value * max(0.0, 1 - (step - 1) / num_steps)
 
 
 def _piece(batch: Batch, rows: list[int], *tensors: Tensor) -> tuple[list[int], list[Tensor]]:

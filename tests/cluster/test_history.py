@@ -33,7 +33,7 @@ def counts(history: History) -> tuple[int, ...]:
     return tuple(asdict(history.counts()).values())
 
 
-BEGIN = records.start("one", version=0, group=0)
+BEGIN = records.start("one", version=0, group=0, num_steps=4)
 
 
 def test_a_steps_groups_come_back_in_the_order_they_were_trained_in(tmp_path: Path) -> None:
@@ -54,12 +54,18 @@ def test_the_ledger_is_counted_from_the_log(tmp_path: Path) -> None:
 def test_what_a_later_command_does_again_no_longer_stands(tmp_path: Path) -> None:
     first = [BEGIN, records.publish(manifest(0)), *told(0), *trained(1, 0), records.publish(manifest(1))]
     lost = [*told(1), *told(2), *trained(2, 1), records.publish(manifest(2, "lost"))]
-    again = [records.start("two", version=1, group=1), records.publish(manifest(1, "second")), *told(1)]
+    again = [records.start("two", version=1, group=1, num_steps=6), records.publish(manifest(1, "second")), *told(1)]
     history = write(tmp_path, *first, *lost, *again)
     assert history.versions == [0, 1]
     assert counts(history) == (2, 1, 0, 1)
+    assert history.lengths == ((0, 4), (1, 6))
     with pytest.raises(RecorderError, match="step 2 is not in the log"):
         history.groups(2)
+
+
+def test_a_log_that_does_not_say_how_long_its_run_was_to_be_is_read(tmp_path: Path) -> None:
+    older = {key: value for key, value in BEGIN.items() if key != "num_steps"}
+    assert write(tmp_path, older, *told(0), *trained(1, 0)).lengths == ()
 
 
 def test_a_run_goes_on_where_its_log_ends_with_nothing_admitted_again(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def started(folder: Path, **settings: Any) -> Recorder:
 
 async def begun(folder: Path, incarnation: str = "one", *, version: int = 0, group: int = 0, **settings) -> Recorder:
     writer = started(folder, **settings)
-    await writer.begin(incarnation, version=version, group=group)
+    await writer.begin(incarnation, version=version, group=group, num_steps=9)
     return writer
 
 
@@ -148,7 +148,7 @@ async def test_a_repeated_call_changes_nothing(tmp_path: Path) -> None:
     for call in calls:
         await writer.record(call)
         await writer.record(call)
-    await writer.begin("one", version=0, group=0)
+    await writer.begin("one", version=0, group=0, num_steps=9)
     once = kinds(tmp_path)
     assert once == ["START", *(record["kind"] for call in calls for record in call)]
     for call in calls[:3]:
@@ -214,7 +214,7 @@ async def test_a_command_goes_on_with_what_is_open(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     partial = PartialResponse("7-0-0", [1, 2], [-0.5, -1.5], [Segment(3, 0, 2, 11, "rollout-0")])
     await writer.record([records.admit(ticket(0)), *records.begun((ticket(0), [0], [partial]))])
-    await writer.begin("two", version=0, group=1)
+    await writer.begin("two", version=0, group=1, num_steps=9)
     await writer.record(list(records.finished(trajectory(0))))
     assert kinds(tmp_path) == ["START", "ADMIT", "TOKENS", "START", "TOKENS", "TOKENS", "SCORE"]
     successor = await begun(crashed(tmp_path, tmp_path / "copy"), "three", group=1)
@@ -225,7 +225,7 @@ async def test_a_command_goes_on_with_what_is_open(tmp_path: Path) -> None:
 async def test_a_command_that_goes_on_admits_again_what_was_open_and_hears_old_names(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     await writer.record([*told(0), *records.train(1, [[trajectory(0)]]), *told(1), records.fence("rollout-0")])
-    await writer.begin("two", version=1, group=1)
+    await writer.begin("two", version=1, group=1, num_steps=9)
     await writer.record(told(1))
     assert kinds(tmp_path).count("ADMIT") == 3
     assert kinds(tmp_path)[-6:] == ["START", "ADMIT", "TOKENS", "TOKENS", "TOKENS", "SCORE"]

@@ -107,7 +107,7 @@ def groups_of(step: int) -> list[list[Trajectory]]:
 async def run(tmp_path: Path) -> RunDirectory:
     """A run of NUM_STEPS steps, with its log and a checkpoint of step 3."""
     learners = FakeLearners()
-    told = [records.start("command", version=0, group=0), records.publish(learners.manifest())]
+    told = [records.start("command", version=0, group=0, num_steps=6), records.publish(learners.manifest())]
     checkpoint = tmp_path / "checkpoints" / "ppo" / "step-000003"
     checkpoint.mkdir(parents=True)
     for step in range(1, NUM_STEPS + 1):

@@ -49,11 +49,13 @@ def test_a_run_that_begins_has_no_story(tmp_path: Path) -> None:
     (tmp_path / RECORDS).mkdir()
     begins = resumption(RunDirectory(tmp_path), CONFIG, None)
     assert (begins.kept, begins.trained, begins.standing, begins.story()) == (0, 0, Standing(), None)
+    assert begins.lengths == ((0, CONFIG.learner.num_steps),)
 
 
 def test_the_steps_since_the_checkpoint_are_told_and_what_is_taken_over(tmp_path: Path, kept: Path) -> None:
     goes_on = resumed(tmp_path, *THREE_STEPS, checkpoint=kept)
     assert (goes_on.kept, goes_on.trained, goes_on.standing.num_trained) == (1, 3, 3)
+    assert goes_on.lengths == ((0, 4), (3, CONFIG.learner.num_steps))
     assert goes_on.story() == (
         "ppo: goes on from checkpoint step 1; trains steps 2 to 3 again from the log; takes over 1 finished groups; "
         "goes on with 1 groups under way (0 tokens)"

@@ -33,7 +33,6 @@ SHORT = (
     "sft.num_steps = 8",
     "learner.num_steps = 2",
     "learner.num_minibatches = 2",
-    'learner.learning_rate_schedule = "constant"',  # a longer run has another line than its first steps followed
     "learner.num_cpus = 0",
     "trajectory_queue.groups_per_step = 9",
     "rollout_actors.num_concurrent_groups = 16",

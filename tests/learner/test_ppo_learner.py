@@ -16,8 +16,9 @@ from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
 from learner.config import LearnerConfig, LoraConfig
 from learner.ppo_rank import model_settings
-from learner.ppo_step import PPOStep, Share, scheduled
+from learner.ppo_step import PPOStep, Share
 from learner.ranks import Ranks
+from learner.schedule import Lengths
 from learner.weight_publisher import published_tensors
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 
@@ -34,6 +35,7 @@ class OneRank:
         self,
         path: Path,
         config: LearnerConfig = CONFIG,
+        lengths: Lengths = (),
         *,
         max_tokens: int = 16_384,
         sgd: bool = False,
@@ -48,7 +50,7 @@ class OneRank:
         optimizer = torch.optim.SGD(self.model.parameters(), lr=config.learning_rate) if sgd else adam
         ranks = Ranks(CPU, distributed=False)
         parts = (config, self.model, self.reference, optimizer, ranks)
-        self._step = PPOStep(*parts, device=CPU, seed=0)
+        self._step = PPOStep(*parts, device=CPU, seed=0, lengths=lengths)
 
     def step(self, step: int, trajectories: list[Trajectory]) -> dict[str, float]:
         return self._step.run(step, Share(trajectories, range(len(trajectories)), len(trajectories)))
@@ -242,9 +244,19 @@ def test_a_loss_that_is_not_finite_names_its_trajectory(policy_path: Path) -> No
         learner.step(1, [replace(t, reward=3e38 if t.uid == "0-2-0" else t.reward) for t in batch()])
 
 
-def test_a_linear_schedule_falls_from_the_first_step_and_reaches_zero_after_the_last() -> None:
-    assert [scheduled(0.4, "linear", step, 4) for step in (1, 2, 4, 5)] == pytest.approx([0.4, 0.3, 0.1, 0.0])
-    assert {scheduled(0.4, "constant", step, 4) for step in (1, 2, 4, 5)} == {0.4}
+def test_steps_follow_the_line_of_the_run_that_did_them(policy_path: Path) -> None:
+    line = CONFIG.model_copy(update={"learning_rate_schedule": "linear"})
+    short, longer = (line.model_copy(update={"num_steps": num}) for num in (2, 8))
+    ran, again, other = (
+        OneRank(policy_path, short),
+        OneRank(policy_path, longer, [(0, 2)]),
+        OneRank(policy_path, longer),
+    )
+    for learner in (ran, again, other):
+        learner.step(1, batch())
+        learner.step(2, batch())
+    assert largest_difference(ran.weights(), again.weights()) == 0
+    assert largest_difference(ran.weights(), other.weights()) > 0
 
 
 def test_an_update_that_moves_too_far_ends_before_its_last_optimiser_step(policy_path: Path) -> None:
