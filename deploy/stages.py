@@ -148,7 +148,7 @@ async def try_functions(session: Session) -> None:
 
     Nothing is loaded yet. A scorer, which may bring anything with it, is called in a process of its own.
     """
-    trials = [trial for task in session.config.by_task() if (trial := await _tried_environment(session, task)).paths]
+    trials = [trial for task in session.config.by_task() if (trial := await _tried_environment(session, task))]
     timeout_s, name = session.config.reward_service.timeout_s, "scorer_trial"
     if trials:
         log_path = session.log_path(name)
@@ -156,13 +156,13 @@ async def try_functions(session: Session) -> None:
             pass
 
 
-async def _tried_environment(session: Session, task: str) -> Trial:
-    """Try a task's environment; what its scorers are to be tried with, none where they are somebody else's."""
+async def _tried_environment(session: Session, task: str) -> Trial | None:
+    """Try a task's environment; what its scorers are to be tried with, None where they are ours or somebody else's."""
     config = session.config
     environment = config.by_task()[task].environment
     scorers = {} if config.reward_service.url is not None else scorer_paths(config, task)
     if environment.path is None and not scorers:
-        return Trial({}, ScoreRequest("trial", "", ""))
+        return None
     prompt, columns = _first_prompt(session, task)
     if environment.path is not None:
         try:
@@ -170,7 +170,7 @@ async def _tried_environment(session: Session, task: str) -> Trial:
         except EnvironmentFault as fault:
             raise InputError(fault.where, fault.what) from fault
         columns["conversation"] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
-    return Trial(scorers, ScoreRequest("trial", prompt, "", columns))
+    return Trial(scorers, ScoreRequest("trial", prompt, "", columns)) if scorers else None
 
 
 def _first_prompt(session: Session, task: str) -> tuple[str, dict[str, Any]]:
