@@ -15,8 +15,8 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: install  ## every stage of the reviews task, from nothing
 	$(BIN)/antiphon train examples/reviews/run.toml --fresh $(ARGS)
 
-test: install  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: install  ## all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 chaos: install  ## parts that are killed, hang or raise, and whole commands, for minutes
 	$(BIN)/python -m pytest -m chaos $(ARGS)

@@ -81,7 +81,7 @@ async def test_a_gate_vetoes_at_or_below_its_threshold(
     assert await reward(composite({"a": 5.0, "safety": safety}, {"a": 1.0}, gates=("safety",), **settings)) == expected
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
 def test_being_vetoed_never_pays(part: float, gate: float) -> None:
     scorers = {"a": part, "safety": gate}
@@ -146,7 +146,7 @@ def test_the_version_follows_from_settings_statistics_and_the_parts_versions() -
     assert len(set(versions)) == 4
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from("abc"), st.floats(-1e3, 1e3), min_size=1), st.floats(-10, 10))
 def test_the_sum_is_linear_in_its_weights(rewards: dict[str, float], factor: float) -> None:
     weights = {name: float(position + 1) for position, name in enumerate(rewards)}

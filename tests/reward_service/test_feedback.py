@@ -221,7 +221,7 @@ ADD = st.tuples(st.just("add"), st.sampled_from("xyz"), ANNOTATORS, st.sampled_f
 RETRACT = st.tuples(st.just("retract"), st.sampled_from("xyz"), ANNOTATORS, st.none())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(ADD | RETRACT, max_size=10))
 def test_any_order_of_feedback_and_undoing_leaves_what_a_dictionary_would_hold(calls: list[Any]) -> None:
     kept: dict[str, tuple[str, str]] = {}

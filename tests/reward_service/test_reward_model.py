@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -91,7 +91,6 @@ def test_a_classifier_of_two_labels_is_refused(reward_model_folder: Path, tmp_pa
         build_scorer(RewardServiceConfig(), tmp_path)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 400))
 def test_batches_hold_every_text_once_and_no_more_padded_tokens_than_allowed(lengths: list[int], most: int) -> None:
     batches = list(batches_by_length(lengths, max_tokens=most))

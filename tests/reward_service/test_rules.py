@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import InputError, RewardError
@@ -84,7 +84,6 @@ def test_a_numeric_answer(settings: dict[str, Any], response: str, references: A
     assert numeric(**settings)(item(response, references))[0] == reward
 
 
-@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_written_out_is_that_number(number: float) -> None:
     assert numeric()(item(f"so it is {number!r}", number))[0] == 1.0
@@ -139,7 +138,6 @@ def test_a_length_beyond_its_bounds_costs(settings: dict[str, Any], response: st
     assert length(**settings)(item(response))[0] == reward
 
 
-@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_a_longer_response_never_costs_less(shorter: int, longer: int) -> None:
     rule = length(max=10, margin=20)
@@ -171,7 +169,6 @@ def test_repetition_costs_by_the_share_that_was_there_before() -> None:
     assert repetition(n=2, unit="characters")(item("aaaa"))[0] == pytest.approx(-2 / 3)
 
 
-@settings(deadline=None)
 @given(st.text(), st.integers(1, 5))
 def test_the_repeated_share_is_a_share(text: str, n: int) -> None:
     assert 0.0 <= repetition(n=n)(item(text))[1]["repeated_share"] < 1.0
@@ -244,7 +241,6 @@ async def test_a_conversation_that_is_none_is_an_error_and_not_a_clean_bill() ->
     scorer.close()
 
 
-@settings(deadline=None)
 @given(st.text(), st.text())
 def test_rules_answer_any_text_with_a_finite_number(prompt: str, response: str) -> None:
     every = [exact(), numeric(), length(max=3), repetition(), rules.forbidden_rule(["a"]), pattern(pattern="a")]
