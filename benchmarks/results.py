@@ -69,8 +69,13 @@ def read(name: str) -> tuple[dict[str, object], list[Row]]:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent, check=False)
+    """The commit, with `-dirty` where files were changed since that are no results."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude){FOLDER.name}")
+    return _git("describe", "--always") + ("-dirty" if changed else "")
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], capture_output=True, text=True, cwd=FOLDER.parent, check=False)
     return done.stdout.strip()
 
 
