@@ -15,7 +15,7 @@ from cluster.chat_template import Message
 from examples.game.tictactoe import TicTacToe, best_moves, free
 
 NUM_GAMES = 6000
-PERFECT_SHARE = 0.6
+PERFECT_SHARE = 0.75
 
 
 def build_data(directory: Path, *, seed: int) -> None:
