@@ -6,16 +6,17 @@ Each line is a prompt of its own; the policy gets it as it stands.
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from rich.console import Console
 
 from cluster.errors import InputError
+from deploy.boundary import interruptible
 from deploy.run_config import read_run_config
 from deploy.run_directory import CONFIG, RunDirectory
 from deploy.session import Session
+from deploy.typed_lines import TypedLines
 from deploy.view import View
 
 
@@ -24,39 +25,39 @@ def chat(run: RunDirectory, prompt: str | None) -> None:
     policy = next((path for path in (run.path / "policy", run.path / "sft") if path.exists()), None)
     if policy is None:
         raise InputError(str(run.path), "has no policy yet (run antiphon train first)")
-    asyncio.run(_chat(run, policy, [prompt] if prompt else _typed_lines()))
+    with interruptible():
+        asyncio.run(_chat(run, policy, _one(prompt) if prompt else _typed()))
 
 
-def _typed_lines() -> Iterator[str]:
-    console = Console(stderr=True)
-    console.print("Type a prompt; an empty line ends.", style="dim")
+async def _one(prompt: str) -> AsyncIterator[str]:
+    yield prompt
+
+
+async def _typed() -> AsyncIterator[str]:
+    """Prompts from stdin up to an empty line or its end; a person is asked for each."""
+    lines, console = TypedLines(), Console(stderr=True)
+    if lines.by_person:
+        console.print("Type a prompt; an empty line ends.", style="dim")
     while True:
-        try:
-            line = console.input("[bold]prompt> [/bold]")
-        except EOFError:
-            return
+        if lines.by_person:
+            console.print("prompt> ", style="bold", end="")
+        line = await lines.next()
         if not line:
             return
         yield line
 
 
-async def _chat(run: RunDirectory, policy: Path, prompts: list[str] | Iterator[str]) -> None:
+async def _chat(run: RunDirectory, policy: Path, prompts: AsyncIterator[str]) -> None:
     config = read_run_config(run.path / CONFIG)
     session = Session(config, run, View())
     session.connect()
     try:
         (actor, *_) = await session.rollout_actors(1, policy)
-        iterator = iter(prompts)
-        for turn in itertools.count():
-            prompt = await asyncio.to_thread(next, iterator, None)
-            if prompt is None:
-                return
-            ((response,),) = await actor.sample(
-                [prompt],
-                num=1,
-                seed=f"{config.run.seed}-chat-{turn}",
-                temperature=config.rollout_actors.temperature,
-            )
+        turn = 0
+        async for prompt in prompts:
+            seed, temperature = f"{config.run.seed}-chat-{turn}", config.rollout_actors.temperature
+            ((response,),) = await actor.sample([prompt], num=1, seed=seed, temperature=temperature)
             print(response.text, flush=True)
+            turn += 1
     finally:
         await session.close()

@@ -7,8 +7,6 @@ Knows no tokens, so `environment.max_tokens` ends nothing here.
 from __future__ import annotations
 
 import asyncio
-import io
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +20,10 @@ from cluster.errors import EnvironmentFault, InputError
 from deploy.boundary import interruptible
 from deploy.inspect import visible
 from deploy.run_config import RunConfig
+from deploy.typed_lines import TypedLines
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environment import Observation, Step
-from rollout_actors.environment_host import Host, Threads
+from rollout_actors.environment_host import Host
 from rollout_actors.environments import Environments
 from rollout_actors.prompts import read_rows, scorer_columns
 
@@ -72,16 +71,14 @@ def _columns(config: RunConfig, run_path: Path, task: str, seed: int) -> dict[st
 
 
 def _typed(console: Console) -> Answer:
-    """Lines of stdin, read off the event loop by a thread that holds no lock when this process ends before it."""
-    threads, lines = Threads(1), io.FileIO(sys.stdin.fileno(), closefd=False)
-    is_person = sys.stdin.isatty()
+    """What a person is asked for line by line, or a pipe gives, which is then shown."""
+    lines = TypedLines()
 
     async def answer() -> str | None:
-        if is_person:
+        if lines.by_person:
             console.print("answer> ", style="bold", end="")
-        line = await threads.run(lines.readline)
-        text = line.decode(errors="replace").rstrip("\r\n") if line else None
-        if text is not None and not is_person:
+        text = await lines.next()
+        if text is not None and not lines.by_person:
             console.print(_said("assistant", text), soft_wrap=True)
         return text
 
