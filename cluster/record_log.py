@@ -111,11 +111,17 @@ def _write_parquet(stream: Path, path: Path) -> int:
             waiting.append(batch)
             num += len(batch)
             if sum(map(len, waiting)) >= ROWS_A_GROUP:
-                writer.write_table(pa.Table.from_batches(waiting))
+                writer.write_table(_whole_table(waiting, stream))
                 waiting = []
         if waiting:
-            writer.write_table(pa.Table.from_batches(waiting))
+            writer.write_table(_whole_table(waiting, stream))
     return num
+
+
+def _whole_table(batches: Sequence[pa.RecordBatch], where: Path) -> pa.Table:
+    """Batches with all columns of SCHEMA, also those that an older writer did not know."""
+    table = _conformed(pa.Table.from_batches(batches), SCHEMA.names, where)
+    return table.replace_schema_metadata(SCHEMA.metadata)
 
 
 def read_log(folder: Path, columns: Sequence[str] = SCHEMA.names) -> pa.Table:

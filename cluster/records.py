@@ -74,8 +74,13 @@ SCHEMA = pa.schema(
 
 def start(incarnation: str, *, version: int, group: int, num_steps: int) -> Record:
     """A command begins a run that is to have `num_steps` steps, or goes on with it after `version`."""
-    start = {"kind": "START", "incarnation": incarnation, "version": version, "group": group}
-    return {**start, "num_steps": num_steps}
+    return {
+        "kind": "START",
+        "incarnation": incarnation,
+        "version": version,
+        "num_steps": num_steps,
+        "group": group,
+    }
 
 
 def admit(ticket: Ticket) -> Record:

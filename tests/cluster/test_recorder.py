@@ -293,6 +293,23 @@ async def test_a_missing_file_is_named_by_the_record_that_is_missing(tmp_path: P
         read_log(tmp_path)
 
 
+async def test_a_log_that_an_older_writer_left_open_becomes_parquet_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(record_log, "SCHEMA", records.SCHEMA.remove(records.SCHEMA.get_field_index("num_steps")))
+        await begun(tmp_path / "older", "one")
+    log_folder = crashed(tmp_path / "older", tmp_path / "log")
+    writer = await begun(log_folder, "two")
+    await writer.close()
+    assert [path.suffix for path in sorted(log_folder.glob("records-*"))] == [".parquet", ".parquet"]
+    log = read_log(log_folder, ["incarnation", "num_steps"])
+    assert list(zip(log["incarnation"].to_pylist(), log["num_steps"].to_pylist(), strict=True)) == [
+        ("one", None),
+        ("two", 9),
+    ]
+
+
 async def test_a_closed_log_is_parquet_that_pandas_and_pyarrow_read_as_it_is(tmp_path: Path) -> None:
     writer = await begun(tmp_path, max_file_bytes=1)
     await writer.record(told(0))
