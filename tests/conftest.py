@@ -22,7 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Among several processes the tests of a file stay together, and so do all that share the one Ray."""
+    """Among several processes the tests of a file stay together, and so do all that share the one Ray.
+
+    Whole commands and runs, the longest, come first.
+    """
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
     for item in items:
         shares_ray = "ray_session" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.stem))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -83,14 +84,24 @@ def test_a_rollout_actor_killed_while_it_starts_ends_the_command_by_name_and_lea
 
 def failed(tmp_path: Path, *lines: str) -> tuple[int, str]:
     """Exit code and last line of a command that fails; no trajectory was written and no process is left."""
-    before = of_this_user()
-    done = subprocess.run(command(tmp_path, *lines), cwd=ROOT, capture_output=True, text=True, timeout=240)
+    env = os.environ | {"STARTED_BY": str(tmp_path)}
+    done = subprocess.run(command(tmp_path, *lines), cwd=ROOT, capture_output=True, text=True, timeout=240, env=env)
     last = done.stderr.strip().splitlines()[-1]
     status = json.loads((tmp_path / "letters" / "status.json").read_text())
     assert (status["state"], f"error: {status['error']}") == ("FAILED", last)
     assert not list(tmp_path.rglob("*.arrow"))
-    assert not {"raylet", "gcs_server"} & names_of(of_this_user() - before)
+    assert not {"raylet", "gcs_server"} & names_started_by(tmp_path)
     return done.returncode, last
+
+
+def names_started_by(path: Path) -> set[str]:
+    """The names of processes that live in an environment that says so."""
+    names = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("STARTED_BY") == str(path):
+                names.add(process.name())
+    return names
 
 
 def test_a_taken_port_is_refused_by_number_before_anything_starts(tmp_path: Path) -> None:

@@ -85,8 +85,11 @@ def test_a_run_without_a_policy_is_refused(run: RunDirectory) -> None:
 
 
 def test_an_interrupt_ends_the_wait_for_a_line() -> None:
-    code = "import asyncio; from deploy.typed_lines import TypedLines\nasync def wait():\n    lines = TypedLines()\n"
-    code += "    print(await lines.next(), flush=True)\n    await lines.next()\nasyncio.run(wait())"
+    code = (
+        "import asyncio; from deploy.boundary import interruptible; from deploy.typed_lines import TypedLines\n"
+        "async def wait():\n    lines = TypedLines()\n    print(await lines.next(), flush=True)\n"
+        "    await lines.next()\nwith interruptible(): asyncio.run(wait())"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
         assert process.stdin is not None
