@@ -1,23 +1,28 @@
 """Talk to the trained policy of a run, through a rollout actor's engine like all generation.
 
-Each line is a prompt of its own; the policy gets it as it stands.
+Each line is a prompt of its own. A policy that was trained on conversations gets it as the first message of one, in its
+chat template; another one as it stands.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from rich.console import Console
 
+from cluster.broken_rows import BrokenRows
+from cluster.chat_template import render, require_template
 from cluster.errors import InputError
 from deploy.boundary import interruptible
-from deploy.run_config import read_run_config
+from deploy.run_config import RunConfig, read_run_config
 from deploy.run_directory import CONFIG, RunDirectory
 from deploy.session import Session
+from deploy.stages import data_path
 from deploy.typed_lines import TypedLines
 from deploy.view import View
+from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows
 
 
 def chat(run: RunDirectory, prompt: str | None) -> None:
@@ -47,8 +52,26 @@ async def _typed() -> AsyncIterator[str]:
         yield line
 
 
+def _asked(config: RunConfig, run: RunDirectory, policy: Path) -> Callable[[str], str]:
+    """How a line becomes what the policy is asked."""
+    if not any(_is_conversational(config, run, task) for task in config.by_task()):
+        return str
+    tokenizer = PromptTokenizer(str(policy), max_prompt_tokens=config.rollout_actors.max_prompt_tokens).tokenizer
+    require_template(tokenizer, str(policy))
+    return lambda line: render(tokenizer, [{"role": "user", "content": line}], "the prompt", is_prompt=True)
+
+
+def _is_conversational(config: RunConfig, run: RunDirectory, task: str) -> bool:
+    """Whether a task's prompts are conversations; no where they are gone."""
+    path, reading = data_path(config, run.path, "prompts", task), config.data.reading()
+    if config.by_task()[task].environment.path is not None:
+        return True
+    return path.exists() and holds_messages(read_rows(path, reading, BrokenRows(reading.broken_rows)))
+
+
 async def _chat(run: RunDirectory, policy: Path, prompts: AsyncIterator[str]) -> None:
     config = read_run_config(run.path / CONFIG)
+    asked = _asked(config, run, policy)
     session = Session(config, run, View())
     session.connect()
     try:
@@ -56,7 +79,7 @@ async def _chat(run: RunDirectory, policy: Path, prompts: AsyncIterator[str]) ->
         turn = 0
         async for prompt in prompts:
             seed, temperature = f"{config.run.seed}-chat-{turn}", config.rollout_actors.temperature
-            ((response,),) = await actor.sample([prompt], num=1, seed=seed, temperature=temperature)
+            ((response,),) = await actor.sample([asked(prompt)], num=1, seed=seed, temperature=temperature)
             print(response.text, flush=True)
             turn += 1
     finally:

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from cluster.chat_template import RenderedPrompt
 from cluster.errors import InputError
 from deploy import chat as chatting
 from deploy.run_directory import CONFIG, RunDirectory
+from tests.chat import make_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +78,21 @@ def test_a_prompt_that_is_given_is_the_only_one_and_the_newest_policy_answers(
     chatting.chat(run, "one")
     assert asked == [("policy", "one", "0-chat-0", 0.5), ("closed",)]
     assert capsys.readouterr().out == "ONE\n"
+
+
+def test_a_policy_that_was_trained_on_conversations_is_asked_in_its_chat_template(
+    run: RunDirectory, asked: list[Any]
+) -> None:
+    prompts = run.path / "prompts.jsonl"
+    prompts.write_text('{"prompt": [{"role": "user", "content": "ab"}]}\n')
+    (run.path / CONFIG).write_text((run.path / CONFIG).read_text() + f'[data]\nprompts = "{prompts}"\n')
+    make_tokenizer().save_pretrained(run.path / "sft")
+    chatting.chat(run, "one")
+    assert asked[0][1] == "<bos>[user]one<eos>\n[assistant]"
+    assert isinstance(asked[0][1], RenderedPrompt)
+    make_tokenizer(template=None).save_pretrained(run.path / "policy")
+    with pytest.raises(InputError, match="has no chat template"):
+        chatting.chat(run, "one")
 
 
 def test_a_run_without_a_policy_is_refused(run: RunDirectory) -> None:
