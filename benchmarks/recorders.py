@@ -5,6 +5,7 @@ One that also tells how long it was waited for, and one that keeps nothing. Know
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -48,7 +49,7 @@ class KeepsNothing:
     async def open(self) -> None:
         """Nothing."""
 
-    async def begin(self, incarnation: str, *, version: int, group: int) -> None:
+    async def begin(self, incarnation: str, *, version: int, group: int, num_steps: int) -> None:
         """Nothing."""
 
     async def record(self, records: Sequence[Record]) -> None:
@@ -72,6 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks.recorders import main as main_of_the_module
-
-    main_of_the_module()
+    # Actors are pickled by module name, so the classes must not belong to __main__.
+    importlib.import_module("benchmarks.recorders").main()

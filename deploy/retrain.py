@@ -16,14 +16,13 @@ import pyarrow.parquet as pq
 
 from cluster.datasets import Source
 from cluster.errors import InputError
-from deploy.reward_models import FEEDBACK, TRAINING, member_folder, publish
+from deploy.reward_models import PREFERENCES, TRAINING, member_folder, publish
 from deploy.run_config import RunConfig
-from deploy.run_directory import RunDirectory
+from deploy.run_directory import FEEDBACK, RunDirectory
 from deploy.session import Session
 from deploy.stages import HELD_OUT, Supervised, policy_path, preferences_path, train
 
-STORE = "feedback.sqlite"
-MADE_OF = "made_of.json"
+FINGERPRINT_FILE = "made_of.json"
 
 
 def begin(run: RunDirectory, config: RunConfig) -> None:
@@ -33,14 +32,14 @@ def begin(run: RunDirectory, config: RunConfig) -> None:
     where not, with the metrics of the version before.
     """
     folder, made_of = run.path / TRAINING, _made_of(config)
-    feedback = _read_feedback(run.path / STORE)
+    feedback = _read_feedback(run.path / FEEDBACK)
     if _is_same(folder, made_of, feedback):
         return
     _clear(run)
     folder.mkdir()
     if feedback is not None:
-        pq.write_table(feedback, folder / FEEDBACK)
-    (folder / MADE_OF).write_text(json.dumps(made_of) + "\n")
+        pq.write_table(feedback, folder / PREFERENCES)
+    (folder / FINGERPRINT_FILE).write_text(json.dumps(made_of) + "\n")
 
 
 def _clear(run: RunDirectory) -> None:
@@ -54,7 +53,7 @@ def _clear(run: RunDirectory) -> None:
 
 def has_feedback(run_path: Path) -> bool:
     """Whether people have been asked."""
-    return (run_path / STORE).exists()
+    return (run_path / FEEDBACK).exists()
 
 
 def _read_feedback(store: Path) -> pa.Table | None:
@@ -73,9 +72,9 @@ def _made_of(config: RunConfig) -> dict[str, Any]:
 
 
 def _is_same(folder: Path, made_of: dict[str, Any], feedback: pa.Table | None) -> bool:
-    if not (folder / MADE_OF).exists() or json.loads((folder / MADE_OF).read_text()) != made_of:
+    if not (folder / FINGERPRINT_FILE).exists() or json.loads((folder / FINGERPRINT_FILE).read_text()) != made_of:
         return False
-    kept = folder / FEEDBACK
+    kept = folder / PREFERENCES
     if feedback is None or not kept.exists():
         return feedback is None and not kept.exists()
     return bool(pq.read_table(kept).equals(feedback))
@@ -84,7 +83,7 @@ def _is_same(folder: Path, made_of: dict[str, Any], feedback: pa.Table | None) -
 async def run_reward_model(session: Session) -> None:
     """Train `reward_model/` on the run's preferences and report how it does on pairs it has not seen."""
     run = session.run
-    if (run.path / TRAINING / MADE_OF).exists():
+    if (run.path / TRAINING / FINGERPRINT_FILE).exists():
         raise InputError("reward_model", f"its training was interrupted (antiphon reward-model {run.path} goes on)")
     await _train_members(session, preferences_path(session.config, run.path), more=None, by_prompt=False)
 
@@ -92,7 +91,7 @@ async def run_reward_model(session: Session) -> None:
 async def retrain(session: Session) -> None:
     """Train it again on the run's preferences and what people said since; the old version is kept beside it."""
     run = session.run
-    preferences, feedback = preferences_path(session.config, run.path), run.path / TRAINING / FEEDBACK
+    preferences, feedback = preferences_path(session.config, run.path), run.path / TRAINING / PREFERENCES
     more = feedback if feedback.exists() else None
     if more is not None and not preferences.exists():
         preferences, more = feedback, None
@@ -129,7 +128,7 @@ async def _train_members(session: Session, preferences: Path, *, more: Path | No
 
 async def _say_agreement(session: Session) -> None:
     """Report how far annotators agree who labelled the same pairs."""
-    path = session.run.path / STORE
+    path = session.run.path / FEEDBACK
     if not path.exists():
         return
     from reward_service.feedback import FeedbackStore

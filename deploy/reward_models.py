@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TRAINING, NEXT, REPLACED = ".reward_model.training", ".reward_model.next", ".reward_model.replaced"
 ARCHIVE = "reward_models"
-FEEDBACK = "feedback.parquet"
+PREFERENCES = "feedback.parquet"
 """In TRAINING: what people prefer, as it was when training began."""
 TOLD = (
     "accuracy",
@@ -130,7 +130,7 @@ def entry_of(folder: Path) -> dict[str, Any]:
     """What the summary says of a reward model, read from its folder."""
     record = json.loads((folder / "training.json").read_text())
     num = int(record["num_examples"])
-    num_feedback = num if record["data"] == [FEEDBACK] else int(record.get("num_more", 0))
+    num_feedback = num if record["data"] == [PREFERENCES] else int(record.get("num_more", 0))
     members = _members(folder)
     entry = {
         "version": f"{REWARD_MODEL}@{weights_digest(folder)}",

@@ -27,8 +27,8 @@ from reward_service.tokens import FILE as TOKENS_FILE
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
 CONFIG, LOCK, FEEDBACK, SERVING = "config.toml", ".lock", "feedback.sqlite", "serving"
 RECORDS = "records"
+"""The folder of the run's journal."""
 EVALUATION = "evaluation"
-"""The folder of the run's log."""
 KEPT = (LOCK, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
 COMMANDS = {"reward_model": "reward-model", "evaluation": "evaluate"}
 SUPERVISED = ("sft", "reward_model")

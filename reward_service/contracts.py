@@ -48,10 +48,10 @@ def _finite(value: Any) -> Any:
 Column = Annotated[list[Any], Field(max_length=MAX_ITEMS), AfterValidator(_finite)]
 """One JSON value an item, whose numbers are finite (1e999 is not)."""
 Text = Annotated[str, AfterValidator(_unicode)]
+"""A text without lone surrogates."""
 Name = Annotated[Text, Field(max_length=MAX_NAME)]
 Texts = Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
 """One text an item; validation stops at the first that is none."""
-"""A text without lone surrogates."""
 
 
 class _Message(BaseModel):

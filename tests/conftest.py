@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
     for item in items:
         shares_ray = "ray_session" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.stem))
+        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")
