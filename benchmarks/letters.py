@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deploy.run_config import RunConfig, load_run_config
+from deploy.config.load import load_run_config
+from deploy.config.schema import RunConfig
 from examples.letters.data import build_data
 from examples.letters.model import build_model
 from rollout_actors.prompts import read_rows

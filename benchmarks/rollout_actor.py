@@ -19,7 +19,7 @@ from cluster.prompt_order import TaskPrompts
 from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
-from deploy.run_config import RunConfig
+from deploy.config.schema import RunConfig
 from learner.actor_critic import ActorCritic, ModelSettings
 from learner.weight_publisher import WeightPublisher, default_probe
 from reward_service.client import HandleRewardClient

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.letters import FAST_RUN_FILE, RUN_FILE, make_task
 from benchmarks.results import Row
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 
 ROOT = Path(__file__).parent.parent
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"

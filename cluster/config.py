@@ -1,6 +1,6 @@
 """The base of every section of the run file, and the section of the trajectory queue.
 
-Knows nothing of files: `deploy.run_config` reads TOML. Imports neither torch nor ray, so a check answers at once.
+Knows nothing of files: `deploy.config.load` reads TOML. Imports neither torch nor ray, so a check answers at once.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cluster import dotted
 from cluster.errors import InputError
-from deploy.run_sections import AdversarialConfig, Way
+from deploy.config.schema import AdversarialConfig, Way
 
 Row = Mapping[str, Any]
 Change = Callable[[str, random.Random], str]

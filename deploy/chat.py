@@ -16,7 +16,8 @@ from cluster.broken_rows import BrokenRows
 from cluster.chat_template import render, require_template
 from cluster.errors import InputError
 from deploy.boundary import interruptible
-from deploy.run_config import RunConfig, read_run_config
+from deploy.config.load import read_run_config
+from deploy.config.schema import RunConfig
 from deploy.run_directory import CONFIG, RunDirectory
 from deploy.session import Session
 from deploy.stages import data_path

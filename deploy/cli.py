@@ -20,11 +20,12 @@ import typer
 from cluster.errors import AntiphonError, InputError
 from deploy.arguments import DryRun, Fresh, Lines, Name, Run, RunFile, RunsDir, Target
 from deploy.boundary import first_line, running, say_error
-from deploy.check import check_inputs
 from deploy.cli_evaluate import commands as evaluate_commands
 from deploy.cli_rewards import commands as reward_commands
+from deploy.config.inputs import check_inputs
+from deploy.config.schema import RunConfig
+from deploy.config.toml import to_toml
 from deploy.ray_token import use_own_token
-from deploy.run_config import RunConfig
 from deploy.run_directory import (
     SERVING,
     RunDirectory,
@@ -35,7 +36,6 @@ from deploy.run_directory import (
     require_same_settings,
     require_stages,
 )
-from deploy.run_toml import to_toml
 from deploy.view import View
 
 

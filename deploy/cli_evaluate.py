@@ -15,10 +15,10 @@ import typer
 from cluster.errors import InputError
 from deploy.arguments import DryRun, Fresh, Lines, Name, RunsDir, Target
 from deploy.boundary import running
-from deploy.check import check_inputs
-from deploy.run_config import RunConfig
+from deploy.config.inputs import check_inputs
+from deploy.config.schema import RunConfig
+from deploy.config.toml import to_toml
 from deploy.run_directory import EVALUATION, RunDirectory, open_run, read_target, require_run, require_stages
-from deploy.run_toml import to_toml
 from deploy.view import View
 
 commands = typer.Typer()

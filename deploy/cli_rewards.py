@@ -13,8 +13,8 @@ import typer
 
 from cluster.errors import InputError
 from deploy.arguments import Lines, Name, Run, RunsDir, Target
+from deploy.config.schema import RunConfig
 from deploy.reward_models import published_folder
-from deploy.run_config import RunConfig
 from deploy.run_directory import FEEDBACK, RunDirectory, not_done, read_target, require_run
 from reward_service.address import require_token
 from reward_service.tokens import add_token, read_tokens, revoke_token, with_tokens

@@ -20,10 +20,10 @@ from cluster.trajectory import Segment, Trajectory
 from deploy import judged
 from deploy.adversarial import way_of
 from deploy.columns import columns_for
+from deploy.config.schema import EvaluationConfig, Way
 from deploy.judged import Answer
 from deploy.reward_watch import pauses_said
 from deploy.run_directory import EVALUATION
-from deploy.run_sections import EvaluationConfig, Way
 from deploy.session import Session
 from deploy.stages import data_path, policy_path, prompt_rows
 from rollout_actors.conversation import Conversation, score_request

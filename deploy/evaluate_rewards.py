@@ -24,7 +24,7 @@ from rich.table import Table
 from cluster.broken_rows import BrokenRows
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from deploy.run_sections import Column
+from deploy.config.schema import Column
 from learner import calibration
 from learner.datasets import PairTexts, read_pair_texts
 

@@ -21,11 +21,12 @@ from cluster.errors import InputError
 from cluster.history import History
 from cluster.weights import Manifest
 from deploy.boundary import interruptible
+from deploy.config.load import read_run_config
+from deploy.config.schema import RunConfig
 from deploy.explain_page import write_page
 from deploy.inspect import decoder, visible
 from deploy.ppo import start_learners
 from deploy.replay import Plan, make_plan
-from deploy.run_config import RunConfig, read_run_config
 from deploy.run_directory import CONFIG, RECORDS, RunDirectory
 from deploy.session import Session
 from deploy.story import Part, Story, parts_of

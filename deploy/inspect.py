@@ -18,7 +18,7 @@ from rich.text import Text
 
 from cluster.errors import InputError
 from cluster.trajectory import Trajectory, read_trajectories
-from deploy.run_config import read_run_config
+from deploy.config.load import read_run_config
 from deploy.run_directory import CONFIG
 
 COLUMNS = ("uid", "task", "group", "reward", "tokens", "versions", "finish", "min logprob", "max logprob", "not finite")

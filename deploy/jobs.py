@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster.errors import AntiphonError, InputError
-from deploy.run_config import RunConfig
+from deploy.config.schema import RunConfig
 from reward_service.address import is_loopback
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from cluster.errors import InputError, RewardError
 from cluster.prompt_order import MixedPrompts, TaskPrompts
 from cluster.scoring import Score, ScoreRequest
 from deploy.boundary import interruptible
+from deploy.config.load import read_run_config
+from deploy.config.schema import RunConfig
 from deploy.newest_policy import newest_policy
 from deploy.reward_models import published_folder
-from deploy.run_config import RunConfig, read_run_config
 from deploy.run_directory import CONFIG, FEEDBACK, RunDirectory
 from deploy.session import Session
 from deploy.stages import task_prompts

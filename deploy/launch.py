@@ -12,10 +12,10 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 
 from cluster.errors import AntiphonError
+from deploy.config.schema import RunConfig
 from deploy.evaluate import evaluate
 from deploy.memory import PeakMemory
 from deploy.retrain import retrain, run_reward_model
-from deploy.run_config import RunConfig
 from deploy.run_directory import SUPERVISED, RunDirectory
 from deploy.session import Session
 from deploy.stages import collect_preferences, prepare, run_sft, try_functions

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.errors import InputError
-from deploy.run_config import RunConfig
+from deploy.config.schema import RunConfig
 from deploy.run_directory import FEEDBACK, RunDirectory, checkpoint_step
 from deploy.stages import policy_path
 from reward_service.pair_choice import FeedbackSettings

@@ -18,8 +18,8 @@ from rich.text import Text
 from cluster.broken_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
 from deploy.boundary import interruptible
+from deploy.config.schema import RunConfig
 from deploy.inspect import visible
-from deploy.run_config import RunConfig
 from deploy.typed_lines import TypedLines
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environment import Observation, Step

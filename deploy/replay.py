@@ -24,11 +24,12 @@ from cluster.errors import AntiphonError, InputError
 from cluster.history import History
 from cluster.weights import Manifest
 from deploy.boundary import interruptible
+from deploy.config.load import load_run_config, read_run_config
+from deploy.config.schema import RunConfig
+from deploy.config.toml import flat
 from deploy.ppo import start_learners
 from deploy.replay_tokens import TokenReplay
-from deploy.run_config import RunConfig, load_run_config, read_run_config
 from deploy.run_directory import CONFIG, RECORDS, RunDirectory, checkpoint_step
-from deploy.run_toml import flat
 from deploy.session import Session
 from deploy.stages import policy_path
 from deploy.view import View

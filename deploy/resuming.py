@@ -17,7 +17,7 @@ from cluster.admission import Standing
 from cluster.history import History
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
-from deploy.run_config import RunConfig
+from deploy.config.schema import RunConfig
 from deploy.run_directory import RECORDS, RunDirectory, checkpoint_step
 from learner.training_loop import PublishesWeights, TakesGroups
 

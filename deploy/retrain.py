@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from cluster.datasets import Source
 from cluster.errors import InputError
+from deploy.config.schema import RunConfig
 from deploy.reward_models import PREFERENCES, TRAINING, member_folder, publish
-from deploy.run_config import RunConfig
 from deploy.run_directory import FEEDBACK, RunDirectory
 from deploy.session import Session
 from deploy.stages import HELD_OUT, Supervised, policy_path, preferences_path, train

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from cluster.errors import AntiphonError, InputError
+from deploy.config.load import load_run_config, read_run_config
+from deploy.config.schema import RunConfig
+from deploy.config.toml import flat, to_toml
 from deploy.reward_models import NEXT, TRAINING, settle
-from deploy.run_config import RunConfig, load_run_config, read_run_config
-from deploy.run_toml import flat, to_toml
 from reward_service.tokens import FILE as TOKENS_FILE
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]

@@ -15,7 +15,7 @@ import ray
 from cluster.errors import InputError
 from cluster.remote import NAMESPACE, find_actor, within
 from cluster.supervision import control_name
-from deploy.run_config import read_run_config
+from deploy.config.load import read_run_config
 from deploy.run_directory import CONFIG, require_run
 
 CONNECT_TIMEOUT_S = 10.0

@@ -25,9 +25,9 @@ from cluster.health import Health, State
 from cluster.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.supervision import ActorPool
 from deploy.boundary import signals_kept_from_children
+from deploy.config.schema import RunConfig
 from deploy.metrics_log import MetricsLog
 from deploy.reward_models import published_folder
-from deploy.run_config import RunConfig
 from deploy.run_directory import FEEDBACK, RunDirectory
 from deploy.scale import answers
 from deploy.start_up import StartUp

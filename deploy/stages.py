@@ -22,7 +22,8 @@ from cluster.prompt_order import PromptOrder, TaskPrompts
 from cluster.remote import stream_task
 from cluster.scoring import ScoreRequest
 from deploy.adversarial import write_altered
-from deploy.run_config import RunConfig, scorer_paths
+from deploy.config.functions import scorer_paths
+from deploy.config.schema import RunConfig
 from deploy.run_directory import checkpoint_step
 from deploy.session import Session, dtype_of
 from reward_service.trial import Trial

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,8 +11,8 @@ import pytest
 from cluster.errors import InputError
 from deploy import judged
 from deploy.adversarial import altered_rows, way_of, write_altered
+from deploy.config.schema import AdversarialConfig, Way
 from deploy.evaluate import Evaluated, robustness
-from deploy.run_sections import AdversarialConfig, Way
 from rollout_actors.prompts import read_rows
 
 TEXT = "The harbour opens at seven. Nobody swims there. When does the harbour open?"

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from cluster.errors import InputError
-from deploy.check import check_inputs, find_function
-from deploy.run_config import load_run_config
+from deploy.config.inputs import check_inputs, find_function
+from deploy.config.load import load_run_config
 from tests.chat import assistant, user
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.errors import LearnerError
 from deploy.cli import app
-from deploy.run_config import RunConfig
+from deploy.config.schema import RunConfig
 from deploy.run_directory import RunDirectory
 from reward_service.tokens import TokenBook
 

@@ -9,8 +9,8 @@ import pytest
 
 from deploy import judged
 from deploy.cli import app
+from deploy.config.load import load_run_config
 from deploy.judged import Answer
-from deploy.run_config import load_run_config
 from deploy.run_directory import open_run
 
 MODEL = '[run]\nstages = ["ppo"]\n[model]\nbuilder = "task:build"\n'

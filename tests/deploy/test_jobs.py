@@ -18,7 +18,7 @@ import pytest
 
 from cluster.errors import InputError
 from deploy import jobs
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 from deploy.run_directory import open_run
 
 TINY = """
@@ -139,7 +139,7 @@ import sys, time
 from pathlib import Path
 from ray.job_submission import JobSubmissionClient
 from deploy import jobs
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 client = JobSubmissionClient(sys.argv[1])
 command = f"{jobs.FIND_PYTHON} ls -A; echo interpreter $python"
 job_id = client.submit_job(entrypoint=command, runtime_env=jobs.runtime_env(load_run_config(Path("run.toml"))))

@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from cluster.scoring import Score, ScoreRequest
+from deploy.config.load import load_run_config
 from deploy.reward_models import TRAINING, publish
-from deploy.run_config import load_run_config
 from deploy.run_directory import RunDirectory, open_run
 from reward_service.reward_model import RewardModelScorer
 from tests.reward_service.building import moved_model

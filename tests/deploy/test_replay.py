@@ -18,12 +18,12 @@ from cluster.history import History
 from cluster.record_log import LogFile
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.weights import Manifest, TensorEntry
+from deploy.config.load import load_run_config
+from deploy.config.toml import to_toml
 from deploy.explain import explain
 from deploy.replay import Replay, changed_config, make_plan
 from deploy.replay_tokens import TokenReplay
-from deploy.run_config import load_run_config
 from deploy.run_directory import CONFIG, RunDirectory
-from deploy.run_toml import to_toml
 from learner.training_loop import Groups, StepResult
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.rollout_actor import RolloutActor

@@ -14,8 +14,8 @@ from cluster.record_log import LogFile
 from cluster.records import Record
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
+from deploy.config.schema import RunConfig
 from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption
-from deploy.run_config import RunConfig
 from deploy.run_directory import RECORDS, RunDirectory
 from tests.cluster.test_history import BEGIN, trained
 from tests.cluster.test_recorder import manifest, ticket, told, trajectory

@@ -19,8 +19,9 @@ import pytest
 from cluster.datasets import Source
 from cluster.errors import InputError
 from deploy import retrain
+from deploy.config.load import load_run_config
+from deploy.config.schema import RunConfig
 from deploy.reward_models import NEXT, TRAINING, entry_of, publish, published_folder, settle
-from deploy.run_config import RunConfig, load_run_config
 from deploy.run_directory import RunDirectory, open_run, require_stages
 from deploy.stages import Supervised
 from reward_service.scorer_files import weights_digest

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from deploy.run_config import RunConfig, dotted_paths, load_run_config, read_run_config, scorer_paths
-from deploy.run_toml import flat, to_toml
+from deploy.config.functions import dotted_paths, scorer_paths
+from deploy.config.load import load_run_config, read_run_config
+from deploy.config.schema import RunConfig
+from deploy.config.toml import flat, to_toml
 from reward_service.scorer_config import ForbiddenConfig
 
 EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*/run*.toml"))

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from deploy.run_config import RunConfig, load_run_config
+from deploy.config.load import load_run_config
+from deploy.config.schema import RunConfig
 from deploy.run_directory import (
     RunDirectory,
     checkpoint_step,

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.remote import kill_actor, start_actor
 from cluster.supervision import RunControl, control_name
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 from deploy.run_directory import RunDirectory, open_run
 
 TINY = '[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n[preferences]\nannotator = "task:judge"\n'

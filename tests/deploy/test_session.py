@@ -13,9 +13,8 @@ import pytest
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy import launch
-from deploy.run_config import RunConfig
+from deploy.config.schema import ModelSection, RunConfig
 from deploy.run_directory import RunDirectory
-from deploy.run_sections import ModelSection
 from deploy.session import Session, dtype_of
 from deploy.view import View
 from reward_service.client import Patient

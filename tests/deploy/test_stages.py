@@ -14,7 +14,8 @@ from cluster.datasets import Source
 from cluster.errors import InputError, LearnerError
 from cluster.prompt_order import TaskPrompts
 from deploy import stages
-from deploy.run_config import RunConfig, load_run_config
+from deploy.config.load import load_run_config
+from deploy.config.schema import RunConfig
 from deploy.run_directory import RunDirectory, open_run
 from reward_service.trial import Trial
 from tests.chat import make_tokenizer, user

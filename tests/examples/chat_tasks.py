@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 
 MAX_PARAMETERS = 3_000_000
 FILES = ("sft", "prompts", "evaluation")

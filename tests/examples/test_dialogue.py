@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 from examples.dialogue import clerk
 from examples.dialogue.customer import INSULTS, QUESTIONS, Customer
 from reward_service.scorer_config import ForbiddenConfig

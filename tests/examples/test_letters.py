@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 from examples.letters.data import build_data
 from examples.letters.model import build_model, build_tokenizer
 from examples.letters.scorers import count_a, evaluate

@@ -17,8 +17,8 @@ import ray
 from transformers import AutoTokenizer
 
 from cluster.trajectory import read_trajectories
-from deploy.run_config import load_run_config
-from deploy.run_sections import AdversarialConfig
+from deploy.config.load import load_run_config
+from deploy.config.schema import AdversarialConfig
 from examples.dialogue import clerk
 from examples.many.model import build_model
 from examples.question_answering import data as question_answering

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 from examples.question_answering.data import (
     DISTRACTORS,
     INJECTIONS,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.scoring import ScoreRequest
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 from examples.reasoning.data import MAX_NUMBER, SLIP_SHARE, build_data, question, results, sample_sum, worked_out
 from examples.reasoning.metrics import STEP, answer_of, evaluate, is_right
 from examples.reasoning.model import build_model

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 from examples.reviews.annotator import annotate
 from examples.reviews.data import build_data
 from examples.reviews.grammar import WORDS, all_prompts, sample_review, topic_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run_config import load_run_config
+from deploy.config.load import load_run_config
 from examples.summarization.annotator import KEY, LENGTH, MADE_UP, annotate, opinions
 from examples.summarization.data import (
     LIMIT_WORDS,

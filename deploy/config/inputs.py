@@ -20,7 +20,9 @@ import pyarrow as pa
 
 from cluster.datasets import Kind, find_form, own_names, read_schema, require_rows
 from cluster.errors import InputError
-from deploy.run_config import RunConfig, check_context_length, dotted_paths
+from deploy.config.checks import check_context_length
+from deploy.config.functions import dotted_paths
+from deploy.config.schema import RunConfig
 from reward_service.composite_config import CompositeConfig
 from reward_service.scorer_config import ScorerConfig
 from reward_service.scorer_files import check_files

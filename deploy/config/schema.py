@@ -7,9 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cluster.config import Section
+from cluster.config import Section, TrajectoryQueueConfig
 from cluster.datasets import Reading
-from rollout_actors.config import EnvironmentConfig
+from learner.config import LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
+from reward_service.config import RewardServiceConfig
+from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig
 
 Stage = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
 STAGES: tuple[Stage, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
@@ -168,3 +170,69 @@ class EvaluationConfig(Section):
     """Held-out prompts of the evaluations before and after PPO, of each task."""
     num_prompts_during: int = Field(default=64, ge=1)
     """Held-out prompts of the evaluations during PPO, of each task."""
+
+
+KEYS_OF_ONE_TASK = {
+    "builder": "data.builder",
+    "sft": "data.sft",
+    "prompts": "data.prompts",
+    "evaluation": "data.evaluation",
+    "scorer": "reward_service.scorer",
+    "environment.path": "environment.path",
+    "environment.max_tokens": "environment.max_tokens",
+    "adversarial.ways": "adversarial.ways",
+    "adversarial.paraphrase": "adversarial.paraphrase",
+    "adversarial_share": "data.adversarial_share",
+    "metrics": "evaluation.metrics",
+}
+"""Where a run that names no tasks says what [tasks.NAME] says of one."""
+
+
+class RunConfig(Section):
+    """A whole run file; a section that is left out has its defaults."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict)
+    """Several tasks at once, each by its name, in the place of the one that [data], [adversarial], [environment] and
+    the scorer and metrics beside them describe."""
+    rollout_actors: RolloutActorsConfig = RolloutActorsConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
+    trajectory_queue: TrajectoryQueueConfig = TrajectoryQueueConfig()
+    reward_service: RewardServiceConfig = RewardServiceConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig = SftConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def by_task(self) -> dict[str, TaskConfig]:
+        """The tasks by their names. The one of a run that names none has no name: ''."""
+        data = self.data
+        return self.tasks or {
+            "": TaskConfig(
+                builder=data.builder,
+                sft=data.sft,
+                prompts=data.prompts,
+                evaluation=data.evaluation,
+                scorer=self.reward_service.scorer,
+                environment=self.environment,
+                adversarial=self.adversarial,
+                adversarial_share=data.adversarial_share,
+                metrics=self.evaluation.metrics,
+            )
+        }
+
+    def recorded_as(self, task: str) -> str:
+        """What a task's trajectories are recorded under: its name, or the run's where it has none."""
+        return task or self.run.name
+
+    def key_of(self, task: str, field: str) -> str:
+        """The key of the run file that holds a task's field."""
+        return f"tasks.{task}.{field}" if task else KEYS_OF_ONE_TASK[field]
+
+    def served(self) -> RewardServiceConfig:
+        """The settings of the reward service that all tasks together need."""
+        return self.reward_service.serving([task.scorer for task in self.by_task().values()])

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploy.run_config import RunConfig
+from deploy.config.schema import RunConfig
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

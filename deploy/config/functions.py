@@ -1,0 +1,60 @@
+"""Find the dotted paths that a run file names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from deploy.config.schema import (
+    RunConfig,
+)
+from reward_service.composite_config import reached
+from reward_service.config import NO_SCORER, REWARD_MODEL, RewardServiceConfig
+from reward_service.scorer_config import ForbiddenConfig, FunctionConfig
+
+
+def dotted_paths(config: RunConfig) -> dict[str, str]:
+    """Every function that the run file names, by its key."""
+    named = {
+        "model.builder": config.model.builder,
+        **_task_paths(config),
+        **_named_scorer_paths(config.reward_service, config.reward_service.scorers),
+        "preferences.annotator": config.preferences.annotator,
+        "preferences.oracle": config.preferences.oracle,
+    }
+    return {key: path for key, path in named.items() if path is not None}
+
+
+def _task_paths(config: RunConfig) -> dict[str, str | None]:
+    paths: dict[str, str | None] = {}
+    for name, task in config.by_task().items():
+        own = {
+            "builder": task.builder,
+            "adversarial.paraphrase": task.adversarial.paraphrase,
+            "environment.path": task.environment.path,
+            "scorer": None if _is_named(task.scorer, config.reward_service) else task.scorer,
+            "metrics": task.metrics,
+        }
+        paths |= {config.key_of(name, field): path for field, path in own.items()}
+    return paths
+
+
+def _is_named(scorer: str, service: RewardServiceConfig) -> bool:
+    return scorer in (REWARD_MODEL, NO_SCORER, *service.scorers)
+
+
+def scorer_paths(config: RunConfig, task: str) -> dict[str, str]:
+    """Every function that scores a task, by the key that names it; of a run's only task, all that there are."""
+    scorer, service = config.by_task()[task].scorer, config.reward_service
+    own = {} if _is_named(scorer, service) else {config.key_of(task, "scorer"): scorer}
+    return own | _named_scorer_paths(service, reached(scorer, service.scorers) if task else set(service.scorers))
+
+
+def _named_scorer_paths(service: RewardServiceConfig, names: Collection[str]) -> dict[str, str]:
+    paths = {}
+    for name in (name for name in service.scorers if name in names):
+        scorer = service.scorers[name]
+        if isinstance(scorer, FunctionConfig):
+            paths[f"reward_service.scorers.{name}.path"] = scorer.path
+        elif isinstance(scorer, ForbiddenConfig) and scorer.function is not None:
+            paths[f"reward_service.scorers.{name}.function"] = scorer.function
+    return paths

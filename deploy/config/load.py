@@ -1,0 +1,118 @@
+"""The run file: TOML in, one frozen `RunConfig` out; settings that don't fit together fail here, not an hour later.
+
+Knows nothing of what the settings do, opens no file but the run file, and imports neither torch nor ray. What can
+only be told from other files (the model, the data sets) is `deploy.config.inputs`'s affair.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from cluster.config import Section
+from cluster.errors import InputError
+from deploy.config.checks import check_fit
+from deploy.config.errors import input_error
+from deploy.config.schema import (
+    RunConfig,
+)
+
+T = TypeVar("T", bound=Section)
+
+
+def load_run_config(
+    path: Path, overrides: Sequence[str] = (), *, beside: bool = True, option: str = "--set"
+) -> RunConfig:
+    """Read a run file, then each override: one more line of TOML, such as ``learner.learning_rate = 5e-7``.
+
+    `option` is what an override was given with.
+
+    A relative path to a model or a data set is looked for beside the run file first, then in the working directory
+    (with `beside=False`, as for the resolved file in a run directory, only there). It is kept relative to the working
+    directory where it lies beneath it, so that a run goes on in another copy of the repository.
+    Raises InputError naming the key.
+    """
+    settings = _read(path)
+    for line in overrides:
+        settings = _merged(settings, _parse_line(line, option))
+    config = _validated(settings)
+    config = _with_paths(config, path.parent if beside else Path())
+    if not config.run.name:
+        config = _replaced(config, "run", name=path.resolve().parent.name)
+    check_fit(config)
+    return config
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Read a resolved run file as it stands, without asking whether its settings fit together."""
+    return _validated(_read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(str(path), f"cannot read the run file ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"not TOML: {error}") from error
+
+
+def _parse_line(line: str, option: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(line)
+    except tomllib.TOMLDecodeError as error:
+        hint = "; text needs quotes" if "value" in str(error).lower() else ""
+        raise InputError(option, f"{line!r} is not a line of TOML ({error}{hint})") from error
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in more.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            result[key] = _merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _validated(settings: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate_json(json.dumps(settings, default=str), strict=True)
+    except ValidationError as error:
+        raise input_error(error, RunConfig) from error
+
+
+def _with_paths(config: RunConfig, folder: Path) -> RunConfig:
+    config = config.model_copy(update={"model": _found(config.model, folder), "data": _found(config.data, folder)})
+    tasks = {name: _found(task, folder) for name, task in config.tasks.items()}
+    config = config.model_copy(update={"tasks": tasks})
+    scorers = {}
+    for name, scorer in config.reward_service.scorers.items():
+        path = getattr(scorer, "path", None)
+        found = {"path": _resolved(path, folder)} if isinstance(path, Path) else {}
+        scorers[name] = scorer.model_copy(update=found)
+    return _replaced(config, "reward_service", scorers=scorers)
+
+
+def _found(section: T, folder: Path) -> T:
+    """A section with its paths where the files are."""
+    paths = {key: _resolved(value, folder) for key, value in section if isinstance(value, Path)}
+    return section.model_copy(update=paths)
+
+
+def _resolved(path: Path, folder: Path) -> Path:
+    path = path.expanduser()
+    found = folder / path if (folder / path).exists() else path
+    absolute, working_directory = Path(os.path.abspath(found)), Path.cwd()
+    return absolute.relative_to(working_directory) if absolute.is_relative_to(working_directory) else absolute
+
+
+def _replaced(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
