@@ -17,7 +17,7 @@ from benchmarks.recorders import WAITS
 from benchmarks.results import Row
 from benchmarks.task_runs import ROOT, Finished, train
 from cluster.record_log import read_log
-from deploy.run_directory import RECORDS
+from deploy.run.layout import RECORDS
 
 REPEATS, NUM_STEPS, NUM_SETTLING, NUM_LAST = 2, 100, 10, 2
 BLOCKING = ("TRAIN", "PUBLISH")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from cluster.errors import AntiphonError
-from deploy.run_directory import RunDirectory
+from deploy.run.directory import RunDirectory
 
 
 def say_error(error: AntiphonError) -> int:

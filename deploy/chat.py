@@ -18,9 +18,10 @@ from cluster.errors import InputError
 from deploy.boundary import interruptible
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
-from deploy.run_directory import CONFIG, RunDirectory
+from deploy.run.artifacts import data_path
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import CONFIG
 from deploy.session import Session
-from deploy.stages import data_path
 from deploy.typed_lines import TypedLines
 from deploy.view import View
 from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows

@@ -26,16 +26,9 @@ from deploy.config.inputs import check_inputs
 from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
 from deploy.ray_token import use_own_token
-from deploy.run_directory import (
-    SERVING,
-    RunDirectory,
-    not_done,
-    open_run,
-    read_target,
-    require_run,
-    require_same_settings,
-    require_stages,
-)
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import SERVING
+from deploy.run.open import not_done, open_run, read_target, require_run, require_same_settings, require_stages
 from deploy.view import View
 
 

@@ -18,7 +18,9 @@ from deploy.boundary import running
 from deploy.config.inputs import check_inputs
 from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
-from deploy.run_directory import EVALUATION, RunDirectory, open_run, read_target, require_run, require_stages
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import EVALUATION
+from deploy.run.open import open_run, read_target, require_run, require_stages
 from deploy.view import View
 
 commands = typer.Typer()

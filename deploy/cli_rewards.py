@@ -14,8 +14,10 @@ import typer
 from cluster.errors import InputError
 from deploy.arguments import Lines, Name, Run, RunsDir, Target
 from deploy.config.schema import RunConfig
-from deploy.reward_models import published_folder
-from deploy.run_directory import FEEDBACK, RunDirectory, not_done, read_target, require_run
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import FEEDBACK
+from deploy.run.open import not_done, read_target, require_run
+from deploy.run.reward_models import published_folder
 from reward_service.address import require_token
 from reward_service.tokens import add_token, read_tokens, revoke_token, with_tokens
 
@@ -39,7 +41,7 @@ def serve_rewards(
     service = with_tokens(config.served(), path).model_copy(update={"host": host})
     require_token(service, os.environ.get("ANTIPHON_TOKEN"), "--host")
     reward_model = _reward_model(config, path)
-    from deploy.newest_policy import feedback_settings
+    from deploy.run.artifacts import feedback_settings
     from deploy.serve_rewards import serve_rewards as serve
 
     serve(

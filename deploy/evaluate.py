@@ -23,9 +23,10 @@ from deploy.columns import columns_for
 from deploy.config.schema import EvaluationConfig, Way
 from deploy.judged import Answer
 from deploy.reward_watch import pauses_said
-from deploy.run_directory import EVALUATION
+from deploy.run.artifacts import data_path, policy_path
+from deploy.run.layout import EVALUATION
 from deploy.session import Session
-from deploy.stages import data_path, policy_path, prompt_rows
+from deploy.stages import prompt_rows
 from rollout_actors.conversation import Conversation, score_request
 
 if TYPE_CHECKING:

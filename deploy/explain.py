@@ -27,7 +27,8 @@ from deploy.explain_page import write_page
 from deploy.inspect import decoder, visible
 from deploy.ppo import start_learners
 from deploy.replay import Plan, make_plan
-from deploy.run_directory import CONFIG, RECORDS, RunDirectory
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import CONFIG, RECORDS
 from deploy.session import Session
 from deploy.story import Part, Story, parts_of
 from deploy.view import View

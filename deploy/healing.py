@@ -19,7 +19,8 @@ from cluster.history import History
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from deploy.failed_batch import keep_batch
-from deploy.run_directory import RECORDS, RunDirectory, checkpoint_step
+from deploy.run.directory import RunDirectory, checkpoint_step
+from deploy.run.layout import RECORDS
 from learner.config import LearnerConfig
 from learner.learner_group import PPOLearnerGroup
 from learner.training_loop import Groups, PublishesWeights, StepResult

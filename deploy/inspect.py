@@ -19,7 +19,7 @@ from rich.text import Text
 from cluster.errors import InputError
 from cluster.trajectory import Trajectory, read_trajectories
 from deploy.config.load import read_run_config
-from deploy.run_directory import CONFIG
+from deploy.run.layout import CONFIG
 
 COLUMNS = ("uid", "task", "group", "reward", "tokens", "versions", "finish", "min logprob", "max logprob", "not finite")
 PLAIN_WIDTH = 120

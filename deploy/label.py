@@ -23,9 +23,10 @@ from cluster.scoring import Score, ScoreRequest
 from deploy.boundary import interruptible
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
-from deploy.newest_policy import newest_policy
-from deploy.reward_models import published_folder
-from deploy.run_directory import CONFIG, FEEDBACK, RunDirectory
+from deploy.run.artifacts import newest_policy
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import CONFIG, FEEDBACK
+from deploy.run.reward_models import published_folder
 from deploy.session import Session
 from deploy.stages import task_prompts
 from deploy.view import View

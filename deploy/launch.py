@@ -16,7 +16,8 @@ from deploy.config.schema import RunConfig
 from deploy.evaluate import evaluate
 from deploy.memory import PeakMemory
 from deploy.retrain import retrain, run_reward_model
-from deploy.run_directory import SUPERVISED, RunDirectory
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import SUPERVISED
 from deploy.session import Session
 from deploy.stages import collect_preferences, prepare, run_sft, try_functions
 from deploy.view import View

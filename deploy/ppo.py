@@ -28,9 +28,10 @@ from deploy.healing import NUM_RESTARTS, HealedLearners
 from deploy.recording import RecordedLearners, RecordedWeights
 from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption
 from deploy.reward_watch import first_missing, watch_rewards
-from deploy.run_directory import RECORDS
+from deploy.run.artifacts import policy_path
+from deploy.run.layout import RECORDS
 from deploy.session import Session, dtype_of
-from deploy.stages import policy_path, task_prompts
+from deploy.stages import task_prompts
 from deploy.task_metrics import task_metrics
 from deploy.watchdog import ToldCalls, watch
 from learner.learner_group import PPOLearnerGroup

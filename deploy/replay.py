@@ -29,9 +29,10 @@ from deploy.config.schema import RunConfig
 from deploy.config.toml import flat
 from deploy.ppo import start_learners
 from deploy.replay_tokens import TokenReplay
-from deploy.run_directory import CONFIG, RECORDS, RunDirectory, checkpoint_step
+from deploy.run.artifacts import policy_path
+from deploy.run.directory import RunDirectory, checkpoint_step
+from deploy.run.layout import CONFIG, RECORDS
 from deploy.session import Session
-from deploy.stages import policy_path
 from deploy.view import View
 from learner.learner_group import PPOLearnerGroup
 from learner.schedule import Lengths

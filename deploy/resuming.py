@@ -18,7 +18,8 @@ from cluster.history import History
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from deploy.config.schema import RunConfig
-from deploy.run_directory import RECORDS, RunDirectory, checkpoint_step
+from deploy.run.directory import RunDirectory, checkpoint_step
+from deploy.run.layout import RECORDS
 from learner.training_loop import PublishesWeights, TakesGroups
 
 POSITION = "position.json"

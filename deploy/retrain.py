@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from cluster.datasets import Source
 from cluster.errors import InputError
 from deploy.config.schema import RunConfig
-from deploy.reward_models import PREFERENCES, TRAINING, member_folder, publish
-from deploy.run_directory import FEEDBACK, RunDirectory
+from deploy.run.artifacts import policy_path, preferences_path
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import FEEDBACK, FINGERPRINT_FILE, HELD_OUT, PREFERENCES, TRAINING
+from deploy.run.reward_models import member_folder, publish
 from deploy.session import Session
-from deploy.stages import HELD_OUT, Supervised, policy_path, preferences_path, train
-
-FINGERPRINT_FILE = "made_of.json"
+from deploy.stages import Supervised, train
 
 
 def begin(run: RunDirectory, config: RunConfig) -> None:

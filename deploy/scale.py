@@ -16,7 +16,8 @@ from cluster.errors import InputError
 from cluster.remote import NAMESPACE, find_actor, within
 from cluster.supervision import control_name
 from deploy.config.load import read_run_config
-from deploy.run_directory import CONFIG, require_run
+from deploy.run.layout import CONFIG
+from deploy.run.open import require_run
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0

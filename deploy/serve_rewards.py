@@ -16,7 +16,7 @@ from types import FrameType
 import ray
 
 from cluster.errors import InputError
-from deploy.run_directory import FEEDBACK
+from deploy.run.layout import FEEDBACK
 from deploy.serving import announced
 from reward_service.config import RewardServiceConfig
 from reward_service.pair_choice import FeedbackSettings

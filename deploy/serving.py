@@ -15,8 +15,9 @@ import ray
 
 from cluster.errors import AntiphonError
 from cluster.remote import NAMESPACE
-from deploy.reward_models import published_folder
-from deploy.run_directory import SERVING, not_done
+from deploy.run.layout import SERVING
+from deploy.run.open import not_done
+from deploy.run.reward_models import published_folder
 from deploy.scale import answers
 from reward_service.service import publish_reward_model
 

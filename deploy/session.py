@@ -26,9 +26,10 @@ from cluster.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.supervision import ActorPool
 from deploy.boundary import signals_kept_from_children
 from deploy.config.schema import RunConfig
-from deploy.metrics_log import MetricsLog
-from deploy.reward_models import published_folder
-from deploy.run_directory import FEEDBACK, RunDirectory
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import FEEDBACK
+from deploy.run.metrics_log import MetricsLog
+from deploy.run.reward_models import published_folder
 from deploy.scale import answers
 from deploy.start_up import StartUp
 from deploy.view import View

@@ -23,8 +23,9 @@ from cluster.remote import stream_task
 from cluster.scoring import ScoreRequest
 from deploy.adversarial import write_altered
 from deploy.config.functions import scorer_paths
-from deploy.config.schema import RunConfig
-from deploy.run_directory import checkpoint_step
+from deploy.run.artifacts import data_folder, data_path, model_path, policy_path
+from deploy.run.directory import checkpoint_step
+from deploy.run.layout import HELD_OUT
 from deploy.session import Session, dtype_of
 from reward_service.trial import Trial
 from reward_service.trial import try_functions as try_scorers
@@ -33,8 +34,6 @@ from rollout_actors.prompts import holds_messages, read_rows, ready_rows, scorer
 
 if TYPE_CHECKING:
     from learner.supervised_group import SupervisedLearnerGroup
-
-HELD_OUT = "preferences_held_out.parquet"
 
 
 async def prepare(session: Session) -> None:
@@ -61,33 +60,6 @@ def _build(path: str, key: str, target: Path, *, seed: int) -> Iterator[None]:
     builder(partial, seed=seed)
     partial.rename(target)
     yield
-
-
-def model_path(config: RunConfig, run_path: Path) -> Path:
-    """The model a run starts from."""
-    return Path(config.model.path) if config.model.path else run_path / "model"
-
-
-def policy_path(config: RunConfig, run_path: Path) -> Path:
-    """The policy that PPO starts from and stays near: the SFT model if there is one."""
-    sft = run_path / "sft"
-    return sft if sft.exists() else model_path(config, run_path)
-
-
-def data_folder(run_path: Path, task: str) -> Path:
-    """Where a task's builder leaves its data sets."""
-    return run_path / "data" / task
-
-
-def data_path(config: RunConfig, run_path: Path, name: str, task: str = "") -> Path:
-    """The data set `name` (sft, prompts, evaluation) of a task: set in the run file, or made by the builder."""
-    explicit = getattr(config.by_task()[task], name)
-    return Path(explicit) if explicit else data_folder(run_path, task) / f"{name}.parquet"
-
-
-def preferences_path(config: RunConfig, run_path: Path) -> Path:
-    """The preferences the reward model is trained on."""
-    return Path(config.data.preferences) if config.data.preferences else run_path / "preferences.parquet"
 
 
 async def task_prompts(session: Session) -> list[TaskPrompts]:

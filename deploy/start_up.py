@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from deploy.run_directory import RunDirectory
+from deploy.run.directory import RunDirectory
 
 
 class StartUp:

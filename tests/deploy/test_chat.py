@@ -17,7 +17,8 @@ import pytest
 from cluster.chat_template import RenderedPrompt
 from cluster.errors import InputError
 from deploy import chat as chatting
-from deploy.run_directory import CONFIG, RunDirectory
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import CONFIG
 from tests.chat import make_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ import pytest
 from cluster.errors import LearnerError
 from deploy.cli import app
 from deploy.config.schema import RunConfig
-from deploy.run_directory import RunDirectory
+from deploy.run.directory import RunDirectory
 from reward_service.tokens import TokenBook
 
 ROOT = Path(__file__).parents[2]

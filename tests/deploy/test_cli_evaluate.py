@@ -11,7 +11,7 @@ from deploy import judged
 from deploy.cli import app
 from deploy.config.load import load_run_config
 from deploy.judged import Answer
-from deploy.run_directory import open_run
+from deploy.run.open import open_run
 
 MODEL = '[run]\nstages = ["ppo"]\n[model]\nbuilder = "task:build"\n'
 ALONE = MODEL + '[data]\nbuilder = "task:build"\n[reward_service]\nscorer = "task:score"\n'

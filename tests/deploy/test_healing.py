@@ -22,7 +22,8 @@ from cluster.record_log import LogFile, next_path, read_log
 from cluster.trajectory import Ticket, Trajectory, read_trajectories
 from cluster.weights import Manifest, TensorEntry
 from deploy.healing import HealedLearners
-from deploy.run_directory import RECORDS, RunDirectory
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import RECORDS
 from learner.batching import make_batch
 from learner.config import LearnerConfig
 from learner.training_loop import Groups, StepResult

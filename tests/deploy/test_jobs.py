@@ -19,7 +19,7 @@ import pytest
 from cluster.errors import InputError
 from deploy import jobs
 from deploy.config.load import load_run_config
-from deploy.run_directory import open_run
+from deploy.run.open import open_run
 
 TINY = """
 [run]

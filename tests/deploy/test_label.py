@@ -29,8 +29,10 @@ from cluster.scoring import Score, ScoreRequest
 from deploy import label as labelling
 from deploy.cli import app
 from deploy.config.load import load_run_config, read_run_config
-from deploy.newest_policy import feedback_settings, newest_policy
-from deploy.run_directory import FEEDBACK, RunDirectory, open_run
+from deploy.run.artifacts import feedback_settings, newest_policy
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import FEEDBACK
+from deploy.run.open import open_run
 from reward_service.feedback import FeedbackStore
 from reward_service.feedback_contracts import Preference
 

@@ -21,8 +21,10 @@ import pytest
 
 from cluster.scoring import Score, ScoreRequest
 from deploy.config.load import load_run_config
-from deploy.reward_models import TRAINING, publish
-from deploy.run_directory import RunDirectory, open_run
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import TRAINING
+from deploy.run.open import open_run
+from deploy.run.reward_models import publish
 from reward_service.reward_model import RewardModelScorer
 from tests.reward_service.building import moved_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from deploy.metrics_log import MetricsLog
+from deploy.run.metrics_log import MetricsLog
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:

@@ -23,7 +23,8 @@ from deploy.config.toml import to_toml
 from deploy.explain import explain
 from deploy.replay import Replay, changed_config, make_plan
 from deploy.replay_tokens import TokenReplay
-from deploy.run_directory import CONFIG, RunDirectory
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import CONFIG
 from learner.training_loop import Groups, StepResult
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.rollout_actor import RolloutActor

@@ -16,7 +16,8 @@ from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from deploy.config.schema import RunConfig
 from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption
-from deploy.run_directory import RECORDS, RunDirectory
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import RECORDS
 from tests.cluster.test_history import BEGIN, trained
 from tests.cluster.test_recorder import manifest, ticket, told, trajectory
 

@@ -21,8 +21,10 @@ from cluster.errors import InputError
 from deploy import retrain
 from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
-from deploy.reward_models import NEXT, TRAINING, entry_of, publish, published_folder, settle
-from deploy.run_directory import RunDirectory, open_run, require_stages
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import NEXT, TRAINING
+from deploy.run.open import open_run, require_stages
+from deploy.run.reward_models import entry_of, publish, published_folder, settle
 from deploy.stages import Supervised
 from reward_service.scorer_files import weights_digest
 
@@ -300,8 +302,8 @@ def test_a_kill_at_any_point_leaves_a_whole_reward_model_or_one_that_the_next_st
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", counted(Path.rename))
-        patch.setattr("deploy.reward_models.shutil.rmtree", counted(retrain.shutil.rmtree))
-        patch.setattr("deploy.reward_models.os.link", counted(os.link))
+        patch.setattr("deploy.run.reward_models.shutil.rmtree", counted(retrain.shutil.rmtree))
+        patch.setattr("deploy.run.reward_models.os.link", counted(os.link))
         with pytest.raises(Killed):
             publish(run)
     require_stages(config, run, ["ppo"])
@@ -336,7 +338,7 @@ def test_where_there_can_be_no_links_a_version_is_copied(run: RunDirectory, monk
     def refused(*_: Any, **__: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr("deploy.reward_models.os.link", refused)
+    monkeypatch.setattr("deploy.run.reward_models.os.link", refused)
     write_model(run.path / "reward_model", "old")
     folder = published_folder(run.path)
     assert folder is not None

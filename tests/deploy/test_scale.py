@@ -14,7 +14,8 @@ import pytest
 from cluster.remote import kill_actor, start_actor
 from cluster.supervision import RunControl, control_name
 from deploy.config.load import load_run_config
-from deploy.run_directory import RunDirectory, open_run
+from deploy.run.directory import RunDirectory
+from deploy.run.open import open_run
 
 TINY = '[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n[preferences]\nannotator = "task:judge"\n'
 

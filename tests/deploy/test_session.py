@@ -14,7 +14,7 @@ from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy import launch
 from deploy.config.schema import ModelSection, RunConfig
-from deploy.run_directory import RunDirectory
+from deploy.run.directory import RunDirectory
 from deploy.session import Session, dtype_of
 from deploy.view import View
 from reward_service.client import Patient

@@ -16,7 +16,8 @@ from cluster.prompt_order import TaskPrompts
 from deploy import stages
 from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
-from deploy.run_directory import RunDirectory, open_run
+from deploy.run.directory import RunDirectory
+from deploy.run.open import open_run
 from reward_service.trial import Trial
 from tests.chat import make_tokenizer, user
 

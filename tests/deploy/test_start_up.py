@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run_directory import RunDirectory
+from deploy.run.directory import RunDirectory
 from deploy.start_up import StartUp
 
 

@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InputError
+from deploy.run.layout import ARCHIVE, NEXT, PREFERENCES, REPLACED, TRAINING
 from reward_service.config import REWARD_MODEL
 from reward_service.scorer_files import weights_digest
 
 if TYPE_CHECKING:
-    from deploy.run_directory import RunDirectory
+    from deploy.run.directory import RunDirectory
 
-TRAINING, NEXT, REPLACED = ".reward_model.training", ".reward_model.next", ".reward_model.replaced"
-ARCHIVE = "reward_models"
-PREFERENCES = "feedback.parquet"
-"""In TRAINING: what people prefer, as it was when training began."""
 TOLD = (
     "accuracy",
     "held_out_accuracy",

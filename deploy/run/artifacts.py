@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from cluster.errors import InputError
 from deploy.config.schema import RunConfig
-from deploy.run_directory import FEEDBACK, RunDirectory, checkpoint_step
-from deploy.stages import policy_path
+from deploy.run.directory import checkpoint_step
+
+if TYPE_CHECKING:
+    pass
+
+import contextlib
+from typing import NamedTuple
+
+from deploy.run.directory import RunDirectory
+from deploy.run.layout import FEEDBACK
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.scorer import digest_files
 
@@ -49,3 +56,30 @@ def feedback_settings(config: RunConfig, run: RunDirectory) -> FeedbackSettings:
         with contextlib.suppress(InputError):
             version = newest_policy(config, run).version()
     return FeedbackSettings(seed=config.run.seed, policy_version=version)
+
+
+def model_path(config: RunConfig, run_path: Path) -> Path:
+    """The model a run starts from."""
+    return Path(config.model.path) if config.model.path else run_path / "model"
+
+
+def policy_path(config: RunConfig, run_path: Path) -> Path:
+    """The policy that PPO starts from and stays near: the SFT model if there is one."""
+    sft = run_path / "sft"
+    return sft if sft.exists() else model_path(config, run_path)
+
+
+def data_folder(run_path: Path, task: str) -> Path:
+    """Where a task's builder leaves its data sets."""
+    return run_path / "data" / task
+
+
+def data_path(config: RunConfig, run_path: Path, name: str, task: str = "") -> Path:
+    """The data set `name` (sft, prompts, evaluation) of a task: set in the run file, or made by the builder."""
+    explicit = getattr(config.by_task()[task], name)
+    return Path(explicit) if explicit else data_folder(run_path, task) / f"{name}.parquet"
+
+
+def preferences_path(config: RunConfig, run_path: Path) -> Path:
+    """The preferences the reward model is trained on."""
+    return Path(config.data.preferences) if config.data.preferences else run_path / "preferences.parquet"

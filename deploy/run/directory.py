@@ -1,0 +1,199 @@
+"""A run's directory: its settings, status, summary, metrics and artefacts, and the lock that one process holds on it.
+
+A stage is done when its artefact is there, whole; nothing else remembers it. Knows what lies where, not how it is
+made; imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from cluster.errors import InputError
+from deploy.config.schema import RunConfig
+from deploy.run.layout import EVALUATION, FEEDBACK, LOCK, NEXT, SERVING
+from reward_service.tokens import FILE as TOKENS_FILE
+
+State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
+KEPT = (LOCK, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
+_CHECKPOINT = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What status.json says: where the run stands and where its Ray answers."""
+
+    state: State = "RUNNING"
+    stage: str | None = None
+    step: int = 0
+    ray_address: str | None = None
+    error: str | None = None
+
+
+class RunDirectory:
+    """One run's files. Reading needs no lock; `open_run` gives the one writer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    def status(self) -> Status:
+        """Where the run stands. Raises InputError when nothing was ever run here."""
+        stored = _read_json(self.path / "status.json")
+        if stored is None:
+            raise InputError(str(self.path), "no run was started here")
+        return Status(**stored)
+
+    def update_status(self, **changes: Any) -> None:
+        """Change the named fields of status.json."""
+        status = Status(**(_read_json(self.path / "status.json") or {}))
+        _write_json(self.path / "status.json", asdict(replace(status, **changes)))
+
+    def summary(self) -> dict[str, Any]:
+        """What the run has shown so far, as nested tables."""
+        return _read_json(self.path / "summary.json") or {}
+
+    def update_summary(self, values: Mapping[str, Any]) -> None:
+        """Set values by dotted keys, such as ``reward_model.accuracy``; the others stay."""
+        summary = self.summary()
+        for key, value in values.items():
+            *tables, name = key.split(".")
+            table = summary
+            for part in tables:
+                table = table.setdefault(part, {})
+            table[name] = value
+        _write_json(self.path / "summary.json", summary)
+
+    def forget(self, key: str) -> None:
+        """Take a value, or a table of them, out of the summary by its dotted key, if it is there."""
+        summary = self.summary()
+        *tables, name = key.split(".")
+        table = summary
+        for part in tables:
+            table = table.get(part, {})
+        if table.pop(name, None) is not None:
+            _write_json(self.path / "summary.json", summary)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line that was cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def rewind_metrics(self, stage: str, step: int) -> None:
+        """Drop the rows of `stage` after `step`: those steps are done again."""
+        rows = self.metrics()
+        kept = [row for row in rows if row.get("stage") != stage or row.get("step", 0) <= step]
+        _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+    def last_ppo_step(self) -> dict[str, Any]:
+        """The row of the last PPO step that counts; empty before the first."""
+        rows = [row for row in self.metrics() if row.get("stage") == "ppo"]
+        return rows[-1] if rows else {}
+
+    def checkpoints(self, stage: str) -> list[Path]:
+        """The whole checkpoints of a stage, oldest first. Whoever writes one renames it when it is whole."""
+        folder = self.path / "checkpoints" / stage
+        found = [path for path in folder.iterdir() if _CHECKPOINT.fullmatch(path.name)] if folder.is_dir() else []
+        return sorted(found, key=checkpoint_step)
+
+    def newest_checkpoint(self, stage: str) -> Path | None:
+        """The checkpoint to go on from, if there is one."""
+        return next(reversed(self.checkpoints(stage)), None)
+
+    def best_checkpoint(self, stage: str) -> Path | None:
+        """The checkpoint that was best so far, if there is one."""
+        folder = self.path / "checkpoints" / stage
+        record = _read_json(folder / "best.json")
+        return folder / f"step-{record['step']:06d}" if record else None
+
+    def keep_checkpoints(
+        self, stage: str, *, newest: int, best: Path | None = None, every_steps: int | None = None
+    ) -> None:
+        """Delete all but the `newest` last, those of every so many steps and the best.
+
+        The best is `best`, or without it the one that was best before.
+        """
+        if best is not None:
+            _write_json(best.with_name("best.json"), {"step": checkpoint_step(best)})
+        kept = {*self.checkpoints(stage)[-newest:], self.best_checkpoint(stage)}
+        for path in self.checkpoints(stage):
+            if path not in kept and (every_steps is None or checkpoint_step(path) % every_steps):
+                shutil.rmtree(path)
+
+    def is_done(self, stage: str, config: RunConfig) -> bool:
+        """Whether the stage's artefact is there, whole."""
+        if stage == "preferences":
+            return config.data.preferences is not None or (self.path / "preferences.parquet").exists()
+        if stage == "ppo":
+            last = self.newest_checkpoint("ppo")
+            finished = last is not None and checkpoint_step(last) >= config.learner.num_steps
+            return finished and (self.path / "policy" / "config.json").exists()
+        if stage == "evaluation":
+            answers = self.path / EVALUATION / "after.parquet"
+            return "after" in self.summary().get(EVALUATION, {}) and answers.exists()
+        if stage == "reward_model" and (self.path / NEXT).exists():
+            return True
+        return (self.path / stage / "config.json").exists()
+
+    def close(self) -> None:
+        """Let another process open the run."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def lock(self) -> None:
+        """Become the one writer. Raises InputError naming the process that is."""
+        lock = (self.path / LOCK).open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise InputError(str(self.path), f"another process is at work on this run ({holder})") from error
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        self._lock = lock
+
+    def clear(self) -> None:
+        """Delete everything but the lock and what people have said: no command can make that again."""
+        for child in self.path.iterdir():
+            if child.name in KEPT:
+                continue
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file whole: a reader sees the old text or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

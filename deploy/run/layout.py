@@ -1,0 +1,41 @@
+"""Names of the files and folders in a run directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+CONFIG, LOCK, FEEDBACK, SERVING = "config.toml", ".lock", "feedback.sqlite", "serving"
+
+
+RECORDS = "records"
+"""The folder of the run's journal."""
+
+
+EVALUATION = "evaluation"
+
+
+SUPERVISED = ("sft", "reward_model")
+
+
+TRAINING, NEXT, REPLACED = ".reward_model.training", ".reward_model.next", ".reward_model.replaced"
+
+
+ARCHIVE = "reward_models"
+
+
+PREFERENCES = "feedback.parquet"
+"""In TRAINING: what people prefer, as it was when training began."""
+
+
+FINGERPRINT_FILE = "made_of.json"
+
+
+HELD_OUT = "preferences_held_out.parquet"
