@@ -8,45 +8,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from cluster.config import TrajectoryQueueConfig
+from cluster.ledger import Standing
 from cluster.prompt_order import MixedPrompts, TaskPrompts
-from cluster.trajectory import PartialResponse, Ticket, Trajectory
+from cluster.trajectory import Ticket
 
 SUSPECT_DEATHS = 2
 """Actors that died while they held a group, from which on it is suspected: it may be what killed them."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenGroup:
-    """A group that was admitted and is to be finished."""
-
-    group: int
-    admission_index: int
-    begun: tuple[PartialResponse, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a run stands in its data, which a queue goes on from.
-
-    `vacant` are the places in training whose group was voided and not replaced; `ready` are the groups that are
-    finished and wait for their step.
-    """
-
-    num_trained: int = 0
-    num_void: int = 0
-    next_group: int = 0
-    next_index: int = 0
-    vacant: tuple[int, ...] = ()
-    open: tuple[OpenGroup, ...] = ()
-    ready: tuple[tuple[Trajectory, ...], ...] = ()
-
-    @classmethod
-    def at(cls, num_trained: int, num_void: int) -> Standing:
-        """So many groups trained and voided, and none open."""
-        return cls(num_trained, num_void, num_trained + num_void, num_trained)
 
 
 class Admission:

@@ -14,12 +14,11 @@ from functools import lru_cache, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 
-from cluster.admission import OpenGroup, Standing
 from cluster.errors import RecorderError
+from cluster.ledger import OpenGroup, QueueCounts, Standing
 from cluster.record_log import ROWS_AT_ONCE, read_file, read_files
 from cluster.records import Record, to_partial, to_trajectory
 from cluster.trajectory import Trajectory
-from cluster.trajectory_queue import QueueCounts
 
 INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps")
 """The columns that are read for every record; the others for the trajectories that are asked for."""

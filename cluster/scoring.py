@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.errors import RewardError
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
@@ -29,3 +31,6 @@ class Score:
     reward: float
     parts: Mapping[str, float]
     scorer_version: str
+
+
+Outcome = Score | RewardError

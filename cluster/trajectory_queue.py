@@ -11,25 +11,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from cluster import records
-from cluster.admission import Admission, Standing
+from cluster.admission import Admission
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
+from cluster.ledger import QueueCounts, Standing
 from cluster.prompt_order import TaskPrompts
 from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticket, Trajectory
-
-
-@dataclass(frozen=True, slots=True)
-class QueueCounts:
-    """The ledger, in groups: num_admitted = num_trained + num_void + num_open."""
-
-    num_admitted: int
-    num_trained: int
-    num_void: int
-    num_open: int
 
 
 class KeepsRecords(Protocol):

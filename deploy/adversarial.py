@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster import dotted
+from cluster import user_code
 from cluster.errors import InputError
 from deploy.config.schema import AdversarialConfig, Way
 
@@ -79,7 +79,7 @@ def _change(way: Way, config: AdversarialConfig) -> Callable[[str, random.Random
         return partial(_with_typos, share=config.typo_share)
     if way == "paraphrase":
         assert config.paraphrase is not None
-        return partial(_paraphrased, dotted.load(config.paraphrase, "adversarial.paraphrase"), config.paraphrase)
+        return partial(_paraphrased, user_code.load(config.paraphrase, "adversarial.paraphrase"), config.paraphrase)
     return partial(_with_sentence, config.distractors if way == "distractor" else config.injections)
 
 

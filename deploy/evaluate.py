@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from cluster import dotted
+from cluster import user_code
 from cluster.errors import RewardError
 from cluster.scoring import Score
 from cluster.trajectory import Segment, Trajectory
@@ -357,7 +357,7 @@ def measure(
 
     `key` is what names it in the run file.
     """
-    function = dotted.load(path, key)
+    function = user_code.load(path, key)
     columns = columns_for(function, rows, key, num_texts=2)
     measured: dict[str, float] = function([row["prompt"] for row in rows], list(responses), **columns)
     return measured

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.health import State
+from cluster.ledger import QueueCounts
 from cluster.recorder import Recorder
 from cluster.remote import RemoteActor, start_actor
 from cluster.supervision import RunControl, control_name
 from cluster.trajectory import write_trajectories
-from cluster.trajectory_queue import QueueCounts, TrajectoryQueue
+from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.elastic import ElasticQueue, FollowsIdleShare
 from deploy.evaluate import HeldOut

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.admission import Standing
 from cluster.history import History
+from cluster.ledger import Standing
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from deploy.config.schema import RunConfig

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster import dotted
+from cluster import user_code
 from cluster.broken_rows import BrokenRows
 from cluster.datasets import Reading, Source
 from cluster.errors import AntiphonError, EnvironmentFault, InputError
@@ -53,7 +53,7 @@ async def prepare(session: Session) -> None:
 
 def _build(path: str, key: str, target: Path, *, seed: int) -> Iterator[None]:
     """Run a builder in a process of its own; what it writes appears whole or not at all."""
-    builder = dotted.load(path, key)
+    builder = user_code.load(path, key)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -275,7 +275,7 @@ async def collect_preferences(session: Session) -> None:
     session.view.stage("preferences", num)
     if settings.annotator is None:
         raise AntiphonError("preferences.annotator", "nobody labels the pairs (set it, or data.preferences)")
-    annotate = dotted.load(settings.annotator, "preferences.annotator")
+    annotate = user_code.load(settings.annotator, "preferences.annotator")
     rows = await prompt_rows(session, "prompts", altered_share=config.data.adversarial_share)
     order = PromptOrder(rows, config.run.seed)
     prompts = [order.row(i)["prompt"] for i in range(num)]
@@ -303,7 +303,7 @@ def _write_pairs(
     session.run.update_summary({"reward_model.num_pairs": settings.num_pairs})
     if settings.oracle and settings.num_held_out_pairs:
         held_out = table.slice(settings.num_pairs).to_pydict()
-        ceiling = _oracle_accuracy(dotted.load(settings.oracle, "preferences.oracle"), held_out)
+        ceiling = _oracle_accuracy(user_code.load(settings.oracle, "preferences.oracle"), held_out)
         session.run.update_summary({"reward_model.noise_ceiling": ceiling})
         session.view.note(f"preferences: the oracle disagrees with {1 - ceiling:.1%} of the labels")
     parts = {HELD_OUT: table.slice(settings.num_pairs), "preferences.parquet": table.slice(0, settings.num_pairs)}

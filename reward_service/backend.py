@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.errors import InputError
-from cluster.scoring import ScoreRequest
-from reward_service.scorer import Outcome
+from cluster.scoring import Outcome, ScoreRequest
 
 
 class UnknownScorer(InputError):

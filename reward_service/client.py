@@ -19,10 +19,9 @@ from typing import Any, Protocol
 import httpx
 
 from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config import NO_SCORER, REWARD_MODEL, RewardServiceConfig, app_name
 from reward_service.handle import ServiceHandle
-from reward_service.scorer import Outcome
 
 WHERE = "reward_service"
 PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0

@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from cluster.errors import NotApplicable, RewardError, RewardUnavailable
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.composite_config import CompositeConfig, Statistics
 from reward_service.rules import VIOLATION
-from reward_service.scorer import Outcome, Scorer, digest_of
+from reward_service.scorer import Scorer, digest_of
 from reward_service.scorer_config import settings_text
 
 

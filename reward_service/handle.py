@@ -17,9 +17,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from cluster.errors import ActorDied, RewardError, RewardUnavailable
 from cluster.remote import call_handle, within
-from cluster.scoring import ScoreRequest
+from cluster.scoring import Outcome, ScoreRequest
 from reward_service.backend import ScorerInfo
-from reward_service.scorer import Outcome
 
 WHERE = "reward_service"
 LOOK_EVERY_S = 2.0

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.types import ASGIApp
 
 from cluster.errors import DeadlineExceeded, InputError, RewardError, RewardUnavailable
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service import foreign_contracts as foreign
 from reward_service.backend import Backend, ScorerInfo
 from reward_service.config import HttpConfig
@@ -19,7 +19,6 @@ from reward_service.guard import RETRY_AFTER_S
 from reward_service.guarded_app import StrictRoute, guarded_app
 from reward_service.http_metrics import HttpMetrics
 from reward_service.problems import documented, refusal
-from reward_service.scorer import Outcome
 from reward_service.tokens import TokenBook
 
 READY_TIMEOUT_S = 5.0

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import InputError, RewardError
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import ScorerInfo, UnknownScorer
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.published import Models, ModelVersions
 from reward_service.registry import build_scorers
-from reward_service.scorer import Outcome, Scorer, close
+from reward_service.scorer import Scorer, close
 from reward_service.scorer_files import require_reward_model
 
 HUNG_AFTER = 3

@@ -18,10 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.chat_template import render, require_template, scored_token_ids
 from cluster.errors import InputError, RewardError
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.batching import Batcher
 from reward_service.config import REWARD_MODEL
-from reward_service.scorer import Outcome
 from reward_service.scorer_files import member_folders, weights_digest
 
 UNCERTAINTY, MESSAGES = "uncertainty", "messages"

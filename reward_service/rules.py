@@ -17,8 +17,7 @@ from typing import Any, Literal
 import regex
 
 from cluster.errors import InputError, RewardError
-from cluster.scoring import Score, ScoreRequest
-from reward_service.scorer import Outcome
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.scorer_config import (
     ExactConfig,
     LanguageConfig,

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.errors import NotApplicable, RewardError
-from cluster.scoring import Score, ScoreRequest
+from cluster.files import digest_files
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.plugin import Misfit, Plugin, Returned
-
-Outcome = Score | RewardError
 
 
 class Scorer(Protocol):
@@ -95,16 +94,6 @@ async def close(scorer: Scorer) -> None:
         await scorer.aclose()
     elif hasattr(scorer, "close"):
         scorer.close()
-
-
-def digest_files(paths: Sequence[Path]) -> str:
-    """The first 12 hexadecimal digits of sha256 over the files' bytes, in the given order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:12]
 
 
 def digest_of(*contents: str | Path) -> str:

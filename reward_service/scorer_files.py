@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from cluster.config import Section
 from cluster.errors import InputError
+from cluster.files import digest_files
 from reward_service.composite_config import REWARD_MODEL, CompositeConfig, Statistics
-from reward_service.scorer import digest_files
 from reward_service.scorer_config import (
     ForbiddenConfig,
     JsonSchemaConfig,

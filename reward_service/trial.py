@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.errors import InputError, NotApplicable, RewardError
 from cluster.scoring import ScoreRequest
-from cluster.source_lines import line_that_raised, place_of
+from cluster.user_code import line_that_raised, place_of
 from reward_service import plugin
 from reward_service.registry import load_function
 from reward_service.scorer import FunctionScorer

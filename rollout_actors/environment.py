@@ -11,10 +11,10 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from cluster import dotted
+from cluster import user_code
 from cluster.chat_template import Message
 from cluster.errors import AntiphonError, EnvironmentFault
-from cluster.source_lines import line_that_raised, place_of
+from cluster.user_code import line_that_raised, place_of
 
 Observation = str | Sequence[Message]
 """A text, or messages with role and content. The answer to messages may be a text: it is the user's then."""
@@ -103,7 +103,7 @@ def _fault(method: Callable[..., Any], name: str, expected: str, value: Any) -> 
 
 def made(path: str, settings: Mapping[str, Any]) -> Any:
     """The environment at that dotted path. Raises InputError, or EnvironmentFault where making it fails."""
-    make = dotted.load(path, PATH_KEY)
+    make = user_code.load(path, PATH_KEY)
     try:
         environment = make(**settings)
     except AntiphonError:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from cluster.errors import EnvironmentFault
-from cluster.source_lines import place_of
+from cluster.user_code import place_of
 from rollout_actors.environment import Observation, Step, checked_start, checked_step, raised
 from rollout_actors.tools import Tools
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cluster import dotted
+from cluster import user_code
 from cluster.chat_template import Message
 from cluster.errors import InputError
 
@@ -81,7 +81,7 @@ class GymnasiumText:
 
 
 def _own(path: str | None, key: str) -> Callable[..., Any] | None:
-    return dotted.load(path, f"{SETTINGS}.{key}") if path else None
+    return user_code.load(path, f"{SETTINGS}.{key}") if path else None
 
 
 def _numbers(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster import dotted
+from cluster import user_code
 from cluster.chat_template import Message
 from cluster.errors import InputError
 
@@ -32,7 +32,7 @@ class VerifiersText:
 
     def __init__(self, load: str, **settings: Any) -> None:
         """Raises InputError where that is no environment of turns, or is judged by groups of responses."""
-        self._environment = dotted.load(load, f"{SETTINGS}.load")(**settings)
+        self._environment = user_code.load(load, f"{SETTINGS}.load")(**settings)
         for name in ("env_response", "get_dataset", "init_state", "rubric"):
             if not hasattr(self._environment, name):
                 raise InputError(f"{SETTINGS}.load", f"{load} gives no multi-turn environment (it has no {name})")

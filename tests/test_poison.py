@@ -9,8 +9,8 @@ import pytest
 from benchmarks.stand_in_ring import ROWS, Plan, stand_in_ring
 from benchmarks.stand_ins import Pace
 from cluster.history import History
+from cluster.ledger import QueueCounts
 from cluster.prompt_order import PromptOrder
-from cluster.trajectory_queue import QueueCounts
 
 POISONED = 5
 

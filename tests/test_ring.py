@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import ActorDied, RewardError
+from cluster.ledger import QueueCounts
 from cluster.prompt_order import PromptOrder, TaskPrompts
 from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.supervision import ActorPool, RunControl
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
-from cluster.trajectory_queue import QueueCounts, TrajectoryQueue
+from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.ppo import PublishedWeights
 from examples.letters.scorers import count_a

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.stand_in_ring import Plan, stand_in_ring
 from benchmarks.stand_ins import LogNormalLengths, Pace
 from cluster.history import History
-from cluster.trajectory_queue import QueueCounts
+from cluster.ledger import QueueCounts
 
 
 @pytest.mark.ray

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 import contextlib
 from typing import NamedTuple
 
+from cluster.files import digest_files
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
 from reward_service.pair_choice import FeedbackSettings
-from reward_service.scorer import digest_files
 
 
 class NewestPolicy(NamedTuple):

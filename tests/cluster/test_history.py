@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from cluster import records
-from cluster.admission import OpenGroup
 from cluster.errors import RecorderError
 from cluster.history import History
+from cluster.ledger import OpenGroup
 from cluster.record_log import LogFile
 from cluster.records import Record
 from cluster.trajectory import PartialResponse, Segment

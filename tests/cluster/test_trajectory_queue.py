@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import pytest
 
-from cluster.admission import OpenGroup, Standing
 from cluster.config import TrajectoryQueueConfig
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
+from cluster.ledger import OpenGroup, Standing
 from cluster.prompt_order import PromptOrder, TaskPrompts
 from cluster.records import Record
 from cluster.trajectory import BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn

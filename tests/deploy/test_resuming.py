@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster import records
-from cluster.admission import Standing
+from cluster.ledger import Standing
 from cluster.record_log import LogFile
 from cluster.records import Record
 from cluster.trajectory import Trajectory

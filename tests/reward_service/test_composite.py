@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import NotApplicable, RewardError
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.composite import CompositeScorer, GuardedScorer
 from reward_service.composite_config import CompositeConfig, Statistics
-from reward_service.scorer import Outcome
 
 ITEM = ScoreRequest("i", "p", "r")
 

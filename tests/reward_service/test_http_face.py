@@ -12,13 +12,13 @@ from fastapi import APIRouter
 
 from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
 from cluster.remote import within
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import Backend, ScorerInfo
 from reward_service.config import HttpConfig, RewardServiceConfig
 from reward_service.http_face import build_app
 from reward_service.registry import load_function
 from reward_service.replica import RewardService
-from reward_service.scorer import FunctionScorer, Outcome
+from reward_service.scorer import FunctionScorer
 from reward_service.tokens import TokenBook
 
 

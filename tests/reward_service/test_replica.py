@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError, RewardError
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service import replica
 from reward_service.backend import UnknownScorer
 from reward_service.client import all_scores
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.published import ModelVersions, published
 from reward_service.replica import RewardService
-from reward_service.scorer import Outcome
 from tests.reward_service.building import moved_model
 
 ITEM = ScoreRequest("x", "p", "a")

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from cluster.errors import RewardError
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.registry import load_function
-from reward_service.scorer import FunctionScorer, Outcome
+from reward_service.scorer import FunctionScorer
 
 
 def scorer(name: str) -> FunctionScorer:

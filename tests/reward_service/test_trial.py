@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.scoring import ScoreRequest
-from cluster.source_lines import place_of
+from cluster.user_code import place_of
 from reward_service.trial import Trial, try_functions
 from tests import scorers
 
