@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.bare_loop import BareLoop
 from benchmarks.letters import letters_config
 from benchmarks.results import Row
-from cluster.remote import kill_actor, start_actor
+from cluster.actors.remote import kill_actor, start_actor
 from cluster.trajectory import Segment, Trajectory, Turn
 from learner.learner_group import PPOLearnerGroup
 

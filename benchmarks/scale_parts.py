@@ -17,10 +17,10 @@ from benchmarks.results import Row
 from benchmarks.stand_in_ring import ROWS
 from benchmarks.stand_ins import manifest
 from cluster import records
+from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from cluster.config import TrajectoryQueueConfig
 from cluster.prompt_order import TaskPrompts
 from cluster.recorder import Recorder
-from cluster.remote import RemoteActor, kill_actor, start_actor
 from cluster.trajectory import FinishedGroup, Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from benchmarks.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
 from benchmarks.troupe import Member, Troupe
+from cluster.actors.control import RunControl
+from cluster.actors.pool import ActorPool
+from cluster.actors.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.config import TrajectoryQueueConfig
 from cluster.ledger import QueueCounts
 from cluster.prompt_order import TaskPrompts
 from cluster.recorder import Recorder
-from cluster.remote import RemoteActor, kill_actor, start_actor, within
-from cluster.supervision import ActorPool, RunControl
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.recording import RecordedLearners, RecordedWeights

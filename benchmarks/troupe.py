@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from benchmarks.stand_ins import Pace, StandInActor
-from cluster.remote import RemoteActor
+from cluster.actors.remote import RemoteActor
 from rollout_actors.config import RolloutActorsConfig
 
 

@@ -20,7 +20,7 @@ from benchmarks.letters import ONE_THREAD, letters_config, make_task
 from benchmarks.results import Row
 from benchmarks.rollout_actor import PlainEngine
 from benchmarks.task_runs import Finished, train
-from cluster.remote import kill_actor, start_actor
+from cluster.actors.remote import kill_actor, start_actor
 
 REPEATS, NUM_STEPS, NUM_SETTLING = 3, 50, 10
 NUM_BARE_STEPS, NUM_BARE_PROMPTS = 10, 2560

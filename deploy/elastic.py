@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from cluster.remote import within
+from cluster.actors.remote import within
 from cluster.trajectory import Trajectory
 from learner.training_loop import TakesGroups
 

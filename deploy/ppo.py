@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.health import State
+from cluster.actors.control import RunControl, control_name
+from cluster.actors.health import State
+from cluster.actors.remote import RemoteActor, start_actor
 from cluster.ledger import QueueCounts
 from cluster.recorder import Recorder
-from cluster.remote import RemoteActor, start_actor
-from cluster.supervision import RunControl, control_name
 from cluster.trajectory import write_trajectories
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore

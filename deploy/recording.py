@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster import records
+from cluster.actors.remote import within
 from cluster.records import Record
-from cluster.remote import within
 from cluster.trajectory_queue import KeepsRecords
 from cluster.weights import Manifest
 from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult

@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from cluster.actors.remote import RemoteActor
 from cluster.errors import AntiphonError
 from cluster.history import History
-from cluster.remote import RemoteActor
 from cluster.weights import Manifest
 from rollout_actors.engine import SamplingRequest
 

@@ -7,8 +7,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 
+from cluster.actors.remote import RemoteActor, within
 from cluster.errors import ActorDied, DeadlineExceeded
-from cluster.remote import RemoteActor, within
 
 LOOK_EVERY_S = 2.0
 ANSWER_TIMEOUT_S = 30.0

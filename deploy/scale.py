@@ -12,9 +12,9 @@ from pathlib import Path
 
 import ray
 
+from cluster.actors.control import control_name
+from cluster.actors.remote import NAMESPACE, find_actor, within
 from cluster.errors import InputError
-from cluster.remote import NAMESPACE, find_actor, within
-from cluster.supervision import control_name
 from deploy.config.load import read_run_config
 from deploy.run.layout import CONFIG
 from deploy.run.open import require_run

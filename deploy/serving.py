@@ -13,8 +13,8 @@ from pathlib import Path
 
 import ray
 
+from cluster.actors.remote import NAMESPACE
 from cluster.errors import AntiphonError
-from cluster.remote import NAMESPACE
 from deploy.run.layout import SERVING
 from deploy.run.open import not_done
 from deploy.run.reward_models import published_folder

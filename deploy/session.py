@@ -20,10 +20,10 @@ from typing import Any
 
 import ray
 
+from cluster.actors.health import Health, State
+from cluster.actors.pool import ActorPool
+from cluster.actors.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.errors import ActorDied, InputError
-from cluster.health import Health, State
-from cluster.remote import RemoteActor, kill_actor, start_actor, within
-from cluster.supervision import ActorPool
 from deploy.boundary import signals_kept_from_children
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory

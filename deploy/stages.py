@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import user_code
+from cluster.actors.remote import stream_task
 from cluster.broken_rows import BrokenRows
 from cluster.datasets import Reading, Source
 from cluster.errors import AntiphonError, EnvironmentFault, InputError
 from cluster.prompt_order import PromptOrder, TaskPrompts
-from cluster.remote import stream_task
 from cluster.scoring import ScoreRequest
 from deploy.adversarial import write_altered
 from deploy.config.functions import scorer_paths

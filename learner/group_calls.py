@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cluster.actors.remote import within
 from cluster.errors import LearnerError
-from cluster.remote import within
 from learner.config import LearnerConfig
 from learner.rank_group import RankGroup
 

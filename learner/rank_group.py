@@ -27,8 +27,8 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from cluster.actors.remote import RemoteActor, kill_actor, within
 from cluster.errors import AntiphonError, LearnerDied, LearnerError
-from cluster.remote import RemoteActor, kill_actor, within
 from learner.batching import balanced, cost
 from learner.config import LearnerConfig
 from learner.ppo_step import Share

@@ -15,7 +15,7 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import nn
 
-from cluster.remote import redirect_output
+from cluster.actors.remote import redirect_output
 from learner.config import LearnerConfig
 from learner.ranks import Ranks
 

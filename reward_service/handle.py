@@ -15,8 +15,8 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
+from cluster.actors.remote import call_handle, within
 from cluster.errors import ActorDied, RewardError, RewardUnavailable
-from cluster.remote import call_handle, within
 from cluster.scoring import Outcome, ScoreRequest
 from reward_service.backend import ScorerInfo
 

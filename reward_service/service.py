@@ -21,8 +21,8 @@ from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from cluster.actors.remote import RemoteActor, kill_actor, redirect_output, start_actor, within
 from cluster.errors import ActorDied, DeadlineExceeded, InputError, RewardError
-from cluster.remote import RemoteActor, kill_actor, redirect_output, start_actor, within
 from reward_service.address import check_address
 from reward_service.config import REWARD_MODEL, RewardServiceConfig, app_name
 from reward_service.face_actor import START_TIMEOUT_S as FACE_TIMEOUT_S

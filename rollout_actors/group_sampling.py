@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from cluster.actors.remote import within
 from cluster.errors import EnvironmentFault
-from cluster.remote import within
 from cluster.trajectory import PartialResponse, Ticket
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.conversation import Keeping, environment_seed, single_turn

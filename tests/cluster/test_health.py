@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cluster.actors.health import Health, State
 from cluster.errors import ActorDied, EngineError
-from cluster.health import Health, State
 
 
 class StandIn:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from cluster import supervision
+from cluster.actors import pool
+from cluster.actors.control import RunControl
+from cluster.actors.health import Health
+from cluster.actors.pool import ActorPool
 from cluster.errors import ActorDied, DeadlineExceeded, InputError
-from cluster.health import Health
-from cluster.supervision import ActorPool, RunControl
 
 
 class StandIn:
@@ -229,9 +230,9 @@ async def test_the_budget_of_restarts_is_for_an_hour(monkeypatch: pytest.MonkeyP
     await stage.pool.fill(1)
     error = ActorDied("rollout-0", "killed")
     replacement = await stage.pool.replace(stage.pool.actors[0], error)
-    monkeypatch.setattr(supervision, "BUDGET_WINDOW_S", 0.0)
-    monkeypatch.setattr(supervision, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(pool, "BUDGET_WINDOW_S", 0.0)
+    monkeypatch.setattr(pool, "BACKOFF_S", 0.0)
     assert (await stage.pool.replace(replacement, error)).name == "rollout-0+2"
-    monkeypatch.setattr(supervision, "BUDGET_WINDOW_S", 3600.0)
+    monkeypatch.setattr(pool, "BUDGET_WINDOW_S", 3600.0)
     with pytest.raises(ActorDied, match="killed"):
         await stage.pool.replace(stage.pool.actors[0], error)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.actors.remote import kill_actor, start_actor
 from cluster.errors import ActorDied, WeightsLost, WeightsRefused
-from cluster.remote import kill_actor, start_actor
 from cluster.weights import Manifest, TensorEntry, WeightStore
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cluster.supervision import RunControl
+from cluster.actors.control import RunControl
 from deploy.elastic import ElasticQueue, FollowsIdleShare
 
 

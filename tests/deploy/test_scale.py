@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.remote import kill_actor, start_actor
-from cluster.supervision import RunControl, control_name
+from cluster.actors.control import RunControl, control_name
+from cluster.actors.remote import kill_actor, start_actor
 from deploy.config.load import load_run_config
 from deploy.run.directory import RunDirectory
 from deploy.run.open import open_run

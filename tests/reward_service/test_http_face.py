@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fastapi import APIRouter
 
+from cluster.actors.remote import within
 from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
-from cluster.remote import within
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import Backend, ScorerInfo
 from reward_service.config import HttpConfig, RewardServiceConfig

@@ -19,8 +19,8 @@ import pytest
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
+from cluster.actors.remote import find_actor, kill_actor, start_actor
 from cluster.errors import InputError, RewardError, RewardUnavailable
-from cluster.remote import find_actor, kill_actor, start_actor
 from cluster.scoring import Score, ScoreRequest
 from reward_service.client import HandleRewardClient, HttpRewardClient, Patient
 from reward_service.config import RewardServiceConfig, app_name

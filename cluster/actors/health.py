@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
+from cluster.actors.remote import RemoteActor, within
 from cluster.errors import ActorDied, AntiphonError, DeadlineExceeded
-from cluster.remote import RemoteActor, within
 
 PROBE_EVERY_S = 5.0
 MAX_MISSED_PROBES = 2

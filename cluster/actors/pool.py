@@ -14,9 +14,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from cluster.actors.health import Health, State
+from cluster.actors.remote import RemoteActor
 from cluster.errors import ActorDied, AntiphonError, DeadlineExceeded, EngineError, WeightsRefused
-from cluster.health import Health, State
-from cluster.remote import RemoteActor
 
 HEALED = (ActorDied, EngineError, WeightsRefused)
 BUDGET_WINDOW_S = 3600.0
@@ -251,41 +251,3 @@ async def _tell_to_leave(actor: RemoteActor) -> None:
     """Ask an actor to stop its work; one that is gone has stopped, and its supervision says what follows."""
     with contextlib.suppress(ActorDied):
         await actor.leave()
-
-
-class RunControl:
-    """What a running run can be told from outside; lives in a registered actor."""
-
-    def __init__(self, num_rollout_actors: int) -> None:
-        self._num_rollout_actors = num_rollout_actors
-        self._is_a_persons = False
-        self._changed = asyncio.Condition()
-
-    async def set_num_rollout_actors(self, num: int) -> int:
-        """A person asks for another number of rollout actors; returns the number asked for before."""
-        self._is_a_persons = True
-        return await self._set(num)
-
-    async def suggest_num_rollout_actors(self, num: int) -> bool:
-        """A policy asks for another number, which counts until a person has asked; whether it did."""
-        if not self._is_a_persons:
-            await self._set(num)
-        return not self._is_a_persons
-
-    async def _set(self, num: int) -> int:
-        async with self._changed:
-            before, self._num_rollout_actors = self._num_rollout_actors, num
-            self._changed.notify_all()
-            return before
-
-    async def wait_num_rollout_actors(self, than: int) -> int:
-        """Wait until another number than `than` is asked for; woken by `set_num_rollout_actors` and its like, ended
-        by cancellation of the run."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._num_rollout_actors != than)
-            return self._num_rollout_actors
-
-
-def control_name(run_name: str) -> str:
-    """Under which name a run's RunControl is registered."""
-    return f"antiphon-control-{run_name}"

@@ -1,0 +1,1 @@
+"""Start, probe and restart Ray actors."""
