@@ -19,7 +19,7 @@ from benchmarks.stand_ins import manifest
 from cluster import records
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from cluster.config import TrajectoryQueueConfig
-from cluster.prompt_order import TaskPrompts
+from cluster.data.prompt_order import TaskPrompts
 from cluster.recorder import Recorder
 from cluster.trajectory import FinishedGroup, Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue

@@ -18,8 +18,8 @@ from cluster.actors.control import RunControl
 from cluster.actors.pool import ActorPool
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.config import TrajectoryQueueConfig
+from cluster.data.prompt_order import TaskPrompts
 from cluster.ledger import QueueCounts
-from cluster.prompt_order import TaskPrompts
 from cluster.recorder import Recorder
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore

@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from cluster.config import TrajectoryQueueConfig
+from cluster.data.prompt_order import MixedPrompts, TaskPrompts
 from cluster.ledger import Standing
-from cluster.prompt_order import MixedPrompts, TaskPrompts
 from cluster.trajectory import Ticket
 
 SUSPECT_DEATHS = 2

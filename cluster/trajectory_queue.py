@@ -17,9 +17,9 @@ from typing import Protocol
 from cluster import records
 from cluster.admission import Admission
 from cluster.config import TrajectoryQueueConfig
+from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
 from cluster.ledger import QueueCounts, Standing
-from cluster.prompt_order import TaskPrompts
 from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticket, Trajectory
 
 

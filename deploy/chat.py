@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.broken_rows import BrokenRows
-from cluster.chat_template import render, require_template
+from cluster.data.broken_rows import BrokenRows
+from cluster.data.chat_template import render, require_template
 from cluster.errors import InputError
 from deploy.boundary import interruptible
 from deploy.config.load import read_run_config

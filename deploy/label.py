@@ -17,8 +17,8 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from cluster.data.prompt_order import MixedPrompts, TaskPrompts
 from cluster.errors import InputError, RewardError
-from cluster.prompt_order import MixedPrompts, TaskPrompts
 from cluster.scoring import Score, ScoreRequest
 from deploy.boundary import interruptible
 from deploy.config.load import read_run_config

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cluster.broken_rows import BrokenRows
+from cluster.data.broken_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
 from deploy.boundary import interruptible
 from deploy.config.schema import RunConfig

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.datasets import Source
+from cluster.data.datasets import Source
 from cluster.errors import InputError
 from deploy.config.schema import RunConfig
 from deploy.run.artifacts import policy_path, preferences_path

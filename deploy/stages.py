@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from cluster import user_code
 from cluster.actors.remote import stream_task
-from cluster.broken_rows import BrokenRows
-from cluster.datasets import Reading, Source
+from cluster.data.broken_rows import BrokenRows
+from cluster.data.datasets import Reading, Source
+from cluster.data.prompt_order import PromptOrder, TaskPrompts
 from cluster.errors import AntiphonError, EnvironmentFault, InputError
-from cluster.prompt_order import PromptOrder, TaskPrompts
 from cluster.scoring import ScoreRequest
 from deploy.adversarial import write_altered
 from deploy.config.functions import scorer_paths

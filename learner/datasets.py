@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
-from cluster.broken_rows import BrokenRows
-from cluster.chat_template import (
+from cluster.data.broken_rows import BrokenRows
+from cluster.data.chat_template import (
     Message,
     RenderedPrompt,
     completion_after,
@@ -24,7 +24,7 @@ from cluster.chat_template import (
     split_common,
     token_ids,
 )
-from cluster.datasets import Examples, read_examples
+from cluster.data.datasets import Examples, read_examples
 from cluster.errors import InputError
 
 END_MARK = "\ue000"

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
+from cluster.data.prompt_order import mixed
 from cluster.errors import InputError, LearnerError
-from cluster.prompt_order import mixed
 from learner.actor_critic import require_model_folder
 from learner.gradients import clip_gradients, gradient_norm
 from learner.ranks import Ranks

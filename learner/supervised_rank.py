@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from cluster.broken_rows import BrokenRows
-from cluster.datasets import Reading, Source
+from cluster.data.broken_rows import BrokenRows
+from cluster.data.datasets import Reading, Source
 from learner import checkpoint
 from learner.actor_critic import ActorCritic, ModelSettings
 from learner.batching import balanced, cost, micro_batches

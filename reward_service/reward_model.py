@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cluster.chat_template import render, require_template, scored_token_ids
+from cluster.data.chat_template import render, require_template, scored_token_ids
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.batching import Batcher

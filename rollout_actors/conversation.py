@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 from cluster.errors import EnvironmentFault
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import PartialResponse, Segment, Turn

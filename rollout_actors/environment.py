@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from cluster import user_code
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 from cluster.errors import AntiphonError, EnvironmentFault
 from cluster.user_code import line_that_raised, place_of
 

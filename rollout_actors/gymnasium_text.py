@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster import user_code
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 from cluster.errors import InputError
 
 SETTINGS = "environment.settings"

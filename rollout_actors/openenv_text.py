@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 from cluster.errors import EnvironmentFault, InputError
 
 SETTINGS = "environment.settings"

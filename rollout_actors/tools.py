@@ -13,7 +13,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 from rollout_actors.environment import Step
 
 Run = Callable[[Callable[..., Any], Mapping[str, Any]], Awaitable[Any]]

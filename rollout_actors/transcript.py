@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.chat_template import Message, RenderedPrompt, render, require_template
+from cluster.data.chat_template import Message, RenderedPrompt, render, require_template
 from cluster.errors import InputError
 from rollout_actors.environment import Observation
 from rollout_actors.prompts import PromptTokenizer

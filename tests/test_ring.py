@@ -17,9 +17,9 @@ from cluster.actors.control import RunControl
 from cluster.actors.pool import ActorPool
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from cluster.config import TrajectoryQueueConfig
+from cluster.data.prompt_order import PromptOrder, TaskPrompts
 from cluster.errors import ActorDied, RewardError
 from cluster.ledger import QueueCounts
-from cluster.prompt_order import PromptOrder, TaskPrompts
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.datasets import Kind, find_form, own_names, read_schema, require_rows
+from cluster.data.datasets import Kind, find_form, own_names, read_schema, require_rows
 from cluster.errors import InputError
 from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths

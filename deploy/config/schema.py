@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cluster.config import Section, TrajectoryQueueConfig
-from cluster.datasets import Reading
+from cluster.data.datasets import Reading
 from learner.config import LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
 from reward_service.config import RewardServiceConfig
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig

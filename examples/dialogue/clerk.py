@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 from examples.dialogue.customer import INSULTS, ITEMS, QUESTIONS, SLOTS, Customer, Order, draw_order
 from examples.tiny_model import write_tiny_model
 

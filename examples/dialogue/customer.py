@@ -9,7 +9,7 @@ import random
 import re
 from typing import NamedTuple
 
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 
 ITEMS = ("pizza", "burger", "salad", "soup", "curry", "pasta")
 SLOTS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 from examples.game.tictactoe import TicTacToe, best_moves, free
 
 NUM_GAMES = 6000

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 from rollout_actors.gymnasium_text import GymnasiumText
 
 ACTIONS = ("left", "down", "right", "up")

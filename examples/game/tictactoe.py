@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from functools import cache
 
-from cluster.chat_template import Message
+from cluster.data.chat_template import Message
 
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
 EMPTY = " " * 9

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.broken_rows import BrokenRows
-from cluster.datasets import Form, Kind, find_form, read_examples, read_schema, read_table
+from cluster.data.broken_rows import BrokenRows
+from cluster.data.datasets import Form, Kind, find_form, read_examples, read_schema, read_table
 from cluster.errors import InputError
 from tests.chat import assistant, user
 
@@ -224,7 +224,7 @@ def imported(modules: Sequence[str], code: str) -> str:
 
 def test_reading_imports_nothing_heavy(tmp_path: Path) -> None:
     path = save_splits(tmp_path / "saved", TEXTS)
-    code = f"import pathlib, cluster.datasets as d; d.read_examples(pathlib.Path({str(path)!r}), 'sft')"
+    code = f"import pathlib, cluster.data.datasets as d; d.read_examples(pathlib.Path({str(path)!r}), 'sft')"
     assert imported(("torch", "ray", "vllm", "transformers", "datasets", "pandas"), code) == "[]"
 
 

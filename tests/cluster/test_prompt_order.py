@@ -8,7 +8,7 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.prompt_order import MixedPrompts, PromptOrder, TaskPrompts, mixed
+from cluster.data.prompt_order import MixedPrompts, PromptOrder, TaskPrompts, mixed
 
 WEIGHTS = st.lists(st.floats(0.05, 20), min_size=1, max_size=6)
 

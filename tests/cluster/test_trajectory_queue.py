@@ -9,9 +9,9 @@ from dataclasses import asdict
 import pytest
 
 from cluster.config import TrajectoryQueueConfig
+from cluster.data.prompt_order import PromptOrder, TaskPrompts
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
 from cluster.ledger import OpenGroup, Standing
-from cluster.prompt_order import PromptOrder, TaskPrompts
 from cluster.records import Record
 from cluster.trajectory import BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
 from cluster.trajectory_queue import TrajectoryQueue

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.chat_template import RenderedPrompt
+from cluster.data.chat_template import RenderedPrompt
 from cluster.errors import InputError
 from deploy import chat as chatting
 from deploy.run.directory import RunDirectory

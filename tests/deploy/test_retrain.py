@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.datasets import Source
+from cluster.data.datasets import Source
 from cluster.errors import InputError
 from deploy import retrain
 from deploy.config.load import load_run_config

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster.datasets import Source
+from cluster.data.datasets import Source
+from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import InputError, LearnerError
-from cluster.prompt_order import TaskPrompts
 from deploy import stages
 from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig

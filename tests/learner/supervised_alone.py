@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from cluster.datasets import Source
+from cluster.data.datasets import Source
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.gradients import make_adamw
 from learner.ranks import Ranks

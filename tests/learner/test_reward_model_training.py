@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from cluster.datasets import Reading, Source
+from cluster.data.datasets import Reading, Source
 from cluster.errors import InputError
 from examples.reviews.grammar import all_prompts, sample_review, topic_of
 from examples.reviews.model import build_model

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.datasets import Source
+from cluster.data.datasets import Source
 from cluster.errors import InputError
 from examples.reviews.model import build_model
 from learner.config import LearnerConfig, SftConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from cluster.datasets import Source
+from cluster.data.datasets import Source
 from cluster.errors import InputError, LearnerDied
 from learner.config import LearnerConfig, stage_threads
 from tests.learner.supervised_alone import settings, stream, untimed, write_inputs

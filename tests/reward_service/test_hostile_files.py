@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from cluster.chat_template import MAX_TEMPLATE_LINES
-from cluster.datasets import read_table
+from cluster.data.chat_template import MAX_TEMPLATE_LINES
+from cluster.data.datasets import read_table
 from cluster.errors import InputError, RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.reward_model import RewardModelScorer

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cluster.datasets import Reading
+from cluster.data.datasets import Reading
 from cluster.errors import InputError
 from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows, ready_rows
 from tests.chat import assistant, make_tokenizer, user

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cluster.config import TrajectoryQueueConfig
+from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import EngineError, GroupsVoided, InputError, RewardError, TrajectoryRefused, WeightsLost
-from cluster.prompt_order import TaskPrompts
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import BegunGroup, Ticket, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue

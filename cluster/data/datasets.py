@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.types as types
 
-from cluster.broken_rows import BrokenRows, Places, first_row, rows_alike
-from cluster.chat_template import Message
+from cluster.data.broken_rows import BrokenRows, Places, first_row, rows_alike
+from cluster.data.chat_template import Message
 from cluster.errors import InputError
 
 Kind = Literal["sft", "prompts", "preferences"]

@@ -1,0 +1,1 @@
+"""Read data sets, render chat templates, order prompts."""
