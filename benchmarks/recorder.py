@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from benchmarks.recorders import WAITS
 from benchmarks.results import Row
 from benchmarks.task_runs import ROOT, Finished, train
-from cluster.record_log import read_log
+from cluster.journal.files import read_log
 from deploy.run.layout import RECORDS
 
 REPEATS, NUM_STEPS, NUM_SETTLING, NUM_LAST = 2, 100, 10, 2

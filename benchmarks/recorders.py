@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.recorder import Recorder
-from cluster.records import Record
+from cluster.journal.events import Record
+from cluster.journal.recorder import Recorder
 
 WAITS = "recorder_waits_s.json"
 """In the run directory: seconds that calls waited, by the kind of their first record."""

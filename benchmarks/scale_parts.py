@@ -16,11 +16,11 @@ import torch
 from benchmarks.results import Row
 from benchmarks.stand_in_ring import ROWS
 from benchmarks.stand_ins import manifest
-from cluster import records
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
-from cluster.recorder import Recorder
+from cluster.journal import events
+from cluster.journal.recorder import Recorder
 from cluster.trajectory import FinishedGroup, Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
@@ -98,7 +98,7 @@ async def _recorder(folder: Path, num_tokens: int) -> list[Row]:
     num_groups = NUM_CLIENTS * NUM_WAVES * WAVE
     tickets = [Ticket(i, i, 0, 0, ROWS[i % len(ROWS)], "client") for i in range(num_groups)]
     await recorder.begin("scale", version=0, group=0, num_steps=0)
-    await recorder.record([records.admit(ticket) for ticket in tickets])
+    await recorder.record([events.admit(ticket) for ticket in tickets])
     waves = [_wave(tickets[i : i + WAVE], num_tokens) for i in range(0, num_groups, WAVE)]
 
     async def client(number: int) -> None:
@@ -121,9 +121,9 @@ async def _recorder(folder: Path, num_tokens: int) -> list[Row]:
     ]
 
 
-def _wave(tickets: Sequence[Ticket], num_tokens: int) -> list[records.Record]:
+def _wave(tickets: Sequence[Ticket], num_tokens: int) -> list[events.Record]:
     groups = [finished_group(ticket, num_tokens) for ticket in tickets]
-    return [record for _, trajectories in groups for t in trajectories for record in records.finished(t)]
+    return [record for _, trajectories in groups for t in trajectories for record in events.finished(t)]
 
 
 def _size_bytes(folder: Path) -> int:

@@ -19,8 +19,8 @@ from cluster.actors.pool import ActorPool
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
+from cluster.journal.recorder import Recorder
 from cluster.ledger import QueueCounts
-from cluster.recorder import Recorder
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.recording import RecordedLearners, RecordedWeights

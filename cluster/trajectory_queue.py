@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from cluster import records
 from cluster.admission import Admission
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
+from cluster.journal import events
 from cluster.ledger import QueueCounts, Standing
 from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticket, Trajectory
 
@@ -26,7 +26,7 @@ from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticke
 class KeepsRecords(Protocol):
     """The recorder, as the queue sees it."""
 
-    def record(self, records: Sequence[records.Record]) -> Awaitable[None]:
+    def record(self, records: Sequence[events.Record]) -> Awaitable[None]:
         """Take these records in this order and return when they are on the disk."""
 
 
@@ -78,7 +78,7 @@ class TrajectoryQueue:
                 first_new = self._admission.next_group
                 share = min(math.ceil(num / self._num_asking), max_groups)
                 tickets = self._admission.draw(owner, share)
-                await self._record([records.admit(ticket) for ticket in tickets if ticket.group >= first_new])
+                await self._record([events.admit(ticket) for ticket in tickets if ticket.group >= first_new])
                 self._open.update({ticket.admission_index: ticket for ticket in tickets})
                 return tickets
         finally:
@@ -94,7 +94,7 @@ class TrajectoryQueue:
     def _held_by(self, owner: str) -> list[Ticket]:
         return [ticket for _, ticket in sorted(self._open.items()) if ticket.owner == owner]
 
-    async def _record(self, new: Sequence[records.Record]) -> None:
+    async def _record(self, new: Sequence[events.Record]) -> None:
         """Have it recorded. Raises DeadlineExceeded where that takes longer than a step may wait for its groups."""
         if self._recorder is None or not new:
             return
@@ -116,7 +116,7 @@ class TrajectoryQueue:
         keeping = self._keeping.setdefault(owner, set())
         keeping.add(done)
         try:
-            await self._record([record for group in kept for record in records.begun(group)])
+            await self._record([record for group in kept for record in events.begun(group)])
             for ticket, _, responses in kept:
                 self._keep(ticket, responses)
         finally:
@@ -141,7 +141,7 @@ class TrajectoryQueue:
                 self._arriving[ticket.admission_index] = self._open.pop(ticket.admission_index)
         try:
             finished = [t for _, trajectories in groups for t in trajectories]
-            await self._record([record for trajectory in finished for record in records.finished(trajectory)])
+            await self._record([record for trajectory in finished for record in events.finished(trajectory)])
         except BaseException:
             await self._arrived(groups, reopened=True)
             raise
@@ -193,7 +193,7 @@ class TrajectoryQueue:
             await self._void(ticket, reason)
 
     async def _void(self, ticket: Ticket, reason: str) -> None:
-        await self._record([records.void(ticket, reason)])
+        await self._record([events.void(ticket, reason)])
         del self._open[ticket.admission_index]
         self._num_void += 1
         self._voided.append((ticket.uid(0), reason))
@@ -229,7 +229,7 @@ class TrajectoryQueue:
         """
         self._dead.add(owner)
         await self._let_go(owner)
-        await self._record([records.fence(owner)])
+        await self._record([events.fence(owner)])
         async with self._changed:
             culprit = self._admission.died(owner, self._held_by(owner))
             if culprit is not None:

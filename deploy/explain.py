@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.errors import InputError
-from cluster.history import History
+from cluster.journal.history import History
 from cluster.weights import Manifest
 from deploy.boundary import interruptible
 from deploy.config.load import read_run_config

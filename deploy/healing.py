@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.errors import AntiphonError, DeadlineExceeded, LearnerDied, LearnerError
-from cluster.history import History
+from cluster.journal.history import History
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from deploy.failed_batch import keep_batch

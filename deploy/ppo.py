@@ -18,8 +18,8 @@ from typing import Any
 from cluster.actors.control import RunControl, control_name
 from cluster.actors.health import State
 from cluster.actors.remote import RemoteActor, start_actor
+from cluster.journal.recorder import Recorder
 from cluster.ledger import QueueCounts
-from cluster.recorder import Recorder
 from cluster.trajectory import write_trajectories
 from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster import records
 from cluster.actors.remote import within
-from cluster.records import Record
+from cluster.journal import events
+from cluster.journal.events import Record
 from cluster.trajectory_queue import KeepsRecords
 from cluster.weights import Manifest
 from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult
@@ -27,7 +27,7 @@ class RecordedLearners:
     async def step(self, step: int, groups: Groups) -> StepResult:
         """One step, recorded."""
         result = await self._learners.step(step, groups)
-        await _record(self._recorder, records.train(step, groups))
+        await _record(self._recorder, events.train(step, groups))
         return result
 
 
@@ -41,7 +41,7 @@ class RecordedWeights:
     async def publish(self, manifest: Manifest) -> None:
         """Make a version available, then record with which checksums."""
         await self._weights.publish(manifest)
-        await _record(self._recorder, [records.publish(manifest)])
+        await _record(self._recorder, [events.publish(manifest)])
 
 
 async def _record(recorder: KeepsRecords, new: Sequence[Record]) -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.errors import AntiphonError, InputError
-from cluster.history import History
+from cluster.journal.history import History
 from cluster.weights import Manifest
 from deploy.boundary import interruptible
 from deploy.config.load import load_run_config, read_run_config

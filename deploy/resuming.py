@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.history import History
+from cluster.journal.history import History
 from cluster.ledger import Standing
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest

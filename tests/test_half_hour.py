@@ -19,7 +19,7 @@ from statistics import fmean, median
 import psutil
 import pytest
 
-from cluster.history import History
+from cluster.journal.history import History
 from tests.test_commands import ROOT, actors_of, metrics, started_by, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(2700)]

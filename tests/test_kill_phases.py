@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.history import History
+from cluster.journal.history import History
 from tests.test_chaos import policy_sha256
 from tests.test_commands import ROOT, metrics
 
@@ -34,8 +34,8 @@ HEALED = {
     "learner, checkpoint half written": "learner.checkpoint:write_index:1:before",
     "learner, checkpoint renamed": "learner.ppo_rank:PPORank.save_checkpoint:1:after",
     "learner, publication": "learner.weight_publisher:WeightPublisher.publish:4:before",
-    "recorder, before a write": "cluster.record_log:LogFile.append:12:before",
-    "recorder, after a write": "cluster.record_log:LogFile.append:12:after",
+    "recorder, before a write": "cluster.journal.files:LogFile.append:12:before",
+    "recorder, after a write": "cluster.journal.files:LogFile.append:12:after",
     "rollout actor, fetching weights": "rollout_actors.loading:fetch_from_object_store:3:before",
     "rollout actor, delivering": "rollout_actors.deliveries:Deliveries._deliver:4:before",
 }

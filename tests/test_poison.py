@@ -9,7 +9,7 @@ import pytest
 from benchmarks.stand_in_ring import ROWS, Plan, stand_in_ring
 from benchmarks.stand_ins import Pace
 from cluster.data.prompt_order import PromptOrder
-from cluster.history import History
+from cluster.journal.history import History
 from cluster.ledger import QueueCounts
 
 POISONED = 5

@@ -16,8 +16,8 @@ import psutil
 import pyarrow.compute as pc
 import pytest
 
-from cluster.history import History
-from cluster.record_log import read_log
+from cluster.journal.files import read_log
+from cluster.journal.history import History
 from tests.test_commands import actors_of, metrics
 from tests.test_whole_replay import start
 

@@ -19,9 +19,9 @@ import pytest
 
 from benchmarks.stand_in_ring import Plan, StandInRing, stand_in_ring
 from benchmarks.stand_ins import LogNormalLengths, Pace
-from cluster.history import History
+from cluster.journal.files import read_log
+from cluster.journal.history import History
 from cluster.ledger import QueueCounts
-from cluster.record_log import read_log
 from cluster.trajectory import Trajectory
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]

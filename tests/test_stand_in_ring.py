@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.stand_in_ring import Plan, stand_in_ring
 from benchmarks.stand_ins import LogNormalLengths, Pace
-from cluster.history import History
+from cluster.journal.history import History
 from cluster.ledger import QueueCounts
 
 

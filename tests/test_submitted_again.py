@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.history import History
+from cluster.journal.history import History
 from tests.deploy.test_jobs import Head, head
 from tests.test_commands import ROOT, metrics, wait_for
 

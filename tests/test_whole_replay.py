@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.history import History
-from cluster.record_log import read_log
+from cluster.journal.files import read_log
+from cluster.journal.history import History
 from tests.test_commands import ROOT, metrics, started_by, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import records
 from cluster.errors import RecorderError
-from cluster.history import History
+from cluster.journal import events
+from cluster.journal.events import Record
+from cluster.journal.files import LogFile
+from cluster.journal.history import History
 from cluster.ledger import OpenGroup
-from cluster.record_log import LogFile
-from cluster.records import Record
 from cluster.trajectory import PartialResponse, Segment
 from tests.cluster.test_recorder import manifest, ticket, told, trajectory
 
@@ -26,14 +26,14 @@ def write(folder: Path, *told: Record) -> History:
 
 
 def trained(step: int, *groups: int) -> list[Record]:
-    return records.train(step, [[trajectory(group)] for group in groups])
+    return events.train(step, [[trajectory(group)] for group in groups])
 
 
 def counts(history: History) -> tuple[int, ...]:
     return tuple(asdict(history.counts()).values())
 
 
-BEGIN = records.start("one", version=0, group=0, num_steps=4)
+BEGIN = events.start("one", version=0, group=0, num_steps=4)
 
 
 def test_a_steps_groups_come_back_in_the_order_they_were_trained_in(tmp_path: Path) -> None:
@@ -46,15 +46,15 @@ def test_a_steps_groups_come_back_in_the_order_they_were_trained_in(tmp_path: Pa
 
 def test_the_ledger_is_counted_from_the_log(tmp_path: Path) -> None:
     history = write(
-        tmp_path, BEGIN, *told(0), *told(1), records.void(ticket(1), "poisoned"), *told(2), *told(3), *trained(1, 0)
+        tmp_path, BEGIN, *told(0), *told(1), events.void(ticket(1), "poisoned"), *told(2), *told(3), *trained(1, 0)
     )
     assert counts(history) == (4, 1, 1, 2)
 
 
 def test_what_a_later_command_does_again_no_longer_stands(tmp_path: Path) -> None:
-    first = [BEGIN, records.publish(manifest(0)), *told(0), *trained(1, 0), records.publish(manifest(1))]
-    lost = [*told(1), *told(2), *trained(2, 1), records.publish(manifest(2, "lost"))]
-    again = [records.start("two", version=1, group=1, num_steps=6), records.publish(manifest(1, "second")), *told(1)]
+    first = [BEGIN, events.publish(manifest(0)), *told(0), *trained(1, 0), events.publish(manifest(1))]
+    lost = [*told(1), *told(2), *trained(2, 1), events.publish(manifest(2, "lost"))]
+    again = [events.start("two", version=1, group=1, num_steps=6), events.publish(manifest(1, "second")), *told(1)]
     history = write(tmp_path, *first, *lost, *again)
     assert history.versions == [0, 1]
     assert counts(history) == (2, 1, 0, 1)
@@ -79,9 +79,9 @@ def test_a_run_goes_on_where_its_log_ends_with_nothing_admitted_again(tmp_path: 
         tmp_path,
         BEGIN,
         *(*told(0), *told(1), *trained(1, 0)),
-        records.admit(ticket(2)),
-        *records.begun((ticket(2), [9], [partial])),
-        *(records.admit(ticket(3)), records.void(ticket(3), "poisoned"), records.admit(ticket(4))),
+        events.admit(ticket(2)),
+        *events.begun((ticket(2), [9], [partial])),
+        *(events.admit(ticket(3)), events.void(ticket(3), "poisoned"), events.admit(ticket(4))),
     )
     standing = history.standing(1)
     assert (standing.num_trained, standing.num_void, standing.next_group, standing.next_index) == (1, 1, 5, 5)
@@ -93,7 +93,7 @@ def test_a_run_goes_on_where_its_log_ends_with_nothing_admitted_again(tmp_path: 
 def test_a_conversation_is_kept_with_what_others_said_in_it(tmp_path: Path) -> None:
     segments = [Segment(3, 0, 2, 11, "a"), Segment(3, 2, 1, 12, "a"), Segment(4, 3, 1, 13, "a+1")]
     partial = PartialResponse("7-0-0", [5, 6, 7, 8], [-1.0, -0.5, -0.25, -0.125], segments, None, [[9], [], [1, 2]])
-    history = write(tmp_path, BEGIN, records.admit(ticket(0)), *records.begun((ticket(0), [9], [partial])))
+    history = write(tmp_path, BEGIN, events.admit(ticket(0)), *events.begun((ticket(0), [9], [partial])))
     assert history.standing(1).open == (OpenGroup(0, 0, (partial,)),)
 
 
@@ -103,6 +103,6 @@ def test_a_group_is_finished_once_all_its_responses_are_scored(tmp_path: Path) -
 
 
 def test_a_versions_checksums_are_those_it_was_published_with_last(tmp_path: Path) -> None:
-    other = records.publish(manifest(1, "rebuilt")) | {"checksums": [("w", "other")]}
-    history = write(tmp_path, BEGIN, records.publish(manifest(0)), records.publish(manifest(1)), other)
+    other = events.publish(manifest(1, "rebuilt")) | {"checksums": [("w", "other")]}
+    history = write(tmp_path, BEGIN, events.publish(manifest(0)), events.publish(manifest(1)), other)
     assert [history.checksums(version) for version in (0, 1)] == [{"w": "sum-0"}, {"w": "other"}]

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster import record_log, recorder, records
 from cluster.errors import RecorderError, TrajectoryRefused
-from cluster.record_log import read_log
-from cluster.recorder import Recorder
+from cluster.journal import events, files, recorder
+from cluster.journal.files import read_log
+from cluster.journal.recorder import Recorder
 from cluster.trajectory import PartialResponse, Segment, Ticket, Trajectory, Turn
 from cluster.weights import Manifest, TensorEntry
 
@@ -49,9 +49,9 @@ def manifest(version: int, incarnation: str = "first") -> Manifest:
     return Manifest(version, incarnation, (TensorEntry("w", (1,), "float32", f"sum-{version}", None),), (), (), None)
 
 
-def told(group: int) -> list[records.Record]:
+def told(group: int) -> list[events.Record]:
     """What is recorded of a group from its admission to its score."""
-    return [records.admit(ticket(group)), *records.finished(trajectory(group))]
+    return [events.admit(ticket(group)), *events.finished(trajectory(group))]
 
 
 def kinds(folder: Path) -> list[str]:
@@ -91,14 +91,14 @@ def crashed(folder: Path, copy: Path) -> Path:
 
 def test_a_trajectory_comes_back_from_its_records_as_it_was() -> None:
     whole = replace(trajectory(5, actor="rollout-0+2"), step=9)
-    *tokens, score = records.finished(whole)
-    assert records.to_trajectory(tokens, score, step=9) == whole
+    *tokens, score = events.finished(whole)
+    assert events.to_trajectory(tokens, score, step=9) == whole
 
 
 def test_segments_that_are_not_in_order_are_refused() -> None:
     whole = trajectory(0)
     with pytest.raises(TrajectoryRefused, match="segment 1 starts before the one before it ends"):
-        list(records.finished(replace(whole, segments=whole.segments[::-1])))
+        list(events.finished(replace(whole, segments=whole.segments[::-1])))
 
 
 async def test_records_are_numbered_in_the_order_of_the_calls(tmp_path: Path) -> None:
@@ -122,14 +122,14 @@ async def test_what_waits_together_is_written_with_one_wait_for_the_disk(
     writer = await begun(tmp_path)
     num_waits = 0
 
-    def append(self: record_log.LogFile, new: Sequence[records.Record]) -> None:
+    def append(self: files.LogFile, new: Sequence[events.Record]) -> None:
         nonlocal num_waits
         num_waits += 1
         assert not asyncio._get_running_loop()
         plain(self, new)
 
-    plain = record_log.LogFile.append
-    monkeypatch.setattr(record_log.LogFile, "append", append)
+    plain = files.LogFile.append
+    monkeypatch.setattr(files.LogFile, "append", append)
     await asyncio.gather(*(writer.record(told(group)) for group in range(20)))
     assert num_waits <= 2
     assert len(kinds(tmp_path)) == 1 + 20 * 5
@@ -140,10 +140,10 @@ async def test_a_repeated_call_changes_nothing(tmp_path: Path) -> None:
     calls = [
         told(0),
         told(1),
-        records.train(1, [[trajectory(0)]]),
-        [records.publish(manifest(1))],
-        [records.void(ticket(1), "poisoned")],
-        [records.fence("rollout-0")],
+        events.train(1, [[trajectory(0)]]),
+        [events.publish(manifest(1))],
+        [events.void(ticket(1), "poisoned")],
+        [events.fence("rollout-0")],
     ]
     for call in calls:
         await writer.record(call)
@@ -158,21 +158,21 @@ async def test_a_repeated_call_changes_nothing(tmp_path: Path) -> None:
 
 async def test_what_an_actor_declared_dead_sends_is_refused_and_its_successor_is_heard(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
-    await writer.record([records.admit(ticket(0)), records.admit(ticket(1)), records.fence("rollout-0+1")])
+    await writer.record([events.admit(ticket(0)), events.admit(ticket(1)), events.fence("rollout-0+1")])
     for dead in ("rollout-0", "rollout-0+1"):
         with pytest.raises(TrajectoryRefused, match=r"7-0-0: rollout-0.* was declared dead before it sent this"):
-            await writer.record(list(records.finished(trajectory(0, actor=dead))))
+            await writer.record(list(events.finished(trajectory(0, actor=dead))))
     assert "TOKENS" not in kinds(tmp_path)
-    await writer.record(list(records.finished(trajectory(0, actor="rollout-0+2"))))
-    await writer.record(list(records.finished(trajectory(1, actor="rollout-1"))))
+    await writer.record(list(events.finished(trajectory(0, actor="rollout-0+2"))))
+    await writer.record(list(events.finished(trajectory(1, actor="rollout-1"))))
     assert kinds(tmp_path).count("SCORE") == 2
 
 
 async def test_a_call_repeated_after_its_actor_died_is_no_new_one(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     await writer.record(told(0))
-    await writer.record([records.fence("rollout-0")])
-    await writer.record(list(records.finished(trajectory(0))))
+    await writer.record([events.fence("rollout-0")])
+    await writer.record(list(events.finished(trajectory(0))))
     assert kinds(tmp_path).count("TOKENS") == 3
 
 
@@ -183,11 +183,11 @@ async def test_a_call_repeated_after_its_actor_died_is_no_new_one(tmp_path: Path
         (told(0)[1:], "TOKENS before its group was admitted"),
         ([told(0)[0], told(0)[2]], "segment 1 is out of order"),
         ([told(0)[0], told(0)[-1]], "scored before anything was sampled"),
-        ([*told(0)[:-1], *records.train(1, [[trajectory(0)]])], "trained before it was scored"),
+        ([*told(0)[:-1], *events.train(1, [[trajectory(0)]])], "trained before it was scored"),
     ],
 )
 async def test_what_comes_before_what_it_builds_on_is_a_fault_that_ends_the_log(
-    tmp_path: Path, early: list[records.Record], what: str
+    tmp_path: Path, early: list[events.Record], what: str
 ) -> None:
     writer = await begun(tmp_path)
     for _ in range(2):
@@ -197,13 +197,13 @@ async def test_what_comes_before_what_it_builds_on_is_a_fault_that_ends_the_log(
 
 async def test_a_recorder_that_was_killed_goes_on_from_its_own_log(tmp_path: Path) -> None:
     writer = await begun(tmp_path / "log")
-    await writer.record([*told(0), records.admit(ticket(1)), records.fence("rollout-1")])
+    await writer.record([*told(0), events.admit(ticket(1)), events.fence("rollout-1")])
     after = crashed(tmp_path / "log", tmp_path / "after")
     successor = started(after)
-    await successor.record([*told(0), *records.train(1, [[trajectory(0)]])])
+    await successor.record([*told(0), *events.train(1, [[trajectory(0)]])])
     with pytest.raises(TrajectoryRefused):
-        await successor.record(list(records.finished(trajectory(1, actor="rollout-1"))))
-    await successor.record(list(records.finished(trajectory(1))))
+        await successor.record(list(events.finished(trajectory(1, actor="rollout-1"))))
+    await successor.record(list(events.finished(trajectory(1))))
     assert kinds(after) == [
         *("START", "ADMIT", "TOKENS", "TOKENS", "TOKENS", "SCORE", "ADMIT", "FENCE"),
         *("TRAIN", "TOKENS", "TOKENS", "TOKENS", "SCORE"),
@@ -213,18 +213,18 @@ async def test_a_recorder_that_was_killed_goes_on_from_its_own_log(tmp_path: Pat
 async def test_a_command_goes_on_with_what_is_open(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     partial = PartialResponse("7-0-0", [1, 2], [-0.5, -1.5], [Segment(3, 0, 2, 11, "rollout-0")])
-    await writer.record([records.admit(ticket(0)), *records.begun((ticket(0), [0], [partial]))])
+    await writer.record([events.admit(ticket(0)), *events.begun((ticket(0), [0], [partial]))])
     await writer.begin("two", version=0, group=1, num_steps=9)
-    await writer.record(list(records.finished(trajectory(0))))
+    await writer.record(list(events.finished(trajectory(0))))
     assert kinds(tmp_path) == ["START", "ADMIT", "TOKENS", "START", "TOKENS", "TOKENS", "SCORE"]
     successor = await begun(crashed(tmp_path, tmp_path / "copy"), "three", group=1)
-    await successor.record(records.train(1, [[trajectory(0)]]))
+    await successor.record(events.train(1, [[trajectory(0)]]))
     assert kinds(tmp_path / "copy")[-2:] == ["START", "TRAIN"]
 
 
 async def test_a_command_that_goes_on_admits_again_what_was_open_and_hears_old_names(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
-    await writer.record([*told(0), *records.train(1, [[trajectory(0)]]), *told(1), records.fence("rollout-0")])
+    await writer.record([*told(0), *events.train(1, [[trajectory(0)]]), *told(1), events.fence("rollout-0")])
     await writer.begin("two", version=1, group=1, num_steps=9)
     await writer.record(told(1))
     assert kinds(tmp_path).count("ADMIT") == 3
@@ -242,13 +242,13 @@ async def test_only_one_recorder_writes_to_a_log(tmp_path: Path, monkeypatch: py
 
 async def test_a_log_cut_at_any_byte_of_its_last_batch_opens_to_its_last_whole_record(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
-    (stream,) = record_log.open_streams(tmp_path)
+    (stream,) = files.open_streams(tmp_path)
     before = stream.stat().st_size
     await writer.record(told(0))
     data = stream.read_bytes()
 
     def num_records(size: int) -> int:
-        return sum(batch.num_rows for batch in record_log.whole_batches(data[:size], stream))
+        return sum(batch.num_rows for batch in files.whole_batches(data[:size], stream))
 
     assert [num_records(size) for size in range(before, len(data))] == [1] * (len(data) - before)
     assert num_records(len(data)) == 6
@@ -260,7 +260,7 @@ async def test_after_a_cut_the_log_goes_on_in_a_new_file_with_the_next_number(tm
     await writer.record(told(0))
     await writer.record(told(1))
     after = crashed(tmp_path / "log", tmp_path / "after")
-    (stream,) = record_log.open_streams(after)
+    (stream,) = files.open_streams(after)
     stream.write_bytes(stream.read_bytes()[:-9])
     successor = started(after)
     await successor.record(told(1))
@@ -275,7 +275,7 @@ async def test_a_batch_altered_in_the_middle_is_damage_and_named(tmp_path: Path)
     writer = await begun(tmp_path)
     for group in (0, 1):
         await writer.record(told(group))
-    (stream,) = record_log.open_streams(tmp_path)
+    (stream,) = files.open_streams(tmp_path)
     data = stream.read_bytes()
     place = data.index(b"prompt 0")
     stream.write_bytes(data[:place] + b"Prompt 0" + data[place + 8 :])
@@ -297,7 +297,7 @@ async def test_a_log_that_an_older_writer_left_open_becomes_parquet_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(record_log, "SCHEMA", records.SCHEMA.remove(records.SCHEMA.get_field_index("num_steps")))
+        older.setattr(files, "SCHEMA", events.SCHEMA.remove(events.SCHEMA.get_field_index("num_steps")))
         await begun(tmp_path / "older", "one")
     log_folder = crashed(tmp_path / "older", tmp_path / "log")
     writer = await begun(log_folder, "two")
@@ -313,7 +313,7 @@ async def test_a_log_that_an_older_writer_left_open_becomes_parquet_and_goes_on(
 async def test_a_closed_log_is_parquet_that_pandas_and_pyarrow_read_as_it_is(tmp_path: Path) -> None:
     writer = await begun(tmp_path, max_file_bytes=1)
     await writer.record(told(0))
-    await writer.record([records.publish(manifest(1))])
+    await writer.record([events.publish(manifest(1))])
     await writer.close()
     paths = sorted(tmp_path.glob("*.parquet"))
     assert [path.name for path in tmp_path.glob("records-*.arrows")] == []
@@ -337,7 +337,7 @@ async def test_a_reader_fills_in_a_column_that_an_older_writer_lacked_and_leaves
     other = table.drop_columns(["reason"]).append_column("mood", pa.array(["fine"] * len(table)))
     pq.write_table(other.cast(other.schema.set(0, pa.field("number", pa.int32()))), path)
     read = read_log(tmp_path)
-    assert read.schema.equals(records.SCHEMA)
+    assert read.schema.equals(events.SCHEMA)
     assert read["reason"].null_count == len(table)
     pq.write_table(table.replace_schema_metadata({b"antiphon_records": b"2"}), path)
     with pytest.raises(RecorderError, match="holds records of version b'2'"):
@@ -347,12 +347,12 @@ async def test_a_reader_fills_in_a_column_that_an_older_writer_lacked_and_leaves
 async def test_a_disk_that_fails_ends_the_log_with_an_error_that_every_later_call_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: record_log.LogFile, new: Sequence[records.Record]) -> None:
+    def full(self: files.LogFile, new: Sequence[events.Record]) -> None:
         raise OSError(28, "No space left on device")
 
     writer = await begun(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(record_log.LogFile, "append", full)
+        patch.setattr(files.LogFile, "append", full)
         with pytest.raises(RecorderError, match=r"cannot be written .*No space left"):
             await writer.record(told(0))
     with pytest.raises(RecorderError, match="No space left"):

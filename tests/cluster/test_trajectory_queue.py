@@ -11,8 +11,8 @@ import pytest
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import PromptOrder, TaskPrompts
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
+from cluster.journal.events import Record
 from cluster.ledger import OpenGroup, Standing
-from cluster.records import Record
 from cluster.trajectory import BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
 from cluster.trajectory_queue import TrajectoryQueue
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 import torch
 
-from cluster import records
 from cluster.errors import DeadlineExceeded, LearnerDied, LearnerError, RecorderError
-from cluster.history import History
-from cluster.record_log import LogFile, next_path, read_log
+from cluster.journal import events
+from cluster.journal.files import LogFile, next_path, read_log
+from cluster.journal.history import History
 from cluster.trajectory import Ticket, Trajectory, read_trajectories
 from cluster.weights import Manifest, TensorEntry
 from deploy.healing import HealedLearners
@@ -48,9 +48,9 @@ def record_step(run_path: Path, step: int, groups: Groups) -> None:
     folder.mkdir(exist_ok=True)
     told = []
     for group in groups:
-        told.append(records.admit(Ticket(group[0].group, group[0].admission_index, 0, 0, {"prompt": ""}, "actor-0")))
-        told += [record for trajectory in group for record in records.finished(trajectory)]
-    told += records.train(step, groups)
+        told.append(events.admit(Ticket(group[0].group, group[0].admission_index, 0, 0, {"prompt": ""}, "actor-0")))
+        told += [record for trajectory in group for record in events.finished(trajectory)]
+    told += events.train(step, groups)
     first = len(read_log(folder, ["number"]))
     log = LogFile(next_path(folder))
     log.append([{"number": first + place, "time_s": 0.0, **record} for place, record in enumerate(told)])

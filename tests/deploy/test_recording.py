@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.records import Record
+from cluster.journal.events import Record
 from cluster.weights import Manifest
 from deploy.recording import RecordedLearners, RecordedWeights
 from learner.training_loop import Groups, StepResult, train

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster import records
 from cluster.errors import AntiphonError, InputError, RecorderError
-from cluster.history import History
-from cluster.record_log import LogFile
+from cluster.journal import events
+from cluster.journal.files import LogFile
+from cluster.journal.history import History
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.weights import Manifest, TensorEntry
 from deploy.config.load import load_run_config
@@ -108,17 +108,17 @@ def groups_of(step: int) -> list[list[Trajectory]]:
 async def run(tmp_path: Path) -> RunDirectory:
     """A run of NUM_STEPS steps, with its log and a checkpoint of step 3."""
     learners = FakeLearners()
-    told = [records.start("command", version=0, group=0, num_steps=6), records.publish(learners.manifest())]
+    told = [events.start("command", version=0, group=0, num_steps=6), events.publish(learners.manifest())]
     checkpoint = tmp_path / "checkpoints" / "ppo" / "step-000003"
     checkpoint.mkdir(parents=True)
     for step in range(1, NUM_STEPS + 1):
         groups = groups_of(step)
         for group in groups:
             number = group[0].group
-            told.append(records.admit(Ticket(number, number, max(0, step - 1 - LAG), 3, {"prompt": "p"}, "rollout-0")))
-            told += [record for member in group for record in records.finished(member)]
+            told.append(events.admit(Ticket(number, number, max(0, step - 1 - LAG), 3, {"prompt": "p"}, "rollout-0")))
+            told += [record for member in group for record in events.finished(member)]
         result = await learners.step(step, groups)
-        told += [*records.train(step, groups), records.publish(result.manifest)]
+        told += [*events.train(step, groups), events.publish(result.manifest)]
         if step == 3:
             (checkpoint / "trained").write_text(learners.trained)
     (tmp_path / "records").mkdir()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import records
+from cluster.journal import events
+from cluster.journal.events import Record
+from cluster.journal.files import LogFile
 from cluster.ledger import Standing
-from cluster.record_log import LogFile
-from cluster.records import Record
 from cluster.trajectory import Trajectory
 from cluster.weights import Manifest
 from deploy.config.schema import RunConfig
@@ -33,9 +33,9 @@ def resumed(path: Path, *told: Record, checkpoint: Path | None = None) -> Resump
 
 
 THREE_STEPS = (
-    *(BEGIN, records.publish(manifest(0)), *told(0), *told(1), *told(2), *told(3)),
-    *(*trained(1, 0), records.publish(manifest(1)), *trained(2, 1), records.publish(manifest(2)), *trained(3, 2)),
-    records.admit(ticket(4)),
+    *(BEGIN, events.publish(manifest(0)), *told(0), *told(1), *told(2), *told(3)),
+    *(*trained(1, 0), events.publish(manifest(1)), *trained(2, 1), events.publish(manifest(2)), *trained(3, 2)),
+    events.admit(ticket(4)),
 )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cluster.errors import RecorderError, TrajectoryRefused
-from cluster.records import Record, actor_name
+from cluster.journal.events import Record, actor_name
 
 COLUMNS = ("kind", "incarnation", "version", "group", "uid", "segment", "actor", "generation")
 """The columns that the order depends on."""

@@ -15,9 +15,9 @@ from itertools import accumulate, groupby
 from pathlib import Path
 
 from cluster.errors import RecorderError
+from cluster.journal.events import Record, to_partial, to_trajectory
+from cluster.journal.files import ROWS_AT_ONCE, read_file, read_files
 from cluster.ledger import OpenGroup, QueueCounts, Standing
-from cluster.record_log import ROWS_AT_ONCE, read_file, read_files
-from cluster.records import Record, to_partial, to_trajectory
 from cluster.trajectory import Trajectory
 
 INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps")

@@ -18,9 +18,9 @@ from typing import IO
 import pyarrow as pa
 
 from cluster.errors import AntiphonError, RecorderError
-from cluster.record_log import ROWS_AT_ONCE, LogFile, compact, next_path, open_streams, read_files
-from cluster.records import Record, start
-from cluster.sequencer import COLUMNS, Sequencer
+from cluster.journal.events import Record, start
+from cluster.journal.files import ROWS_AT_ONCE, LogFile, compact, next_path, open_streams, read_files
+from cluster.journal.ordering import COLUMNS, Sequencer
 
 MAX_FILE_BYTES = 64 * 2**20
 """A file of the log is closed once it holds this much."""

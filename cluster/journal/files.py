@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import RecorderError
-from cluster.records import SCHEMA, Record
+from cluster.journal.events import SCHEMA, Record
 
 STREAM, CLOSED = ".arrows", ".parquet"
 CHECKSUM = b"blake2b"
