@@ -14,7 +14,7 @@ from benchmarks.stand_in_ring import Published
 from benchmarks.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
-from cluster.trajectory_queue import TrajectoryQueue
+from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.weights import WeightStore
 from learner.training_loop import Groups, StepResult, train
 from rollout_actors.config import RolloutActorsConfig

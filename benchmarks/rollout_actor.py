@@ -17,7 +17,7 @@ from benchmarks.letters import letters_config
 from benchmarks.results import Row
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from cluster.data.prompt_order import TaskPrompts
-from cluster.trajectory_queue import TrajectoryQueue
+from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.config.schema import RunConfig
 from learner.actor_critic import ActorCritic, ModelSettings

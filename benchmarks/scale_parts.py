@@ -21,8 +21,8 @@ from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
 from cluster.journal import events
 from cluster.journal.recorder import Recorder
+from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import FinishedGroup, Segment, Ticket, Trajectory, Turn, segment_seed
-from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from cluster.weights_object_store import fetch_tensors, put_tensors
 

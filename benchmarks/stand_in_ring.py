@@ -21,7 +21,7 @@ from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
 from cluster.journal.recorder import Recorder
 from cluster.ledger import QueueCounts
-from cluster.trajectory_queue import TrajectoryQueue
+from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.recording import RecordedLearners, RecordedWeights
 from learner.training_loop import Groups, StepResult, train

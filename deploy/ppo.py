@@ -20,8 +20,8 @@ from cluster.actors.health import State
 from cluster.actors.remote import RemoteActor, start_actor
 from cluster.journal.recorder import Recorder
 from cluster.ledger import QueueCounts
+from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import write_trajectories
-from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.elastic import ElasticQueue, FollowsIdleShare
 from deploy.evaluate import HeldOut

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cluster.actors.remote import within
 from cluster.journal import events
 from cluster.journal.events import Record
-from cluster.trajectory_queue import KeepsRecords
+from cluster.queue.trajectory_queue import KeepsRecords
 from cluster.weights import Manifest
 from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult
 

@@ -41,7 +41,7 @@ LOST_WAIT_S = 1.0
 
 
 class Queue(Protocol):
-    """The face of `cluster.trajectory_queue.TrajectoryQueue` that an actor uses."""
+    """The face of `cluster.queue.trajectory_queue.TrajectoryQueue` that an actor uses."""
 
     def admit(self, owner: str, *, max_groups: int, timeout_s: float) -> Awaitable[list[Ticket]]: ...
     def keep(self, owner: str, groups: Sequence[BegunGroup]) -> Awaitable[None]: ...

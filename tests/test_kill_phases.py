@@ -46,7 +46,7 @@ GIVEN_AGAIN = {
     "driver, published": "deploy.ppo:PublishedWeights.publish:5:after",
     "driver, checkpoint": "deploy.ppo:Ring._keep:1:before",
     "driver, after a checkpoint": "deploy.ppo:Ring._keep:1:after",
-    "queue": "cluster.trajectory_queue:TrajectoryQueue.take:4:before",
+    "queue": "cluster.queue.trajectory_queue:TrajectoryQueue.take:4:before",
     "weight store": "cluster.weights:WeightStore.publish:4:after",
 }
 

@@ -20,8 +20,8 @@ from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import PromptOrder, TaskPrompts
 from cluster.errors import ActorDied, RewardError
 from cluster.ledger import QueueCounts
+from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
-from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from deploy.ppo import PublishedWeights
 from examples.letters.scorers import count_a

@@ -13,8 +13,8 @@ from cluster.data.prompt_order import PromptOrder, TaskPrompts
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
 from cluster.journal.events import Record
 from cluster.ledger import OpenGroup, Standing
+from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
-from cluster.trajectory_queue import TrajectoryQueue
 
 ROWS = [{"prompt": f"p{i}"} for i in range(5)]
 

@@ -15,9 +15,9 @@ import pytest
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import EngineError, GroupsVoided, InputError, RewardError, TrajectoryRefused, WeightsLost
+from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import BegunGroup, Ticket, segment_seed
-from cluster.trajectory_queue import TrajectoryQueue
 from cluster.weights import Manifest, WeightStore
 from rollout_actors import rollout_actor, safekeeping
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig

@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from cluster.admission import Admission
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
 from cluster.journal import events
 from cluster.ledger import QueueCounts, Standing
+from cluster.queue.admission import Admission
 from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticket, Trajectory
 
 

@@ -1,0 +1,1 @@
+"""Admit prompts and hand out finished groups in order."""
