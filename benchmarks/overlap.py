@@ -15,7 +15,7 @@ from benchmarks.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, 
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
 from cluster.queue.trajectory_queue import TrajectoryQueue
-from cluster.weights import WeightStore
+from cluster.weights.store import WeightStore
 from learner.training_loop import Groups, StepResult, train
 from rollout_actors.config import RolloutActorsConfig
 

@@ -18,7 +18,8 @@ from benchmarks.results import Row
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from cluster.data.prompt_order import TaskPrompts
 from cluster.queue.trajectory_queue import TrajectoryQueue
-from cluster.weights import Manifest, WeightStore
+from cluster.weights.manifest import Manifest
+from cluster.weights.store import WeightStore
 from deploy.config.schema import RunConfig
 from learner.actor_critic import ActorCritic, ModelSettings
 from learner.weight_publisher import WeightPublisher, default_probe

@@ -23,8 +23,9 @@ from cluster.journal import events
 from cluster.journal.recorder import Recorder
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import FinishedGroup, Segment, Ticket, Trajectory, Turn, segment_seed
-from cluster.weights import Manifest, WeightStore
-from cluster.weights_object_store import fetch_tensors, put_tensors
+from cluster.weights.manifest import Manifest
+from cluster.weights.object_store import fetch_tensors, put_tensors
+from cluster.weights.store import WeightStore
 
 NUM_CLIENTS, WAVE = 8, 16
 NUM_QUEUE_STEPS, GROUPS_PER_STEP = 16, 256

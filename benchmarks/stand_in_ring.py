@@ -22,7 +22,8 @@ from cluster.data.prompt_order import TaskPrompts
 from cluster.journal.recorder import Recorder
 from cluster.ledger import QueueCounts
 from cluster.queue.trajectory_queue import TrajectoryQueue
-from cluster.weights import Manifest, WeightStore
+from cluster.weights.manifest import Manifest
+from cluster.weights.store import WeightStore
 from deploy.recording import RecordedLearners, RecordedWeights
 from learner.training_loop import Groups, StepResult, train
 from rollout_actors.config import RolloutActorsConfig

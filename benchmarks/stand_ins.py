@@ -21,7 +21,7 @@ from typing import Any
 
 from cluster.errors import RewardError
 from cluster.scoring import Score, ScoreRequest
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from learner.training_loop import Groups, StepResult
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.engine import Sampled, SamplingRequest

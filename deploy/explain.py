@@ -19,7 +19,7 @@ from rich.text import Text
 
 from cluster.errors import InputError
 from cluster.journal.history import History
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from deploy.boundary import interruptible
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig

@@ -17,7 +17,7 @@ from typing import TypeVar
 from cluster.errors import AntiphonError, DeadlineExceeded, LearnerDied, LearnerError
 from cluster.journal.history import History
 from cluster.trajectory import Trajectory
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from deploy.failed_batch import keep_batch
 from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import RECORDS

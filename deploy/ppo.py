@@ -22,7 +22,8 @@ from cluster.journal.recorder import Recorder
 from cluster.ledger import QueueCounts
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import write_trajectories
-from cluster.weights import Manifest, WeightStore
+from cluster.weights.manifest import Manifest
+from cluster.weights.store import WeightStore
 from deploy.elastic import ElasticQueue, FollowsIdleShare
 from deploy.evaluate import HeldOut
 from deploy.healing import NUM_RESTARTS, HealedLearners

@@ -11,7 +11,7 @@ from cluster.actors.remote import within
 from cluster.journal import events
 from cluster.journal.events import Record
 from cluster.queue.trajectory_queue import KeepsRecords
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult
 
 RECORD_TIMEOUT_S = 600.0

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from cluster.errors import AntiphonError, InputError
 from cluster.journal.history import History
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from deploy.boundary import interruptible
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cluster.actors.remote import RemoteActor
 from cluster.errors import AntiphonError
 from cluster.journal.history import History
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from rollout_actors.engine import SamplingRequest
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from cluster.journal.history import History
 from cluster.ledger import Standing
 from cluster.trajectory import Trajectory
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import RECORDS

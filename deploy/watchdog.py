@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from cluster.errors import DeadlineExceeded
 from cluster.trajectory import Trajectory
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult, TakesGroups
 
 LOOK_EVERY_S = 5.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.errors import LearnerError
 from cluster.trajectory import Trajectory
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from learner.config import LearnerConfig
 from learner.explanation import Explanation
 from learner.group_calls import GroupCalls

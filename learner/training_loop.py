@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.trajectory import Trajectory
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 
 Groups = Sequence[Sequence[Trajectory]]
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.weights import Manifest, Probe, TensorEntry
-from cluster.weights_object_store import put_tensors
+from cluster.weights.manifest import Manifest, Probe, TensorEntry
+from cluster.weights.object_store import put_tensors
 from learner.actor_critic import ActorCritic
 from learner.lora import merged
 from learner.ranks import whole

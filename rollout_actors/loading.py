@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import InputError
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.engine import GenerationEngine
 
@@ -44,7 +44,7 @@ def _max_model_len(max_tokens: int, folder: Path) -> int:
 
 def fetch_from_object_store(manifest: Manifest) -> Mapping[str, torch.Tensor]:
     """The tensors of a published version, each with its checksum proved. Blocks."""
-    from cluster.weights_object_store import fetch_tensors
+    from cluster.weights.object_store import fetch_tensors
 
     return fetch_tensors(manifest, timeout_s=FETCH_TIMEOUT_S)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.errors import EngineError, WeightsLost
 from cluster.trajectory import BegunGroup, FinishedGroup, Ticket
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
 from rollout_actors.conversation import Conversation, environment_seed, single_turn
 from rollout_actors.deliveries import Deliveries

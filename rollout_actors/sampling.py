@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import AntiphonError, EngineError
 from cluster.trajectory import PartialResponse
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from rollout_actors.engine import UNLOADED_VERSION, GenerationEngine, Sampled
 from rollout_actors.responses import SampledResponse, UnderWay
 from rollout_actors.sampling_metrics import Intervals, SamplingMetrics

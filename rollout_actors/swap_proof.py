@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from cluster.errors import EngineError
-from cluster.weights import Manifest, Probe
+from cluster.weights.manifest import Manifest, Probe
 
 TOLERANCE_FLOOR = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1e-2}
 """Smallest tolerance, relative to the largest |log-probability| of the probe."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.errors import RewardError
 from cluster.scoring import Score, ScoreRequest
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from rollout_actors.engine import Sampled, SamplingRequest
 
 EOS = 1

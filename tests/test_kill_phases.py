@@ -47,7 +47,7 @@ GIVEN_AGAIN = {
     "driver, checkpoint": "deploy.ppo:Ring._keep:1:before",
     "driver, after a checkpoint": "deploy.ppo:Ring._keep:1:after",
     "queue": "cluster.queue.trajectory_queue:TrajectoryQueue.take:4:before",
-    "weight store": "cluster.weights:WeightStore.publish:4:after",
+    "weight store": "cluster.weights.manifest:WeightStore.publish:4:after",
 }
 
 

@@ -22,7 +22,8 @@ from cluster.errors import ActorDied, RewardError
 from cluster.ledger import QueueCounts
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
-from cluster.weights import Manifest, WeightStore
+from cluster.weights.manifest import Manifest
+from cluster.weights.store import WeightStore
 from deploy.ppo import PublishedWeights
 from examples.letters.scorers import count_a
 from learner.config import LearnerConfig
@@ -185,7 +186,7 @@ async def run_ring(
 
 async def plain_loop(parts: Parts, num_steps: int) -> Outcome:
     """The same prompts by a plain loop of three lines: sample, score, step. No queue, no actor, no service."""
-    from cluster.weights_object_store import fetch_tensors
+    from cluster.weights.object_store import fetch_tensors
     from rollout_actors.vllm_engine import VllmEngine
 
     outcome = Outcome()

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from cluster.errors import TrajectoryRefused
 from cluster.trajectory import TURN, BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 
 SCHEMA_VERSION = b"1"
 Record = dict[str, Any]

@@ -19,7 +19,7 @@ from cluster.journal import events, files, recorder
 from cluster.journal.files import read_log
 from cluster.journal.recorder import Recorder
 from cluster.trajectory import PartialResponse, Segment, Ticket, Trajectory, Turn
-from cluster.weights import Manifest, TensorEntry
+from cluster.weights.manifest import Manifest, TensorEntry
 
 
 def ticket(group: int) -> Ticket:

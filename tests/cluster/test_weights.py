@@ -12,7 +12,8 @@ import torch
 
 from cluster.actors.remote import kill_actor, start_actor
 from cluster.errors import ActorDied, WeightsLost, WeightsRefused
-from cluster.weights import Manifest, TensorEntry, WeightStore
+from cluster.weights.manifest import Manifest, TensorEntry
+from cluster.weights.store import WeightStore
 
 
 def manifest(version: int, incarnation: str = "a") -> Manifest:
@@ -54,14 +55,14 @@ class Holder:
     """Puts a version into the object store of its process."""
 
     async def publish(self) -> Manifest:
-        from cluster.weights_object_store import put_tensors
+        from cluster.weights.object_store import put_tensors
 
         return replace(manifest(1), tensors=put_tensors([("a", torch.ones(1000))]))
 
 
 @pytest.mark.ray
 async def test_tensors_that_went_with_their_process_are_told_from_tensors_that_were_altered(ray_session: None) -> None:
-    from cluster.weights_object_store import fetch_tensors
+    from cluster.weights.object_store import fetch_tensors
 
     holder = start_actor(Holder, name="holder")
     published = await holder.publish()
@@ -84,10 +85,10 @@ async def _for_ever(call: Callable[[], Awaitable[Any]]) -> None:
 def test_tensors_of_every_dtype_arrive_bit_for_bit_and_an_altered_one_is_named(
     ray_session: None, monkeypatch: pytest.MonkeyPatch, bucket_bytes: int
 ) -> None:
-    from cluster import weights_object_store
-    from cluster.weights_object_store import fetch_tensors, put_tensors
+    from cluster.weights import object_store
+    from cluster.weights.object_store import fetch_tensors, put_tensors
 
-    monkeypatch.setattr(weights_object_store, "BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr(object_store, "BUCKET_BYTES", bucket_bytes)
     tensors = {
         "a": torch.randn(3, 5),
         "b": torch.randn(4).bfloat16(),

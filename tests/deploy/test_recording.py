@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.journal.events import Record
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from deploy.recording import RecordedLearners, RecordedWeights
 from learner.training_loop import Groups, StepResult, train
 from tests.fakes import fake_manifest

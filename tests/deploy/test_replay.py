@@ -17,7 +17,7 @@ from cluster.journal import events
 from cluster.journal.files import LogFile
 from cluster.journal.history import History
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
-from cluster.weights import Manifest, TensorEntry
+from cluster.weights.manifest import Manifest, TensorEntry
 from deploy.config.load import load_run_config
 from deploy.config.toml import to_toml
 from deploy.explain import explain

@@ -13,7 +13,7 @@ from cluster.journal.events import Record
 from cluster.journal.files import LogFile
 from cluster.ledger import Standing
 from cluster.trajectory import Trajectory
-from cluster.weights import Manifest
+from cluster.weights.manifest import Manifest
 from deploy.config.schema import RunConfig
 from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption
 from deploy.run.directory import RunDirectory

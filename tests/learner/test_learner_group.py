@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cluster.errors import DeadlineExceeded, InputError, LearnerDied, LearnerError
 from cluster.trajectory import Trajectory
-from cluster.weights import Manifest
-from cluster.weights_object_store import fetch_tensors
+from cluster.weights.manifest import Manifest
+from cluster.weights.object_store import fetch_tensors
 from learner.config import ConstraintConfig, LearnerConfig
 from learner.training_loop import StepResult
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory

@@ -18,7 +18,8 @@ from cluster.errors import EngineError, GroupsVoided, InputError, RewardError, T
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import BegunGroup, Ticket, segment_seed
-from cluster.weights import Manifest, WeightStore
+from cluster.weights.manifest import Manifest
+from cluster.weights.store import WeightStore
 from rollout_actors import rollout_actor, safekeeping
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig
 from rollout_actors.rollout_actor import RolloutActor

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import EngineError
-from cluster.weights import Manifest, Probe
+from cluster.weights.manifest import Manifest, Probe
 from rollout_actors.swap_proof import SwapProof, Verdict, distance
 
 TOKENS = ((4, 5, 6), (7, 8))

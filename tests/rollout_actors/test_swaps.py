@@ -15,8 +15,8 @@ import torch
 
 from cluster.errors import EngineError, WeightsRefused
 from cluster.trajectory import Segment, segment_seed
-from cluster.weights import Manifest
-from cluster.weights_object_store import Slice, fetch_tensors, put_tensors
+from cluster.weights.manifest import Manifest
+from cluster.weights.object_store import Slice, fetch_tensors, put_tensors
 from rollout_actors.engine import SamplingRequest
 from rollout_actors.responses import SampledResponse
 from rollout_actors.sampling import EngineThread

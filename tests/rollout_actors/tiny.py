@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cluster.weights import Manifest, Probe
+from cluster.weights.manifest import Manifest, Probe
 
 VOCAB_SIZE = 48
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")

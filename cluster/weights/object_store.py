@@ -16,7 +16,7 @@ import torch
 from ray.exceptions import ObjectLostError
 
 from cluster.errors import WeightsLost, WeightsRefused
-from cluster.weights import Manifest, TensorEntry
+from cluster.weights.manifest import Manifest, TensorEntry
 
 BUCKET_BYTES = 64 * 2**20
 """A bucket is closed once it holds this much."""
