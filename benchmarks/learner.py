@@ -26,10 +26,10 @@ from benchmarks.results import Row
 from cluster.trajectory import Segment, Trajectory, Turn
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.config import LearnerConfig, critic_of
-from learner.gradients import make_adamw
+from learner.distributed.gradients import make_adamw
+from learner.distributed.ranks import Ranks
 from learner.learner_group import PPOLearnerGroup
 from learner.ppo_step import PPOStep, Share
-from learner.ranks import Ranks
 
 CPU = torch.device("cpu")
 NUM_SEQUENCES, MEDIAN_TOKENS, SIGMA, MAX_TOKENS = 32, 48, 1.0, 512

@@ -20,9 +20,9 @@ from benchmarks.results import Row
 from cluster.trajectory import Segment, Trajectory, Turn
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.config import LearnerConfig
-from learner.gradients import make_adamw
+from learner.distributed.gradients import make_adamw
+from learner.distributed.ranks import Ranks
 from learner.ppo_step import PPOStep, Share
-from learner.ranks import Ranks
 
 SHAPES: dict[str, dict[str, int]] = {
     "0.5 B": {

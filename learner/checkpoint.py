@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from cluster.errors import InputError
-from learner.ranks import Ranks
-from learner.sharding import first_row, local
+from learner.distributed.ranks import Ranks
+from learner.distributed.sharding import first_row, local
 
 FORMAT = 3
 INDEX = "checkpoint.json"

@@ -22,9 +22,9 @@ from learner.actor_critic import Outputs
 from learner.batching import Batch
 from learner.config import LearnerConfig
 from learner.constraint import less_costs, rescaled, updated_multiplier
-from learner.ranks import Ranks
+from learner.distributed.metrics import Tally
+from learner.distributed.ranks import Ranks
 from learner.rewards import RunningMoments, normalized_scores, shaped_scores
-from learner.tally import Tally
 
 MAX_LAG_SHOWN = 16
 WHITENED = ("gae", "reinforce_pp", "reinforce_pp_baseline")

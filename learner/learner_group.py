@@ -12,11 +12,11 @@ from cluster.errors import LearnerError
 from cluster.trajectory import Trajectory
 from cluster.weights.manifest import Manifest
 from learner.config import LearnerConfig
+from learner.distributed.calls import GroupCalls
+from learner.distributed.group import RankGroup, StepData, build, split
 from learner.explanation import Explanation
-from learner.group_calls import GroupCalls
 from learner.ppo_learner import TrajectoryLearner
 from learner.ppo_rank import LearnerSettings, RankResult, model_settings
-from learner.rank_group import RankGroup, StepData, build, split
 from learner.schedule import Lengths
 from learner.training_loop import Groups, StepResult
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cluster.errors import InputError
 from learner.config import LoraConfig as LoraSettings
-from learner.ranks import whole
+from learner.distributed.ranks import whole
 
 ADAPTER = "default"
 _BASE = ".base_layer"

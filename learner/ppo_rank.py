@@ -18,11 +18,11 @@ from learner import checkpoint
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
 from learner.config import LearnerConfig, critic_of
+from learner.distributed.ranks import Ranks
+from learner.distributed.sharding import shard
 from learner.explanation import Explanation, Watched
 from learner.lora import adapter_tensors, write_adapter
 from learner.ppo_step import PPOStep, Share
-from learner.ranks import Ranks
-from learner.sharding import shard
 from learner.weight_publisher import Publication, WeightPublisher, default_probe, policy_tensors
 
 ADAPTER_FOLDER = "adapter"

@@ -22,11 +22,11 @@ from learner import losses
 from learner.actor_critic import ActorCritic, Outputs, Reference
 from learner.batching import Batch, make_batch, micro_batches, minibatch_order
 from learner.config import LearnerConfig
+from learner.distributed.gradients import clip_gradients, gradient_norm
+from learner.distributed.metrics import Tally
+from learner.distributed.ranks import Ranks
 from learner.experience import Experience, Judge
-from learner.gradients import clip_gradients, gradient_norm
-from learner.ranks import Ranks
 from learner.schedule import Lengths, length_at, scheduled
-from learner.tally import Tally
 from learner.transfers import at, on_device, places_of
 
 MAX_NAMED = 8

@@ -20,7 +20,7 @@ from torch import Tensor
 from learner import calibration
 from learner.config import RewardModelConfig
 from learner.datasets import Pair
-from learner.ranks import Ranks
+from learner.distributed.ranks import Ranks
 from learner.reward_net import RewardNet
 from learner.supervised_loop import Plan, Row
 

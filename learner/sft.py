@@ -13,7 +13,7 @@ from torch import Tensor
 from learner.actor_critic import ActorCritic
 from learner.config import SftConfig
 from learner.datasets import Completion
-from learner.ranks import Ranks
+from learner.distributed.ranks import Ranks
 from learner.supervised import pad
 from learner.supervised_loop import Plan, Row
 

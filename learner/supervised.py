@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from cluster.data.prompt_order import mixed
 from cluster.errors import InputError, LearnerError
 from learner.actor_critic import require_model_folder
-from learner.gradients import clip_gradients, gradient_norm
-from learner.ranks import Ranks
+from learner.distributed.gradients import clip_gradients, gradient_norm
+from learner.distributed.ranks import Ranks
 
 MAX_GRAD_NORM = 1.0
 

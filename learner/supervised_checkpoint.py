@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cluster.errors import InputError
 from learner import checkpoint
 from learner.checkpoint import Rows
-from learner.ranks import Ranks
+from learner.distributed.ranks import Ranks
 
 BEST = "best."
 _NAME = re.compile(r"step-(\d+)")

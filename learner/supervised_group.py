@@ -6,8 +6,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Self
 
-from learner.group_calls import GroupCalls
-from learner.rank_group import build
+from learner.distributed.calls import GroupCalls
+from learner.distributed.group import build
 from learner.supervised_learner import SupervisedLearner
 from learner.supervised_loop import Row
 from learner.supervised_rank import SupervisedSettings

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from learner.config import stage_threads
-from learner.gradients import make_adamw
-from learner.rank_learner import RankLearner, RankModule
-from learner.ranks import Ranks
+from learner.distributed.gradients import make_adamw
+from learner.distributed.ranks import Ranks
+from learner.distributed.rllib_learner import RankLearner, RankModule
 from learner.supervised_loop import Row
 from learner.supervised_rank import SupervisedRank, SupervisedSettings, load_net, shard_net
 

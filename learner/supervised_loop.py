@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from learner.ranks import Ranks
+from learner.distributed.ranks import Ranks
 from learner.supervised import Optimizer
 from learner.supervised_checkpoint import Checkpoints, Progress, copied_weights, put_weights
 

@@ -24,11 +24,11 @@ from learner.actor_critic import ActorCritic, ModelSettings
 from learner.batching import balanced, cost, micro_batches
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.datasets import Completion, Limit, Pair, read_completions, read_pairs
-from learner.ranks import Ranks
+from learner.distributed.ranks import Ranks
+from learner.distributed.sharding import is_sharded, local, shard
 from learner.reward_model_training import MeasuredRewards, PreferenceLoss, reward_model_plan
 from learner.reward_net import RewardNet
 from learner.sft import CompletionLoss, sft_plan
-from learner.sharding import is_sharded, local, shard
 from learner.supervised import Optimizer, load_tokenizer, mixed_batches, split, split_by_draw
 from learner.supervised_loop import Row, checkpoints_of, descend
 from learner.weight_publisher import policy_tensors

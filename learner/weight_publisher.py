@@ -17,8 +17,8 @@ from torch import Tensor
 from cluster.weights.manifest import Manifest, Probe, TensorEntry
 from cluster.weights.object_store import put_tensors
 from learner.actor_critic import ActorCritic
+from learner.distributed.ranks import whole
 from learner.lora import merged
-from learner.ranks import whole
 
 NUM_PROBES = 4
 MAX_PROBE_TOKENS = 24

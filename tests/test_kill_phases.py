@@ -30,7 +30,7 @@ SETTINGS = (
 HEALED = {
     "learner, forward": "learner.actor_critic:ActorCritic.forward:9:before",
     "learner, backward": "torch._tensor:Tensor.backward:8:before",
-    "learner, optimiser": "learner.gradients:clip_gradients:8:before",
+    "learner, optimiser": "learner.distributed.gradients:clip_gradients:8:before",
     "learner, checkpoint half written": "learner.checkpoint:write_index:1:before",
     "learner, checkpoint renamed": "learner.ppo_rank:PPORank.save_checkpoint:1:after",
     "learner, publication": "learner.weight_publisher:WeightPublisher.publish:4:before",

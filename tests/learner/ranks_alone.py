@@ -14,10 +14,10 @@ from cluster.trajectory import Trajectory
 from learner import weight_publisher
 from learner.actor_critic import ActorCritic
 from learner.config import ConstraintConfig, LearnerConfig, LoraConfig
-from learner.gradients import make_adamw
+from learner.distributed.gradients import make_adamw
+from learner.distributed.ranks import Ranks
 from learner.ppo_rank import LearnerSettings, PPORank, model_settings, shard_actor_critic
 from learner.ppo_step import Share
-from learner.ranks import Ranks
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
 
 CPU = torch.device("cpu")

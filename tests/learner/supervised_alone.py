@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from cluster.data.datasets import Source
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
-from learner.gradients import make_adamw
-from learner.ranks import Ranks
+from learner.distributed.gradients import make_adamw
+from learner.distributed.ranks import Ranks
 from learner.supervised_loop import Row
 from learner.supervised_rank import SupervisedRank, SupervisedSettings, load_net, shard_net
 from tests.chat import write_chat_model

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from learner import checkpoint
-from learner.ranks import Ranks
+from learner.distributed.ranks import Ranks
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 

@@ -16,9 +16,9 @@ from cluster.trajectory import Trajectory
 from learner import advantages as adv
 from learner.batching import Batch, make_batch
 from learner.config import ConstraintConfig, LearnerConfig
+from learner.distributed.metrics import Tally
+from learner.distributed.ranks import Ranks
 from learner.experience import Experience, Judge
-from learner.ranks import Ranks
-from learner.tally import Tally
 from tests.learner.conftest import make_trajectory
 
 ALONE = Ranks(torch.device("cpu"), distributed=False)

@@ -219,7 +219,7 @@ async def test_a_killed_learner_is_an_error_within_seconds_not_a_hang(start: Sta
 @pytest.mark.ray
 async def test_an_error_on_one_rank_is_raised_while_the_other_waits_for_it(start: Start) -> None:
     """Rank 1 raises before it meets rank 0 in a sum over ranks, where that one then waits without end."""
-    from learner.rank_group import StepData, split
+    from learner.distributed.group import StepData, split
 
     group = await start(2)
     shares = split(groups_of(1), 2)
@@ -234,8 +234,8 @@ async def test_an_error_on_one_rank_is_raised_while_the_other_waits_for_it(start
 def test_of_several_errors_the_one_that_explains_the_others_is_chosen() -> None:
     from ray.exceptions import ActorDiedError
 
-    from learner.rank_group import first_cause
-    from learner.ranks import StoppedWithPeer
+    from learner.distributed.group import first_cause
+    from learner.distributed.ranks import StoppedWithPeer
 
     stopped, reason = StoppedWithPeer("learner rank 0", "stopped"), LearnerError("trajectory 1", "bad")
     died = ActorDiedError()
@@ -266,14 +266,14 @@ async def test_steps_out_of_turn_and_too_few_groups_are_refused(start: Start) ->
     group = await start(0)
     with pytest.raises(LearnerError, match="step 2 was asked for, but the next one is 1"):
         await group.step(2, groups_of(2))
-    from learner.rank_group import split
+    from learner.distributed.group import split
 
     with pytest.raises(LearnerError, match="1 groups are too few for 2 learners"):
         split([[make_trajectory(0), make_trajectory(1)]], 2)
 
 
 def test_ranks_get_whole_groups_of_about_the_same_cost() -> None:
-    from learner.rank_group import split
+    from learner.distributed.group import split
 
     groups = [[replace(make_trajectory(0), group=g) for _ in range(size)] for g, size in enumerate([2, 1, 3, 2, 1])]
     shares = split(groups, 2)

@@ -15,9 +15,9 @@ from cluster.trajectory import Trajectory
 from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
 from learner.config import LearnerConfig, LoraConfig
+from learner.distributed.ranks import Ranks
 from learner.ppo_rank import model_settings
 from learner.ppo_step import PPOStep, Share
-from learner.ranks import Ranks
 from learner.schedule import Lengths
 from learner.weight_publisher import published_tensors
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from learner.datasets import Pair
-from learner.ranks import Ranks
+from learner.distributed.ranks import Ranks
 from learner.reward_model_training import CENTERING, PreferenceLoss, pair_rewards, preference_nll
 from learner.reward_net import RewardNet
 from learner.supervised_loop import Row

@@ -16,8 +16,8 @@ from torch import nn
 from cluster.errors import InputError, LearnerError
 from learner import checkpoint
 from learner.config import SftConfig
-from learner.gradients import make_adamw
-from learner.ranks import Ranks
+from learner.distributed.gradients import make_adamw
+from learner.distributed.ranks import Ranks
 from learner.supervised import Optimizer
 from learner.supervised_checkpoint import Checkpoints
 from learner.supervised_loop import Plan, Row, descend

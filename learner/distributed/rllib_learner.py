@@ -17,7 +17,7 @@ from torch import nn
 
 from cluster.actors.remote import redirect_output
 from learner.config import LearnerConfig
-from learner.ranks import Ranks
+from learner.distributed.ranks import Ranks
 
 
 class RankSettings(Protocol):

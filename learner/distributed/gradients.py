@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from learner.ranks import whole
+from learner.distributed.ranks import whole
 
 
 def make_adamw(parameters: Iterable[nn.Parameter], *, weight_decay: float = 0.0) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.actors.remote import within
 from cluster.errors import LearnerError
 from learner.config import LearnerConfig
-from learner.rank_group import RankGroup
+from learner.distributed.group import RankGroup
 
 THREAD_END_S = 2.0
 """How long the thread of a call is waited for once its ranks are gone; it must not outlive Ray."""

@@ -7,7 +7,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from learner.ranks import Ranks
+from learner.distributed.ranks import Ranks
 
 
 class Tally:

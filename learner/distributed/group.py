@@ -31,9 +31,9 @@ from cluster.actors.remote import RemoteActor, kill_actor, within
 from cluster.errors import AntiphonError, LearnerDied, LearnerError
 from learner.batching import balanced, cost
 from learner.config import LearnerConfig
+from learner.distributed.ranks import StoppedWithPeer
+from learner.distributed.rllib_learner import RankLearner, RankSettings
 from learner.ppo_step import Share
-from learner.rank_learner import RankLearner, RankSettings
-from learner.ranks import StoppedWithPeer
 from learner.training_loop import Groups
 
 START_TIMEOUT_S = 600.0

@@ -1,0 +1,1 @@
+"""Ranks, RLlib's learner group, sharding and gradients."""
