@@ -24,11 +24,11 @@ from benchmarks.learner_step import batch
 from benchmarks.letters import letters_config, make_task
 from benchmarks.results import Row
 from cluster.trajectory import Segment, Trajectory, Turn
-from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.config import LearnerConfig, critic_of
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.learner_group import PPOLearnerGroup
+from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.ppo_step import PPOStep, Share
 
 CPU = torch.device("cpu")

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.results import Row
 from cluster.trajectory import Segment, Trajectory, Turn
-from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.config import LearnerConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
+from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.ppo_step import PPOStep, Share
 
 SHAPES: dict[str, dict[str, int]] = {

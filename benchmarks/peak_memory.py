@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from learner.actor_critic import ActorCritic, ModelSettings
+from learner.model.actor_critic import ActorCritic, ModelSettings
 
 
 def main(path: Path, num_tokens: int, chunk: int) -> None:

@@ -21,7 +21,7 @@ from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
 from deploy.config.schema import RunConfig
-from learner.actor_critic import ActorCritic, ModelSettings
+from learner.model.actor_critic import ActorCritic, ModelSettings
 from learner.weight_publisher import WeightPublisher, default_probe
 from reward_service.client import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service

@@ -104,7 +104,7 @@ def _write(path: Path, file: Path, results: Mapping[str, Result], broken: Broken
 def _tokenizer(folder: Path | None) -> Any:
     if folder is None:
         return None
-    from learner.supervised import load_tokenizer
+    from learner.model.tokenizer import load_tokenizer
 
     return load_tokenizer(folder)
 

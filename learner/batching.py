@@ -105,64 +105,6 @@ def _cost(trajectory: Trajectory, name: str) -> float:
     return cost
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int, *, packed: bool) -> list[list[int]]:
-    """Indices of sequences to compute together, so that each piece has at most `max_tokens` tokens.
-
-    Everything in one piece, in the given order, where it fits. Otherwise `packed` pieces hold nothing but tokens and
-    cost about the same; padded ones are sorted by length, so that little is padding. A sequence longer than
-    `max_tokens` is a piece by itself.
-    """
-    if not lengths:
-        return []
-    size = sum(lengths) if packed else len(lengths) * max(lengths)
-    if size <= max_tokens:
-        return [list(range(len(lengths)))]
-    return _packed(lengths, max_tokens) if packed else _sorted(lengths, max_tokens)
-
-
-def _sorted(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    pieces: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
-        if pieces and (len(pieces[-1]) + 1) * lengths[index] <= max_tokens:
-            pieces[-1].append(index)
-        else:
-            pieces.append([index])
-    return pieces
-
-
-def _packed(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """As few pieces as hold it when balanced."""
-    num = -(-sum(lengths) // max_tokens)
-    while True:
-        pieces = balanced([cost(length) for length in lengths], num)
-        if all(len(piece) == 1 or sum(lengths[index] for index in piece) <= max_tokens for piece in pieces):
-            return pieces
-        num += 1
-
-
-ATTENTION_TOKENS = 24_576
-"""The length at which causal attention costs as much as all else in a model of hidden size 2,048."""
-
-
-def cost(length: int) -> float:
-    """What a sequence costs to compute, in tokens of a short one."""
-    return length * (1 + length / ATTENTION_TOKENS)
-
-
-def balanced(costs: Sequence[float], num: int) -> list[list[int]]:
-    """`num` lists of indices whose costs are about the same: the costliest first, each to the list that has least.
-
-    (Graham 1969: never above 4/3 of the best.) Within a list the order is the given one; with fewer costs than lists,
-    some are left out.
-    """
-    totals, lists = [0.0] * num, [list[int]() for _ in range(num)]
-    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
-        least = min(range(num), key=lambda place: (totals[place], place))
-        totals[least] += costs[index]
-        lists[least].append(index)
-    return [sorted(indices) for indices in lists if indices]
-
-
 def minibatch_order(num: int, *, num_minibatches: int, seed: int, step: int, epoch: int) -> list[list[int]]:
     """Which of a step's `num` trajectories, of all ranks, form each mini-batch; a function of its arguments alone.
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from cluster.errors import InputError, LearnerError
 from learner import advantages as adv
 from learner import losses
-from learner.actor_critic import Outputs
 from learner.batching import Batch
 from learner.config import LearnerConfig
 from learner.constraint import less_costs, rescaled, updated_multiplier
 from learner.distributed.metrics import Tally
 from learner.distributed.ranks import Ranks
+from learner.model.actor_critic import Outputs
 from learner.rewards import RunningMoments, normalized_scores, shaped_scores
 
 MAX_LAG_SHOWN = 16

@@ -113,11 +113,6 @@ def value_loss(values: Tensor, *, old_values: Tensor, returns: Tensor, clip: flo
     return ValueLoss(torch.maximum(free, clipped) / 2, clipped > free)
 
 
-def entropy(logprobs: Tensor) -> Tensor:
-    """Entropy in nats of each distribution; `logprobs` [..., V] are normalised over the vocabulary V."""
-    return -(logprobs.exp() * logprobs).sum(-1)
-
-
 def token_mean(per_token: Tensor, mask: Tensor, count: float) -> Tensor:
     """Sum over unmasked tokens divided by `count`: the number of such tokens of *all* ranks and micro-batches.
 

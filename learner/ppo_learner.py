@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from cluster.trajectory import Trajectory
-from learner.actor_critic import ActorCritic
 from learner.config import learner_threads
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.distributed.rllib_learner import RankLearner, RankModule
 from learner.explanation import Explanation
+from learner.model.actor_critic import ActorCritic
 from learner.ppo_rank import LearnerSettings, PPORank, RankResult, shard_actor_critic
 from learner.ppo_step import Share
 from learner.weight_publisher import Publication

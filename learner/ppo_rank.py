@@ -15,15 +15,16 @@ import torch
 from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
 from learner import checkpoint
-from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
 from learner.config import LearnerConfig, critic_of
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import shard
 from learner.explanation import Explanation, Watched
-from learner.lora import adapter_tensors, write_adapter
+from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
+from learner.model.lora import adapter_tensors, write_adapter
+from learner.model.tensors import policy_tensors
 from learner.ppo_step import PPOStep, Share
-from learner.weight_publisher import Publication, WeightPublisher, default_probe, policy_tensors
+from learner.weight_publisher import Publication, WeightPublisher, default_probe
 
 ADAPTER_FOLDER = "adapter"
 """Where a policy's folder holds its adapters, if it has some."""

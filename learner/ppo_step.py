@@ -19,15 +19,16 @@ from cluster.errors import LearnerError
 from cluster.trajectory import Trajectory
 from learner import advantages as adv
 from learner import losses
-from learner.actor_critic import ActorCritic, Outputs, Reference
-from learner.batching import Batch, make_batch, micro_batches, minibatch_order
+from learner.batching import Batch, make_batch, minibatch_order
 from learner.config import LearnerConfig
 from learner.distributed.gradients import clip_gradients, gradient_norm
 from learner.distributed.metrics import Tally
 from learner.distributed.ranks import Ranks
 from learner.experience import Experience, Judge
+from learner.model.actor_critic import ActorCritic, Outputs, Reference
+from learner.model.indexing import at, on_device, places_of
+from learner.model.microbatches import micro_batches
 from learner.schedule import Lengths, length_at, scheduled
-from learner.transfers import at, on_device, places_of
 
 MAX_NAMED = 8
 

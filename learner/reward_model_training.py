@@ -21,7 +21,7 @@ from learner import calibration
 from learner.config import RewardModelConfig
 from learner.datasets import Pair
 from learner.distributed.ranks import Ranks
-from learner.reward_net import RewardNet
+from learner.model.reward_net import RewardNet
 from learner.supervised_loop import Plan, Row
 
 STATISTICS, RECORD, HELD_OUT_REWARDS = "reward_statistics.json", "training.json", "held_out_rewards.parquet"

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learner.actor_critic import ActorCritic
 from learner.config import SftConfig
 from learner.datasets import Completion
 from learner.distributed.ranks import Ranks
-from learner.supervised import pad
+from learner.model.actor_critic import ActorCritic
+from learner.model.tokenizer import pad
 from learner.supervised_loop import Plan, Row
 
 

@@ -20,18 +20,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from cluster.data.broken_rows import BrokenRows
 from cluster.data.datasets import Reading, Source
 from learner import checkpoint
-from learner.actor_critic import ActorCritic, ModelSettings
-from learner.batching import balanced, cost, micro_batches
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.datasets import Completion, Limit, Pair, read_completions, read_pairs
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import is_sharded, local, shard
+from learner.model.actor_critic import ActorCritic, ModelSettings
+from learner.model.microbatches import balanced, cost, micro_batches
+from learner.model.reward_net import RewardNet
+from learner.model.tensors import policy_tensors
+from learner.model.tokenizer import load_tokenizer
 from learner.reward_model_training import MeasuredRewards, PreferenceLoss, reward_model_plan
-from learner.reward_net import RewardNet
 from learner.sft import CompletionLoss, sft_plan
-from learner.supervised import Optimizer, load_tokenizer, mixed_batches, split, split_by_draw
+from learner.supervised import Optimizer, mixed_batches, split, split_by_draw
 from learner.supervised_loop import Row, checkpoints_of, descend
-from learner.weight_publisher import policy_tensors
 
 
 @dataclass(frozen=True, slots=True)

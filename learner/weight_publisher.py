@@ -16,9 +16,9 @@ from torch import Tensor
 
 from cluster.weights.manifest import Manifest, Probe, TensorEntry
 from cluster.weights.object_store import put_tensors
-from learner.actor_critic import ActorCritic
 from learner.distributed.ranks import whole
-from learner.lora import merged
+from learner.model.actor_critic import ActorCritic
+from learner.model.tensors import policy_tensors
 
 NUM_PROBES = 4
 MAX_PROBE_TOKENS = 24
@@ -76,19 +76,6 @@ def _gathered(tensors: Iterator[tuple[str, Tensor]]) -> tuple[()]:
     for _ in tensors:
         pass
     return ()
-
-
-def policy_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The policy's tensors whole, by their names in a model folder, adapters merged; a tied head is left out."""
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor is None or id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        item = merged(name, whole(tensor.detach()), model)
-        if item is not None:
-            plain, full = item
-            yield plain, full.to(dtype) if full.is_floating_point() else full
 
 
 def published_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

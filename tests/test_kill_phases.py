@@ -28,7 +28,7 @@ SETTINGS = (
     "evaluation.every_steps = 100",
 )
 HEALED = {
-    "learner, forward": "learner.actor_critic:ActorCritic.forward:9:before",
+    "learner, forward": "learner.model.actor_critic:ActorCritic.forward:9:before",
     "learner, backward": "torch._tensor:Tensor.backward:8:before",
     "learner, optimiser": "learner.distributed.gradients:clip_gradients:8:before",
     "learner, checkpoint half written": "learner.checkpoint:write_index:1:before",

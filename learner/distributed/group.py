@@ -29,10 +29,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from cluster.actors.remote import RemoteActor, kill_actor, within
 from cluster.errors import AntiphonError, LearnerDied, LearnerError
-from learner.batching import balanced, cost
 from learner.config import LearnerConfig
 from learner.distributed.ranks import StoppedWithPeer
 from learner.distributed.rllib_learner import RankLearner, RankSettings
+from learner.model.microbatches import balanced, cost
 from learner.ppo_step import Share
 from learner.training_loop import Groups
 

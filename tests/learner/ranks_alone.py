@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from cluster.trajectory import Trajectory
 from learner import weight_publisher
-from learner.actor_critic import ActorCritic
 from learner.config import ConstraintConfig, LearnerConfig, LoraConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
+from learner.model.actor_critic import ActorCritic
 from learner.ppo_rank import LearnerSettings, PPORank, model_settings, shard_actor_critic
 from learner.ppo_step import Share
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.errors import InputError
-from learner.actor_critic import ActorCritic, ModelSettings, load_causal_model
 from learner.batching import make_batch
+from learner.model.actor_critic import ActorCritic, ModelSettings, load_causal_model
 from learner.weight_publisher import default_probe, probe_logprobs, published_tensors
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 

@@ -10,7 +10,7 @@ import torch
 
 from cluster.trajectory import Segment, Trajectory, Turn
 from learner.config import LearnerConfig
-from learner.packing import make_pack
+from learner.model.packing import make_pack
 from tests.learner.conftest import VOCABULARY, write_policy
 from tests.learner.test_ppo_learner import OneRank
 

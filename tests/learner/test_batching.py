@@ -13,7 +13,8 @@ from cluster.errors import LearnerError, TrajectoryRefused
 from cluster.trajectory import from_table, to_table
 from learner import advantages as adv
 from learner import losses
-from learner.batching import balanced, cost, make_batch, micro_batches, minibatch_order
+from learner.batching import make_batch, minibatch_order
+from learner.model.microbatches import balanced, cost, micro_batches
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
 
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cluster.errors import InputError
 from learner import checkpoint
-from learner.actor_critic import load_causal_model
 from learner.distributed.ranks import Ranks
-from learner.weight_publisher import policy_tensors
+from learner.model.actor_critic import load_causal_model
+from learner.model.tensors import policy_tensors
 
 ONE = Ranks(torch.device("cpu"), distributed=False)
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from learner import actor_critic, fusing
-from learner.actor_critic import ActorCritic, ModelSettings
-from learner.packing import PACKED, packed_attention
+from learner.model import actor_critic
+from learner.model import compiled as fusing
+from learner.model.actor_critic import ActorCritic, ModelSettings
+from learner.model.packing import PACKED, packed_attention
 from tests.learner.conftest import VOCABULARY
 
 PACKS = ([9, 12, 5], [20, 3], [7, 7, 7, 7], [30, 11], [16], [40, 2, 2])

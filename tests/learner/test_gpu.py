@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
 from learner.config import LearnerConfig
 from learner.distributed.ranks import Ranks
-from learner.packing import make_pack, packed_attention
+from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
+from learner.model.packing import make_pack, packed_attention
 from learner.ppo_rank import model_settings
 from learner.ppo_step import PPOStep, Share
 from tests.learner.conftest import make_trajectory, write_policy

@@ -146,7 +146,7 @@ def test_two_ranks_agree_with_one_to_1e_5(trained: Trained) -> None:
 
 @pytest.mark.ray
 def test_a_manifest_carries_a_whole_version_with_both_probes(trained: Trained, policy_path: Path) -> None:
-    from learner.actor_critic import ActorCritic, ModelSettings
+    from learner.model.actor_critic import ActorCritic, ModelSettings
     from learner.weight_publisher import probe_logprobs
 
     first, last = trained.first[1], trained.results[1].manifest

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
-from learner.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.batching import make_batch
 from learner.config import LearnerConfig, LoraConfig
 from learner.distributed.ranks import Ranks
+from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.ppo_rank import model_settings
 from learner.ppo_step import PPOStep, Share
 from learner.schedule import Lengths

@@ -21,8 +21,9 @@ from cluster.errors import InputError
 from examples.reviews.model import build_model
 from learner.config import LearnerConfig, SftConfig
 from learner.datasets import Completion, tokenize
+from learner.model.tokenizer import load_tokenizer
 from learner.sft import completion_nll
-from learner.supervised import load_tokenizer, mixed_batches, shuffled_batches, warmup_then_cosine
+from learner.supervised import mixed_batches, shuffled_batches, warmup_then_cosine
 from learner.supervised_loop import Row
 from learner.supervised_rank import SupervisedSettings, load_net
 from tests.chat import assistant, user, write_chat_model

@@ -15,8 +15,8 @@ from transformers import AutoModelForSequenceClassification
 
 from learner.datasets import Pair
 from learner.distributed.ranks import Ranks
+from learner.model.reward_net import RewardNet
 from learner.reward_model_training import CENTERING, PreferenceLoss, pair_rewards, preference_nll
-from learner.reward_net import RewardNet
 from learner.supervised_loop import Row
 from learner.supervised_rank import SupervisedRank, load_net
 from tests.learner.conftest import run_two_ranks

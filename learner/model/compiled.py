@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from learner import losses
-from learner.packing import PACKED, packed_attention
+from learner.model.packing import PACKED, packed_attention
 
 Distributions = Callable[[Tensor, Tensor, float, bool | None], tuple[Tensor, Tensor]]
 
@@ -53,3 +53,8 @@ def fused_distributions() -> Distributions:
     """The same function, compiled: the logits are kept for the backward pass in the numbers they came in."""
     compiled: Distributions = torch.compile(distributions, dynamic=True)
     return compiled
+
+
+def entropy(logprobs: Tensor) -> Tensor:
+    """Entropy in nats of each distribution; `logprobs` [..., V] are normalised over the vocabulary V."""
+    return -(logprobs.exp() * logprobs).sum(-1)

@@ -25,10 +25,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cluster.errors import InputError
 from learner.config import LoraConfig
-from learner.fusing import distributions, fuse_layers, fused_distributions
-from learner.lora import adapters_off, add_adapters
-from learner.packing import PACKED, make_pack
-from learner.transfers import at, on_device, places_of
+from learner.model.compiled import distributions, fuse_layers, fused_distributions
+from learner.model.indexing import at, on_device, places_of
+from learner.model.lora import adapters_off, add_adapters
+from learner.model.packing import PACKED, make_pack
 
 CHUNK_ELEMENTS = 2**26
 """Numbers of a [tokens, V] table that are held at once, unless the settings say otherwise: 256 MiB in float32."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from cluster.errors import InputError
-from learner.actor_critic import checkpoint_activations, load_model, pack_attention, trunk_of_pack
-from learner.supervised import load_tokenizer, pad
+from learner.model.actor_critic import checkpoint_activations, load_model, pack_attention, trunk_of_pack
+from learner.model.tokenizer import load_tokenizer, pad
 
 
 class RewardNet(nn.Module):

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from cluster.errors import InputError
-from learner.transfers import on_device
+from learner.model.indexing import on_device
 
 PACKED = "antiphon_packed"
 LIKE = 1.25

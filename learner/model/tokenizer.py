@@ -1,0 +1,37 @@
+"""Load tokenizers and pad token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from cluster.errors import InputError
+from learner.model.actor_critic import require_model_folder
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a folder; it always has a padding token and pads on the right.
+
+    Raises InputError where the folder is missing or its tokenizer names no end-of-sequence token.
+    """
+    require_model_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), f"no tokenizer can be loaded: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(str(path), "its tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """One tensor [B, T] of sequences, padded on the right to the longest."""
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
