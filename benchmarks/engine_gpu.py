@@ -24,7 +24,7 @@ from benchmarks.results import Row
 from cluster.errors import EngineError
 from cluster.weights.manifest import Manifest, Probe
 from learner.model.actor_critic import ActorCritic, ModelSettings
-from learner.weight_publisher import default_probe, probe_logprobs, published_tensors
+from learner.ppo.weights import default_probe, probe_logprobs, published_tensors
 from rollout_actors.engine import SamplingRequest
 from rollout_actors.swap_proof import SwapProof, Verdict, distance
 from rollout_actors.vllm_engine import VllmEngine

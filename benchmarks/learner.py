@@ -27,9 +27,10 @@ from cluster.trajectory import Segment, Trajectory, Turn
 from learner.config import LearnerConfig, critic_of
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
-from learner.learner_group import PPOLearnerGroup
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
-from learner.ppo_step import PPOStep, Share
+from learner.ppo.group import PPOLearnerGroup
+from learner.ppo.shares import Share
+from learner.ppo.step import PPOStep
 
 CPU = torch.device("cpu")
 NUM_SEQUENCES, MEDIAN_TOKENS, SIGMA, MAX_TOKENS = 32, 48, 1.0, 512

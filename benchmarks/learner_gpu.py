@@ -22,7 +22,8 @@ from learner.config import LearnerConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
-from learner.ppo_step import PPOStep, Share
+from learner.ppo.shares import Share
+from learner.ppo.step import PPOStep
 
 SHAPES: dict[str, dict[str, int]] = {
     "0.5 B": {

@@ -14,7 +14,7 @@ from benchmarks.letters import letters_config
 from benchmarks.results import Row
 from cluster.actors.remote import kill_actor, start_actor
 from cluster.trajectory import Segment, Trajectory, Turn
-from learner.learner_group import PPOLearnerGroup
+from learner.ppo.group import PPOLearnerGroup
 
 NUM_WARM, NUM_STEPS = 3, 20
 PROMPT_TOKENS, RESPONSE_TOKENS, NUM_LETTERS = 9, 16, 42

@@ -22,7 +22,7 @@ from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
 from deploy.config.schema import RunConfig
 from learner.model.actor_critic import ActorCritic, ModelSettings
-from learner.weight_publisher import WeightPublisher, default_probe
+from learner.ppo.weights import WeightPublisher, default_probe
 from reward_service.client import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service
 from rollout_actors.loading import MIN_MODEL_LEN

@@ -32,7 +32,7 @@ from deploy.run.layout import CONFIG, RECORDS
 from deploy.session import Session
 from deploy.story import Part, Story, parts_of
 from deploy.view import View
-from learner.explanation import Explanation
+from learner.ppo.explanation import Explanation
 
 PLAIN_WIDTH = 120
 

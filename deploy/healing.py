@@ -22,7 +22,7 @@ from deploy.failed_batch import keep_batch
 from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import RECORDS
 from learner.config import LearnerConfig
-from learner.learner_group import PPOLearnerGroup
+from learner.ppo.group import PPOLearnerGroup
 from learner.training_loop import Groups, PublishesWeights, StepResult
 
 HEALED = (LearnerDied, DeadlineExceeded)

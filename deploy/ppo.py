@@ -36,8 +36,8 @@ from deploy.session import Session, dtype_of
 from deploy.stages import task_prompts
 from deploy.task_metrics import task_metrics
 from deploy.watchdog import ToldCalls, watch
-from learner.learner_group import PPOLearnerGroup
-from learner.schedule import Lengths
+from learner.ppo.group import PPOLearnerGroup
+from learner.ppo.schedule import Lengths
 from learner.training_loop import Groups, StepResult, TakesGroups, train
 
 

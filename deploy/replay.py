@@ -34,8 +34,8 @@ from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import CONFIG, RECORDS
 from deploy.session import Session
 from deploy.view import View
-from learner.learner_group import PPOLearnerGroup
-from learner.schedule import Lengths
+from learner.ppo.group import PPOLearnerGroup
+from learner.ppo.schedule import Lengths
 
 CURVES = {
     "reward": "learner/reward_mean",

@@ -27,7 +27,7 @@ from cluster.weights.store import WeightStore
 from deploy.ppo import PublishedWeights
 from examples.letters.scorers import count_a
 from learner.config import LearnerConfig
-from learner.learner_group import PPOLearnerGroup
+from learner.ppo.group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, train
 from reward_service.client import HandleRewardClient
 from reward_service.config import RewardServiceConfig

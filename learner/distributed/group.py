@@ -11,8 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import gymnasium as gym
@@ -22,7 +20,6 @@ from ray.exceptions import RayActorError, RayError
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
-from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -32,9 +29,7 @@ from cluster.errors import AntiphonError, LearnerDied, LearnerError
 from learner.config import LearnerConfig
 from learner.distributed.ranks import StoppedWithPeer
 from learner.distributed.rllib_learner import RankLearner, RankSettings
-from learner.model.microbatches import balanced, cost
-from learner.ppo_step import Share
-from learner.training_loop import Groups
+from learner.ppo.shares import StepData
 
 START_TIMEOUT_S = 600.0
 CREATION_S = 10.0
@@ -43,43 +38,6 @@ GRACE_S = 5.0
 """How long the other ranks may take to explain the error of one."""
 LEAST_CPUS = 0.001
 """A place of no resources at all cannot be reserved."""
-
-
-def split(groups: Groups, num_ranks: int) -> list[Share]:
-    """Whole groups for each rank, in admission order, that cost about the same to compute."""
-    if len(groups) < num_ranks:
-        raise LearnerError("learner.num_learners", f"{len(groups)} groups are too few for {num_ranks} learners")
-    ends = [0, *accumulate(map(len, groups))]
-    costs = [sum(cost(len(trajectory.token_ids)) for trajectory in group) for group in groups]
-    shares = []
-    for numbers in balanced(costs, num_ranks):
-        places = [place for number in numbers for place in range(ends[number], ends[number + 1])]
-        shares.append(Share([t for number in numbers for t in groups[number]], places, ends[-1]))
-    return shares
-
-
-@dataclass
-class StepData(TrainingData):
-    """A step's trajectories, one share a rank: what RLlib carries from the group to its learners."""
-
-    step: int = 0
-    shares: Sequence[Share] = ()
-
-    def validate(self) -> None:
-        """Nothing to choose between: there are only shares."""
-
-    def shard(self, num_shards: int, **_: Any) -> list[tuple[StepData, dict[str, Any]]]:
-        """One part for each rank."""
-        return [(StepData(step=self.step, shares=[share]), {}) for share in self.shares]
-
-    def solve_refs(self) -> None:
-        """Nothing: trajectories travel by value."""
-
-    @property
-    def share(self) -> Share:
-        """The only share, on the rank that it was sent to."""
-        (share,) = self.shares
-        return share
 
 
 class RankGroup(LearnerGroup):

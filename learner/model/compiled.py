@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from learner import losses
 from learner.model.packing import PACKED, packed_attention
+from learner.ppo import losses
 
 Distributions = Callable[[Tensor, Tensor, float, bool | None], tuple[Tensor, Tensor]]
 

@@ -24,8 +24,8 @@ from cluster.weights.manifest import Manifest, TensorEntry
 from deploy.healing import HealedLearners
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
-from learner.batching import make_batch
 from learner.config import LearnerConfig
+from learner.ppo.batch import make_batch
 from learner.training_loop import Groups, StepResult
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 
@@ -285,7 +285,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def real_rig(path: Path, policy: Path, **changes: Any) -> Rig:
-    from learner.learner_group import PPOLearnerGroup
+    from learner.ppo.group import PPOLearnerGroup
 
     config = CONFIG.model_copy(update=changes)
 

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from cluster.trajectory import Trajectory
-from learner import weight_publisher
 from learner.config import ConstraintConfig, LearnerConfig, LoraConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic
-from learner.ppo_rank import LearnerSettings, PPORank, model_settings, shard_actor_critic
-from learner.ppo_step import Share
+from learner.ppo import weights
+from learner.ppo.rank import LearnerSettings, PPORank, model_settings, shard_actor_critic
+from learner.ppo.shares import Share
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
 
 CPU = torch.device("cpu")
@@ -107,5 +107,5 @@ def main(rank: int, size: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     # The carrier is Ray's object store, and there is no Ray here.
-    weight_publisher.put_tensors = tuple  # type: ignore[assignment]
+    weights.put_tensors = tuple  # type: ignore[assignment]
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.errors import InputError
-from learner.batching import make_batch
 from learner.model.actor_critic import ActorCritic, ModelSettings, load_causal_model
-from learner.weight_publisher import default_probe, probe_logprobs, published_tensors
+from learner.ppo.batch import make_batch
+from learner.ppo.weights import default_probe, probe_logprobs, published_tensors
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 
 TEMPERATURE = 0.7

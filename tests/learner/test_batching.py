@@ -11,10 +11,10 @@ import torch
 
 from cluster.errors import LearnerError, TrajectoryRefused
 from cluster.trajectory import from_table, to_table
-from learner import advantages as adv
-from learner import losses
-from learner.batching import make_batch, minibatch_order
 from learner.model.microbatches import balanced, cost, micro_batches
+from learner.ppo import advantages as adv
+from learner.ppo import losses
+from learner.ppo.batch import make_batch, minibatch_order
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
-from learner import weight_publisher
-from learner.batching import make_batch
 from learner.config import ConstraintConfig, LearnerConfig
-from learner.constraint import updated_multiplier
-from learner.experience import Judge
+from learner.ppo import weights
+from learner.ppo.batch import make_batch
+from learner.ppo.constraint import updated_multiplier
+from learner.ppo.experience import Judge
 from tests.learner import ranks_alone
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 from tests.learner.test_bandit import BETA, REWARDS, distribution, sampled
@@ -161,7 +161,7 @@ def test_each_step_is_trained_with_the_multiplier_that_the_steps_before_it_have_
 def test_a_bound_is_not_taken_up_from_a_checkpoint_of_a_run_without_one(
     policy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_publisher, "put_tensors", tuple)
+    monkeypatch.setattr(weights, "put_tensors", tuple)
     with_bound = ranks_alone.settings(policy_path, "separate", "ddp", tmp_path / "step-2")
     config = with_bound.config.model_copy(update={"constraint": ConstraintConfig()})
     rank = ranks_alone.make_rank(replace(with_bound, config=config, version=0, checkpoint_path=None), ALONE)

@@ -15,7 +15,7 @@ CONFIG = LearnerConfig(num_learners=0, num_epochs=2, num_minibatches=2, learning
 
 @pytest.mark.ray
 async def test_a_step_is_explained_by_what_it_was_trained_with(tmp_path: Path, ray_session: None) -> None:
-    from learner.learner_group import PPOLearnerGroup
+    from learner.ppo.group import PPOLearnerGroup
 
     policy = write_policy(tmp_path / "policy")
     groups = [[make_two_turn_trajectory(0)], *([make_trajectory(index)] for index in range(1, 4))]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner import advantages as adv
-from learner import losses
+from learner.ppo import advantages as adv
+from learner.ppo import losses
 
 VECTORS = json.loads((Path(__file__).parent / "ppo_vectors.json").read_text())
 INPUTS: dict[str, Any] = {

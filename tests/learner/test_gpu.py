@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from learner.batching import make_batch
 from learner.config import LearnerConfig
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.model.packing import make_pack, packed_attention
-from learner.ppo_rank import model_settings
-from learner.ppo_step import PPOStep, Share
+from learner.ppo.batch import make_batch
+from learner.ppo.rank import model_settings
+from learner.ppo.shares import Share
+from learner.ppo.step import PPOStep
 from tests.learner.conftest import make_trajectory, write_policy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
-from learner import advantages as adv
-from learner.batching import Batch, make_batch
 from learner.config import ConstraintConfig, LearnerConfig
 from learner.distributed.metrics import Tally
 from learner.distributed.ranks import Ranks
-from learner.experience import Experience, Judge
+from learner.ppo import advantages as adv
+from learner.ppo.batch import Batch, make_batch
+from learner.ppo.experience import Experience, Judge
 from tests.learner.conftest import make_trajectory
 
 ALONE = Ranks(torch.device("cpu"), distributed=False)

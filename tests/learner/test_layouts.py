@@ -12,12 +12,13 @@ from torch import Tensor
 
 from cluster.errors import InputError
 from cluster.trajectory import Trajectory
-from learner import checkpoint, weight_publisher
-from learner.batching import make_batch
+from learner import checkpoint
 from learner.config import LearnerConfig
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic, ModelSettings, load_causal_model
 from learner.model.packing import make_pack, packed_attention
+from learner.ppo import weights as weight_publisher
+from learner.ppo.batch import make_batch
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, run_two_ranks, write_policy
 from tests.learner.ranks_alone import NETWORKS, settings, train
 from tests.learner.test_ppo_learner import OneRank, largest_difference

@@ -39,7 +39,7 @@ PROBE = ((1, 2, 3, 4), (5, 6))
 
 
 async def start_group(num_learners: int, policy_path: Path, *, path: Path | None = None, **options: Any) -> Any:
-    from learner.learner_group import PPOLearnerGroup
+    from learner.ppo.group import PPOLearnerGroup
 
     changes = {"num_learners": num_learners, **options.pop("changes", {})}
     given = {"model_path": path or policy_path, "reference_path": policy_path, "temperature": 0.7, **options}
@@ -147,7 +147,7 @@ def test_two_ranks_agree_with_one_to_1e_5(trained: Trained) -> None:
 @pytest.mark.ray
 def test_a_manifest_carries_a_whole_version_with_both_probes(trained: Trained, policy_path: Path) -> None:
     from learner.model.actor_critic import ActorCritic, ModelSettings
-    from learner.weight_publisher import probe_logprobs
+    from learner.ppo.weights import probe_logprobs
 
     first, last = trained.first[1], trained.results[1].manifest
     model = ActorCritic(ModelSettings(policy_path, "float32", "none", 1.0))
@@ -219,7 +219,7 @@ async def test_a_killed_learner_is_an_error_within_seconds_not_a_hang(start: Sta
 @pytest.mark.ray
 async def test_an_error_on_one_rank_is_raised_while_the_other_waits_for_it(start: Start) -> None:
     """Rank 1 raises before it meets rank 0 in a sum over ranks, where that one then waits without end."""
-    from learner.distributed.group import StepData, split
+    from learner.ppo.shares import StepData, split
 
     group = await start(2)
     shares = split(groups_of(1), 2)
@@ -266,14 +266,14 @@ async def test_steps_out_of_turn_and_too_few_groups_are_refused(start: Start) ->
     group = await start(0)
     with pytest.raises(LearnerError, match="step 2 was asked for, but the next one is 1"):
         await group.step(2, groups_of(2))
-    from learner.distributed.group import split
+    from learner.ppo.shares import split
 
     with pytest.raises(LearnerError, match="1 groups are too few for 2 learners"):
         split([[make_trajectory(0), make_trajectory(1)]], 2)
 
 
 def test_ranks_get_whole_groups_of_about_the_same_cost() -> None:
-    from learner.distributed.group import split
+    from learner.ppo.shares import split
 
     groups = [[replace(make_trajectory(0), group=g) for _ in range(size)] for g, size in enumerate([2, 1, 3, 2, 1])]
     shares = split(groups, 2)

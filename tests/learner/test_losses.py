@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner import losses
+from learner.ppo import losses
 
 CLIP = 0.2
 CAP, FLOOR = 2.0, 0.5

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
-from learner.batching import make_batch
 from learner.config import LearnerConfig, LoraConfig
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
-from learner.ppo_rank import model_settings
-from learner.ppo_step import PPOStep, Share
-from learner.schedule import Lengths
-from learner.weight_publisher import published_tensors
+from learner.ppo.batch import make_batch
+from learner.ppo.rank import model_settings
+from learner.ppo.schedule import Lengths
+from learner.ppo.shares import Share
+from learner.ppo.step import PPOStep
+from learner.ppo.weights import published_tensors
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.config import LearnerConfig
-from learner.rewards import RunningMoments, normalized_scores, overlong_penalty, shaped_scores
+from learner.ppo.shaping import RunningMoments, normalized_scores, overlong_penalty, shaped_scores
 
 NUMBERS = st.floats(-1e3, 1e3, allow_subnormal=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from learner.schedule import length_at, scheduled
+from learner.ppo.schedule import length_at, scheduled
 
 
 def test_a_linear_schedule_falls_from_the_first_step_and_reaches_zero_after_the_last() -> None:

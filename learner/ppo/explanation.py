@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from learner.experience import Experience
+from learner.ppo.experience import Experience
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,37 +9,27 @@ Shapes: B trajectories of this rank, T tokens of the longest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cluster.errors import LearnerError
-from cluster.trajectory import Trajectory
-from learner import advantages as adv
-from learner import losses
-from learner.batching import Batch, make_batch, minibatch_order
 from learner.config import LearnerConfig
 from learner.distributed.gradients import clip_gradients, gradient_norm
 from learner.distributed.metrics import Tally
 from learner.distributed.ranks import Ranks
-from learner.experience import Experience, Judge
 from learner.model.actor_critic import ActorCritic, Outputs, Reference
 from learner.model.indexing import at, on_device, places_of
 from learner.model.microbatches import micro_batches
-from learner.schedule import Lengths, length_at, scheduled
+from learner.ppo import advantages as adv
+from learner.ppo import losses
+from learner.ppo.batch import Batch, make_batch, minibatch_order
+from learner.ppo.experience import Experience, Judge
+from learner.ppo.schedule import Lengths, length_at, scheduled
+from learner.ppo.shares import Share
 
 MAX_NAMED = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """This rank's trajectories of a step with their places among its `num_total`, in admission order."""
-
-    trajectories: Sequence[Trajectory]
-    places: Sequence[int]
-    num_total: int
 
 
 class MiniBatch(NamedTuple):

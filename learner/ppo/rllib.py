@@ -14,11 +14,11 @@ from learner.config import learner_threads
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.distributed.rllib_learner import RankLearner, RankModule
-from learner.explanation import Explanation
 from learner.model.actor_critic import ActorCritic
-from learner.ppo_rank import LearnerSettings, PPORank, RankResult, shard_actor_critic
-from learner.ppo_step import Share
-from learner.weight_publisher import Publication
+from learner.ppo.explanation import Explanation
+from learner.ppo.rank import LearnerSettings, PPORank, RankResult, shard_actor_critic
+from learner.ppo.shares import Share
+from learner.ppo.weights import Publication
 
 
 class ActorCriticModule(RankModule):

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from learner.advantages import MAX_LOG_RATIO
+from learner.ppo.advantages import MAX_LOG_RATIO
 
 Objective = Literal["ppo", "gspo", "cispo"]
 

@@ -15,16 +15,17 @@ import torch
 from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
 from learner import checkpoint
-from learner.batching import make_batch
 from learner.config import LearnerConfig, critic_of
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import shard
-from learner.explanation import Explanation, Watched
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.model.lora import adapter_tensors, write_adapter
 from learner.model.tensors import policy_tensors
-from learner.ppo_step import PPOStep, Share
-from learner.weight_publisher import Publication, WeightPublisher, default_probe
+from learner.ppo.batch import make_batch
+from learner.ppo.explanation import Explanation, Watched
+from learner.ppo.shares import Share
+from learner.ppo.step import PPOStep
+from learner.ppo.weights import Publication, WeightPublisher, default_probe
 
 ADAPTER_FOLDER = "adapter"
 """Where a policy's folder holds its adapters, if it has some."""

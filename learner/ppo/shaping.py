@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learner.advantages import AllSum
 from learner.config import LearnerConfig
+from learner.ppo.advantages import AllSum
 
 
 class RunningMoments:

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from cluster.errors import InputError, LearnerError
-from learner import advantages as adv
-from learner import losses
-from learner.batching import Batch
 from learner.config import LearnerConfig
-from learner.constraint import less_costs, rescaled, updated_multiplier
 from learner.distributed.metrics import Tally
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import Outputs
-from learner.rewards import RunningMoments, normalized_scores, shaped_scores
+from learner.ppo import advantages as adv
+from learner.ppo import losses
+from learner.ppo.batch import Batch
+from learner.ppo.constraint import less_costs, rescaled, updated_multiplier
+from learner.ppo.shaping import RunningMoments, normalized_scores, shaped_scores
 
 MAX_LAG_SHOWN = 16
 WHITENED = ("gae", "reinforce_pp", "reinforce_pp_baseline")

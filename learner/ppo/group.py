@@ -13,11 +13,12 @@ from cluster.trajectory import Trajectory
 from cluster.weights.manifest import Manifest
 from learner.config import LearnerConfig
 from learner.distributed.calls import GroupCalls
-from learner.distributed.group import RankGroup, StepData, build, split
-from learner.explanation import Explanation
-from learner.ppo_learner import TrajectoryLearner
-from learner.ppo_rank import LearnerSettings, RankResult, model_settings
-from learner.schedule import Lengths
+from learner.distributed.group import RankGroup, build
+from learner.ppo.explanation import Explanation
+from learner.ppo.rank import LearnerSettings, RankResult, model_settings
+from learner.ppo.rllib import TrajectoryLearner
+from learner.ppo.schedule import Lengths
+from learner.ppo.shares import StepData, split
 from learner.training_loop import Groups, StepResult
 
 

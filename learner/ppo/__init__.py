@@ -1,0 +1,1 @@
+"""PPO: advantages, losses, the step and its learner group."""
