@@ -25,8 +25,8 @@ from cluster.data.broken_rows import BrokenRows
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy.config.schema import Column
-from learner import calibration
-from learner.datasets import PairTexts, read_pair_texts
+from learner.supervised import calibration
+from learner.supervised.examples import PairTexts, read_pair_texts
 
 PAIRS_A_CALL = 64
 TIMEOUT_S = 120.0
@@ -54,7 +54,7 @@ class Result:
     num_ties: int
     margin_mean: float
     ece: float
-    """`learner.calibration.expected_calibration_error`."""
+    """`learner.supervised.calibration.expected_calibration_error`."""
 
 
 def evaluate_rewards(

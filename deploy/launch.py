@@ -45,7 +45,7 @@ STAGES: dict[str, Callable[[Session], Awaitable[None]]] = {
 def _import_learners(session: Session) -> None:
     """Bring in what a supervised stage needs while a builder works in its process: both take seconds."""
     with session.start_up.phase("imports"):
-        importlib.import_module("learner.supervised_group")
+        importlib.import_module("learner.supervised.group")
 
 
 AGAIN: dict[str, Callable[[Session], Awaitable[None]]] = {"reward_model": retrain}

@@ -33,7 +33,7 @@ from rollout_actors.environments import try_out
 from rollout_actors.prompts import holds_messages, read_rows, ready_rows, scorer_columns
 
 if TYPE_CHECKING:
-    from learner.supervised_group import SupervisedLearnerGroup
+    from learner.supervised.group import SupervisedLearnerGroup
 
 
 async def prepare(session: Session) -> None:
@@ -229,8 +229,8 @@ async def train(session: Session, task: Supervised) -> dict[str, float]:
 async def _start_learners(session: Session, task: Supervised) -> SupervisedLearnerGroup:
     """The learners of a stage. Brings RLlib and torch into this process; commands without a stage are spared that."""
     with session.start_up.phase("imports"):
-        from learner.supervised_group import SupervisedLearnerGroup
-        from learner.supervised_rank import SupervisedSettings
+        from learner.supervised.group import SupervisedLearnerGroup
+        from learner.supervised.rank import SupervisedSettings
 
     config, path = session.config, session.run.path
     settings = SupervisedSettings(

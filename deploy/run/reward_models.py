@@ -139,7 +139,7 @@ def entry_of(folder: Path) -> dict[str, Any]:
         "settings": record["settings"],
     }
     if len(members) > 1:
-        from learner.calibration import ensemble_uncertainty
+        from learner.supervised.calibration import ensemble_uncertainty
 
         entry["uncertainty"] = ensemble_uncertainty([_held_out_margins(member) for member in members])
     return entry

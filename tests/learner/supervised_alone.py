@@ -17,8 +17,8 @@ from cluster.data.datasets import Source
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
-from learner.supervised_loop import Row
-from learner.supervised_rank import SupervisedRank, SupervisedSettings, load_net, shard_net
+from learner.supervised.loop import Row
+from learner.supervised.rank import SupervisedRank, SupervisedSettings, load_net, shard_net
 from tests.chat import write_chat_model
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from learner.calibration import (
+from learner.supervised.calibration import (
     ensemble_uncertainty,
     expected_calibration_error,
     measures,

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import InputError
 from learner.config import RewardModelConfig, SftConfig
-from learner.datasets import Completion, Limit, Pair, read_completions, read_pairs
+from learner.supervised.examples import Completion, Limit, Pair, read_completions, read_pairs
 from tests.chat import TEMPLATE, assistant, make_tokenizer, user
 
 SYSTEM = {"role": "system", "content": "be brief"}

@@ -20,13 +20,13 @@ from cluster.errors import InputError
 from examples.reviews.grammar import all_prompts, sample_review, topic_of
 from examples.reviews.model import build_model
 from examples.reviews.oracle import praise
-from learner.calibration import measures
 from learner.config import LearnerConfig, RewardModelConfig
-from learner.datasets import Pair, draw_of
-from learner.reward_model_training import agreement, preference_nll
-from learner.supervised import split, split_by_draw
-from learner.supervised_loop import Row
-from learner.supervised_rank import SupervisedSettings
+from learner.supervised.batches import split, split_by_draw
+from learner.supervised.calibration import measures
+from learner.supervised.examples import Pair, draw_of
+from learner.supervised.loop import Row
+from learner.supervised.preferences import agreement, preference_nll
+from learner.supervised.rank import SupervisedSettings
 from tests.learner.supervised_alone import make_rank, stream
 
 CONFIG = RewardModelConfig(num_epochs=2, batch_size=32, learning_rate=5e-3)

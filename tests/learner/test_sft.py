@@ -20,12 +20,13 @@ from cluster.data.datasets import Source
 from cluster.errors import InputError
 from examples.reviews.model import build_model
 from learner.config import LearnerConfig, SftConfig
-from learner.datasets import Completion, tokenize
 from learner.model.tokenizer import load_tokenizer
-from learner.sft import completion_nll
-from learner.supervised import mixed_batches, shuffled_batches, warmup_then_cosine
-from learner.supervised_loop import Row
-from learner.supervised_rank import SupervisedSettings, load_net
+from learner.supervised.batches import mixed_batches, shuffled_batches
+from learner.supervised.examples import Completion, tokenize
+from learner.supervised.loop import Row
+from learner.supervised.optimizer import warmup_then_cosine
+from learner.supervised.rank import SupervisedSettings, load_net
+from learner.supervised.sft import completion_nll
 from tests.chat import assistant, user, write_chat_model
 from tests.learner.supervised_alone import CPU, stream
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_two_learners_give_what_one_rank_alone_does_and_a_dead_one_ends_the_stage_by_name(
     ray_session: None, folder: Path, tmp_path: Path
 ) -> None:
-    from learner.supervised_group import SupervisedLearnerGroup
+    from learner.supervised.group import SupervisedLearnerGroup
 
     alone = settings(folder, "reward_model", tmp_path / "alone")
     expected = untimed(list(stream(alone)))
@@ -48,7 +48,7 @@ async def test_two_learners_give_what_one_rank_alone_does_and_a_dead_one_ends_th
 
 
 async def test_wrong_data_is_the_error_of_the_start(ray_session: None, folder: Path, tmp_path: Path) -> None:
-    from learner.supervised_group import SupervisedLearnerGroup
+    from learner.supervised.group import SupervisedLearnerGroup
 
     given = replace(settings(folder, "sft", tmp_path, num_cpus=0.1), sources=(Source(folder / "none.parquet"),))
     with pytest.raises(InputError, match=r"none\.parquet: no such data set"):
@@ -56,7 +56,7 @@ async def test_wrong_data_is_the_error_of_the_start(ray_session: None, folder: P
 
 
 def test_a_call_has_as_many_steps_as_take_half_a_second_and_grows_twofold_at_most() -> None:
-    from learner.supervised_group import _next_num
+    from learner.supervised.group import _next_num
 
     assert _next_num(1, 0.001) == 2
     assert _next_num(8, 0.4) == 10

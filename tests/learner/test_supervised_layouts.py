@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from learner.datasets import Pair
 from learner.distributed.ranks import Ranks
 from learner.model.reward_net import RewardNet
-from learner.reward_model_training import CENTERING, PreferenceLoss, pair_rewards, preference_nll
-from learner.supervised_loop import Row
-from learner.supervised_rank import SupervisedRank, load_net
+from learner.supervised.examples import Pair
+from learner.supervised.loop import Row
+from learner.supervised.preferences import CENTERING, PreferenceLoss, pair_rewards, preference_nll
+from learner.supervised.rank import SupervisedRank, load_net
 from tests.learner.conftest import run_two_ranks
 from tests.learner.supervised_alone import CPU, LAYOUTS, STAGES, settings, stream, untimed, write_inputs
 from tests.learner.test_ppo_learner import largest_difference

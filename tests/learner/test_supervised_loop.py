@@ -18,10 +18,10 @@ from learner import checkpoint
 from learner.config import SftConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
-from learner.supervised import Optimizer
-from learner.supervised_checkpoint import Checkpoints
-from learner.supervised_loop import Plan, Row, descend
-from learner.supervised_rank import SupervisedSettings
+from learner.supervised.loop import Plan, Row, descend
+from learner.supervised.optimizer import Optimizer
+from learner.supervised.progress import Checkpoints
+from learner.supervised.rank import SupervisedSettings
 from tests.learner.supervised_alone import CPU, STAGES, interrupted_after, settings, stream, untimed, write_inputs
 
 ONE = Ranks(CPU, distributed=False)

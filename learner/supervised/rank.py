@@ -21,7 +21,6 @@ from cluster.data.broken_rows import BrokenRows
 from cluster.data.datasets import Reading, Source
 from learner import checkpoint
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
-from learner.datasets import Completion, Limit, Pair, read_completions, read_pairs
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import is_sharded, local, shard
 from learner.model.actor_critic import ActorCritic, ModelSettings
@@ -29,10 +28,12 @@ from learner.model.microbatches import balanced, cost, micro_batches
 from learner.model.reward_net import RewardNet
 from learner.model.tensors import policy_tensors
 from learner.model.tokenizer import load_tokenizer
-from learner.reward_model_training import MeasuredRewards, PreferenceLoss, reward_model_plan
-from learner.sft import CompletionLoss, sft_plan
-from learner.supervised import Optimizer, mixed_batches, split, split_by_draw
-from learner.supervised_loop import Row, checkpoints_of, descend
+from learner.supervised.batches import mixed_batches, split, split_by_draw
+from learner.supervised.examples import Completion, Limit, Pair, read_completions, read_pairs
+from learner.supervised.loop import Row, checkpoints_of, descend
+from learner.supervised.optimizer import Optimizer
+from learner.supervised.preferences import MeasuredRewards, PreferenceLoss, reward_model_plan
+from learner.supervised.sft import CompletionLoss, sft_plan
 
 
 @dataclass(frozen=True, slots=True)

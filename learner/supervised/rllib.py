@@ -12,8 +12,8 @@ from learner.config import stage_threads
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.distributed.rllib_learner import RankLearner, RankModule
-from learner.supervised_loop import Row
-from learner.supervised_rank import SupervisedRank, SupervisedSettings, load_net, shard_net
+from learner.supervised.loop import Row
+from learner.supervised.rank import SupervisedRank, SupervisedSettings, load_net, shard_net
 
 
 class SupervisedModule(RankModule):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from learner.config import SftConfig
-from learner.datasets import Completion
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic
 from learner.model.tokenizer import pad
-from learner.supervised_loop import Plan, Row
+from learner.supervised.examples import Completion
+from learner.supervised.loop import Plan, Row
 
 
 class CompletionLoss:

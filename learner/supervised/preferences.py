@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learner import calibration
 from learner.config import RewardModelConfig
-from learner.datasets import Pair
 from learner.distributed.ranks import Ranks
 from learner.model.reward_net import RewardNet
-from learner.supervised_loop import Plan, Row
+from learner.supervised import calibration
+from learner.supervised.examples import Pair
+from learner.supervised.loop import Plan, Row
 
 STATISTICS, RECORD, HELD_OUT_REWARDS = "reward_statistics.json", "training.json", "held_out_rewards.parquet"
 """What lies in a reward model's folder beside the model."""

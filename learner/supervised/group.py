@@ -8,9 +8,9 @@ from typing import Self
 
 from learner.distributed.calls import GroupCalls
 from learner.distributed.group import build
-from learner.supervised_learner import SupervisedLearner
-from learner.supervised_loop import Row
-from learner.supervised_rank import SupervisedSettings
+from learner.supervised.loop import Row
+from learner.supervised.rank import SupervisedSettings
+from learner.supervised.rllib import SupervisedLearner
 
 CALL_S = 0.5
 """How long a call should take, so that its own cost of milliseconds is nothing and a screen still moves."""

@@ -18,8 +18,8 @@ from typing import Any
 from torch import nn
 
 from learner.distributed.ranks import Ranks
-from learner.supervised import Optimizer
-from learner.supervised_checkpoint import Checkpoints, Progress, copied_weights, put_weights
+from learner.supervised.optimizer import Optimizer
+from learner.supervised.progress import Checkpoints, Progress, copied_weights, put_weights
 
 Row = dict[str, float]
 """Metrics of a step, the same on all ranks."""
