@@ -25,8 +25,8 @@ from learner.model.actor_critic import ActorCritic, ModelSettings
 from learner.ppo.weights import WeightPublisher, default_probe
 from reward_service.client import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service
+from rollout_actors.actor import RolloutActor
 from rollout_actors.loading import MIN_MODEL_LEN
-from rollout_actors.rollout_actor import RolloutActor
 from rollout_actors.vllm_engine import engine_settings
 
 NUM_STEPS, REPEATS, STAND_IN_S = 60, 5, 0.05

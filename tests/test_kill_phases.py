@@ -37,7 +37,7 @@ HEALED = {
     "recorder, before a write": "cluster.journal.files:LogFile.append:12:before",
     "recorder, after a write": "cluster.journal.files:LogFile.append:12:after",
     "rollout actor, fetching weights": "rollout_actors.loading:fetch_from_object_store:3:before",
-    "rollout actor, delivering": "rollout_actors.deliveries:Deliveries._deliver:4:before",
+    "rollout actor, delivering": "rollout_actors.delivery:Deliveries._deliver:4:before",
 }
 GIVEN_AGAIN = {
     "driver, before training": "learner.ppo.group:PPOLearnerGroup.step:5:before",

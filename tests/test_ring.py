@@ -32,9 +32,9 @@ from learner.training_loop import Groups, StepResult, train
 from reward_service.client import HandleRewardClient
 from reward_service.config import RewardServiceConfig
 from reward_service.service import num_scored, start_reward_service, stop_reward_service
+from rollout_actors.actor import RolloutActor
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.prompts import PromptTokenizer, read_rows
-from rollout_actors.rollout_actor import RolloutActor
 from tests.letters import build_data, build_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]

@@ -26,8 +26,8 @@ from deploy.replay_tokens import TokenReplay
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
 from learner.training_loop import Groups, StepResult
+from rollout_actors.actor import RolloutActor
 from rollout_actors.config import RolloutActorsConfig
-from rollout_actors.rollout_actor import RolloutActor
 from tests.fakes import FIRST_TOKEN, FakeEngine, fake_manifest
 from tests.rollout_actors.tiny import build_folder
 

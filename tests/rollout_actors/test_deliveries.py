@@ -11,9 +11,9 @@ import pytest
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import FinishedGroup, Segment, Ticket
-from rollout_actors import deliveries
+from rollout_actors import delivery
 from rollout_actors.conversation import single_turn
-from rollout_actors.deliveries import Deliveries
+from rollout_actors.delivery import Deliveries
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse
 from tests.fakes import FakeRewardClient
@@ -80,7 +80,7 @@ async def test_groups_that_finish_together_are_put_with_one_call(rig: Rig) -> No
 async def test_what_is_gathered_goes_at_once_when_nothing_more_will_come(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries, "GATHER_S", 1000)
+    monkeypatch.setattr(delivery, "GATHER_S", 1000)
     rig.add(0, 1)
     rig.deliveries.flush()
     await rig.puts.wait_num(1)

@@ -20,9 +20,10 @@ from cluster.scoring import ScoreRequest
 from cluster.trajectory import BegunGroup, Ticket, segment_seed
 from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
-from rollout_actors import rollout_actor, safekeeping
+from rollout_actors import actor as rollout_actor
+from rollout_actors import partials
+from rollout_actors.actor import RolloutActor
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig
-from rollout_actors.rollout_actor import RolloutActor
 from tests.fakes import FakeEngine, FakeRewardClient, fake_manifest, fake_probe
 from tests.rollout_actors import tiny
 
@@ -192,7 +193,7 @@ async def test_the_next_prompt_takes_the_place_of_one_that_cannot_be_scored(tied
 async def test_what_a_dead_actor_had_closed_is_gone_on_with_by_another(
     tied_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(safekeeping, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(partials, "KEEP_EVERY_S", 0.0)
     rig = Rig(tied_folder, groups=1, num_steps=1, responses_per_prompt=2, max_response_tokens=6, max_segment_tokens=2)
     kept, stuck = asyncio.Event(), threading.Event()
     keep = rig.queue.keep

@@ -15,11 +15,11 @@ from cluster.errors import EnvironmentFault
 from cluster.trajectory import PartialResponse, Ticket
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.conversation import Keeping, environment_seed, single_turn
-from rollout_actors.deliveries import Deliveries
+from rollout_actors.delivery import Deliveries
 from rollout_actors.environments import Conversations
+from rollout_actors.partials import Safekeeping
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse
-from rollout_actors.safekeeping import Safekeeping
 from rollout_actors.sampling import EngineThread
 
 FLOOR_TIMEOUT_S = 600.0
