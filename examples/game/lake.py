@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.data.chat_template import Message
-from rollout_actors.gymnasium_text import GymnasiumText
+from rollout_actors.adapters.gymnasium import GymnasiumText
 
 ACTIONS = ("left", "down", "right", "up")
 WAY = dict(zip((0, 4, 8, 9, 13, 14), ("down", "down", "right", "down", "right", "right"), strict=True))

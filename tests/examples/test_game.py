@@ -12,9 +12,9 @@ import pytest
 from examples.game import demonstrations, lake
 from examples.game.model import build_model
 from examples.game.tictactoe import EMPTY, TicTacToe, after, best_moves, free, shown, value, winner
+from rollout_actors.adapters.gymnasium import GymnasiumText
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environments import try_out
-from rollout_actors.gymnasium_text import GymnasiumText
 
 
 def play(game: TicTacToe, seed: int, choose: object) -> tuple[float, dict[str, float]]:

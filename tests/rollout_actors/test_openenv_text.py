@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import EnvironmentFault, InputError
+from rollout_actors.adapters.openenv import OpenEnvText
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environment_host import HostedHere, Threads
 from rollout_actors.environments import Environments, try_out
-from rollout_actors.openenv_text import OpenEnvText
 
 pytest.importorskip("websockets", reason="the extra openenv is not installed")
 
 ROOT = Path(__file__).parents[2]
-PATH = "rollout_actors.openenv_text:OpenEnvText"
+PATH = "rollout_actors.adapters.openenv:OpenEnvText"
 
 
 @pytest.fixture(scope="module", params=["contract", "openenv"])

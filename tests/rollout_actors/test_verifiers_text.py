@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
+from rollout_actors.adapters.verifiers import VerifiersText
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environment_host import HostedHere, Threads
 from rollout_actors.environments import try_out
-from rollout_actors.verifiers_text import VerifiersText
 
 pytest.importorskip("verifiers", reason="the extra verifiers is not installed (it does not fit beside vLLM)")
 
@@ -108,7 +108,7 @@ async def test_its_most_turns_cut_a_conversation_off_and_it_begins_anew_afterwar
 
 async def test_the_same_seed_is_the_same_row() -> None:
     settings = {"load": f"{__name__}:hints"}
-    await try_out(EnvironmentConfig(path="rollout_actors.verifiers_text:VerifiersText", settings=settings), {})
+    await try_out(EnvironmentConfig(path="rollout_actors.adapters.verifiers:VerifiersText", settings=settings), {})
 
 
 def test_what_cannot_be_held_turn_by_turn_is_named() -> None:

@@ -21,7 +21,7 @@ MAX_MESSAGE_BYTES = 2**26
 
 
 class OpenEnvText:
-    """`environment.path = "rollout_actors.openenv_text:OpenEnvText"`, with the server's `url` in the settings.
+    """`environment.path = "rollout_actors.adapters.openenv:OpenEnvText"`, with the server's `url` in the settings.
 
     A response is the field `action` of the action, or the whole action in JSON where that is empty. The policy reads
     the field `observation` of what is observed, or all of it in JSON. `rules` go before the first observation. An

@@ -22,7 +22,7 @@ UNKNOWN = ("response", "tokens", "reward", "advantage")
 
 
 class VerifiersText:
-    """`environment.path = "rollout_actors.verifiers_text:VerifiersText"`, with `load` in the settings.
+    """`environment.path = "rollout_actors.adapters.verifiers:VerifiersText"`, with `load` in the settings.
 
     `load` is the dotted path of a function that makes the environment, such as `my_env:load_environment`; the other
     settings are its arguments. The seed chooses a row of its data set, unless a column `row` of the prompts says which.
