@@ -18,9 +18,10 @@ from typing import Any
 from benchmarks.results import Row
 from benchmarks.stand_ins import Pace, StandInEngine
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.conversation import Conversation, Table, single_turn
+from rollout_actors.conversations.conversation import Conversation, single_turn
+from rollout_actors.conversations.dialogue import Table
+from rollout_actors.conversations.runner import Conversations
 from rollout_actors.environment_host import HostedHere, Threads
-from rollout_actors.environments import Conversations
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse
 from rollout_actors.sampling import EngineThread

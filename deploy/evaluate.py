@@ -27,7 +27,7 @@ from deploy.run.artifacts import data_path, policy_path
 from deploy.run.layout import EVALUATION
 from deploy.session import Session
 from deploy.stages import prompt_rows
-from rollout_actors.conversation import Conversation, score_request
+from rollout_actors.conversations.conversation import Conversation, score_request
 
 if TYPE_CHECKING:
     from deploy.healing import HealedLearners

@@ -39,7 +39,7 @@ from reward_service.pair_choice import FeedbackSettings
 from reward_service.service import face_ended, start_reward_service, stop_reward_service
 from reward_service.tokens import with_tokens
 from rollout_actors.actor import Response, RolloutActor
-from rollout_actors.conversation import Conversation
+from rollout_actors.conversations.conversation import Conversation
 
 SPARE_ACTORS = 4
 SYSTEM_CONFIG = {"task_events_report_interval_ms": 0}

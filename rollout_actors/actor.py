@@ -19,10 +19,10 @@ from cluster.errors import EngineError, WeightsLost
 from cluster.trajectory import BegunGroup, FinishedGroup, Ticket
 from cluster.weights.manifest import Manifest
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
-from rollout_actors.conversation import Conversation, environment_seed, single_turn
+from rollout_actors.conversations.conversation import Conversation, environment_seed, single_turn
+from rollout_actors.conversations.runner import Conversations
 from rollout_actors.delivery import Deliveries
 from rollout_actors.engine import UNLOADED_VERSION, GenerationEngine, SamplingRequest
-from rollout_actors.environments import Conversations
 from rollout_actors.groups import FLOOR_TIMEOUT_S, GroupSampling, cancelled
 from rollout_actors.loading import build_vllm, fetch_from_object_store, read_policy
 from rollout_actors.partials import Safekeeping

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import FinishedGroup, Ticket, Trajectory
-from rollout_actors.conversation import Conversation, score_request
+from rollout_actors.conversations.conversation import Conversation, score_request
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.reward_client import RewardClient
 

@@ -14,9 +14,10 @@ from cluster.actors.remote import within
 from cluster.errors import EnvironmentFault
 from cluster.trajectory import PartialResponse, Ticket
 from rollout_actors.config import RolloutActorsConfig
-from rollout_actors.conversation import Keeping, environment_seed, single_turn
+from rollout_actors.conversations.conversation import environment_seed, single_turn
+from rollout_actors.conversations.dialogue import Keeping
+from rollout_actors.conversations.runner import Conversations
 from rollout_actors.delivery import Deliveries
-from rollout_actors.environments import Conversations
 from rollout_actors.partials import Safekeeping
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse

@@ -12,7 +12,8 @@ import pytest
 from cluster.errors import EnvironmentFault, InputError
 from cluster.trajectory import PartialResponse, Segment, Turn
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.conversation import Conversation, Keeping, Table, environment_seed, score_request
+from rollout_actors.conversations.conversation import Conversation, environment_seed, score_request
+from rollout_actors.conversations.dialogue import Keeping, Table
 from rollout_actors.environment_host import HostedHere, Threads
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse

@@ -12,7 +12,7 @@ from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import FinishedGroup, Segment, Ticket
 from rollout_actors import delivery
-from rollout_actors.conversation import single_turn
+from rollout_actors.conversations.conversation import single_turn
 from rollout_actors.delivery import Deliveries
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.responses import SampledResponse

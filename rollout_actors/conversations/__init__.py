@@ -1,0 +1,1 @@
+"""Conversations between the policy and an environment."""
