@@ -25,9 +25,9 @@ from cluster.errors import EngineError
 from cluster.weights.manifest import Manifest, Probe
 from learner.model.actor_critic import ActorCritic, ModelSettings
 from learner.ppo.weights import default_probe, probe_logprobs, published_tensors
-from rollout_actors.engine import SamplingRequest
-from rollout_actors.swap_proof import SwapProof, Verdict, distance
-from rollout_actors.vllm_engine import VllmEngine
+from rollout_actors.engine.protocol import SamplingRequest
+from rollout_actors.engine.swap_check import SwapProof, Verdict, distance
+from rollout_actors.engine.vllm_engine import VllmEngine
 
 SHAPE = "0.5 B"
 NUM_REQUESTS, PROMPT_TOKENS, RESPONSE_TOKENS, NUM_AGAIN = 128, 64, 256, 16

@@ -21,10 +21,10 @@ from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation, single_turn
 from rollout_actors.conversations.dialogue import Table
 from rollout_actors.conversations.runner import Conversations
+from rollout_actors.engine.response import SampledResponse
+from rollout_actors.engine.thread import EngineThread
 from rollout_actors.environment_host import HostedHere, Threads
 from rollout_actors.prompts import PromptTokenizer
-from rollout_actors.responses import SampledResponse
-from rollout_actors.sampling import EngineThread
 
 STEP_S, NUM_AT_ONCE, NUM_TURNS, RESPONSE_TOKENS = 0.02, 64, 3, 16
 REPEATS, NUM_SINGLE, SINGLE_TOKENS, NUM_BARE = 3, 256, 64, 2000
@@ -185,7 +185,7 @@ async def _prefix_cache(tokenizer: PromptTokenizer, model: Path) -> list[Row]:
 
 
 async def _vllm(model: Path, **engine_args: Any) -> EngineThread:
-    from rollout_actors.vllm_engine import VllmEngine
+    from rollout_actors.engine.vllm_engine import VllmEngine
 
     sizes = {"max_num_seqs": CACHE_CONVERSATIONS, **engine_args}
     build = partial(VllmEngine, str(model), engine_args=sizes, max_model_len=1001, seed=0, dtype="float32")

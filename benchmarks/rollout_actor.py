@@ -26,8 +26,8 @@ from learner.ppo.weights import WeightPublisher, default_probe
 from reward_service.client import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service
 from rollout_actors.actor import RolloutActor
-from rollout_actors.loading import MIN_MODEL_LEN
-from rollout_actors.vllm_engine import engine_settings
+from rollout_actors.engine.loading import MIN_MODEL_LEN
+from rollout_actors.engine.vllm_engine import engine_settings
 
 NUM_STEPS, REPEATS, STAND_IN_S = 60, 5, 0.05
 

@@ -25,7 +25,7 @@ from cluster.weights.manifest import Manifest
 from learner.training_loop import Groups, StepResult
 from rollout_actors.actor import RolloutActor
 from rollout_actors.config import RolloutActorsConfig
-from rollout_actors.engine import Sampled, SamplingRequest
+from rollout_actors.engine.protocol import Sampled, SamplingRequest
 
 NUM_TOKENS = 64
 PROBE_TOKEN_IDS = ((4, 5, 6), (7, 8))

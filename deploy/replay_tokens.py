@@ -14,7 +14,7 @@ from cluster.actors.remote import RemoteActor
 from cluster.errors import AntiphonError
 from cluster.journal.history import History
 from cluster.weights.manifest import Manifest
-from rollout_actors.engine import SamplingRequest
+from rollout_actors.engine.protocol import SamplingRequest
 
 
 @dataclass(frozen=True, slots=True)

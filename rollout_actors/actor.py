@@ -22,14 +22,14 @@ from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_se
 from rollout_actors.conversations.conversation import Conversation, environment_seed, single_turn
 from rollout_actors.conversations.runner import Conversations
 from rollout_actors.delivery import Deliveries
-from rollout_actors.engine import UNLOADED_VERSION, GenerationEngine, SamplingRequest
+from rollout_actors.engine.loading import build_vllm, fetch_from_object_store, read_policy
+from rollout_actors.engine.protocol import UNLOADED_VERSION, GenerationEngine, SamplingRequest
+from rollout_actors.engine.response import SampledResponse
+from rollout_actors.engine.thread import EngineThread
 from rollout_actors.groups import FLOOR_TIMEOUT_S, GroupSampling, cancelled
-from rollout_actors.loading import build_vllm, fetch_from_object_store, read_policy
 from rollout_actors.partials import Safekeeping
 from rollout_actors.prompts import PromptTokenizer
-from rollout_actors.responses import SampledResponse
 from rollout_actors.reward_client import RewardClient
-from rollout_actors.sampling import EngineThread
 
 if TYPE_CHECKING:
     import torch

@@ -18,10 +18,10 @@ from rollout_actors.conversations.conversation import environment_seed, single_t
 from rollout_actors.conversations.dialogue import Keeping
 from rollout_actors.conversations.runner import Conversations
 from rollout_actors.delivery import Deliveries
+from rollout_actors.engine.response import SampledResponse
+from rollout_actors.engine.thread import EngineThread
 from rollout_actors.partials import Safekeeping
 from rollout_actors.prompts import PromptTokenizer
-from rollout_actors.responses import SampledResponse
-from rollout_actors.sampling import EngineThread
 
 FLOOR_TIMEOUT_S = 600.0
 """How long an admitted group waits for the weights it must not be older than."""

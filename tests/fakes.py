@@ -11,7 +11,7 @@ from typing import Any
 from cluster.errors import RewardError
 from cluster.scoring import Score, ScoreRequest
 from cluster.weights.manifest import Manifest
-from rollout_actors.engine import Sampled, SamplingRequest
+from rollout_actors.engine.protocol import Sampled, SamplingRequest
 
 EOS = 1
 FIRST_TOKEN = 4

@@ -187,7 +187,7 @@ async def run_ring(
 async def plain_loop(parts: Parts, num_steps: int) -> Outcome:
     """The same prompts by a plain loop of three lines: sample, score, step. No queue, no actor, no service."""
     from cluster.weights.object_store import fetch_tensors
-    from rollout_actors.vllm_engine import VllmEngine
+    from rollout_actors.engine.vllm_engine import VllmEngine
 
     outcome = Outcome()
     engine = VllmEngine(
@@ -221,7 +221,7 @@ def _sampled(engine: Any, requests: list[Any]) -> dict[str, tuple[list[int], lis
 
 
 def _sampled_and_scored(engine: Any, tokenizer: PromptTokenizer, tickets: list[Ticket]) -> list[list[Trajectory]]:
-    from rollout_actors.engine import SamplingRequest
+    from rollout_actors.engine.protocol import SamplingRequest
 
     prompts = {t.uid(i): (t, tokenizer.encode([t.row["prompt"]])[0]) for t in tickets for i in range(RESPONSES)}
     requests = [
@@ -325,7 +325,7 @@ async def test_a_killed_actor_is_replaced_once_and_nothing_is_lost_its_second_de
 
 
 async def test_the_policy_folder_is_loaded_as_it_is_by_transformers_and_by_vllm(parts: Parts, tmp_path: Path) -> None:
-    from rollout_actors.vllm_engine import VllmEngine
+    from rollout_actors.engine.vllm_engine import VllmEngine
 
     folder, token_ids = tmp_path / "policy", [3, 1, 4, 1, 5, 9, 2, 6]
     learners = await start_learners(parts, 1)

@@ -10,8 +10,8 @@ from typing import Any
 from cluster.data.chat_template import Message
 from cluster.scoring import ScoreRequest
 from cluster.trajectory import Segment, Turn
+from rollout_actors.engine.response import SampledResponse, shifted
 from rollout_actors.prompts import scorer_columns
-from rollout_actors.responses import SampledResponse, shifted
 
 
 @dataclass(frozen=True, slots=True)

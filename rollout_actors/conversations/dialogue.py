@@ -15,10 +15,10 @@ from cluster.trajectory import PartialResponse, Segment, Turn
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation
 from rollout_actors.conversations.transcript import Transcript
+from rollout_actors.engine.response import SampledResponse, shifted
 from rollout_actors.environment import Step
 from rollout_actors.environment_host import Host
 from rollout_actors.prompts import PromptTokenizer
-from rollout_actors.responses import SampledResponse, shifted
 
 OTHERWISE = "answers otherwise than it did before: all that is random must come from the seed"
 

@@ -14,9 +14,9 @@ from cluster.trajectory import PartialResponse, Segment, Turn
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation, environment_seed, score_request
 from rollout_actors.conversations.dialogue import Keeping, Table
+from rollout_actors.engine.response import SampledResponse
 from rollout_actors.environment_host import HostedHere, Threads
 from rollout_actors.prompts import PromptTokenizer
-from rollout_actors.responses import SampledResponse
 from tests.chat import TEMPLATE, assistant, make_tokenizer, user
 from tests.rollout_actors import worlds
 

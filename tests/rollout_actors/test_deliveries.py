@@ -14,8 +14,8 @@ from cluster.trajectory import FinishedGroup, Segment, Ticket
 from rollout_actors import delivery
 from rollout_actors.conversations.conversation import single_turn
 from rollout_actors.delivery import Deliveries
+from rollout_actors.engine.response import SampledResponse
 from rollout_actors.prompts import PromptTokenizer
-from rollout_actors.responses import SampledResponse
 from tests.fakes import FakeRewardClient
 
 PROMPT = [5, 6]

@@ -11,8 +11,8 @@ import pytest
 
 from cluster.errors import EngineError, InputError
 from cluster.trajectory import PartialResponse, segment_seed
-from rollout_actors.responses import SampledResponse
-from rollout_actors.sampling import EngineThread
+from rollout_actors.engine.response import SampledResponse
+from rollout_actors.engine.thread import EngineThread
 from tests.fakes import EOS, FakeEngine, fake_manifest, fake_probe
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import EngineError
 from cluster.weights.manifest import Manifest, Probe
-from rollout_actors.swap_proof import SwapProof, Verdict, distance
+from rollout_actors.engine.swap_check import SwapProof, Verdict, distance
 
 TOKENS = ((4, 5, 6), (7, 8))
 

@@ -17,10 +17,10 @@ from cluster.errors import EngineError, WeightsRefused
 from cluster.trajectory import Segment, segment_seed
 from cluster.weights.manifest import Manifest
 from cluster.weights.object_store import Slice, fetch_tensors, put_tensors
-from rollout_actors.engine import SamplingRequest
-from rollout_actors.responses import SampledResponse
-from rollout_actors.sampling import EngineThread
-from rollout_actors.vllm_engine import VllmEngine
+from rollout_actors.engine.protocol import SamplingRequest
+from rollout_actors.engine.response import SampledResponse
+from rollout_actors.engine.thread import EngineThread
+from rollout_actors.engine.vllm_engine import VllmEngine
 from tests.rollout_actors import tiny
 
 NUM_RESPONSES = 6

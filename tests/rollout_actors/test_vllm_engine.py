@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import EngineError, InputError
-from rollout_actors.engine import Sampled, SamplingRequest
-from rollout_actors.vllm_engine import VllmEngine, engine_settings
+from rollout_actors.engine.protocol import Sampled, SamplingRequest
+from rollout_actors.engine.vllm_engine import VllmEngine, engine_settings
 from tests.rollout_actors import tiny
 
 PROMPT = [5, 6, 7]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from rollout_actors.engine import UNLOADED_VERSION
+from rollout_actors.engine.protocol import UNLOADED_VERSION
 
 MAX_INTERVALS = 4096
 SAME_INTERVAL_S = 0.02

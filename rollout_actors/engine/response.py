@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cluster.trajectory import PartialResponse, Segment, segment_seed
-from rollout_actors.engine import SamplingRequest
+from rollout_actors.engine.protocol import SamplingRequest
 
 
 @dataclass(frozen=True, slots=True)

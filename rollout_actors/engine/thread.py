@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import AntiphonError, EngineError
 from cluster.trajectory import PartialResponse
 from cluster.weights.manifest import Manifest
-from rollout_actors.engine import UNLOADED_VERSION, GenerationEngine, Sampled
-from rollout_actors.responses import SampledResponse, UnderWay
-from rollout_actors.sampling_metrics import Intervals, SamplingMetrics
-from rollout_actors.swap_proof import SwapProof, Verdict
+from rollout_actors.engine.metrics import Intervals, SamplingMetrics
+from rollout_actors.engine.protocol import UNLOADED_VERSION, GenerationEngine, Sampled
+from rollout_actors.engine.response import SampledResponse, UnderWay
+from rollout_actors.engine.swap_check import SwapProof, Verdict
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import EngineError, InputError
-from rollout_actors.engine import Sampled, SamplingRequest
+from rollout_actors.engine.protocol import Sampled, SamplingRequest
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def engine_settings(
         "seed": seed,
         "max_model_len": max_model_len,
         "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": "rollout_actors.vllm_worker.WeightLoading",
+        "worker_extension_cls": "rollout_actors.engine.vllm_worker.WeightLoading",
         "disable_log_stats": True,
         "trust_remote_code": False,
     }

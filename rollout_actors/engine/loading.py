@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cluster.errors import InputError
 from cluster.weights.manifest import Manifest
 from rollout_actors.config import RolloutActorsConfig
-from rollout_actors.engine import GenerationEngine
+from rollout_actors.engine.protocol import GenerationEngine
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ def build_vllm(
     config: RolloutActorsConfig, *, model_path: str, dtype: str, seed: int, max_tokens: int
 ) -> GenerationEngine:
     """vLLM with that model, warm, with room for what an actor samples at once: sequences of up to `max_tokens`."""
-    from rollout_actors.vllm_engine import VllmEngine
+    from rollout_actors.engine.vllm_engine import VllmEngine
 
     sizes = {"max_num_seqs": config.num_concurrent_groups * config.responses_per_prompt}
     return VllmEngine(

@@ -1,0 +1,1 @@
+"""The sampling engine, its thread and its weight swaps."""
