@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rollout_actors.environments.pool.host import HostedHere, Threads
+
 from benchmarks.results import Row
 from benchmarks.stand_ins import Pace, StandInEngine
 from rollout_actors.config import EnvironmentConfig
@@ -23,7 +25,6 @@ from rollout_actors.conversations.dialogue import Table
 from rollout_actors.conversations.runner import Conversations
 from rollout_actors.engine.response import SampledResponse
 from rollout_actors.engine.thread import EngineThread
-from rollout_actors.environment_host import HostedHere, Threads
 from rollout_actors.prompts import PromptTokenizer
 
 STEP_S, NUM_AT_ONCE, NUM_TURNS, RESPONSE_TOKENS = 0.02, 64, 3, 16

@@ -14,6 +14,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
+from rollout_actors.environments.pool.host import Host
+from rollout_actors.environments.pool.pool import Environments
+from rollout_actors.environments.pool.protocol import Observation, Step
 
 from cluster.data.broken_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
@@ -22,9 +25,6 @@ from deploy.config.schema import RunConfig
 from deploy.inspect import visible
 from deploy.typed_lines import TypedLines
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.environment import Observation, Step
-from rollout_actors.environment_host import Host
-from rollout_actors.environments import Environments
 from rollout_actors.prompts import read_rows, scorer_columns
 
 Answer = Callable[[], Awaitable[str | None]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rollout_actors.environments.pool.pool import try_out
 
 from cluster import user_code
 from cluster.actors.remote import stream_task
@@ -29,7 +30,6 @@ from deploy.run.layout import HELD_OUT
 from deploy.session import Session, dtype_of
 from reward_service.trial import Trial
 from reward_service.trial import try_functions as try_scorers
-from rollout_actors.environments import try_out
 from rollout_actors.prompts import holds_messages, read_rows, ready_rows, scorer_columns
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rollout_actors.environments.pool.host import HostedHere, Threads
 
 from cluster.errors import EnvironmentFault, InputError
 from cluster.trajectory import PartialResponse, Segment, Turn
@@ -15,7 +16,6 @@ from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation, environment_seed, score_request
 from rollout_actors.conversations.dialogue import Keeping, Table
 from rollout_actors.engine.response import SampledResponse
-from rollout_actors.environment_host import HostedHere, Threads
 from rollout_actors.prompts import PromptTokenizer
 from tests.chat import TEMPLATE, assistant, make_tokenizer, user
 from tests.rollout_actors import worlds

@@ -11,13 +11,13 @@ from typing import Any
 
 import psutil
 import pytest
+from rollout_actors.environments.pool.host import Host, HostedHere, Threads
+from rollout_actors.environments.pool.pool import Environments
+from rollout_actors.environments.pool.process import HostedApart
+from rollout_actors.environments.pool.protocol import Step, made
 
 from cluster.errors import EnvironmentFault, InputError
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.environment import Step, made
-from rollout_actors.environment_host import Host, HostedHere, Threads
-from rollout_actors.environment_process import HostedApart
-from rollout_actors.environments import Environments
 from tests.rollout_actors import worlds
 
 HERE = "tests.rollout_actors.worlds"

@@ -14,12 +14,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from rollout_actors.environments.pool.host import HostedHere, Threads
+from rollout_actors.environments.pool.pool import Environments, try_out
 
 from cluster.errors import EnvironmentFault, InputError
 from rollout_actors.adapters.openenv import OpenEnvText
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.environment_host import HostedHere, Threads
-from rollout_actors.environments import Environments, try_out
 
 pytest.importorskip("websockets", reason="the extra openenv is not installed")
 
