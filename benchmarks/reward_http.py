@@ -26,7 +26,7 @@ from ray import serve
 from benchmarks.character_model import CHARACTERS, make_reward_model
 from benchmarks.results import Row
 from cluster.scoring import ScoreRequest
-from reward_service.client import HandleRewardClient
+from reward_service.client.handle import HandleRewardClient
 from reward_service.config import RewardServiceConfig
 from reward_service.reward_model import RewardModelScorer
 from reward_service.service import service_url, start_reward_service, stop_reward_service

@@ -23,7 +23,7 @@ from cluster.weights.store import WeightStore
 from deploy.config.schema import RunConfig
 from learner.model.actor_critic import ActorCritic, ModelSettings
 from learner.ppo.weights import WeightPublisher, default_probe
-from reward_service.client import HandleRewardClient
+from reward_service.client.handle import HandleRewardClient
 from reward_service.service import start_reward_service, stop_reward_service
 from rollout_actors.actor import RolloutActor
 from rollout_actors.engine.loading import MIN_MODEL_LEN

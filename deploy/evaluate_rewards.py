@@ -130,7 +130,7 @@ def _scores(reward_model: Path | None, url: str | None, scorer: str | None) -> S
     if reward_model is not None:
         return Offline(reward_model)
     assert url is not None
-    from reward_service.client import HttpRewardClient
+    from reward_service.client.http import HttpRewardClient
 
     return HttpRewardClient(url, os.environ.get("ANTIPHON_TOKEN"), TIMEOUT_S, scorer=scorer)
 

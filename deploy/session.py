@@ -33,7 +33,8 @@ from deploy.run.reward_models import published_folder
 from deploy.scale import answers
 from deploy.start_up import StartUp
 from deploy.view import View
-from reward_service.client import Patient, run_client
+from reward_service.client.patient import Patient
+from reward_service.client.run import run_client
 from reward_service.config import NO_SCORER, RewardServiceConfig
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.service import face_ended, start_reward_service, stop_reward_service

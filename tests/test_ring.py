@@ -29,7 +29,7 @@ from examples.letters.scorers import count_a
 from learner.config import LearnerConfig
 from learner.ppo.group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, train
-from reward_service.client import HandleRewardClient
+from reward_service.client.handle import HandleRewardClient
 from reward_service.config import RewardServiceConfig
 from reward_service.service import num_scored, start_reward_service, stop_reward_service
 from rollout_actors.actor import RolloutActor

@@ -17,7 +17,7 @@ from deploy.config.schema import ModelSection, RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.session import Session, dtype_of
 from deploy.view import View
-from reward_service.client import Patient
+from reward_service.client.patient import Patient
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ import pytest
 
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
-from reward_service import client as client_module
-from reward_service.client import HandleRewardClient, HttpRewardClient, NoClient, Patient, TaskClients, run_client
+from reward_service.client import run as client_module
+from reward_service.client.handle import HandleRewardClient
+from reward_service.client.http import HttpRewardClient
+from reward_service.client.patient import Patient
+from reward_service.client.run import NoClient, TaskClients, run_client
 from reward_service.config import RewardServiceConfig
 
 ITEM = ScoreRequest("x", "p", "a")

@@ -16,7 +16,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from cluster.scoring import ScoreRequest
-from reward_service.client import HttpRewardClient
+from reward_service.client.http import HttpRewardClient
 from reward_service.config import RewardServiceConfig
 from reward_service.reward_model import RewardModelScorer
 from reward_service.service import service_url, start_reward_service, stop_reward_service

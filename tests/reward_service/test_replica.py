@@ -12,7 +12,7 @@ from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service import replica
 from reward_service.backend import UnknownScorer
-from reward_service.client import all_scores
+from reward_service.client.outcomes import all_scores
 from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.published import ModelVersions, published
 from reward_service.replica import RewardService

@@ -22,7 +22,9 @@ from ray.serve.exceptions import RayServeException
 from cluster.actors.remote import find_actor, kill_actor, start_actor
 from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
-from reward_service.client import HandleRewardClient, HttpRewardClient, Patient
+from reward_service.client.handle import HandleRewardClient
+from reward_service.client.http import HttpRewardClient
+from reward_service.client.patient import Patient
 from reward_service.config import RewardServiceConfig, app_name
 from reward_service.face_actor import face_name
 from reward_service.reward_model import RewardModelScorer

@@ -16,9 +16,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from cluster.actors.remote import call_handle, within
-from cluster.errors import ActorDied, RewardError, RewardUnavailable
-from cluster.scoring import Outcome, ScoreRequest
+from cluster.errors import ActorDied, DeadlineExceeded, RewardError, RewardUnavailable
+from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import ScorerInfo
+from reward_service.client.outcomes import all_scores, check_outcomes
+from reward_service.config import app_name
 
 WHERE = "reward_service"
 LOOK_EVERY_S = 2.0
@@ -121,3 +123,37 @@ class HandleBackend:
             "models", timeout_s=timeout_s, waited_for="to name its scorers"
         )
         return models
+
+
+class HandleRewardClient:
+    """Calls the reward service of a run, given by the run's name, on the Ray of this process.
+
+    `scorer` is the one that is asked there; without it the service's default.
+    """
+
+    def __init__(self, run_name: str, timeout_s: float, scorer: str | None = None) -> None:
+        self._run_name = run_name
+        self._timeout_s = timeout_s
+        self._scorer = scorer
+        self._service = ServiceHandle(app_name(run_name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (HandleRewardClient, (self._run_name, self._timeout_s, self._scorer))
+
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """One score a request, in their order. Raises RewardError naming the scorer or the service."""
+        return all_scores(await self.outcomes(requests))
+
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """One outcome a request, in their order: its score, or the RewardError that its scorer gave in its place."""
+        waited_for = f"to score {len(requests)} responses"
+        try:
+            outcomes = await self._service.call(
+                "outcomes", list(requests), self._scorer, timeout_s=self._timeout_s, waited_for=waited_for
+            )
+        except DeadlineExceeded as error:
+            raise RewardUnavailable(WHERE, error.what) from error
+        return check_outcomes(requests, outcomes)
+
+    async def aclose(self) -> None:
+        """Nothing: a handle has no connection of its own."""
