@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig
 from starlette.types import ASGIApp
 
 from cluster.data.prompt_order import MixedPrompts, TaskPrompts
@@ -31,7 +32,6 @@ from deploy.session import Session
 from deploy.stages import task_prompts
 from deploy.view import View
 from reward_service.address import check_address
-from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.feedback import FeedbackStore
 from reward_service.feedback_contracts import MAX_TEXT_CHARACTERS, CandidatePair
 from reward_service.feedback_routes import feedback_router

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 
 import ray
+from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError
 from deploy.run.layout import FEEDBACK
 from deploy.serving import announced
-from reward_service.config import RewardServiceConfig
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.service import (
     check_reward_service,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from reward_service.config.service.service import NO_SCORER, RewardServiceConfig
 
 from cluster.actors.health import Health, State
 from cluster.actors.pool import ActorPool
@@ -35,7 +36,6 @@ from deploy.start_up import StartUp
 from deploy.view import View
 from reward_service.client.patient import Patient
 from reward_service.client.run import run_client
-from reward_service.config import NO_SCORER, RewardServiceConfig
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.service import face_ended, start_reward_service, stop_reward_service
 from reward_service.tokens import with_tokens

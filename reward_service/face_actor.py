@@ -17,7 +17,7 @@ from fastapi import APIRouter
 from cluster.errors import AntiphonError, RewardError
 from reward_service.address import require_token
 from reward_service.client.handle import HandleBackend
-from reward_service.config import RewardServiceConfig
+from reward_service.config.service.service import RewardServiceConfig
 from reward_service.feedback import FeedbackStore
 from reward_service.feedback_routes import feedback_router
 from reward_service.http_face import build_app

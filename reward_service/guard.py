@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reward_service.address import is_loopback
-from reward_service.config import HttpConfig
+from reward_service.config.service.service import HttpConfig
 from reward_service.http_metrics import HttpMetrics
 from reward_service.problems import error_answer
 from reward_service.tokens import TokenBook

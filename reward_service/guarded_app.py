@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.types import ASGIApp
 
-from reward_service.config import HttpConfig
+from reward_service.config.service.service import HttpConfig
 from reward_service.contracts import Health, parse_json
 from reward_service.guard import OPEN_PATH, Guard
 from reward_service.http_metrics import CONTENT_TYPE, HttpMetrics

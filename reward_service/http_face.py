@@ -13,7 +13,7 @@ from cluster.errors import DeadlineExceeded, InputError, RewardError, RewardUnav
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service import foreign_contracts as foreign
 from reward_service.backend import Backend, ScorerInfo
-from reward_service.config import HttpConfig
+from reward_service.config.service.service import HttpConfig
 from reward_service.contracts import Health, ItemReward, ModelCard, ModelList, RewardsRequest, RewardsResponse
 from reward_service.guard import RETRY_AFTER_S
 from reward_service.guarded_app import StrictRoute, guarded_app

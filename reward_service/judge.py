@@ -21,9 +21,9 @@ import tenacity
 from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.checked import last_block
+from reward_service.config.service.scorers import JudgeConfig, settings_text
 from reward_service.rules import last_match, number_of, references_of
 from reward_service.scorer import digest_of
-from reward_service.scorer_config import JudgeConfig, settings_text
 
 PLACEHOLDER = re.compile(r"\{(prompt|response|reference)\}")
 FIRST_WAIT_S = 0.25

@@ -12,10 +12,10 @@ from typing import Any
 from cluster.config import Section
 from cluster.errors import InputError
 from reward_service import checked, code_rule, confined, rules
-from reward_service import scorer_config as kinds
 from reward_service.composite import CompositeScorer, GuardedScorer
-from reward_service.composite_config import REWARD_MODEL, CompositeConfig, Statistics
-from reward_service.config import NO_SCORER, RewardServiceConfig
+from reward_service.config.service import scorers as kinds
+from reward_service.config.service.composite import REWARD_MODEL, CompositeConfig, Statistics
+from reward_service.config.service.service import NO_SCORER, RewardServiceConfig
 from reward_service.judge import JudgeScorer, api_key
 from reward_service.rules import Rule, RuleScorer
 from reward_service.scorer import FunctionScorer, Scorer, digest_of

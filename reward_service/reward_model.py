@@ -20,7 +20,7 @@ from cluster.data.chat_template import render, require_template, scored_token_id
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.batching import Batcher
-from reward_service.config import REWARD_MODEL
+from reward_service.config.service.service import REWARD_MODEL
 from reward_service.scorer_files import member_folders, weights_digest
 
 UNCERTAINTY, MESSAGES = "uncertainty", "messages"

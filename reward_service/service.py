@@ -24,14 +24,14 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from cluster.actors.remote import RemoteActor, kill_actor, redirect_output, start_actor, within
 from cluster.errors import ActorDied, DeadlineExceeded, InputError, RewardError
 from reward_service.address import check_address
-from reward_service.config import REWARD_MODEL, RewardServiceConfig, app_name
+from reward_service.config.service.scorers import TrainedModelConfig
+from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig, app_name
 from reward_service.face_actor import START_TIMEOUT_S as FACE_TIMEOUT_S
 from reward_service.face_actor import FaceActor, face_name
 from reward_service.pair_choice import FeedbackSettings
 from reward_service.published import Models, ModelVersions, published
 from reward_service.registry import check_scorers
 from reward_service.replica import RewardService
-from reward_service.scorer_config import TrainedModelConfig
 
 START_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 30.0

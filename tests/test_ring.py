@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
+from reward_service.config.service.service import RewardServiceConfig
 from transformers import AutoModelForCausalLM
 
 from cluster.actors.control import RunControl
@@ -30,7 +31,6 @@ from learner.config import LearnerConfig
 from learner.ppo.group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, train
 from reward_service.client.handle import HandleRewardClient
-from reward_service.config import RewardServiceConfig
 from reward_service.service import num_scored, start_reward_service, stop_reward_service
 from rollout_actors.actor import RolloutActor
 from rollout_actors.config import RolloutActorsConfig

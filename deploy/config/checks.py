@@ -9,6 +9,9 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from reward_service.config.service.parts import may_have_part, part_names
+from reward_service.config.service.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
+
 from cluster.errors import InputError
 from deploy.config.functions import dotted_paths
 from deploy.config.schema import (
@@ -18,8 +21,6 @@ from deploy.config.schema import (
 )
 from learner.config import GROUP_ADVANTAGES, LearnerConfig
 from reward_service.address import require_token
-from reward_service.config import NO_SCORER, REWARD_MODEL, RewardServiceConfig
-from reward_service.part_names import may_have_part, part_names
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
 
 if TYPE_CHECKING:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from reward_service.config.service.composite import reached
+from reward_service.config.service.scorers import ForbiddenConfig, FunctionConfig
+from reward_service.config.service.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
+
 from deploy.config.schema import (
     RunConfig,
 )
-from reward_service.composite_config import reached
-from reward_service.config import NO_SCORER, REWARD_MODEL, RewardServiceConfig
-from reward_service.scorer_config import ForbiddenConfig, FunctionConfig
 
 
 def dotted_paths(config: RunConfig) -> dict[str, str]:

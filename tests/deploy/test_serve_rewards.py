@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from cluster.errors import AntiphonError
 from deploy.serve_rewards import serve_rewards
-from reward_service.config import RewardServiceConfig
+from reward_service.config.service import RewardServiceConfig
 scorer, host, port = sys.argv[1:]
 try:
     config = RewardServiceConfig(scorer=scorer)

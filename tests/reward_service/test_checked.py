@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from reward_service.config.service.scorers import JsonSchemaConfig, MathConfig
 
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.checked import json_schema_rule, last_block, math_rule
 from reward_service.rules import Rule
-from reward_service.scorer_config import JsonSchemaConfig, MathConfig
 from reward_service.worker import Worker, Workers
 
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "pattern": "^(a|aa)+$"}}}

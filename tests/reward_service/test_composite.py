@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reward_service.config.service.composite import CompositeConfig, Statistics
 
 from cluster.errors import NotApplicable, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.composite import CompositeScorer, GuardedScorer
-from reward_service.composite_config import CompositeConfig, Statistics
 
 ITEM = ScoreRequest("i", "p", "r")
 

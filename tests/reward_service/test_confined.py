@@ -12,15 +12,15 @@ from typing import Any
 
 import psutil
 import pytest
+from reward_service.config.service.scorers import CodeConfig
+from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service import confined
 from reward_service.code_rule import code_rule
-from reward_service.config import RewardServiceConfig
 from reward_service.confined import Limits, Report, check_confinement, run_confined
 from reward_service.scorer import close
-from reward_service.scorer_config import CodeConfig
 from tests.reward_service.building import build_scorer
 
 LIMITS = Limits(cpu_s=1, wall_s=30.0, memory_mb=256, max_threads=4, scratch_mb=2)

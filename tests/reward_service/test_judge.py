@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from reward_service.config.service.scorers import JudgeConfig
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service import judge
 from reward_service.judge import JudgeScorer
-from reward_service.scorer_config import JudgeConfig
 
 ITEM = ScoreRequest("i", "what is 1+1?", "it is 2", {"references": "2"})
 

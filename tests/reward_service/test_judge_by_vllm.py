@@ -12,12 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from reward_service.config.service.scorers import JudgeConfig
 
 from cluster.errors import RewardError
 from cluster.scoring import Score, ScoreRequest
 from examples.letters.model import build_model
 from reward_service.judge import JudgeScorer
-from reward_service.scorer_config import JudgeConfig
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"

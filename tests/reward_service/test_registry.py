@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError
 from cluster.scoring import Score, ScoreRequest
-from reward_service.config import RewardServiceConfig
 from reward_service.registry import build_scorers, check_scorers
 from reward_service.scorer import close
 from tests.reward_service.building import build_scorer

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service import replica
 from reward_service.backend import UnknownScorer
 from reward_service.client.outcomes import all_scores
-from reward_service.config import REWARD_MODEL, RewardServiceConfig
 from reward_service.published import ModelVersions, published
 from reward_service.replica import RewardService
 from tests.reward_service.building import moved_model

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reward_service.config.service.service import RewardServiceConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service.config import RewardServiceConfig
 from reward_service.reward_model import RewardModelScorer, batches_by_length
 from reward_service.scorer_files import member_folders
 from tests.reward_service.building import build_scorer

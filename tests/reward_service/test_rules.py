@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service import rules
-from reward_service import scorer_config as kinds
+from reward_service.config.service import scorers as kinds
 from reward_service.rules import Rule, RuleScorer
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-
-from reward_service.config import RewardServiceConfig
-from reward_service.scorer_config import settings_text
+from reward_service.config.service.scorers import settings_text
+from reward_service.config.service.service import RewardServiceConfig
 
 EXACT = {"kind": "exact"}
 JUDGE = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "rubric": "{response}"}

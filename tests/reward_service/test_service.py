@@ -18,6 +18,7 @@ import httpx
 import pytest
 from ray import serve
 from ray.serve.exceptions import RayServeException
+from reward_service.config.service.service import RewardServiceConfig, app_name
 
 from cluster.actors.remote import find_actor, kill_actor, start_actor
 from cluster.errors import InputError, RewardError, RewardUnavailable
@@ -25,7 +26,6 @@ from cluster.scoring import Score, ScoreRequest
 from reward_service.client.handle import HandleRewardClient
 from reward_service.client.http import HttpRewardClient
 from reward_service.client.patient import Patient
-from reward_service.config import RewardServiceConfig, app_name
 from reward_service.face_actor import face_name
 from reward_service.reward_model import RewardModelScorer
 from reward_service.service import (
