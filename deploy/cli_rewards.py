@@ -169,7 +169,7 @@ def label(
 
 
 def _export(store: Path, file: Path) -> None:
-    from reward_service.feedback import export_preferences
+    from reward_service.feedback.store import export_preferences
 
     exported = export_preferences(store, file)
     left_out = f"{exported.num_ties:,} ties and {exported.num_skips:,} skips left out"

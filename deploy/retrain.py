@@ -60,7 +60,7 @@ def _read_feedback(store: Path) -> pa.Table | None:
     """What people prefer, every answer a row: those who differ are the noise that label smoothing is for."""
     if not store.exists():
         return None
-    from reward_service.feedback import read_preferences
+    from reward_service.feedback.store import read_preferences
 
     table = read_preferences(store).select(["prompt", "chosen", "rejected"])
     return table if table.num_rows else None
@@ -131,7 +131,7 @@ async def _say_agreement(session: Session) -> None:
     path = session.run.path / FEEDBACK
     if not path.exists():
         return
-    from reward_service.feedback import FeedbackStore
+    from reward_service.feedback.store import FeedbackStore
 
     store = FeedbackStore(path)
     try:

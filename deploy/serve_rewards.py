@@ -19,7 +19,7 @@ from reward_service.config.service.service import RewardServiceConfig
 from cluster.errors import InputError
 from deploy.run.layout import FEEDBACK
 from deploy.serving import announced
-from reward_service.pair_choice import FeedbackSettings
+from reward_service.feedback.selection import FeedbackSettings
 from reward_service.service import (
     check_reward_service,
     face_ended,

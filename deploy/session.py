@@ -36,7 +36,7 @@ from deploy.start_up import StartUp
 from deploy.view import View
 from reward_service.client.patient import Patient
 from reward_service.client.run import run_client
-from reward_service.pair_choice import FeedbackSettings
+from reward_service.feedback.selection import FeedbackSettings
 from reward_service.service import face_ended, start_reward_service, stop_reward_service
 from reward_service.tokens import with_tokens
 from rollout_actors.actor import Response, RolloutActor

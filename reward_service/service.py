@@ -28,7 +28,7 @@ from reward_service.config.service.scorers import TrainedModelConfig
 from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig, app_name
 from reward_service.face_actor import START_TIMEOUT_S as FACE_TIMEOUT_S
 from reward_service.face_actor import FaceActor, face_name
-from reward_service.pair_choice import FeedbackSettings
+from reward_service.feedback.selection import FeedbackSettings
 from reward_service.published import Models, ModelVersions, published
 from reward_service.registry import check_scorers
 from reward_service.replica import RewardService

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from cluster.files import digest_files
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
-from reward_service.pair_choice import FeedbackSettings
+from reward_service.feedback.selection import FeedbackSettings
 
 
 class NewestPolicy(NamedTuple):

@@ -33,8 +33,8 @@ from deploy.run.artifacts import feedback_settings, newest_policy
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
 from deploy.run.open import open_run
-from reward_service.feedback import FeedbackStore
-from reward_service.feedback_contracts import Preference
+from reward_service.feedback.schemas import Preference
+from reward_service.feedback.store import FeedbackStore
 
 ROOT = Path(__file__).parents[2]
 RUN = """

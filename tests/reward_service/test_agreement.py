@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_service.agreement import Agreement, agreements, cohens_kappa, mean_agreement, raw_agreement
+from reward_service.feedback.agreement import Agreement, agreements, cohens_kappa, mean_agreement, raw_agreement
 
 LABELS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=30)
 

@@ -28,15 +28,9 @@ from cluster.errors import (
     FeedbackUnknown,
     InputError,
 )
-from reward_service import feedback_file
-from reward_service.feedback import (
-    PREFERENCES,
-    Exported,
-    FeedbackStore,
-    export_preferences,
-    read_preferences,
-)
-from reward_service.feedback_contracts import CandidatePair, Correction, Preference, Rating, Receipt
+from reward_service.feedback import database
+from reward_service.feedback.schemas import CandidatePair, Correction, Preference, Rating, Receipt
+from reward_service.feedback.store import PREFERENCES, Exported, FeedbackStore, export_preferences, read_preferences
 
 ROOT = Path(__file__).parents[2]
 
@@ -265,7 +259,7 @@ async def test_two_processes_may_write_the_same_file(path: Path) -> None:
 def test_many_may_make_the_same_file_at_once(tmp_path: Path) -> None:
     def make(path: Path, ready: threading.Barrier) -> str:
         ready.wait()
-        connection = feedback_file.open_to_write(path)
+        connection = database.open_to_write(path)
         (store,) = connection.execute("SELECT store FROM identity").fetchone()
         connection.close()
         return str(store)
@@ -280,7 +274,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from reward_service.feedback import FeedbackStore
-from reward_service.feedback_contracts import Preference
+from reward_service.feedback.schemas import Preference
 
 async def write(store):
     for i in range(1_000_000):
@@ -309,7 +303,7 @@ def test_a_writer_that_is_killed_has_lost_nothing_that_it_acknowledged(path: Pat
 async def test_a_file_that_another_process_holds_is_unavailable_by_name(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feedback_file, "BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.01)
     store = FeedbackStore(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -14,9 +14,9 @@ import pytest
 from fastapi import FastAPI, Request
 
 from cluster.errors import FeedbackUnavailable
-from reward_service.feedback import PREFERENCES, FeedbackStore
-from reward_service.feedback_routes import FILES, feedback_router
-from reward_service.pair_choice import FeedbackSettings
+from reward_service.feedback.routes import FILES, feedback_router
+from reward_service.feedback.selection import FeedbackSettings
+from reward_service.feedback.store import PREFERENCES, FeedbackStore
 from reward_service.problems import answer_problems
 
 PAIR = {"id": "p1", "prompt": "p", "first": "a", "second": "b", "policy_version": "3@x"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx
 
-from reward_service.feedback import FeedbackStore
-from reward_service.feedback_routes import feedback_router
-from reward_service.pair_choice import FeedbackSettings
+from reward_service.feedback.routes import feedback_router
+from reward_service.feedback.selection import FeedbackSettings
+from reward_service.feedback.store import FeedbackStore
 from reward_service.tokens import add_token, revoke_token
 from tests.reward_service.test_http_face import face
 

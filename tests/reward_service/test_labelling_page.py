@@ -17,10 +17,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from reward_service.feedback import FeedbackStore
-from reward_service.feedback_contracts import CandidatePair
-from reward_service.feedback_routes import feedback_router
-from reward_service.pair_choice import FeedbackSettings
+from reward_service.feedback.routes import feedback_router
+from reward_service.feedback.schemas import CandidatePair
+from reward_service.feedback.selection import FeedbackSettings
+from reward_service.feedback.store import FeedbackStore
 from reward_service.problems import answer_problems
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")

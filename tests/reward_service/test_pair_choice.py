@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from reward_service.feedback import FeedbackStore
-from reward_service.feedback_contracts import CandidatePair, Preference, ShownPair
-from reward_service.pair_choice import FeedbackSettings
+from reward_service.feedback.schemas import CandidatePair, Preference, ShownPair
+from reward_service.feedback.selection import FeedbackSettings
+from reward_service.feedback.store import FeedbackStore
 
 SURE = FeedbackSettings(random_share=0, annotators_per_pair=1)
 

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from reward_service.feedback import FeedbackStore
-from reward_service.feedback_routes import feedback_router
-from reward_service.pair_choice import FeedbackSettings
+from reward_service.feedback.routes import feedback_router
+from reward_service.feedback.selection import FeedbackSettings
+from reward_service.feedback.store import FeedbackStore
 from tests.reward_service.test_http_server import serve
 
 TOKEN = "a token"

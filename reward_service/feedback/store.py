@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import FeedbackConflict, FeedbackRefused, FeedbackUnavailable, FeedbackUnknown, InputError
-from reward_service.agreement import agreements, mean_agreement
-from reward_service.feedback_contracts import (
+from reward_service.feedback.agreement import agreements, mean_agreement
+from reward_service.feedback.database import open_to_read, open_to_write, transaction
+from reward_service.feedback.schemas import (
     CandidatePair,
     Correction,
     Counts,
@@ -38,8 +39,7 @@ from reward_service.feedback_contracts import (
     ShownPair,
     Summary,
 )
-from reward_service.feedback_file import open_to_read, open_to_write, transaction
-from reward_service.pair_choice import FeedbackSettings, choose, is_swapped, ticket_of
+from reward_service.feedback.selection import FeedbackSettings, choose, is_swapped, ticket_of
 
 Result = TypeVar("Result")
 NUM_HELD = 2

@@ -16,8 +16,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from cluster.errors import FeedbackConflict, FeedbackRefused, FeedbackUnavailable, FeedbackUnknown
-from reward_service.feedback import FeedbackStore
-from reward_service.feedback_contracts import (
+from reward_service.feedback.schemas import (
     MAX_EXCEPTED,
     Annotator,
     Feedback,
@@ -28,8 +27,9 @@ from reward_service.feedback_contracts import (
     Receipt,
     Summary,
 )
+from reward_service.feedback.selection import FeedbackSettings
+from reward_service.feedback.store import FeedbackStore
 from reward_service.guarded_app import StrictRoute
-from reward_service.pair_choice import FeedbackSettings
 from reward_service.problems import documented, refusal
 
 PAGE = "page.html"

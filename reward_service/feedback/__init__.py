@@ -1,0 +1,1 @@
+"""Store human preferences and serve the labelling page."""
