@@ -18,8 +18,8 @@ from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
 from deploy.run.open import not_done, read_target, require_run
 from deploy.run.reward_models import published_folder
-from reward_service.address import require_token
-from reward_service.tokens import add_token, read_tokens, revoke_token, with_tokens
+from reward_service.http.address import require_token
+from reward_service.http.tokens import add_token, read_tokens, revoke_token, with_tokens
 
 commands = typer.Typer()
 

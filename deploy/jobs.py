@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from cluster.errors import AntiphonError, InputError
 from deploy.config.schema import RunConfig
-from reward_service.address import is_loopback
+from reward_service.http.address import is_loopback
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

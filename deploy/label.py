@@ -31,16 +31,16 @@ from deploy.run.reward_models import published_folder
 from deploy.session import Session
 from deploy.stages import task_prompts
 from deploy.view import View
-from reward_service.address import check_address
 from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.schemas import MAX_TEXT_CHARACTERS, CandidatePair
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
-from reward_service.guarded_app import guarded_app
-from reward_service.http_metrics import HttpMetrics
-from reward_service.http_server import http_server, listening_socket
+from reward_service.http.address import check_address
+from reward_service.http.app import guarded_app
+from reward_service.http.metrics import HttpMetrics
+from reward_service.http.server import http_server, listening_socket
+from reward_service.http.tokens import token_book, with_tokens
 from reward_service.service import service_url
-from reward_service.tokens import token_book, with_tokens
 from rollout_actors.prompts import scorer_columns
 
 UNCERTAINTY = "uncertainty"

@@ -21,8 +21,8 @@ from deploy.run.layout import SUPERVISED
 from deploy.session import Session
 from deploy.stages import collect_preferences, prepare, run_sft, try_functions
 from deploy.view import View
-from reward_service.address import check_address
-from reward_service.tokens import with_tokens
+from reward_service.http.address import check_address
+from reward_service.http.tokens import with_tokens
 
 
 async def _ppo(session: Session) -> None:

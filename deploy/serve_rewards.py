@@ -20,6 +20,7 @@ from cluster.errors import InputError
 from deploy.run.layout import FEEDBACK
 from deploy.serving import announced
 from reward_service.feedback.selection import FeedbackSettings
+from reward_service.http.tokens import with_tokens
 from reward_service.service import (
     check_reward_service,
     face_ended,
@@ -27,7 +28,6 @@ from reward_service.service import (
     start_reward_service,
     stop_reward_service,
 )
-from reward_service.tokens import with_tokens
 
 OBJECT_STORE_BYTES = 128 * 2**20
 

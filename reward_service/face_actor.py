@@ -15,15 +15,15 @@ from pathlib import Path
 from fastapi import APIRouter
 
 from cluster.errors import AntiphonError, RewardError
-from reward_service.address import require_token
 from reward_service.client.handle import HandleBackend
 from reward_service.config.service.service import RewardServiceConfig
 from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
-from reward_service.http_face import build_app
-from reward_service.http_server import http_server, listening_socket
-from reward_service.tokens import token_book
+from reward_service.http.address import require_token
+from reward_service.http.routes import build_app
+from reward_service.http.server import http_server, listening_socket
+from reward_service.http.tokens import token_book
 
 START_TIMEOUT_S = 30.0
 

@@ -20,7 +20,7 @@ from deploy.config.schema import (
     TaskConfig,
 )
 from learner.config import GROUP_ADVANTAGES, LearnerConfig
-from reward_service.address import require_token
+from reward_service.http.address import require_token
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
 
 if TYPE_CHECKING:

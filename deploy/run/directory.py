@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 from cluster.errors import InputError
 from deploy.config.schema import RunConfig
 from deploy.run.layout import EVALUATION, FEEDBACK, LOCK, NEXT, SERVING
-from reward_service.tokens import FILE as TOKENS_FILE
+from reward_service.http.tokens import FILE as TOKENS_FILE
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
 KEPT = (LOCK, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")

@@ -29,8 +29,8 @@ from reward_service.feedback.schemas import (
 )
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
-from reward_service.guarded_app import StrictRoute
-from reward_service.problems import documented, refusal
+from reward_service.http.app import StrictRoute
+from reward_service.http.errors import documented, refusal
 
 PAGE = "page.html"
 FILES = {

@@ -19,7 +19,7 @@ from cluster.errors import LearnerError
 from deploy.cli import app
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
-from reward_service.tokens import TokenBook
+from reward_service.http.tokens import TokenBook
 
 ROOT = Path(__file__).parents[2]
 TINY = """

@@ -17,7 +17,7 @@ from cluster.errors import FeedbackUnavailable
 from reward_service.feedback.routes import FILES, feedback_router
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import PREFERENCES, FeedbackStore
-from reward_service.problems import answer_problems
+from reward_service.http.errors import answer_problems
 
 PAIR = {"id": "p1", "prompt": "p", "first": "a", "second": "b", "policy_version": "3@x"}
 PREFERENCE = {

@@ -15,11 +15,11 @@ from cluster.actors.remote import within
 from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import Backend, ScorerInfo
-from reward_service.http_face import build_app
+from reward_service.http.routes import build_app
+from reward_service.http.tokens import TokenBook
 from reward_service.registry import load_function
 from reward_service.replica import RewardService
 from reward_service.scorer import FunctionScorer
-from reward_service.tokens import TokenBook
 
 
 class ServiceBackend:

@@ -11,7 +11,7 @@ import httpx
 from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
-from reward_service.tokens import add_token, revoke_token
+from reward_service.http.tokens import add_token, revoke_token
 from tests.reward_service.test_http_face import face
 
 OPEN = {"GET /healthz"}

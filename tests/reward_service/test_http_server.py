@@ -21,12 +21,12 @@ from reward_service.config.service.service import HttpConfig, RewardServiceConfi
 
 from cluster.errors import InputError
 from reward_service.backend import Backend
-from reward_service.http_face import build_app
-from reward_service.http_server import MAX_HEAD_BYTES, http_server, listening_socket
+from reward_service.http.routes import build_app
+from reward_service.http.server import MAX_HEAD_BYTES, http_server, listening_socket
+from reward_service.http.tokens import TokenBook
 from reward_service.registry import load_function
 from reward_service.replica import RewardService
 from reward_service.scorer import FunctionScorer
-from reward_service.tokens import TokenBook
 from tests.reward_service.test_http_face import ServiceBackend
 
 LIMITS = {
@@ -256,7 +256,7 @@ class Endless:
 
 @pytest.mark.parametrize("is_reset", [True, False])
 def test_what_is_scored_for_a_client_that_has_gone_is_given_up(is_reset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reward_service.http_server.EOF_GRACE_S", 0.1)
+    monkeypatch.setattr("reward_service.http.server.EOF_GRACE_S", 0.1)
     endless = Endless()
     body = b'{"prompts": ["p"], "responses": ["abc"]}'
     for address in serve(backend=endless):

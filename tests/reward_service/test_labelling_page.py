@@ -21,7 +21,7 @@ from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.schemas import CandidatePair
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
-from reward_service.problems import answer_problems
+from reward_service.http.errors import answer_problems
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -8,7 +8,7 @@ import pytest
 from reward_service.config.service.service import HttpConfig, RewardServiceConfig
 
 from cluster.errors import InputError
-from reward_service.tokens import TokenBook, add_token, read_tokens, revoke_token, token_book, with_tokens
+from reward_service.http.tokens import TokenBook, add_token, read_tokens, revoke_token, token_book, with_tokens
 
 
 def test_tokens_are_known_by_their_names_as_bearers_and_as_passwords(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import socket
 
 from cluster.errors import InputError
 from reward_service.config.service.service import RewardServiceConfig
-from reward_service.tokens import token_book
+from reward_service.http.tokens import token_book
 
 
 def check_address(config: RewardServiceConfig, token: str | None) -> None:

@@ -11,15 +11,15 @@ from starlette.types import ASGIApp
 
 from cluster.errors import DeadlineExceeded, InputError, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service import foreign_contracts as foreign
 from reward_service.backend import Backend, ScorerInfo
 from reward_service.config.service.service import HttpConfig
-from reward_service.contracts import Health, ItemReward, ModelCard, ModelList, RewardsRequest, RewardsResponse
-from reward_service.guard import RETRY_AFTER_S
-from reward_service.guarded_app import StrictRoute, guarded_app
-from reward_service.http_metrics import HttpMetrics
-from reward_service.problems import documented, refusal
-from reward_service.tokens import TokenBook
+from reward_service.http import foreign_schemas as foreign
+from reward_service.http.app import StrictRoute, guarded_app
+from reward_service.http.errors import documented, refusal
+from reward_service.http.guard import RETRY_AFTER_S
+from reward_service.http.metrics import HttpMetrics
+from reward_service.http.schemas import Health, ItemReward, ModelCard, ModelList, RewardsRequest, RewardsResponse
+from reward_service.http.tokens import TokenBook
 
 READY_TIMEOUT_S = 5.0
 T = TypeVar("T")

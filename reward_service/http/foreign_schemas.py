@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from cluster.scoring import ScoreRequest
-from reward_service.contracts import Column, Text, Texts
+from reward_service.http.schemas import Column, Text, Texts
 
 
 class _Foreign(BaseModel):

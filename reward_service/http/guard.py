@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reward_service.address import is_loopback
 from reward_service.config.service.service import HttpConfig
-from reward_service.http_metrics import HttpMetrics
-from reward_service.problems import error_answer
-from reward_service.tokens import TokenBook
+from reward_service.http.address import is_loopback
+from reward_service.http.errors import error_answer
+from reward_service.http.metrics import HttpMetrics
+from reward_service.http.tokens import TokenBook
 
 OPEN_PATH = "/healthz"
 RETRY_AFTER_S = 1

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cluster.errors import InputError
 from reward_service.config.service.service import HttpConfig
-from reward_service.contracts import ErrorResponse, Problem
+from reward_service.http.schemas import ErrorResponse, Problem
 
 MAX_HEAD_BYTES = 32 * 2**10
 BACKLOG = 2048

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from reward_service.contracts import ErrorResponse, Problem
+from reward_service.http.schemas import ErrorResponse, Problem
 
 CODES = {
     400: "malformed",

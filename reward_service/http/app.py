@@ -12,11 +12,11 @@ from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.types import ASGIApp
 
 from reward_service.config.service.service import HttpConfig
-from reward_service.contracts import Health, parse_json
-from reward_service.guard import OPEN_PATH, Guard
-from reward_service.http_metrics import CONTENT_TYPE, HttpMetrics
-from reward_service.problems import answer_problems, documented
-from reward_service.tokens import TokenBook
+from reward_service.http.errors import answer_problems, documented
+from reward_service.http.guard import OPEN_PATH, Guard
+from reward_service.http.metrics import CONTENT_TYPE, HttpMetrics
+from reward_service.http.schemas import Health, parse_json
+from reward_service.http.tokens import TokenBook
 
 SECURITY = [Security(HTTPBearer(auto_error=False)), Security(HTTPBasic(auto_error=False))]
 

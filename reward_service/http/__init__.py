@@ -1,0 +1,1 @@
+"""The HTTP server of the reward service and its limits."""
