@@ -9,7 +9,7 @@ from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.config.service.scorers import JsonSchemaConfig, MathConfig
 from reward_service.rules import Rule, Verdict, references_of
-from reward_service.worker import Workers
+from reward_service.sandbox.worker import Workers
 
 FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

@@ -6,8 +6,8 @@ from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.checked import last_block
 from reward_service.config.service.scorers import CodeConfig
-from reward_service.confined import Limits, run_confined
 from reward_service.rules import Rule, Verdict, references_of
+from reward_service.sandbox.sandbox import Limits, run_confined
 
 
 def limits_of(config: CodeConfig) -> Limits:

@@ -11,16 +11,17 @@ from typing import Any
 
 from cluster.config import Section
 from cluster.errors import InputError
-from reward_service import checked, code_rule, confined, rules
+from reward_service import checked, code_rule, rules
 from reward_service.composite import CompositeScorer, GuardedScorer
 from reward_service.config.service import scorers as kinds
 from reward_service.config.service.composite import REWARD_MODEL, CompositeConfig, Statistics
 from reward_service.config.service.service import NO_SCORER, RewardServiceConfig
 from reward_service.judge import JudgeScorer, api_key
 from reward_service.rules import Rule, RuleScorer
+from reward_service.sandbox import sandbox
+from reward_service.sandbox.worker import Workers
 from reward_service.scorer import FunctionScorer, Scorer, digest_of
 from reward_service.scorer_files import check_files, read_phrases, read_schema, read_statistics, require_reward_model
-from reward_service.worker import Workers
 
 WHERE = "reward_service.scorer"
 HERE = Path(__file__).parent
@@ -161,7 +162,7 @@ def _ruled(name: str, section: Section) -> Scorer:
         rule = checked.json_schema_rule(section, workers)
         return RuleScorer(name, rule, version=version, on_close=workers.close)
     if isinstance(section, kinds.CodeConfig):
-        confined.check_confinement(code_rule.limits_of(section), f"reward_service.scorers.{name}")
+        sandbox.check_confinement(code_rule.limits_of(section), f"reward_service.scorers.{name}")
         return RuleScorer(name, code_rule.code_rule(section), version=version, num_threads=section.num_processes)
     return RuleScorer(name, PURE[type(section)](section), version=version)
 

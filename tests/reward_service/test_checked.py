@@ -12,7 +12,7 @@ from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.checked import json_schema_rule, last_block, math_rule
 from reward_service.rules import Rule
-from reward_service.worker import Worker, Workers
+from reward_service.sandbox.worker import Worker, Workers
 
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "pattern": "^(a|aa)+$"}}}
 

@@ -17,9 +17,9 @@ from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service import confined
 from reward_service.code_rule import code_rule
-from reward_service.confined import Limits, Report, check_confinement, run_confined
+from reward_service.sandbox import sandbox
+from reward_service.sandbox.sandbox import Limits, Report, check_confinement, run_confined
 from reward_service.scorer import close
 from tests.reward_service.building import build_scorer
 
@@ -98,7 +98,7 @@ def test_no_file_beyond_its_folder_is_read(tmp_path: Path) -> None:
         "os.mkdir('d'); assert libc.chroot(b'd') == 0",
         "import math, site; assert os.listdir(os.path.dirname(os.__file__) + '/site-packages')",
         "import pytest",
-        f"open({str(Path(confined.__file__))!r})",
+        f"open({str(Path(sandbox.__file__))!r})",
     ]
     assert escapes(*attempts) == []
 
@@ -183,7 +183,7 @@ def left() -> list[psutil.Process]:
     workers = own.parent().children() if "PYTEST_XDIST_WORKER" in os.environ else [own]
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if str(confined.CHILD) in (process.info["cmdline"] or []):
+        if str(sandbox.CHILD) in (process.info["cmdline"] or []):
             with contextlib.suppress(psutil.NoSuchProcess):
                 found += [] if {*workers} - {own} & {*process.parents()} else [process]
     return found
@@ -233,7 +233,7 @@ def test_the_order_of_a_set_is_the_same_each_time() -> None:
 def test_a_machine_that_can_not_confine_is_an_input_error_that_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = confined.CHILD.read_text()
+    source = sandbox.CHILD.read_text()
     broken = {
         'call("new namespaces (unshare)", libc.unshare(NEW_NAMESPACES))': 'call("new namespaces (unshare)", 1)',
         "        filter_calls()\n": "",
@@ -242,16 +242,16 @@ def test_a_machine_that_can_not_confine_is_an_input_error_that_says_what_is_miss
     expected = ("new namespaces (unshare)", "there is no network", "its memory is limited")
     for (whole, part), what in zip(broken.items(), expected, strict=True):
         assert whole in source
-        monkeypatch.setattr(confined, "CHILD", tmp_path / "child.py")
-        confined.CHILD.write_text(source.replace(whole, part))
+        monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
+        sandbox.CHILD.write_text(source.replace(whole, part))
         with pytest.raises(InputError, match=r"^here: this machine can't confine code: ") as caught:
             check_confinement(LIMITS, "here")
         assert what in str(caught.value)
 
 
 def test_a_confinement_that_ends_without_a_report_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(confined, "CHILD", tmp_path / "child.py")
-    confined.CHILD.write_text("raise SystemExit(3)")
+    monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
+    sandbox.CHILD.write_text("raise SystemExit(3)")
     with pytest.raises(RewardError, match=r"its process ended without a report \(3\)"):
         run("", "pass")
 
@@ -305,8 +305,8 @@ async def test_a_code_scorer_is_built_where_it_is_confined_and_judges_items_side
 
 
 def test_a_code_scorer_is_refused_where_nothing_confines_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(confined, "CHILD", tmp_path / "child.py")
-    confined.CHILD.write_text('print(\'{"unconfined": "no namespaces"}\')')
+    monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
+    sandbox.CHILD.write_text('print(\'{"unconfined": "no namespaces"}\')')
     config = RewardServiceConfig(scorer="a", scorers={"a": {"kind": "code"}})
     with pytest.raises(InputError, match=r"this machine can't confine code: no namespaces$") as caught:
         build_scorer(config, None)
