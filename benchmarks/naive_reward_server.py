@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from cluster.scoring import Score, ScoreRequest
-from reward_service.reward_model import RewardModelScorer
+from reward_service.scorers.reward_model import RewardModelScorer
 
 
 def main(folder: Path, port: int) -> None:

@@ -28,7 +28,7 @@ from benchmarks.character_model import CHARACTERS, make_reward_model
 from benchmarks.results import Row
 from cluster.scoring import ScoreRequest
 from reward_service.client.handle import HandleRewardClient
-from reward_service.reward_model import RewardModelScorer
+from reward_service.scorers.reward_model import RewardModelScorer
 from reward_service.service import service_url, start_reward_service, stop_reward_service
 
 BATCH, LENGTH, NUM_CLIENTS, REPEATS, ROUND_S = 64, 96, 4, 5, 8.0

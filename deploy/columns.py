@@ -1,6 +1,6 @@
 """The columns of a data set that a user's function takes by name, beside the texts it gets by position.
 
-Scorers have the same of `reward_service.plugin`; this is for what the driver calls itself.
+Scorers have the same of `reward_service.scorers.signatures`; this is for what the driver calls itself.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Offline:
     """The reward model in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        from reward_service.reward_model import RewardModelScorer
+        from reward_service.scorers.reward_model import RewardModelScorer
 
         self._scorer = RewardModelScorer(folder)
 

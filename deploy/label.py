@@ -186,7 +186,7 @@ def _add_opinions(store: FeedbackStore, run: RunDirectory, policy_version: str) 
     pairs = asyncio.run(store.pairs_not_judged(policy_version, version))
     if not pairs:
         return
-    from reward_service.reward_model import RewardModelScorer
+    from reward_service.scorers.reward_model import RewardModelScorer
 
     requests = [
         ScoreRequest(f"{pair.id}/{place}", pair.prompt, text, pair.columns)

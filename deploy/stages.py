@@ -28,8 +28,8 @@ from deploy.run.artifacts import data_folder, data_path, model_path, policy_path
 from deploy.run.directory import checkpoint_step
 from deploy.run.layout import HELD_OUT
 from deploy.session import Session, dtype_of
-from reward_service.trial import Trial
-from reward_service.trial import try_functions as try_scorers
+from reward_service.scorers.trial import Trial
+from reward_service.scorers.trial import try_functions as try_scorers
 from rollout_actors.prompts import holds_messages, read_rows, ready_rows, scorer_columns
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reward_service.scorer_files import weights_digest
+from reward_service.scorers.files import weights_digest
 
 
 @dataclass(frozen=True, slots=True)

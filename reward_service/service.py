@@ -30,8 +30,8 @@ from reward_service.face_actor import FaceActor, face_name
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.address import check_address
 from reward_service.published import Models, ModelVersions, published
-from reward_service.registry import check_scorers
 from reward_service.replica import RewardService
+from reward_service.scorers.registry import check_scorers
 
 START_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 30.0
@@ -125,7 +125,7 @@ def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL)
     of replicas too that start later: so the folder has to stay as it is. Returns when all have it. Raises InputError
     where no such application runs and for a folder that is no model, before anything changes.
     """
-    from reward_service.reward_model import RewardModelScorer
+    from reward_service.scorers.reward_model import RewardModelScorer
 
     try:
         handle: Any = serve.get_app_handle(app_name(name))

@@ -25,7 +25,7 @@ from cluster.errors import InputError
 from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
 from deploy.config.schema import RunConfig
-from reward_service.scorer_files import check_files
+from reward_service.scorers.files import check_files
 
 KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "preferences", "evaluation": "prompts"}
 """What is in each data set that the run file names."""

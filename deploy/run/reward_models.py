@@ -20,7 +20,7 @@ from reward_service.config.service.service import REWARD_MODEL
 
 from cluster.errors import InputError
 from deploy.run.layout import ARCHIVE, NEXT, PREFERENCES, REPLACED, TRAINING
-from reward_service.scorer_files import weights_digest
+from reward_service.scorers.files import weights_digest
 
 if TYPE_CHECKING:
     from deploy.run.directory import RunDirectory

@@ -76,7 +76,7 @@ class FunctionConfig(Section):
 
     kind: Literal["function"]
     path: str
-    """Dotted path `module:function`; the signatures are in `reward_service.plugin`."""
+    """Dotted path `module:function`; the signatures are in `reward_service.scorers.signatures`."""
 
 
 class ExactConfig(Section):

@@ -25,7 +25,7 @@ from deploy.run.directory import RunDirectory
 from deploy.run.layout import TRAINING
 from deploy.run.open import open_run
 from deploy.run.reward_models import publish
-from reward_service.reward_model import RewardModelScorer
+from reward_service.scorers.reward_model import RewardModelScorer
 from tests.reward_service.building import moved_model
 
 pytestmark = pytest.mark.ray

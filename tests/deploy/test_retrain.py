@@ -26,7 +26,7 @@ from deploy.run.layout import NEXT, TRAINING
 from deploy.run.open import open_run, require_stages
 from deploy.run.reward_models import entry_of, publish, published_folder, settle
 from deploy.stages import Supervised
-from reward_service.scorer_files import weights_digest
+from reward_service.scorers.files import weights_digest
 
 RUN = """
 [run]

@@ -10,7 +10,7 @@ import pytest
 from cluster.errors import InputError
 from deploy import serving
 from deploy.serving import announced, publish_to_services
-from reward_service.scorer_files import weights_digest
+from reward_service.scorers.files import weights_digest
 
 
 class Published:

@@ -18,7 +18,7 @@ from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.open import open_run
-from reward_service.trial import Trial
+from reward_service.scorers.trial import Trial
 from tests.chat import make_tokenizer, user
 
 RUN = """

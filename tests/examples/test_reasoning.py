@@ -13,7 +13,7 @@ from deploy.config.load import load_run_config
 from examples.reasoning.data import MAX_NUMBER, SLIP_SHARE, build_data, question, results, sample_sum, worked_out
 from examples.reasoning.metrics import STEP, answer_of, evaluate, is_right
 from examples.reasoning.model import build_model
-from reward_service.rules import numeric_rule
+from reward_service.scorers.rules import numeric_rule
 from tests.examples.chat_tasks import (
     require_built_from_the_seed_alone,
     require_small_model,

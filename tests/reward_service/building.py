@@ -10,8 +10,8 @@ from ray import serve
 from reward_service.config.service.service import RewardServiceConfig, app_name
 from safetensors.torch import load_file, save_file
 
-from reward_service.registry import build_scorers
-from reward_service.scorer import Scorer
+from reward_service.scorers.registry import build_scorers
+from reward_service.scorers.scorer import Scorer
 
 
 def build_scorer(config: RewardServiceConfig, reward_model_path: Path | None) -> Scorer:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from reward_service.batching import Batcher
+from reward_service.scorers.batching import Batcher
 
 
 class Doubler:

@@ -10,9 +10,9 @@ from reward_service.config.service.scorers import JsonSchemaConfig, MathConfig
 
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
-from reward_service.checked import json_schema_rule, last_block, math_rule
-from reward_service.rules import Rule
 from reward_service.sandbox.worker import Worker, Workers
+from reward_service.scorers.checked_rules import json_schema_rule, last_block, math_rule
+from reward_service.scorers.rules import Rule
 
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "pattern": "^(a|aa)+$"}}}
 

@@ -14,7 +14,7 @@ from reward_service.config.service.composite import CompositeConfig, Statistics
 
 from cluster.errors import NotApplicable, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.composite import CompositeScorer, GuardedScorer
+from reward_service.scorers.composite import CompositeScorer, GuardedScorer
 
 ITEM = ScoreRequest("i", "p", "r")
 

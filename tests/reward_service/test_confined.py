@@ -17,10 +17,10 @@ from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service.code_rule import code_rule
 from reward_service.sandbox import sandbox
 from reward_service.sandbox.sandbox import Limits, Report, check_confinement, run_confined
-from reward_service.scorer import close
+from reward_service.scorers.code_rule import code_rule
+from reward_service.scorers.scorer import close
 from tests.reward_service.building import build_scorer
 
 LIMITS = Limits(cpu_s=1, wall_s=30.0, memory_mb=256, max_threads=4, scratch_mb=2)

@@ -20,7 +20,7 @@ from cluster.data.datasets import read_table
 from cluster.errors import InputError, RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.http.tokens import read_tokens
-from reward_service.reward_model import RewardModelScorer
+from reward_service.scorers.reward_model import RewardModelScorer
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"
 

@@ -14,8 +14,8 @@ from reward_service.config.service.scorers import JudgeConfig
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service import judge
-from reward_service.judge import JudgeScorer
+from reward_service.scorers import judge
+from reward_service.scorers.judge import JudgeScorer
 
 ITEM = ScoreRequest("i", "what is 1+1?", "it is 2", {"references": "2"})
 

@@ -17,7 +17,7 @@ from reward_service.config.service.scorers import JudgeConfig
 from cluster.errors import RewardError
 from cluster.scoring import Score, ScoreRequest
 from examples.letters.model import build_model
-from reward_service.judge import JudgeScorer
+from reward_service.scorers.judge import JudgeScorer
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"

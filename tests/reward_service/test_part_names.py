@@ -9,8 +9,8 @@ from reward_service.config.service.parts import may_have_part, part_names
 from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.scoring import Score, ScoreRequest
-from reward_service.registry import build_scorers
-from reward_service.scorer import close
+from reward_service.scorers.registry import build_scorers
+from reward_service.scorers.scorer import close
 
 RULES: dict[str, dict[str, Any]] = {
     "exact": {"kind": "exact"},

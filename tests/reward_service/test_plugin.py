@@ -11,8 +11,8 @@ import torch
 
 from cluster.errors import NotApplicable, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service.plugin import signature_kind
-from reward_service.scorer import FunctionScorer
+from reward_service.scorers.function import FunctionScorer
+from reward_service.scorers.signatures import signature_kind
 
 ITEMS = [
     ScoreRequest("i0", "say a: ", "a", {"references": "a", "topic": "tea"}),

@@ -10,8 +10,8 @@ from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError
 from cluster.scoring import Score, ScoreRequest
-from reward_service.registry import build_scorers, check_scorers
-from reward_service.scorer import close
+from reward_service.scorers.registry import build_scorers, check_scorers
+from reward_service.scorers.scorer import close
 from tests.reward_service.building import build_scorer
 
 

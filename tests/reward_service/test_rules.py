@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service import rules
 from reward_service.config.service import scorers as kinds
-from reward_service.rules import Rule, RuleScorer
+from reward_service.scorers import rules
+from reward_service.scorers.rules import Rule, RuleScorer
 
 
 def item(response: str, references: Any = None, **columns: Any) -> ScoreRequest:

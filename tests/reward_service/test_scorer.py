@@ -6,8 +6,8 @@ import pytest
 
 from cluster.errors import RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.registry import load_function
-from reward_service.scorer import FunctionScorer
+from reward_service.scorers.function import FunctionScorer
+from reward_service.scorers.registry import load_function
 
 
 def scorer(name: str) -> FunctionScorer:

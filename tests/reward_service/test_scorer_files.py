@@ -10,7 +10,7 @@ from reward_service.config.service.composite import Statistics
 from reward_service.config.service.scorers import ForbiddenConfig, JsonSchemaConfig
 
 from cluster.errors import InputError
-from reward_service.scorer_files import read_phrases, read_schema, read_statistics, require_reward_model
+from reward_service.scorers.files import read_phrases, read_schema, read_statistics, require_reward_model
 
 
 def test_phrases_of_settings_and_file_are_forbidden_together(tmp_path: Path) -> None:

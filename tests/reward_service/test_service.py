@@ -27,7 +27,7 @@ from reward_service.client.handle import HandleRewardClient
 from reward_service.client.http import HttpRewardClient
 from reward_service.client.patient import Patient
 from reward_service.face_actor import face_name
-from reward_service.reward_model import RewardModelScorer
+from reward_service.scorers.reward_model import RewardModelScorer
 from reward_service.service import (
     face_ended,
     num_scored,

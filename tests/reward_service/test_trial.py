@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import InputError
 from cluster.scoring import ScoreRequest
 from cluster.user_code import place_of
-from reward_service.trial import Trial, try_functions
+from reward_service.scorers.trial import Trial, try_functions
 from tests import scorers
 
 REQUEST = ScoreRequest("trial", "1 + 1?", "", {"references": ["2"]})

@@ -6,29 +6,18 @@ A reward that cannot be had is an outcome of its own, a RewardError: nothing her
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.errors import NotApplicable, RewardError
 from cluster.files import digest_files
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.plugin import Misfit, Plugin, Returned
-
-
-class Scorer(Protocol):
-    """Judges responses one by one: the same request and version always get the same reward."""
-
-    name: str
-    version: str
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """One outcome a request, in their order; what could not be scored is a RewardError naming its id."""
+from reward_service.scorers.signatures import Misfit, Plugin, Returned
 
 
 class FunctionScorer:
@@ -86,22 +75,6 @@ class FunctionScorer:
         if not math.isfinite(reward):
             return RewardError(self.name, f"returned {_shown(value)} for {request.id}, not a finite number")
         return Score(request.id, reward, {**returned.parts, self._part: reward}, self.version)
-
-
-async def close(scorer: Scorer) -> None:
-    """Let go of the threads, processes and connections that a scorer holds, where it holds any."""
-    if hasattr(scorer, "aclose"):
-        await scorer.aclose()
-    elif hasattr(scorer, "close"):
-        scorer.close()
-
-
-def digest_of(*contents: str | Path) -> str:
-    """The first 12 hexadecimal digits of sha256 over texts and files' bytes, in the given order."""
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(hashlib.sha256(content.read_bytes() if isinstance(content, Path) else content.encode()).digest())
-    return digest.hexdigest()[:12]
 
 
 def _source_digest(function: Callable[..., Any]) -> str:

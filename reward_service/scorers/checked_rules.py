@@ -8,8 +8,8 @@ from typing import Any
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.config.service.scorers import JsonSchemaConfig, MathConfig
-from reward_service.rules import Rule, Verdict, references_of
 from reward_service.sandbox.worker import Workers
+from reward_service.scorers.rules import Rule, Verdict, references_of
 
 FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

@@ -11,17 +11,18 @@ from typing import Any
 
 from cluster.config import Section
 from cluster.errors import InputError
-from reward_service import checked, code_rule, rules
-from reward_service.composite import CompositeScorer, GuardedScorer
 from reward_service.config.service import scorers as kinds
 from reward_service.config.service.composite import REWARD_MODEL, CompositeConfig, Statistics
 from reward_service.config.service.service import NO_SCORER, RewardServiceConfig
-from reward_service.judge import JudgeScorer, api_key
-from reward_service.rules import Rule, RuleScorer
 from reward_service.sandbox import sandbox
 from reward_service.sandbox.worker import Workers
-from reward_service.scorer import FunctionScorer, Scorer, digest_of
-from reward_service.scorer_files import check_files, read_phrases, read_schema, read_statistics, require_reward_model
+from reward_service.scorers import checked_rules, code_rule, rules
+from reward_service.scorers.composite import CompositeScorer, GuardedScorer
+from reward_service.scorers.files import check_files, read_phrases, read_schema, read_statistics, require_reward_model
+from reward_service.scorers.function import FunctionScorer
+from reward_service.scorers.judge import JudgeScorer, api_key
+from reward_service.scorers.rules import Rule, RuleScorer
+from reward_service.scorers.scorer import Scorer, digest_of
 
 WHERE = "reward_service.scorer"
 HERE = Path(__file__).parent
@@ -129,7 +130,7 @@ class _Building:
         return _ruled(name, section)
 
     def _model(self, name: str, folder: Path) -> Scorer:
-        from reward_service.reward_model import RewardModelScorer
+        from reward_service.scorers.reward_model import RewardModelScorer
 
         batches = {
             "max_batch_size": self._config.max_batch_size,
@@ -154,12 +155,12 @@ def _ruled(name: str, section: Section) -> Scorer:
     if isinstance(section, kinds.MathConfig):
         num = section.num_processes
         workers = Workers("math", None, timeout_s=section.timeout_s, num=num)
-        rule = checked.math_rule(section, workers)
+        rule = checked_rules.math_rule(section, workers)
         return RuleScorer(name, rule, version=version, num_threads=num, on_close=workers.close)
     if isinstance(section, kinds.JsonSchemaConfig):
         schema = read_schema(section)
         workers = Workers("json_schema", schema, timeout_s=section.timeout_s)
-        rule = checked.json_schema_rule(section, workers)
+        rule = checked_rules.json_schema_rule(section, workers)
         return RuleScorer(name, rule, version=version, on_close=workers.close)
     if isinstance(section, kinds.CodeConfig):
         sandbox.check_confinement(code_rule.limits_of(section), f"reward_service.scorers.{name}")

@@ -14,8 +14,8 @@ from cluster.errors import NotApplicable, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.service.composite import CompositeConfig, Statistics
 from reward_service.config.service.scorers import settings_text
-from reward_service.rules import VIOLATION
-from reward_service.scorer import Scorer, digest_of
+from reward_service.scorers.rules import VIOLATION
+from reward_service.scorers.scorer import Scorer, digest_of
 
 
 class CompositeScorer:

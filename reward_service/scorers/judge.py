@@ -20,10 +20,10 @@ import tenacity
 
 from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.checked import last_block
 from reward_service.config.service.scorers import JudgeConfig, settings_text
-from reward_service.rules import last_match, number_of, references_of
-from reward_service.scorer import digest_of
+from reward_service.scorers.checked_rules import last_block
+from reward_service.scorers.rules import last_match, number_of, references_of
+from reward_service.scorers.scorer import digest_of
 
 PLACEHOLDER = re.compile(r"\{(prompt|response|reference)\}")
 FIRST_WAIT_S = 0.25

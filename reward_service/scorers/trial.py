@@ -13,9 +13,9 @@ from typing import Any
 from cluster.errors import InputError, NotApplicable, RewardError
 from cluster.scoring import ScoreRequest
 from cluster.user_code import line_that_raised, place_of
-from reward_service import plugin
-from reward_service.registry import load_function
-from reward_service.scorer import FunctionScorer
+from reward_service.scorers import signatures
+from reward_service.scorers.function import FunctionScorer
+from reward_service.scorers.registry import load_function
 
 SIGNATURES = {
     "ours": "f(prompts, responses, **columns) gives a list of numbers, one a response",
@@ -47,17 +47,17 @@ def try_functions(trials: Sequence[Trial], *, timeout_s: float) -> Iterator[int]
 
 async def _try(path: str, function: Callable[..., Any], request: ScoreRequest, timeout_s: float) -> None:
     scorer = FunctionScorer(path, function)
-    signature = SIGNATURES[plugin.signature_kind(function)]
+    signature = SIGNATURES[signatures.signature_kind(function)]
     limit = asyncio.timeout(timeout_s)
     try:
         async with limit:
             (value,) = await scorer.call([request])
-    except plugin.Misfit as error:
+    except signatures.Misfit as error:
         raise InputError(place_of(function), f"{error}: {signature}") from error
     except Exception as error:  # the boundary to a user's scorer: whatever it raises is named
         if limit.expired():
             raise InputError(place_of(function), f"{path} gave no answer within {timeout_s:g} s") from error
-        where = line_that_raised(function, error, caller=plugin.__file__)
+        where = line_that_raised(function, error, caller=signatures.__file__)
         raise InputError(where, f"{path} raised {type(error).__name__}: {error} (for an empty response)") from error
     finally:
         scorer.close()

@@ -1,0 +1,1 @@
+"""Scorers: functions, rules, judges and reward models."""
