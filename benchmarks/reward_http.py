@@ -29,7 +29,7 @@ from benchmarks.results import Row
 from cluster.scoring import ScoreRequest
 from reward_service.client.handle import HandleRewardClient
 from reward_service.scorers.reward_model import RewardModelScorer
-from reward_service.service import service_url, start_reward_service, stop_reward_service
+from reward_service.serving.application import service_url, start_reward_service, stop_reward_service
 
 BATCH, LENGTH, NUM_CLIENTS, REPEATS, ROUND_S = 64, 96, 4, 5, 8.0
 Ask = Callable[[], Awaitable[None]]

@@ -24,7 +24,7 @@ from deploy.config.schema import RunConfig
 from learner.model.actor_critic import ActorCritic, ModelSettings
 from learner.ppo.weights import WeightPublisher, default_probe
 from reward_service.client.handle import HandleRewardClient
-from reward_service.service import start_reward_service, stop_reward_service
+from reward_service.serving.application import start_reward_service, stop_reward_service
 from rollout_actors.actor import RolloutActor
 from rollout_actors.engine.loading import MIN_MODEL_LEN
 from rollout_actors.engine.vllm_engine import engine_settings

@@ -40,7 +40,7 @@ from reward_service.http.app import guarded_app
 from reward_service.http.metrics import HttpMetrics
 from reward_service.http.server import http_server, listening_socket
 from reward_service.http.tokens import token_book, with_tokens
-from reward_service.service import service_url
+from reward_service.serving.application import service_url
 from rollout_actors.prompts import scorer_columns
 
 UNCERTAINTY = "uncertainty"

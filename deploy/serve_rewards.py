@@ -21,7 +21,7 @@ from deploy.run.layout import FEEDBACK
 from deploy.serving import announced
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.tokens import with_tokens
-from reward_service.service import (
+from reward_service.serving.application import (
     check_reward_service,
     face_ended,
     service_url,

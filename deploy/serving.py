@@ -19,7 +19,7 @@ from deploy.run.layout import SERVING
 from deploy.run.open import not_done
 from deploy.run.reward_models import published_folder
 from deploy.scale import answers
-from reward_service.service import publish_reward_model
+from reward_service.serving.application import publish_reward_model
 
 
 @contextmanager

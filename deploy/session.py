@@ -38,7 +38,7 @@ from reward_service.client.patient import Patient
 from reward_service.client.run import run_client
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.tokens import with_tokens
-from reward_service.service import face_ended, start_reward_service, stop_reward_service
+from reward_service.serving.application import face_ended, start_reward_service, stop_reward_service
 from rollout_actors.actor import Response, RolloutActor
 from rollout_actors.conversations.conversation import Conversation
 

@@ -31,7 +31,7 @@ from learner.config import LearnerConfig
 from learner.ppo.group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, train
 from reward_service.client.handle import HandleRewardClient
-from reward_service.service import num_scored, start_reward_service, stop_reward_service
+from reward_service.serving.application import num_scored, start_reward_service, stop_reward_service
 from rollout_actors.actor import RolloutActor
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.prompts import PromptTokenizer, read_rows

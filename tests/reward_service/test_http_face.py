@@ -17,9 +17,9 @@ from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import Backend, ScorerInfo
 from reward_service.http.routes import build_app
 from reward_service.http.tokens import TokenBook
-from reward_service.replica import RewardService
 from reward_service.scorers.function import FunctionScorer
 from reward_service.scorers.registry import load_function
+from reward_service.serving.replica import RewardService
 
 
 class ServiceBackend:

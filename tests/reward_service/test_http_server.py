@@ -24,9 +24,9 @@ from reward_service.backend import Backend
 from reward_service.http.routes import build_app
 from reward_service.http.server import MAX_HEAD_BYTES, http_server, listening_socket
 from reward_service.http.tokens import TokenBook
-from reward_service.replica import RewardService
 from reward_service.scorers.function import FunctionScorer
 from reward_service.scorers.registry import load_function
+from reward_service.serving.replica import RewardService
 from tests.reward_service.test_http_face import ServiceBackend
 
 LIMITS = {

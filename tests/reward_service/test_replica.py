@@ -11,11 +11,11 @@ from reward_service.config.service.service import REWARD_MODEL, RewardServiceCon
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service import replica
 from reward_service.backend import UnknownScorer
 from reward_service.client.outcomes import all_scores
-from reward_service.published import ModelVersions, published
-from reward_service.replica import RewardService
+from reward_service.serving import replica
+from reward_service.serving.replica import RewardService
+from reward_service.serving.versions import ModelVersions, published
 from tests.reward_service.building import moved_model
 
 ITEM = ScoreRequest("x", "p", "a")

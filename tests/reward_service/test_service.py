@@ -26,9 +26,8 @@ from cluster.scoring import Score, ScoreRequest
 from reward_service.client.handle import HandleRewardClient
 from reward_service.client.http import HttpRewardClient
 from reward_service.client.patient import Patient
-from reward_service.face_actor import face_name
 from reward_service.scorers.reward_model import RewardModelScorer
-from reward_service.service import (
+from reward_service.serving.application import (
     face_ended,
     num_scored,
     publish_reward_model,
@@ -36,6 +35,7 @@ from reward_service.service import (
     start_reward_service,
     stop_reward_service,
 )
+from reward_service.serving.http_actor import face_name
 from tests.reward_service.building import moved_model, replica_pids
 
 pytestmark = pytest.mark.ray

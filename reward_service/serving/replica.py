@@ -12,10 +12,10 @@ from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import ScorerInfo, UnknownScorer
 from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig
-from reward_service.published import Models, ModelVersions
 from reward_service.scorers.files import require_reward_model
 from reward_service.scorers.registry import build_scorers
 from reward_service.scorers.scorer import Scorer, close
+from reward_service.serving.versions import Models, ModelVersions
 
 HUNG_AFTER = 3
 """Deadlines after which a call counts as hung."""

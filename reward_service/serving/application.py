@@ -25,13 +25,13 @@ from cluster.actors.remote import RemoteActor, kill_actor, redirect_output, star
 from cluster.errors import ActorDied, DeadlineExceeded, InputError, RewardError
 from reward_service.config.service.scorers import TrainedModelConfig
 from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig, app_name
-from reward_service.face_actor import START_TIMEOUT_S as FACE_TIMEOUT_S
-from reward_service.face_actor import FaceActor, face_name
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.address import check_address
-from reward_service.published import Models, ModelVersions, published
-from reward_service.replica import RewardService
 from reward_service.scorers.registry import check_scorers
+from reward_service.serving.http_actor import START_TIMEOUT_S as FACE_TIMEOUT_S
+from reward_service.serving.http_actor import FaceActor, face_name
+from reward_service.serving.replica import RewardService
+from reward_service.serving.versions import Models, ModelVersions, published
 
 START_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 30.0
