@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import AntiphonError, InputError
-from deploy.arguments import DryRun, Fresh, Lines, Name, Run, RunFile, RunsDir, Target
 from deploy.boundary import first_line, running, say_error
-from deploy.cli_evaluate import commands as evaluate_commands
-from deploy.cli_rewards import commands as reward_commands
+from deploy.commands.arguments import DryRun, Fresh, Lines, Name, Run, RunFile, RunsDir, Target
+from deploy.commands.evaluate import commands as evaluate_commands
+from deploy.commands.rewards import commands as reward_commands
 from deploy.config.inputs import check_inputs
 from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
@@ -202,7 +202,7 @@ def submit(
     if dry_run:
         print(to_toml(config), end="")
         return
-    from deploy import jobs
+    from deploy.commands import submit as jobs
 
     kept = jobs.kept_where(config, address)
     if jobs.is_local(address):
@@ -220,7 +220,7 @@ def scale(run: Run, rollout_actors: Annotated[int, typer.Option(min=1, help="How
     [dim]antiphon scale runs/reviews --rollout-actors 3[/dim]
     """
     use_own_token()
-    from deploy.scale import scale as ask
+    from deploy.commands.scale import scale as ask
 
     before = ask(run, rollout_actors)
     print(f"rollout actors: {before} -> {rollout_actors}")
@@ -235,7 +235,7 @@ def chat(
     [dim]antiphon chat runs/reviews --prompt 'the food'[/dim]
     """
     directory = require_run(run)
-    from deploy.chat import chat as talk
+    from deploy.commands.chat import chat as talk
 
     talk(directory, prompt)
 
@@ -252,7 +252,7 @@ def play(
     [dim]antiphon play examples/game/run.toml --seed 3[/dim]
     """
     config, path = read_target(target, set_ or ())
-    from deploy.play import play as hold
+    from deploy.commands.play import play as hold
 
     hold(config, path, task=task, seed=seed)
 
@@ -274,7 +274,7 @@ def replay(
     [dim]antiphon replay runs/letters --what-if 'learner.clip = 0.1'[/dim]
     """
     directory = require_run(run)
-    from deploy.replay import replay as again
+    from deploy.commands.replay import replay as again
 
     again(directory, steps=steps, what_if=what_if or (), tokens=tokens)
 
@@ -292,7 +292,7 @@ def explain(
     [dim]antiphon explain runs/reviews 0-88-0 --html why.html[/dim]
     """
     directory = require_run(run)
-    from deploy.explain import explain as tell
+    from deploy.commands.explain import explain as tell
 
     tell(directory, uid, html=html)
 
@@ -311,7 +311,7 @@ def inspect(
 
     [dim]antiphon inspect runs/reviews/trajectories/step-000012.arrow --uid 0-88-0[/dim]
     """
-    from deploy.inspect import inspect as show
+    from deploy.commands.inspect import inspect as show
 
     show(file, uid=uid, limit=limit)
 

@@ -16,7 +16,7 @@ import pytest
 
 from cluster.data.chat_template import RenderedPrompt
 from cluster.errors import InputError
-from deploy import chat as chatting
+from deploy.commands import chat as chatting
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
 from tests.chat import make_tokenizer

@@ -15,8 +15,8 @@ import pytest
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from deploy import evaluate_rewards as module
-from deploy.evaluate_rewards import by_subset, evaluate_rewards, parse_columns
+from deploy.commands import evaluate_rewards as module
+from deploy.commands.evaluate_rewards import by_subset, evaluate_rewards, parse_columns
 from tests.chat import assistant, make_tokenizer, user, write_chat_model
 
 PAIRS = [

@@ -10,8 +10,8 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.trajectory import Segment, Trajectory, Turn
-from deploy.explain_page import write_page
-from deploy.story import Story, parts_of
+from deploy.commands.explain_page import write_page
+from deploy.commands.explain_story import Story, parts_of
 
 WORDS = ["<script>alert(1)</script>", '"><img src=x onerror=y>', "go", "on\x1b[2J", " &amp; up", "\u202eend"]
 NUMBERS = SimpleNamespace(

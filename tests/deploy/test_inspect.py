@@ -139,7 +139,7 @@ def test_inspect_imports_neither_torch_nor_ray(run_path: Path) -> None:
 
     file = run_path / "trajectories" / "step-000002.arrow"
     code = (
-        "import sys; from pathlib import Path; from deploy.inspect import inspect\n"
+        "import sys; from pathlib import Path; from deploy.commands.inspect import inspect\n"
         f"inspect(Path({str(file)!r}), uid='0-1-0', limit=1)\n"
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
     )

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from cluster.errors import InputError
-from deploy import jobs
+from deploy.commands import submit
 from deploy.config.load import load_run_config
 from deploy.run.open import open_run
 
@@ -74,7 +74,7 @@ def wait_until_it_takes_jobs(head: Head, process: subprocess.Popen[bytes]) -> No
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            return jobs.require_ray(head.address)
+            return submit.require_ray(head.address)
         except InputError:
             time.sleep(0.2)
     pytest.fail(f"no Ray head after 60 s (exit code {process.poll()})")
@@ -177,12 +177,12 @@ def test_without_waiting_submit_says_how_to_follow_and_stop(head: Head, project:
 def test_no_ray_at_the_address_is_bad_input() -> None:
     (port,) = free_ports(1)
     with pytest.raises(InputError, match="no Ray answers at this address"):
-        jobs.require_ray(f"http://127.0.0.1:{port}")
+        submit.require_ray(f"http://127.0.0.1:{port}")
 
 
 def test_an_address_that_is_no_url_is_bad_input() -> None:
     with pytest.raises(InputError, match="address of Ray's dashboard"):
-        jobs.require_ray("ray://127.0.0.1:10001")
+        submit.require_ray("ray://127.0.0.1:10001")
 
 
 def test_a_relative_runs_folder_is_made_absolute_for_this_machine_and_refused_for_another(
@@ -190,9 +190,9 @@ def test_a_relative_runs_folder_is_made_absolute_for_this_machine_and_refused_fo
 ) -> None:
     monkeypatch.chdir(project)
     config = load_run_config(Path("run.toml"))
-    assert jobs.kept_where(config, "http://127.0.0.1:8265") == project / "runs"
+    assert submit.kept_where(config, "http://127.0.0.1:8265") == project / "runs"
     with pytest.raises(InputError, match="runs is relative"):
-        jobs.kept_where(config, "http://ray-head.example:8265")
+        submit.kept_where(config, "http://ray-head.example:8265")
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "http://ray-head.example:8265"])
@@ -202,7 +202,7 @@ def test_a_runs_folder_in_rays_session_folder_is_refused(
     monkeypatch.chdir(project)
     config = load_run_config(Path("run.toml"), ['run.runs_dir = "/tmp/ray/session_latest/runs"'])
     with pytest.raises(InputError, match="session folder"):
-        jobs.kept_where(config, address)
+        submit.kept_where(config, address)
 
 
 def test_a_run_file_outside_of_the_working_directory_does_not_travel(
@@ -210,7 +210,7 @@ def test_a_run_file_outside_of_the_working_directory_does_not_travel(
 ) -> None:
     monkeypatch.chdir(project / "runs")
     with pytest.raises(InputError, match="below the working directory"):
-        jobs.entrypoint(project / "run.toml", [])
+        submit.entrypoint(project / "run.toml", [])
 
 
 def test_the_token_of_the_service_travels_only_where_a_port_asks_for_it(
@@ -219,6 +219,6 @@ def test_the_token_of_the_service_travels_only_where_a_port_asks_for_it(
     monkeypatch.chdir(project)
     monkeypatch.setenv("ANTIPHON_TOKEN", "secret")
     config = load_run_config(Path("run.toml"))
-    assert "ANTIPHON_TOKEN" not in jobs.runtime_env(config)["env_vars"]
+    assert "ANTIPHON_TOKEN" not in submit.runtime_env(config)["env_vars"]
     config = load_run_config(Path("run.toml"), ["reward_service.port = 8000"])
-    assert jobs.runtime_env(config)["env_vars"]["ANTIPHON_TOKEN"] == "secret"
+    assert submit.runtime_env(config)["env_vars"]["ANTIPHON_TOKEN"] == "secret"

@@ -26,8 +26,8 @@ from typer.testing import CliRunner
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from deploy import label as labelling
 from deploy.cli import app
+from deploy.commands import label as labelling
 from deploy.config.load import load_run_config, read_run_config
 from deploy.run.artifacts import feedback_settings, newest_policy
 from deploy.run.directory import RunDirectory

@@ -153,7 +153,7 @@ def test_at_a_terminal_the_answer_is_asked_for_and_control_d_ends_it() -> None:
 
 def test_neither_torch_nor_ray_nor_transformers_is_imported() -> None:
     code = (
-        "import sys; from pathlib import Path; from deploy.play import play\n"
+        "import sys; from pathlib import Path; from deploy.commands.play import play\n"
         "from deploy.run.directory import read_target\n"
         f"play(*read_target(Path({str(GAME)!r})), task=None, seed=0)\n"
         "assert not {'torch', 'ray', 'transformers', 'vllm'} & set(sys.modules)"

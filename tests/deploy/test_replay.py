@@ -18,11 +18,11 @@ from cluster.journal.files import LogFile
 from cluster.journal.history import History
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.weights.manifest import Manifest, TensorEntry
+from deploy.commands.explain import explain
+from deploy.commands.replay import Replay, changed_config, make_plan
+from deploy.commands.replay_tokens import TokenReplay
 from deploy.config.load import load_run_config
 from deploy.config.toml import to_toml
-from deploy.explain import explain
-from deploy.replay import Replay, changed_config, make_plan
-from deploy.replay_tokens import TokenReplay
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
 from learner.training_loop import Groups, StepResult

@@ -21,7 +21,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from cluster.errors import AntiphonError
-from deploy.serve_rewards import serve_rewards
+from deploy.commands.serve_rewards import serve_rewards
 from reward_service.config.service import RewardServiceConfig
 scorer, host, port = sys.argv[1:]
 try:

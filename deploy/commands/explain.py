@@ -21,16 +21,16 @@ from cluster.errors import InputError
 from cluster.journal.history import History
 from cluster.weights.manifest import Manifest
 from deploy.boundary import interruptible
+from deploy.commands.explain_page import write_page
+from deploy.commands.explain_story import Part, Story, parts_of
+from deploy.commands.inspect import decoder, visible
+from deploy.commands.replay import Plan, make_plan
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
-from deploy.explain_page import write_page
-from deploy.inspect import decoder, visible
 from deploy.ppo import start_learners
-from deploy.replay import Plan, make_plan
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, RECORDS
 from deploy.session import Session
-from deploy.story import Part, Story, parts_of
 from deploy.view import View
 from learner.ppo.explanation import Explanation
 

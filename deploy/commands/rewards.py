@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import InputError
-from deploy.arguments import Lines, Name, Run, RunsDir, Target
+from deploy.commands.arguments import Lines, Name, Run, RunsDir, Target
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
@@ -41,8 +41,8 @@ def serve_rewards(
     service = with_tokens(config.served(), path).model_copy(update={"host": host})
     require_token(service, os.environ.get("ANTIPHON_TOKEN"), "--host")
     reward_model = _reward_model(config, path)
+    from deploy.commands.serve_rewards import serve_rewards as serve
     from deploy.run.artifacts import feedback_settings
-    from deploy.serve_rewards import serve_rewards as serve
 
     serve(
         config.served(),
@@ -112,8 +112,8 @@ def evaluate_rewards(
         reward_model = require_run(run).path / "reward_model"
         if not (reward_model / "config.json").exists():
             raise not_done("reward_model")
-    from deploy.evaluate_rewards import evaluate_rewards as judge
-    from deploy.evaluate_rewards import parse_columns
+    from deploy.commands.evaluate_rewards import evaluate_rewards as judge
+    from deploy.commands.evaluate_rewards import parse_columns
 
     named = parse_columns(columns or ())
     judge(
@@ -156,7 +156,7 @@ def label(
     if export is not None:
         _export(directory.path / FEEDBACK, export)
         return
-    from deploy.label import label as ask
+    from deploy.commands.label import label as ask
 
     ask(
         directory,

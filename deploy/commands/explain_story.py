@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.trajectory import Trajectory
-from deploy.inspect import Decode
+from deploy.commands.inspect import Decode
 
 CONTEXT_TOKENS = 8
 """How many tokens before it a token is decoded with: some tokenizers write a space according to what precedes."""

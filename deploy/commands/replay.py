@@ -24,11 +24,11 @@ from cluster.errors import AntiphonError, InputError
 from cluster.journal.history import History
 from cluster.weights.manifest import Manifest
 from deploy.boundary import interruptible
+from deploy.commands.replay_tokens import TokenReplay
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
 from deploy.config.toml import flat
 from deploy.ppo import start_learners
-from deploy.replay_tokens import TokenReplay
 from deploy.run.artifacts import policy_path
 from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import CONFIG, RECORDS

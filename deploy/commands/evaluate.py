@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from cluster.errors import InputError
-from deploy.arguments import DryRun, Fresh, Lines, Name, RunsDir, Target
 from deploy.boundary import running
+from deploy.commands.arguments import DryRun, Fresh, Lines, Name, RunsDir, Target
 from deploy.config.inputs import check_inputs
 from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
