@@ -18,15 +18,15 @@ from cluster.errors import RewardError
 from cluster.scoring import Score
 from cluster.trajectory import Segment, Trajectory
 from deploy import judged
-from deploy.adversarial import way_of
 from deploy.columns import columns_for
 from deploy.config.schema import EvaluationConfig, Way
+from deploy.data.adversarial import way_of
+from deploy.data.prompts import prompt_rows
 from deploy.judged import Answer
 from deploy.reward_watch import pauses_said
 from deploy.run.artifacts import data_path, policy_path
 from deploy.run.layout import EVALUATION
 from deploy.session import Session
-from deploy.stages import prompt_rows
 from rollout_actors.conversations.conversation import Conversation, score_request
 
 if TYPE_CHECKING:

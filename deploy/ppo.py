@@ -24,6 +24,7 @@ from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import write_trajectories
 from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
+from deploy.data.prompts import task_prompts
 from deploy.elastic import ElasticQueue, FollowsIdleShare
 from deploy.evaluate import HeldOut
 from deploy.healing import NUM_RESTARTS, HealedLearners
@@ -33,7 +34,6 @@ from deploy.reward_watch import first_missing, watch_rewards
 from deploy.run.artifacts import policy_path
 from deploy.run.layout import RECORDS
 from deploy.session import Session, dtype_of
-from deploy.stages import task_prompts
 from deploy.task_metrics import task_metrics
 from deploy.watchdog import ToldCalls, watch
 from learner.ppo.group import PPOLearnerGroup

@@ -10,8 +10,8 @@ import pytest
 
 from cluster.errors import InputError
 from deploy import judged
-from deploy.adversarial import altered_rows, way_of, write_altered
 from deploy.config.schema import AdversarialConfig, Way
+from deploy.data.adversarial import altered_rows, way_of, write_altered
 from deploy.evaluate import Evaluated, robustness
 from rollout_actors.prompts import read_rows
 

@@ -1,0 +1,1 @@
+"""Prompts as the rollout actors sample them."""
