@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from cluster.errors import AntiphonError
 from deploy.config.schema import RunConfig
-from deploy.evaluate import evaluate
+from deploy.evaluation.evaluate import evaluate
 from deploy.memory import PeakMemory
 from deploy.retrain import retrain, run_reward_model
 from deploy.run.directory import RunDirectory

@@ -26,7 +26,7 @@ from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
 from deploy.data.prompts import task_prompts
 from deploy.elastic import ElasticQueue, FollowsIdleShare
-from deploy.evaluate import HeldOut
+from deploy.evaluation.held_out import HeldOut
 from deploy.healing import NUM_RESTARTS, HealedLearners
 from deploy.recording import RecordedLearners, RecordedWeights
 from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption

@@ -92,19 +92,19 @@ def _evaluate(config: RunConfig, path: Path, task: str, *, fresh: bool) -> None:
 
 def _say_changes(path: Path, other: Path | None, task: str, num_listed: int) -> None:
     """What changed, in words with how sure that is, and the prompts where it is for the worse."""
-    from deploy import judged
+    from deploy.evaluation import answers
 
-    after = judged.read(path / EVALUATION / "after.parquet")
+    after = answers.read(path / EVALUATION / "after.parquet")
     compared = other or path / EVALUATION / "before.parquet"
     if not compared.exists():
         return
-    before = judged.read(compared)
+    before = answers.read(compared)
     if task:
-        after, before = judged.of_task(after, task), judged.of_task(before, task) or judged.of_task(before, "")
-    difference, worse = judged.compared(after, before, str(compared))
+        after, before = answers.of_task(after, task), answers.of_task(before, task) or answers.of_task(before, "")
+    difference, worse = answers.compared(after, before, str(compared))
     than = f"{compared.parent.parent.name}'s" if other else "before PPO"
     print(
         f"reward {difference.mean:+.3f} against {than} (95 %: {difference.low:+.3f} to {difference.high:+.3f}, "
-        f"p = {difference.p_value:.4f}); worse on {len(worse)} of {len(judged.by_row(after))} prompts"
+        f"p = {difference.p_value:.4f}); worse on {len(worse)} of {len(answers.by_row(after))} prompts"
     )
     View().regressions(worse[:num_listed])

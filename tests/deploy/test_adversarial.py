@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from deploy import judged
 from deploy.config.schema import AdversarialConfig, Way
 from deploy.data.adversarial import altered_rows, way_of, write_altered
-from deploy.evaluate import Evaluated, robustness
+from deploy.evaluation import answers as judged
+from deploy.evaluation.evaluate import Evaluated, robustness
 from rollout_actors.prompts import read_rows
 
 TEXT = "The harbour opens at seven. Nobody swims there. When does the harbour open?"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy import judged
 from deploy.cli import app
 from deploy.config.load import load_run_config
-from deploy.judged import Answer
+from deploy.evaluation import answers as judged
+from deploy.evaluation.answers import Answer
 from deploy.run.open import open_run
 
 MODEL = '[run]\nstages = ["ppo"]\n[model]\nbuilder = "task:build"\n'

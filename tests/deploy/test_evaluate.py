@@ -11,9 +11,9 @@ import pytest
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import Trajectory, Turn
-from deploy import evaluate
 from deploy.config.load import load_run_config
-from deploy.evaluate import HeldOut
+from deploy.evaluation import evaluate
+from deploy.evaluation.held_out import HeldOut
 from rollout_actors.conversations.conversation import Conversation
 
 ROWS = [{"prompt": "1 + 1?", "references": ["2"], "level": 1}, {"prompt": "2 + 2?", "references": ["4"], "level": 2}]

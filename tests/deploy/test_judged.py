@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from deploy.judged import GREEDY, Answer, by_row, compared, mean_rewards, of_task, passed, read, reward_interval, write
+from deploy.evaluation.answers import (
+    GREEDY,
+    Answer,
+    by_row,
+    compared,
+    mean_rewards,
+    of_task,
+    passed,
+    read,
+    reward_interval,
+    write,
+)
 
 
 def answers(*rewards: tuple[float, ...]) -> list[Answer]:

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy import evaluate, reward_watch
+from deploy import reward_watch
+from deploy.evaluation import evaluate
 
 
 async def test_the_evaluation_says_that_it_waits_for_rewards_and_that_they_are_back(

@@ -8,7 +8,7 @@ from statistics import NormalDist, fmean, stdev
 import numpy as np
 import pytest
 
-from deploy.statistics import bootstrap, paired_difference, pass_at_k
+from deploy.evaluation.statistics import bootstrap, paired_difference, pass_at_k
 
 
 def test_a_bootstrap_interval_is_about_the_normal_one_and_covers_as_often_as_it_says() -> None:

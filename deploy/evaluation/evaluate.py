@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cluster import user_code
-from cluster.errors import RewardError
 from cluster.scoring import Score
-from cluster.trajectory import Segment, Trajectory
-from deploy import judged
-from deploy.columns import columns_for
 from deploy.config.schema import EvaluationConfig, Way
 from deploy.data.adversarial import way_of
-from deploy.data.prompts import prompt_rows
-from deploy.judged import Answer
+from deploy.evaluation import answers as judged
+from deploy.evaluation.answers import Answer
+from deploy.evaluation.columns import columns_for
+from deploy.evaluation.scoring import _mean_cost, held_out_rows, score
 from deploy.reward_watch import pauses_said
-from deploy.run.artifacts import data_path, policy_path
+from deploy.run.artifacts import policy_path
 from deploy.run.layout import EVALUATION
 from deploy.session import Session
-from rollout_actors.conversations.conversation import Conversation, score_request
+from rollout_actors.conversations.conversation import Conversation
 
 if TYPE_CHECKING:
-    from deploy.healing import HealedLearners
+    pass
 
 NUM_SHOWN = 5
 OF_PLAIN_PROMPTS = ("reward_low", "reward_high", "kl_nats", "distinct")
@@ -53,128 +51,6 @@ class Evaluated:
         """All that was measured, by the dotted keys of summary.json."""
         of_tasks = {f"tasks.{task}.{key}": value for task, of in self.of_tasks.items() for key, value in of.items()}
         return {**self.metrics, **of_tasks}
-
-
-async def held_out_rows(session: Session, num: int, task: str, *, altered: bool = False) -> list[dict[str, Any]]:
-    """The first `num` rows of a task's evaluation data (of the training prompts, where it brings no others).
-
-    Where they are `altered`, each prompt is, as the task's `adversarial` says.
-    """
-    config, run = session.config, session.run
-    path = data_path(config, run.path, "evaluation", task)
-    name = "evaluation" if path.exists() else "prompts"
-    rows = await prompt_rows(session, name, task, altered_share=1.0 if altered else 0.0)
-    return [rows[i % len(rows)] for i in range(num)]
-
-
-class HeldOut:
-    """Evaluation during PPO: mean reward and KL of the newest version on a few held-out prompts of each task."""
-
-    def __init__(self, session: Session, learners: HealedLearners) -> None:
-        self._session = session
-        self._learners = learners
-        self._constraint = session.config.learner.constraint
-        self._rows: dict[str, list[dict[str, Any]]] = {}
-
-    async def evaluate(self, step: int) -> bool:
-        """Measure version `step`; whether its reward - kl_coefficient x KL is the highest so far.
-
-        Where there is a bound on the cost, a version that keeps it comes before any that does not. Of several tasks
-        each counts the same.
-        """
-        of_tasks = {task: await self._measured(step, task) for task in self._session.config.by_task()}
-        names = next(iter(of_tasks.values()))
-        metrics = {"step": step, **{name: fmean(of[name] for of in of_tasks.values()) for name in names}}
-        for task, of in of_tasks.items():
-            metrics |= {f"tasks/{task}/{name}": value for name, value in of.items() if task}
-        self._session.record("held_out", metrics)
-        return self._is_best(metrics)
-
-    async def _measured(self, step: int, task: str) -> dict[str, float]:
-        """What is measured of version `step` on one task."""
-        session, config = self._session, self._session.config
-        if task not in self._rows:
-            self._rows[task] = await held_out_rows(session, config.evaluation.num_prompts_during, task)
-        rows = self._rows[task]
-        answered = await session.pool.ask(
-            "answer",
-            rows,
-            task=config.recorded_as(task),
-            num=1,
-            seed=f"{config.run.seed}-held-out",
-            temperature=config.rollout_actors.temperature,
-            min_policy_version=step,
-        )
-        conversations = [group[0] for group in answered]
-        scores = await score(session, task, rows, conversations)
-        records = [
-            _record(i, step, conversation, score.reward)
-            for i, (conversation, score) in enumerate(zip(conversations, scores, strict=True))
-        ]
-        kl_nats, reward_mean = fmean(await self._learners.reference_kl(records)), fmean(s.reward for s in scores)
-        objective = reward_mean - config.learner.kl_coefficient * kl_nats
-        cost = self._constraint.cost
-        costs = {} if cost is None else {"cost_mean": _mean_cost(scores, cost)}
-        return {"reward_mean": reward_mean, "kl_nats": kl_nats, "objective": objective, **costs}
-
-    def _is_best(self, metrics: dict[str, float]) -> bool:
-        best = self._session.run.summary().get("held_out")
-        if best is not None and self._standing(metrics) <= self._standing(best):
-            return False
-        found = {f"held_out.{name.replace('/', '.')}": value for name, value in metrics.items()}
-        self._session.run.update_summary(found)
-        return True
-
-    def _standing(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """What is compared first, and then: how far it is beyond the bound on the cost, and the objective."""
-        beyond = 0.0 if self._constraint.cost is None else metrics["cost_mean"] - self._constraint.max_mean
-        return -max(0.0, beyond), metrics["objective"]
-
-
-def _record(index: int, version: int, conversation: Conversation, reward: float) -> Trajectory:
-    """A held-out conversation as the learners read it; it is never trained on."""
-    return Trajectory(
-        uid=f"held-out-{index}",
-        group=0,
-        task="held-out",
-        token_ids=conversation.token_ids,
-        mask=conversation.mask,
-        behavior_logprobs=conversation.logprobs,
-        segments=[Segment(version, turn.start, turn.length, 0, "held-out") for turn in conversation.turns],
-        turns=conversation.turns,
-        admission_index=0,
-        finish_reason="stop",
-        reward=reward,
-    )
-
-
-async def score(
-    session: Session, task: str, rows: Sequence[Mapping[str, Any]], conversations: Sequence[Conversation]
-) -> list[Score]:
-    """What each is worth: the run's own reward service's rewards, and those that the environment gave turn by turn.
-
-    The parts are the service's and the environment's.
-    """
-    requests = [
-        replace(score_request(conversation, conversation.response, row, task=task), id=f"held-out-{i}")
-        for i, (row, conversation) in enumerate(zip(rows, conversations, strict=True))
-    ]
-    scores = await (await session.rewards()).score(requests)
-    return [
-        replace(score, reward=score.reward + held.turn_rewards, parts={**held.parts, **score.parts})
-        for score, held in zip(scores, conversations, strict=True)
-    ]
-
-
-def _mean_cost(scores: Sequence[Score], part: str) -> float:
-    """Of the part that is the cost. Raises RewardError naming an answer that has none."""
-    for score in scores:
-        if part not in score.parts:
-            found = ", ".join(sorted(score.parts)) or "none"
-            raise RewardError(
-                "learner.constraint.cost", f"the reward of {score.id} has no part {part!r}: there are {found}"
-            )
-    return fmean(score.parts[part] for score in scores)
 
 
 async def evaluate(session: Session) -> None:

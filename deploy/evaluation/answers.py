@@ -1,6 +1,6 @@
 """What a policy answered to held-out prompts, answer by answer: kept, counted with intervals, compared in pairs.
 
-Knows neither engines nor rewards; `deploy.evaluate` asks for both.
+Knows neither engines nor rewards; `deploy.evaluation.evaluate` asks for both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import InputError
-from deploy.statistics import Difference, Interval, bootstrap, paired_difference, pass_at_k
+from deploy.evaluation.statistics import Difference, Interval, bootstrap, paired_difference, pass_at_k
 
 SCHEMA = pa.schema(
     [

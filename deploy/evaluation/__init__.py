@@ -1,0 +1,1 @@
+"""Evaluate a policy on held-out prompts."""

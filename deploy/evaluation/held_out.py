@@ -1,0 +1,96 @@
+"""Evaluate the policy during training on held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from cluster.trajectory import Segment, Trajectory
+from deploy.evaluation.scoring import _mean_cost, held_out_rows, score
+from deploy.session import Session
+from rollout_actors.conversations.conversation import Conversation
+
+if TYPE_CHECKING:
+    from deploy.healing import HealedLearners
+
+
+class HeldOut:
+    """Evaluation during PPO: mean reward and KL of the newest version on a few held-out prompts of each task."""
+
+    def __init__(self, session: Session, learners: HealedLearners) -> None:
+        self._session = session
+        self._learners = learners
+        self._constraint = session.config.learner.constraint
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+
+    async def evaluate(self, step: int) -> bool:
+        """Measure version `step`; whether its reward - kl_coefficient x KL is the highest so far.
+
+        Where there is a bound on the cost, a version that keeps it comes before any that does not. Of several tasks
+        each counts the same.
+        """
+        of_tasks = {task: await self._measured(step, task) for task in self._session.config.by_task()}
+        names = next(iter(of_tasks.values()))
+        metrics = {"step": step, **{name: fmean(of[name] for of in of_tasks.values()) for name in names}}
+        for task, of in of_tasks.items():
+            metrics |= {f"tasks/{task}/{name}": value for name, value in of.items() if task}
+        self._session.record("held_out", metrics)
+        return self._is_best(metrics)
+
+    async def _measured(self, step: int, task: str) -> dict[str, float]:
+        """What is measured of version `step` on one task."""
+        session, config = self._session, self._session.config
+        if task not in self._rows:
+            self._rows[task] = await held_out_rows(session, config.evaluation.num_prompts_during, task)
+        rows = self._rows[task]
+        answered = await session.pool.ask(
+            "answer",
+            rows,
+            task=config.recorded_as(task),
+            num=1,
+            seed=f"{config.run.seed}-held-out",
+            temperature=config.rollout_actors.temperature,
+            min_policy_version=step,
+        )
+        conversations = [group[0] for group in answered]
+        scores = await score(session, task, rows, conversations)
+        records = [
+            _record(i, step, conversation, score.reward)
+            for i, (conversation, score) in enumerate(zip(conversations, scores, strict=True))
+        ]
+        kl_nats, reward_mean = fmean(await self._learners.reference_kl(records)), fmean(s.reward for s in scores)
+        objective = reward_mean - config.learner.kl_coefficient * kl_nats
+        cost = self._constraint.cost
+        costs = {} if cost is None else {"cost_mean": _mean_cost(scores, cost)}
+        return {"reward_mean": reward_mean, "kl_nats": kl_nats, "objective": objective, **costs}
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        best = self._session.run.summary().get("held_out")
+        if best is not None and self._standing(metrics) <= self._standing(best):
+            return False
+        found = {f"held_out.{name.replace('/', '.')}": value for name, value in metrics.items()}
+        self._session.run.update_summary(found)
+        return True
+
+    def _standing(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """What is compared first, and then: how far it is beyond the bound on the cost, and the objective."""
+        beyond = 0.0 if self._constraint.cost is None else metrics["cost_mean"] - self._constraint.max_mean
+        return -max(0.0, beyond), metrics["objective"]
+
+
+def _record(index: int, version: int, conversation: Conversation, reward: float) -> Trajectory:
+    """A held-out conversation as the learners read it; it is never trained on."""
+    return Trajectory(
+        uid=f"held-out-{index}",
+        group=0,
+        task="held-out",
+        token_ids=conversation.token_ids,
+        mask=conversation.mask,
+        behavior_logprobs=conversation.logprobs,
+        segments=[Segment(version, turn.start, turn.length, 0, "held-out") for turn in conversation.turns],
+        turns=conversation.turns,
+        admission_index=0,
+        finish_reason="stop",
+        reward=reward,
+    )
