@@ -64,11 +64,11 @@ RECORDERS: dict[str, type] = {"timed": Timed, "nothing": KeepsNothing}
 
 def main() -> None:
     """An `antiphon` command with one of RECORDERS."""
-    from deploy import ppo
     from deploy.cli import app
+    from deploy.ring import ring
 
     name = sys.argv.pop(1)
-    ppo.Recorder = RECORDERS[name]  # type: ignore[misc]
+    ring.Recorder = RECORDERS[name]  # type: ignore[misc]
     app()
 
 

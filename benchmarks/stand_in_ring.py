@@ -24,7 +24,7 @@ from cluster.ledger import QueueCounts
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
-from deploy.recording import RecordedLearners, RecordedWeights
+from deploy.ring.calls import RecordedLearners, RecordedWeights
 from learner.training_loop import Groups, StepResult, train
 from rollout_actors.config import RolloutActorsConfig
 

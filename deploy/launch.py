@@ -28,7 +28,7 @@ from reward_service.http.tokens import with_tokens
 async def _ppo(session: Session) -> None:
     """PPO brings RLlib and torch into this process; commands without it are spared those seconds."""
     with session.start_up.phase("imports"):
-        from deploy.ppo import run_ppo
+        from deploy.ring.ring import run_ppo
 
     await run_ppo(session)
 

@@ -25,7 +25,7 @@ from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
-from deploy.ppo import PublishedWeights
+from deploy.ring.calls import PublishedWeights
 from examples.letters.scorers import count_a
 from learner.config import LearnerConfig
 from learner.ppo.group import PPOLearnerGroup

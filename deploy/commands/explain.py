@@ -27,7 +27,7 @@ from deploy.commands.inspect import decoder, visible
 from deploy.commands.replay import Plan, make_plan
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
-from deploy.ppo import start_learners
+from deploy.ring.learners import start_learners
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, RECORDS
 from deploy.session import Session

@@ -28,7 +28,7 @@ from deploy.commands.replay_tokens import TokenReplay
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
 from deploy.config.toml import flat
-from deploy.ppo import start_learners
+from deploy.ring.learners import start_learners
 from deploy.run.artifacts import policy_path
 from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import CONFIG, RECORDS

@@ -12,7 +12,7 @@ from deploy.session import Session
 from rollout_actors.conversations.conversation import Conversation
 
 if TYPE_CHECKING:
-    from deploy.healing import HealedLearners
+    from deploy.ring.healing import HealedLearners
 
 
 class HeldOut:

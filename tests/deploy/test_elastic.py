@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cluster.actors.control import RunControl
-from deploy.elastic import ElasticQueue, FollowsIdleShare
+from deploy.ring.autoscaling import FollowsIdleShare
+from deploy.ring.calls import ElasticQueue
 
 
 def wishes(policy: FollowsIdleShare, share: float, num_actors: int, num_steps: int) -> list[int]:

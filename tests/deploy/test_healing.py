@@ -21,7 +21,7 @@ from cluster.journal.files import LogFile, next_path, read_log
 from cluster.journal.history import History
 from cluster.trajectory import Ticket, Trajectory, read_trajectories
 from cluster.weights.manifest import Manifest, TensorEntry
-from deploy.healing import HealedLearners
+from deploy.ring.healing import HealedLearners
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
 from learner.config import LearnerConfig

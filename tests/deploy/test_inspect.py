@@ -14,7 +14,7 @@ import pytest
 from cluster.errors import LearnerError
 from cluster.trajectory import Segment, Trajectory, Turn, read_trajectories, write_trajectories
 from deploy.cli import app
-from deploy.failed_batch import keep_batch
+from deploy.ring.healing import keep_batch
 
 NAN = float("nan")
 Antiphon = Callable[..., tuple[int, str, str]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cluster.journal.events import Record
 from cluster.weights.manifest import Manifest
-from deploy.recording import RecordedLearners, RecordedWeights
+from deploy.ring.calls import RecordedLearners, RecordedWeights
 from learner.training_loop import Groups, StepResult, train
 from tests.fakes import fake_manifest
 from tests.learner.conftest import make_trajectory

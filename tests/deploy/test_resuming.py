@@ -15,7 +15,8 @@ from cluster.ledger import Standing
 from cluster.trajectory import Trajectory
 from cluster.weights.manifest import Manifest
 from deploy.config.schema import RunConfig
-from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption
+from deploy.ring.calls import PublishedOnce, RecordedFirst
+from deploy.ring.resuming import POSITION, Resumption, resumption
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
 from tests.cluster.test_history import BEGIN, trained

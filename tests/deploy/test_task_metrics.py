@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.trajectory import Turn
-from deploy.task_metrics import task_metrics
+from deploy.ring.report import task_metrics
 from tests.learner.conftest import make_trajectory
 
 

@@ -9,7 +9,8 @@ from itertools import chain, count, repeat
 import pytest
 
 from cluster.errors import DeadlineExceeded
-from deploy.watchdog import ToldCalls, watch
+from deploy.ring.calls import ToldCalls
+from deploy.ring.watchdog import watch
 from learner.training_loop import Groups, StepResult
 
 

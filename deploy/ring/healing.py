@@ -16,9 +16,8 @@ from typing import TypeVar
 
 from cluster.errors import AntiphonError, DeadlineExceeded, LearnerDied, LearnerError
 from cluster.journal.history import History
-from cluster.trajectory import Trajectory
+from cluster.trajectory import Trajectory, write_trajectories
 from cluster.weights.manifest import Manifest
-from deploy.failed_batch import keep_batch
 from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import RECORDS
 from learner.config import LearnerConfig
@@ -147,3 +146,17 @@ class HealedLearners:
                 f"{len(manifest.tensors)} tensors; it is published again and the actors reload"
             )
         await self._weights.publish(self._to_publish(manifest))
+
+
+def keep_batch(run_path: Path, step: int, groups: Groups, error: LearnerError) -> LearnerError:
+    """Write a step's trajectories to RUN/failed, those that the error names first; the error with the file's name."""
+    path = run_path / "failed" / f"step-{step:06d}.arrow"
+    named = set(error.uids)
+    trajectories = [trajectory for group in groups for trajectory in group]
+    trajectories.sort(key=lambda trajectory: trajectory.uid not in named)
+    try:
+        write_trajectories(path, trajectories)
+        kept = f"antiphon inspect {path}"
+    except OSError as failure:
+        kept = f"its batch could not be written to {path}: {failure.strerror}"
+    return LearnerError(error.where, f"{error.what} ({kept})", uids=error.uids)

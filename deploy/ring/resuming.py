@@ -7,20 +7,15 @@ Knows neither engines nor PPO.
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.journal.history import History
 from cluster.ledger import Standing
-from cluster.trajectory import Trajectory
-from cluster.weights.manifest import Manifest
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import RECORDS
-from learner.training_loop import PublishesWeights, TakesGroups
 
 POSITION = "position.json"
 """In a checkpoint: how many groups were trained and voided, for a run whose log is gone."""
@@ -76,49 +71,3 @@ def resumption(run: RunDirectory, config: RunConfig, checkpoint: Path | None) ->
     standing = history.standing(config.rollout_actors.responses_per_prompt)
     before = tuple((version, num) for version, num in history.lengths if version < trained)
     return Resumption(checkpoint, kept, trained, standing, (*before, (trained, config.learner.num_steps)), history)
-
-
-class RecordedFirst:
-    """The queue, after the steps that were trained before: those come from the log."""
-
-    def __init__(self, queue: TakesGroups, resumed: Resumption) -> None:
-        self._queue = queue
-        self._trained = resumed.trained
-        self._history = resumed.history
-
-    async def take(self, step: int) -> list[list[Trajectory]]:
-        """The groups of a step, in admission order."""
-        if step <= self._trained:
-            assert self._history is not None, "a run without a log trains nothing again"
-            return await asyncio.to_thread(self._history.groups, step)
-        self._history = None
-        return await self._queue.take(step)
-
-
-class PublishedOnce:
-    """The weights, published from the version on that the run goes on with; those before were published before.
-
-    What is trained again is compared with what was published; `note` hears of a difference.
-    """
-
-    def __init__(self, weights: PublishesWeights, resumed: Resumption, note: Callable[[str], None]) -> None:
-        self._weights = weights
-        self._first = resumed.trained
-        self._history = resumed.history
-        self._note = note
-
-    async def publish(self, manifest: Manifest) -> None:
-        """Make a version available unless it was before."""
-        await self._compare(manifest)
-        if manifest.version >= self._first:
-            self._history = None
-            await self._weights.publish(manifest)
-
-    async def _compare(self, manifest: Manifest) -> None:
-        if self._history is None or manifest.version not in self._history.versions:
-            return
-        recorded = await asyncio.to_thread(self._history.checksums, manifest.version)
-        differing = manifest.differing(recorded)
-        if differing:
-            num = f"{len(differing)} of {len(recorded)} tensors"
-            self._note(f"ppo: version {manifest.version} trained again differs in {num} from what was published")

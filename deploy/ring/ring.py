@@ -10,9 +10,8 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cluster.actors.control import RunControl, control_name
@@ -22,52 +21,31 @@ from cluster.journal.recorder import Recorder
 from cluster.ledger import QueueCounts
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import write_trajectories
-from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
 from deploy.data.prompts import task_prompts
-from deploy.elastic import ElasticQueue, FollowsIdleShare
 from deploy.evaluation.held_out import HeldOut
-from deploy.healing import NUM_RESTARTS, HealedLearners
-from deploy.recording import RecordedLearners, RecordedWeights
-from deploy.resuming import POSITION, PublishedOnce, RecordedFirst, Resumption, resumption
 from deploy.reward_watch import first_missing, watch_rewards
+from deploy.ring.autoscaling import FollowsIdleShare
+from deploy.ring.calls import (
+    ElasticQueue,
+    PublishedOnce,
+    PublishedWeights,
+    RecordedFirst,
+    RecordedLearners,
+    RecordedWeights,
+    ToldCalls,
+    Watched,
+)
+from deploy.ring.healing import NUM_RESTARTS, HealedLearners
+from deploy.ring.learners import start_learners
+from deploy.ring.report import task_metrics
+from deploy.ring.resuming import POSITION, Resumption, resumption
+from deploy.ring.watchdog import watch
 from deploy.run.artifacts import policy_path
 from deploy.run.layout import RECORDS
-from deploy.session import Session, dtype_of
-from deploy.task_metrics import task_metrics
-from deploy.watchdog import ToldCalls, watch
+from deploy.session import Session
 from learner.ppo.group import PPOLearnerGroup
-from learner.ppo.schedule import Lengths
 from learner.training_loop import Groups, StepResult, TakesGroups, train
-
-
-class PublishedWeights:
-    """Publication: the store wakes the actors, the queue admits what waited for the version."""
-
-    def __init__(self, store: RemoteActor, queue: RemoteActor) -> None:
-        self._store = store
-        self._queue = queue
-
-    async def publish(self, manifest: Manifest) -> None:
-        """Make a version available, then admit the groups it lets in."""
-        await self._store.publish(manifest)
-        await self._queue.published(manifest.version)
-
-
-class Watched:
-    """The learner group, with the tokens that were sampled while each step ran."""
-
-    def __init__(self, learners: HealedLearners, session: Session) -> None:
-        self._learners = learners
-        self._session = session
-
-    async def step(self, step: int, groups: Groups) -> StepResult:
-        """One step of the group."""
-        before, result = await asyncio.gather(self._session.rollout_totals(), self._learners.step(step, groups))
-        after = await self._session.rollout_totals()
-        num_tokens = after["num_sampled_tokens"] - before["num_sampled_tokens"]
-        metrics = result.metrics | {"rollout_actors/num_tokens_sampled_during_step": num_tokens}
-        return replace(result, metrics=metrics)
 
 
 async def run_ppo(session: Session) -> None:
@@ -139,30 +117,6 @@ async def _go_on(session: Session, recorder: RemoteActor, resumed: Resumption) -
     if story := resumed.story():
         session.view.note(story)
     return queue
-
-
-async def start_learners(
-    session: Session, checkpoint: Path | None, first_step: int, *, lengths: Lengths
-) -> PPOLearnerGroup:
-    """The learner group of a run, at version `first_step` - 1: the checkpoint's, or else that which PPO starts from.
-
-    `lengths` say how many steps the run was to have from which version on.
-    """
-    config, policy = session.config, policy_path(session.config, session.run.path)
-    return await PPOLearnerGroup.start(
-        config.learner,
-        model_path=policy,
-        reference_path=policy,
-        dtype=dtype_of(config, policy),
-        temperature=config.rollout_actors.temperature,
-        seed=config.run.seed,
-        tasks=list(config.tasks),
-        lengths=lengths,
-        first_step=first_step,
-        checkpoint_path=checkpoint,
-        log_dir=session.run.path / "logs",
-        critic_path=session.run.path / "reward_model",
-    )
 
 
 class Ring:

@@ -6,13 +6,8 @@ actor starts: it says a number, and supervision makes it so.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
-
-from cluster.actors.remote import within
-from cluster.trajectory import Trajectory
-from learner.training_loop import TakesGroups
 
 ADD_ABOVE, NUM_STEPS_BEFORE_ADDING = 0.2, 5
 """An actor joins where the learner idled more than this share of so many steps, all of them with the same actors."""
@@ -73,54 +68,3 @@ class TakesWishes(Protocol):
 
     def suggest_num_rollout_actors(self, num: int) -> Awaitable[bool]:
         """Have another number of actors unless a person has said one; whether it was taken."""
-
-
-class ElasticQueue:
-    """The queue, as the training loop takes from it; what it waited there decides how many actors there are.
-
-    The first step of a command is not counted: actors that have just started keep every learner waiting.
-    """
-
-    def __init__(
-        self,
-        queue: TakesGroups,
-        policy: FollowsIdleShare,
-        control: TakesWishes,
-        *,
-        num_actors: Callable[[], int],
-        note: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._queue = queue
-        self._policy = policy
-        self._control = control
-        self._num_actors = num_actors
-        self._note = note
-        self._clock = clock
-        self._taken_at: float | None = None
-        self._wanted = num_actors()
-
-    async def take(self, step: int) -> list[list[Trajectory]]:
-        """The groups of a step, in admission order."""
-        asked_at, before = self._clock(), self._taken_at
-        groups = await self._queue.take(step)
-        self._taken_at = now = self._clock()
-        if before is not None:
-            num = self._num_actors()
-            wanted = self._policy.after_step(waited_s=now - asked_at, step_s=now - before, num_actors=num)
-            await self._follow(step, wanted)
-        return groups
-
-    async def _follow(self, step: int, wanted: int) -> None:
-        before, self._wanted = self._wanted, wanted
-        if wanted == before:
-            return
-        taken = await within(
-            self._control.suggest_num_rollout_actors(wanted),
-            WISH_TIMEOUT_S,
-            where="run_control",
-            waited_for="the run to take the wish",
-        )
-        if taken:
-            why = "the learner waited for groups" if wanted > before else "the learner did not wait"
-            self._note(f"step {step}: {why}; {wanted} rollout actors")

@@ -12,42 +12,10 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from cluster.errors import DeadlineExceeded
-from cluster.trajectory import Trajectory
-from cluster.weights.manifest import Manifest
-from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult, TakesGroups
 
 LOOK_EVERY_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
 Result = TypeVar("Result")
-
-
-class ToldCalls:
-    """The queue, the learners and the weights as the training loop calls them; `waits_for` says what for now."""
-
-    def __init__(self, queue: TakesGroups, learners: LearnsFromGroups, weights: PublishesWeights) -> None:
-        self._queue = queue
-        self._learners = learners
-        self._weights = weights
-        self.num_calls = 0
-        self.waits_for = "its first step"
-
-    async def take(self, step: int) -> list[list[Trajectory]]:
-        """The groups of a step."""
-        return await self.told(f"the groups of step {step}", self._queue.take(step))
-
-    async def step(self, step: int, groups: Groups) -> StepResult:
-        """One step."""
-        return await self.told(f"the learner group to train step {step}", self._learners.step(step, groups))
-
-    async def publish(self, manifest: Manifest) -> None:
-        """Make a version available."""
-        await self.told(f"version {manifest.version} to be published", self._weights.publish(manifest))
-
-    async def told(self, what: str, call: Awaitable[Result]) -> Result:
-        """The call's result; `what` is waited for meanwhile."""
-        self.num_calls += 1
-        self.waits_for = what
-        return await call
 
 
 async def watch(

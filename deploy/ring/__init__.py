@@ -1,0 +1,1 @@
+"""The asynchronous PPO loop: queue, rollout actors, reward service, learners, weights."""

@@ -1,0 +1,34 @@
+"""Start the learner group of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.run.artifacts import policy_path
+from deploy.session import Session, dtype_of
+from learner.ppo.group import PPOLearnerGroup
+from learner.ppo.schedule import Lengths
+
+
+async def start_learners(
+    session: Session, checkpoint: Path | None, first_step: int, *, lengths: Lengths
+) -> PPOLearnerGroup:
+    """The learner group of a run, at version `first_step` - 1: the checkpoint's, or else that which PPO starts from.
+
+    `lengths` say how many steps the run was to have from which version on.
+    """
+    config, policy = session.config, policy_path(session.config, session.run.path)
+    return await PPOLearnerGroup.start(
+        config.learner,
+        model_path=policy,
+        reference_path=policy,
+        dtype=dtype_of(config, policy),
+        temperature=config.rollout_actors.temperature,
+        seed=config.run.seed,
+        tasks=list(config.tasks),
+        lengths=lengths,
+        first_step=first_step,
+        checkpoint_path=checkpoint,
+        log_dir=session.run.path / "logs",
+        critic_path=session.run.path / "reward_model",
+    )
