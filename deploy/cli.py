@@ -18,17 +18,17 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import AntiphonError, InputError
-from deploy.boundary import first_line, running, say_error
 from deploy.commands.arguments import DryRun, Fresh, Lines, Name, Run, RunFile, RunsDir, Target
 from deploy.commands.evaluate import commands as evaluate_commands
 from deploy.commands.rewards import commands as reward_commands
 from deploy.config.inputs import check_inputs
 from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
-from deploy.ray_token import use_own_token
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import SERVING
 from deploy.run.open import not_done, open_run, read_target, require_run, require_same_settings, require_stages
+from deploy.runtime.connect import use_own_token
+from deploy.runtime.status import first_line, running, say_error
 from deploy.view import View
 
 
@@ -149,7 +149,7 @@ def _train_again(config: RunConfig, path: Path, *, fresh: bool) -> None:
 
             launch(config, run, ["reward_model"], view, again=True)
     if (path / SERVING).is_dir():
-        from deploy.serving import publish_to_services
+        from deploy.runtime.services import publish_to_services
 
         for port in publish_to_services(path):
             print(f"published to the reward service on port {port}", file=sys.stderr)

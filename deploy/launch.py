@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from cluster.errors import AntiphonError
 from deploy.config.schema import RunConfig
 from deploy.evaluation.evaluate import evaluate
-from deploy.memory import PeakMemory
 from deploy.retrain import retrain, run_reward_model
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import SUPERVISED
-from deploy.session import Session
+from deploy.runtime.memory import PeakMemory
+from deploy.runtime.session import Session
 from deploy.stages import collect_preferences, prepare, run_sft, try_functions
 from deploy.view import View
 from reward_service.http.address import check_address

@@ -21,7 +21,7 @@ from deploy.run.artifacts import policy_path, preferences_path
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK, FINGERPRINT_FILE, HELD_OUT, PREFERENCES, TRAINING
 from deploy.run.reward_models import member_folder, publish
-from deploy.session import Session
+from deploy.runtime.session import Session
 from deploy.stages import Supervised, train
 
 

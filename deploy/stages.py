@@ -27,7 +27,7 @@ from deploy.data.prompts import _say_broken, prompt_rows
 from deploy.run.artifacts import data_folder, data_path, model_path, policy_path
 from deploy.run.directory import checkpoint_step
 from deploy.run.layout import HELD_OUT
-from deploy.session import Session, dtype_of
+from deploy.runtime.session import Session, dtype_of
 from reward_service.scorers.trial import Trial
 from reward_service.scorers.trial import try_functions as try_scorers
 from rollout_actors.prompts import read_rows, scorer_columns

@@ -15,13 +15,13 @@ from rich.console import Console
 from cluster.data.broken_rows import BrokenRows
 from cluster.data.chat_template import render, require_template
 from cluster.errors import InputError
-from deploy.boundary import interruptible
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
 from deploy.run.artifacts import data_path
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
-from deploy.session import Session
+from deploy.runtime.session import Session
+from deploy.runtime.signals import interruptible
 from deploy.typed_lines import TypedLines
 from deploy.view import View
 from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows

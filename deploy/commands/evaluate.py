@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from cluster.errors import InputError
-from deploy.boundary import running
 from deploy.commands.arguments import DryRun, Fresh, Lines, Name, RunsDir, Target
 from deploy.config.inputs import check_inputs
 from deploy.config.schema import RunConfig
@@ -21,6 +20,7 @@ from deploy.config.toml import to_toml
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import EVALUATION
 from deploy.run.open import open_run, read_target, require_run, require_stages
+from deploy.runtime.status import running
 from deploy.view import View
 
 commands = typer.Typer()

@@ -20,7 +20,6 @@ from rich.text import Text
 from cluster.errors import InputError
 from cluster.journal.history import History
 from cluster.weights.manifest import Manifest
-from deploy.boundary import interruptible
 from deploy.commands.explain_page import write_page
 from deploy.commands.explain_story import Part, Story, parts_of
 from deploy.commands.inspect import decoder, visible
@@ -30,7 +29,8 @@ from deploy.config.schema import RunConfig
 from deploy.ring.learners import start_learners
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, RECORDS
-from deploy.session import Session
+from deploy.runtime.session import Session
+from deploy.runtime.signals import interruptible
 from deploy.view import View
 from learner.ppo.explanation import Explanation
 

@@ -21,7 +21,6 @@ from starlette.types import ASGIApp
 from cluster.data.prompt_order import MixedPrompts, TaskPrompts
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from deploy.boundary import interruptible
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
 from deploy.data.prompts import task_prompts
@@ -29,7 +28,8 @@ from deploy.run.artifacts import newest_policy
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, FEEDBACK
 from deploy.run.reward_models import published_folder
-from deploy.session import Session
+from deploy.runtime.session import Session
+from deploy.runtime.signals import interruptible
 from deploy.view import View
 from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.schemas import MAX_TEXT_CHARACTERS, CandidatePair

@@ -20,9 +20,9 @@ from rollout_actors.environments.pool.protocol import Observation, Step
 
 from cluster.data.broken_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
-from deploy.boundary import interruptible
 from deploy.commands.inspect import visible
 from deploy.config.schema import RunConfig
+from deploy.runtime.signals import interruptible
 from deploy.typed_lines import TypedLines
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.prompts import read_rows, scorer_columns

@@ -23,7 +23,6 @@ from rich.table import Table
 from cluster.errors import AntiphonError, InputError
 from cluster.journal.history import History
 from cluster.weights.manifest import Manifest
-from deploy.boundary import interruptible
 from deploy.commands.replay_tokens import TokenReplay
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
@@ -32,7 +31,8 @@ from deploy.ring.learners import start_learners
 from deploy.run.artifacts import policy_path
 from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import CONFIG, RECORDS
-from deploy.session import Session
+from deploy.runtime.session import Session
+from deploy.runtime.signals import interruptible
 from deploy.view import View
 from learner.ppo.group import PPOLearnerGroup
 from learner.ppo.schedule import Lengths

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from pathlib import Path
 
 import ray
@@ -18,8 +17,8 @@ from cluster.errors import InputError
 from deploy.config.load import read_run_config
 from deploy.run.layout import CONFIG
 from deploy.run.open import require_run
+from deploy.runtime.connect import answers
 
-CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
 
 
@@ -40,16 +39,6 @@ def scale(run_path: Path, num_rollout_actors: int) -> int:
         return asyncio.run(_ask(control_name(name), num_rollout_actors))
     finally:
         ray.shutdown()
-
-
-def answers(ray_address: str) -> bool:
-    """Whether anything listens at host:port; `ray.init` itself would try a dead address for minutes."""
-    host, _, port = ray_address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 async def _ask(registered_as: str, num_rollout_actors: int) -> int:

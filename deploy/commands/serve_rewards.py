@@ -18,7 +18,7 @@ from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError
 from deploy.run.layout import FEEDBACK
-from deploy.serving import announced
+from deploy.runtime.services import announced
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.tokens import with_tokens
 from reward_service.serving.application import (

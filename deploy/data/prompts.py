@@ -12,7 +12,7 @@ from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import AntiphonError
 from deploy.data.adversarial import write_altered
 from deploy.run.artifacts import data_path, policy_path
-from deploy.session import Session
+from deploy.runtime.session import Session
 from rollout_actors.prompts import holds_messages, read_rows, ready_rows
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from deploy.evaluation import answers as judged
 from deploy.evaluation.answers import Answer
 from deploy.evaluation.columns import columns_for
 from deploy.evaluation.scoring import _mean_cost, held_out_rows, score
-from deploy.reward_watch import pauses_said
 from deploy.run.artifacts import policy_path
 from deploy.run.layout import EVALUATION
-from deploy.session import Session
+from deploy.runtime.pauses import pauses_said
+from deploy.runtime.session import Session
 from rollout_actors.conversations.conversation import Conversation
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.trajectory import Segment, Trajectory
 from deploy.evaluation.scoring import _mean_cost, held_out_rows, score
-from deploy.session import Session
+from deploy.runtime.session import Session
 from rollout_actors.conversations.conversation import Conversation
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from cluster.errors import RewardError
 from cluster.scoring import Score
 from deploy.data.prompts import prompt_rows
 from deploy.run.artifacts import data_path
-from deploy.session import Session
+from deploy.runtime.session import Session
 from rollout_actors.conversations.conversation import Conversation, score_request
 
 if TYPE_CHECKING:

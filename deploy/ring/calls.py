@@ -19,7 +19,7 @@ from cluster.weights.manifest import Manifest
 from deploy.ring.autoscaling import WISH_TIMEOUT_S, FollowsIdleShare, TakesWishes
 from deploy.ring.healing import HealedLearners, Result
 from deploy.ring.resuming import Resumption
-from deploy.session import Session
+from deploy.runtime.session import Session
 from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult, TakesGroups
 
 RECORD_TIMEOUT_S = 600.0

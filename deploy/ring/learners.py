@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.run.artifacts import policy_path
-from deploy.session import Session, dtype_of
+from deploy.runtime.session import Session, dtype_of
 from learner.ppo.group import PPOLearnerGroup
 from learner.ppo.schedule import Lengths
 

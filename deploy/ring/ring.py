@@ -24,7 +24,6 @@ from cluster.trajectory import write_trajectories
 from cluster.weights.store import WeightStore
 from deploy.data.prompts import task_prompts
 from deploy.evaluation.held_out import HeldOut
-from deploy.reward_watch import first_missing, watch_rewards
 from deploy.ring.autoscaling import FollowsIdleShare
 from deploy.ring.calls import (
     ElasticQueue,
@@ -43,7 +42,8 @@ from deploy.ring.resuming import POSITION, Resumption, resumption
 from deploy.ring.watchdog import watch
 from deploy.run.artifacts import policy_path
 from deploy.run.layout import RECORDS
-from deploy.session import Session
+from deploy.runtime.pauses import first_missing, watch_rewards
+from deploy.runtime.session import Session
 from learner.ppo.group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, TakesGroups, train
 

@@ -45,9 +45,9 @@ gated = { kind = "function", path = "tests.scorers:gated" }
 """
 PUBLISH = """
 import pathlib, sys
-from deploy.ray_token import use_own_token
+from deploy.runtime.connect import use_own_token
 use_own_token()
-from deploy.serving import publish_to_services
+from deploy.runtime.services import publish_to_services
 print(publish_to_services(pathlib.Path(sys.argv[1])))
 """
 MEASURED = ("accuracy", "held_out_accuracy", "held_out_loss", "ece", "nll", "margin_mean", "best_step")

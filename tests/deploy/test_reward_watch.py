@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy import reward_watch
 from deploy.evaluation import evaluate
+from deploy.runtime import pauses
 
 
 async def test_the_evaluation_says_that_it_waits_for_rewards_and_that_they_are_back(
@@ -27,7 +27,7 @@ async def test_the_evaluation_says_that_it_waits_for_rewards_and_that_they_are_b
     session = SimpleNamespace(
         missing_rewards=lambda: missing.pop(0) if missing else None, view=SimpleNamespace(note=note)
     )
-    monkeypatch.setattr(reward_watch, "LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(pauses, "LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(evaluate, "_evaluate", evaluated)
     await evaluate.evaluate(session)  # type: ignore[arg-type]
     assert notes == ["paused: waiting for 8 rewards (held-out-0 to held-out-7): down", "rewards are back after 0 s"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from deploy import serving
-from deploy.serving import announced, publish_to_services
+from deploy.runtime import services as serving
+from deploy.runtime.services import announced, publish_to_services
 from reward_service.scorers.files import weights_digest
 
 

@@ -15,7 +15,7 @@ from cluster.scoring import Score, ScoreRequest
 from deploy import launch
 from deploy.config.schema import ModelSection, RunConfig
 from deploy.run.directory import RunDirectory
-from deploy.session import Session, dtype_of
+from deploy.runtime.session import Session, dtype_of
 from deploy.view import View
 from reward_service.client.patient import Patient
 
@@ -56,7 +56,9 @@ async def test_a_session_closes_the_client_that_it_made(tmp_path: Path, monkeypa
     session = Session(config, RunDirectory(tmp_path), View())
     await session.rewards()
     assert not client.is_closed
-    monkeypatch.setattr("deploy.session.ray.is_initialized", lambda: False)  # other tests' Ray is not this one's
+    monkeypatch.setattr(
+        "deploy.runtime.session.ray.is_initialized", lambda: False
+    )  # other tests' Ray is not this one's
     await session.close()
     assert client.is_closed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.run.directory import RunDirectory
-from deploy.start_up import StartUp
+from deploy.runtime.startup import StartUp
 
 
 def test_the_stages_before_ppo_bring_no_torch_into_the_driver() -> None:

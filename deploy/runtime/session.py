@@ -25,14 +25,14 @@ from cluster.actors.health import Health, State
 from cluster.actors.pool import ActorPool
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor, within
 from cluster.errors import ActorDied, InputError
-from deploy.boundary import signals_kept_from_children
-from deploy.commands.scale import answers
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
 from deploy.run.metrics_log import MetricsLog
 from deploy.run.reward_models import published_folder
-from deploy.start_up import StartUp
+from deploy.runtime.connect import answers
+from deploy.runtime.signals import signals_kept_from_children
+from deploy.runtime.startup import StartUp
 from deploy.view import View
 from reward_service.client.patient import Patient
 from reward_service.client.run import run_client

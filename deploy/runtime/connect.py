@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 
@@ -14,3 +15,16 @@ def use_own_token() -> None:
     stored = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if "RAY_AUTH_TOKEN" in os.environ or stored.exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+def answers(ray_address: str) -> bool:
+    """Whether anything listens at host:port; `ray.init` itself would try a dead address for minutes."""
+    host, _, port = ray_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Ray, services, signals and status of a running command."""
