@@ -66,9 +66,9 @@ def antiphon(
     monkeypatch.delenv("RAY_AUTH_MODE")
 
     def run(*arguments: str, launch: Launch | None = None) -> tuple[int, str, str]:
-        fake = types.ModuleType("deploy.launch")
+        fake = types.ModuleType("deploy.stages.supervised.launch")
         fake.run = launch  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "deploy.launch", fake)
+        monkeypatch.setitem(sys.modules, "deploy.stages.supervised.launch", fake)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             app(list(arguments))

@@ -15,17 +15,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deploy.stages.supervised.supervised import Supervised
 
 from cluster.data.datasets import Source
 from cluster.errors import InputError
-from deploy import retrain
 from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import NEXT, TRAINING
 from deploy.run.open import open_run, require_stages
 from deploy.run.reward_models import entry_of, publish, published_folder, settle
-from deploy.stages import Supervised
+from deploy.stages.supervised import reward_model
 from reward_service.scorers.files import weights_digest
 
 RUN = """
@@ -108,7 +108,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Supervised]:
         write_model(task.output, f"weights {len(tasks)}", chosen=float(task.member), data=data, num_more=num_more)
         return {}
 
-    monkeypatch.setattr(retrain, "train", train)
+    monkeypatch.setattr(reward_model, "train", train)
     return tasks
 
 
@@ -142,10 +142,10 @@ async def test_every_answer_is_trained_on_beside_the_runs_own_pairs(
     config: RunConfig, run: RunDirectory, trained: list[Supervised], answer: Callable[[pa.Table], None]
 ) -> None:
     answer(FEEDBACK)
-    retrain.begin(run, config)
+    reward_model.begin(run, config)
     feedback = pq.read_table(run.path / TRAINING / "feedback.parquet")
     assert feedback.equals(FEEDBACK.select(["prompt", "chosen", "rejected"]))
-    await retrain.retrain(Session(config, run))
+    await reward_model.retrain(Session(config, run))
     (task,) = trained
     assert (task.data, task.more, task.by_prompt) == (
         [Source(run.path / "preferences.parquet")],
@@ -164,8 +164,8 @@ async def test_without_answers_the_runs_own_pairs_are_held_out_by_prompt(
     config: RunConfig, run: RunDirectory, trained: list[Supervised], answer: Callable[[pa.Table], None]
 ) -> None:
     answer(FEEDBACK.slice(0, 0))
-    retrain.begin(run, config)
-    await retrain.retrain(Session(config, run))
+    reward_model.begin(run, config)
+    await reward_model.retrain(Session(config, run))
     assert [(task.data[0].path.name, task.more, task.by_prompt) for task in trained] == [
         ("preferences.parquet", None, True)
     ]
@@ -179,10 +179,10 @@ async def test_answers_alone_are_enough(
     with pytest.raises(InputError, match="preferences: not done"):
         require_stages(config, run, ["reward_model"])
     answer(FEEDBACK)
-    assert retrain.has_feedback(run.path)
+    assert reward_model.has_feedback(run.path)
     require_stages(config, run, ["reward_model"], have=["preferences"])
-    retrain.begin(run, config)
-    await retrain.retrain(Session(config, run))
+    reward_model.begin(run, config)
+    await reward_model.retrain(Session(config, run))
     assert [(task.data[0].path.name, task.more) for task in trained] == [("feedback.parquet", None)]
     assert run.summary()["reward_model"]["num_pairs_by_source"] == {"stage": 0, "feedback": 8}
 
@@ -191,7 +191,7 @@ async def test_the_first_training_holds_out_as_before_and_publishes_alike(
     config: RunConfig, run: RunDirectory, trained: list[Supervised]
 ) -> None:
     session = Session(config, run)
-    await retrain.run_reward_model(session)
+    await reward_model.run_reward_model(session)
     assert [(task.more, task.by_prompt, task.fresh) for task in trained] == [(None, False, None)]
     assert weights_of(run.path / "reward_model") == "weights 1"
     assert "uncertainty" not in run.summary()["reward_model"]
@@ -204,7 +204,7 @@ async def test_members_lie_in_the_folder_of_the_first_and_tell_how_unsure_they_a
 ) -> None:
     config = load_run_config(Path("run.toml"), ["reward_model.num_members = 3", "run.seed = 4"])
     session = Session(config, run)
-    await retrain.run_reward_model(session)
+    await reward_model.run_reward_model(session)
     folder = run.path / "reward_model"
     weights = [weights_of(path) for path in (folder, folder / "member-1", folder / "member-2")]
     assert weights == ["weights 1", "weights 2", "weights 3"]
@@ -218,7 +218,7 @@ async def test_members_lie_in_the_folder_of_the_first_and_tell_how_unsure_they_a
 async def test_members_that_are_done_are_not_trained_again(run: RunDirectory, trained: list[Supervised]) -> None:
     config = load_run_config(Path("run.toml"), ["reward_model.num_members = 2"])
     write_model(run.path / TRAINING / "reward_model", "done before")
-    await retrain.run_reward_model(Session(config, run))
+    await reward_model.run_reward_model(Session(config, run))
     assert [task.member for task in trained] == [1]
     assert weights_of(run.path / "reward_model") == "done before"
 
@@ -232,7 +232,7 @@ def test_an_interrupted_training_goes_on_with_what_it_was_made_of_alone(
     run: RunDirectory, answer: Callable[[pa.Table], None], answers: pa.Table, smoothing: float, goes_on: bool
 ) -> None:
     answer(FEEDBACK)
-    retrain.begin(run, load_run_config(Path("run.toml")))
+    reward_model.begin(run, load_run_config(Path("run.toml")))
     left, checkpoint = run.path / TRAINING / "reward_model", run.path / "checkpoints" / "reward_model" / "step-000002"
     for folder in (left, checkpoint):
         folder.mkdir(parents=True)
@@ -240,7 +240,7 @@ def test_an_interrupted_training_goes_on_with_what_it_was_made_of_alone(
     rows = [json.dumps({"stage": stage, "step": 1}) + "\n" for stage in stages]
     (run.path / "metrics.jsonl").write_text("".join(rows))
     answer(answers)
-    retrain.begin(run, load_run_config(Path("run.toml"), [f"reward_model.label_smoothing = {smoothing}"]))
+    reward_model.begin(run, load_run_config(Path("run.toml"), [f"reward_model.label_smoothing = {smoothing}"]))
     assert (left.exists(), checkpoint.exists()) == (goes_on, goes_on)
     assert [row["stage"] for row in run.metrics()] == (stages if goes_on else ["ppo"])
 
@@ -249,7 +249,7 @@ def test_checkpoints_of_a_training_under_way_outlive_the_start_of_the_run(config
     write_model(run.path / "reward_model", "old")
     checkpoint = run.path / "checkpoints" / "reward_model" / "step-000002"
     checkpoint.mkdir(parents=True)
-    retrain.begin(run, config)
+    reward_model.begin(run, config)
     checkpoint.mkdir(parents=True)
     with open_run(config, run.path):
         assert checkpoint.exists()
@@ -258,9 +258,9 @@ def test_checkpoints_of_a_training_under_way_outlive_the_start_of_the_run(config
 async def test_a_first_training_does_not_go_on_with_what_a_second_has_begun(
     config: RunConfig, run: RunDirectory, trained: list[Supervised]
 ) -> None:
-    retrain.begin(run, config)
+    reward_model.begin(run, config)
     with pytest.raises(InputError, match="its training was interrupted"):
-        await retrain.run_reward_model(Session(config, run))
+        await reward_model.run_reward_model(Session(config, run))
 
 
 def test_a_new_version_takes_the_old_ones_place_and_the_old_one_is_kept_by_its_digest(run: RunDirectory) -> None:
@@ -302,7 +302,7 @@ def test_a_kill_at_any_point_leaves_a_whole_reward_model_or_one_that_the_next_st
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", counted(Path.rename))
-        patch.setattr("deploy.run.reward_models.shutil.rmtree", counted(retrain.shutil.rmtree))
+        patch.setattr("deploy.run.reward_models.shutil.rmtree", counted(reward_model.shutil.rmtree))
         patch.setattr("deploy.run.reward_models.os.link", counted(os.link))
         with pytest.raises(Killed):
             publish(run)

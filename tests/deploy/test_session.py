@@ -12,10 +12,10 @@ import pytest
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from deploy import launch
 from deploy.config.schema import ModelSection, RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.runtime.session import Session, dtype_of
+from deploy.stages.supervised import launch
 from deploy.view import View
 from reward_service.client.patient import Patient
 

@@ -13,11 +13,11 @@ import pytest
 from cluster.data.datasets import Source
 from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import InputError, LearnerError
-from deploy import stages
 from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.open import open_run
+from deploy.stages.supervised import supervised
 from reward_service.scorers.trial import Trial
 from tests.chat import make_tokenizer, user
 
@@ -85,7 +85,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sess
             yield item
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stages, "stream_task", in_process)
+    monkeypatch.setattr(supervised, "stream_task", in_process)
     (tmp_path / "run.toml").write_text(RUN)
 
     def make(*overrides: str) -> Session:
@@ -103,7 +103,7 @@ def write_prompts(prompts: list[Any]) -> None:
 async def test_texts_are_read_without_a_tokenizer(start: Callable[..., Session]) -> None:
     write_prompts(["ab", "abcdefgh"])
     session = start()
-    assert [row["prompt"] for row in await stages.prompt_rows(session, "prompts")] == ["ab", "abcdefgh"]
+    assert [row["prompt"] for row in await supervised.prompt_rows(session, "prompts")] == ["ab", "abcdefgh"]
     assert (session.notes, session.run.summary()) == ([], {})
 
 
@@ -114,7 +114,7 @@ async def test_broken_prompts_are_left_out_counted_and_listed_where_that_is_want
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", None, "abc"])
     session = start("data.broken_rows = 'skip'", f"rollout_actors.long_prompts = '{long_prompts}'")
-    assert [row["prompt"] for row in await stages.prompt_rows(session, "prompts")] == ["ab", "abc"]
+    assert [row["prompt"] for row in await supervised.prompt_rows(session, "prompts")] == ["ab", "abc"]
     assert session.run.summary()["data"]["prompts"]["num_broken"] == 1
     assert session.notes == ["prompts: 1 broken rows left out (see logs/broken_rows_prompts.txt)"]
     listed = (session.run.path / "logs" / "broken_rows_prompts.txt").read_text()
@@ -125,7 +125,7 @@ async def test_long_prompts_are_left_out_counted_and_told(start: Callable[..., S
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", "abcdefgh", "abc"])
     session = start("rollout_actors.long_prompts = 'drop'")
-    assert [row["prompt"] for row in await stages.prompt_rows(session, "prompts")] == ["ab", "abc"]
+    assert [row["prompt"] for row in await supervised.prompt_rows(session, "prompts")] == ["ab", "abc"]
     assert session.run.summary() == {"data": {"prompts": {"num_prompts": 2, "num_dropped": 1}}}
     told = "prompts: 1 of 3 prompts are longer than rollout_actors.max_prompt_tokens (6): left out"
     assert session.notes == [told]
@@ -135,9 +135,9 @@ async def test_conversations_are_rendered_before_anything_is_sampled(start: Call
     make_tokenizer().save_pretrained("model")
     write_prompts([[user("ab")], [user("abcdef")]])
     with pytest.raises(InputError, match=r"the prompt of prompts.jsonl, line 1 has 7 tokens, more than 6"):
-        await stages.prompt_rows(start(), "prompts")
+        await supervised.prompt_rows(start(), "prompts")
     write_prompts([[user("a")]])
-    assert await stages.prompt_rows(start(), "prompts") == [{"prompt": "<bos>[user]a<eos>\n[assistant]"}]
+    assert await supervised.prompt_rows(start(), "prompts") == [{"prompt": "<bos>[user]a<eos>\n[assistant]"}]
 
 
 def checkpoint(session: Session, stage: str, step: int) -> Path:
@@ -156,14 +156,14 @@ async def test_counts_go_to_the_summary_and_a_stage_that_goes_on_records_no_step
             {"held_out_loss": 0.5, "best_step": 4.0},
         ]
     )
-    monkeypatch.setattr(stages, "_start_learners", learners.start)
+    monkeypatch.setattr(supervised, "_start_learners", learners.start)
     session = start()
     for step in (1, 2, 3):
         session.log_step("sft", {"step": step})
     checkpoint(session, "sft", 4)
-    await stages.run_sft(session)
+    await supervised.run_sft(session)
     data, output = [Source(Path("sft.jsonl"))], session.run.path / "sft"
-    task = stages.Supervised("sft", "sft", model=Path("model"), data=data, output=output)
+    task = supervised.Supervised("sft", "sft", model=Path("model"), data=data, output=output)
     assert (learners.given, learners.is_shut_down) == ((task,), True)
     assert [row["step"] for row in session.run.metrics()] == [1, 2, 3, 4, 5]
     assert session.run.summary()["sft"] == {
@@ -185,10 +185,10 @@ async def test_learners_are_ended_when_a_stage_fails(
     start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learners = Learners([{"step": 1.0, "loss": 1.0}, LearnerError("learner-1", "gone")])
-    monkeypatch.setattr(stages, "_start_learners", learners.start)
+    monkeypatch.setattr(supervised, "_start_learners", learners.start)
     session = start()
     with pytest.raises(LearnerError, match="learner-1: gone"):
-        await stages.run_sft(session)
+        await supervised.run_sft(session)
     assert learners.is_shut_down
     assert [row["step"] for row in session.run.metrics()] == [1]
 
@@ -234,11 +234,11 @@ async def test_each_tasks_data_are_built_in_a_folder_of_its_own_and_its_demonstr
 ) -> None:
     Path("run.toml").write_text(SEVERAL)
     session, learners = start(), Learners([])
-    await stages.prepare(session)
+    await supervised.prepare(session)
     assert sorted(path.name for path in (session.run.path / "data").iterdir()) == ["facts"]
     assert (session.run.path / "data" / "facts" / "prompts.parquet").read_text() == "built with 0"
-    monkeypatch.setattr(stages, "_start_learners", learners.start)
-    await stages.run_sft(session)
+    monkeypatch.setattr(supervised, "_start_learners", learners.start)
+    await supervised.run_sft(session)
     facts = session.run.path / "data" / "facts" / "sft.parquet"
     assert learners.given[0].data == [Source(Path("sft.jsonl"), 2.0), Source(facts, 1.0)]
 
@@ -252,7 +252,7 @@ async def test_every_tasks_prompts_are_read_and_those_of_an_environment_say_noth
     text = SEVERAL.replace(facts, "").replace('builder = "tests.deploy.test_stages:build"', 'path = "model"')
     Path("run.toml").write_text(text)
     session = start("rollout_actors.long_prompts = 'drop'", "rollout_actors.max_prompt_tokens = 6")
-    assert await stages.task_prompts(session) == [
+    assert await supervised.task_prompts(session) == [
         TaskPrompts("sums", [{"prompt": "ab"}], 2.0),
         TaskPrompts("talk", [{"prompt": ""}], 1.0),
     ]
@@ -268,10 +268,10 @@ async def test_the_scorer_of_every_task_is_tried_with_its_own_first_prompt(
         tried.append([(trial.paths, trial.request.prompt) for trial in trials])
         yield 2
 
-    monkeypatch.setattr(stages, "try_scorers", try_scorers)
+    monkeypatch.setattr(supervised, "try_scorers", try_scorers)
     Path("run.toml").write_text(SEVERAL)
     write_prompts(["ab"])
-    await stages.try_functions(start())
+    await supervised.try_functions(start())
     both = [(task, "tests.scorers:length", prompt) for task, prompt in (("sums", "ab"), ("facts", ""))]
     together = [({f"tasks.{task}.scorer": path}, prompt) for task, path, prompt in both]
     assert tried == [together], "in one process, all of them"
@@ -280,9 +280,9 @@ async def test_the_scorer_of_every_task_is_tried_with_its_own_first_prompt(
 async def test_a_broken_environment_of_any_task_is_named_before_anything_is_loaded(
     start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "try_scorers", lambda trials, *, timeout_s: iter([]))
+    monkeypatch.setattr(supervised, "try_scorers", lambda trials, *, timeout_s: iter([]))
     Path("run.toml").write_text(SEVERAL)
     write_prompts(["ab"])
     broken = 'tasks.talk.environment = { path = "tests.rollout_actors.worlds:Odd", settings = { how = "raises" } }'
     with pytest.raises(InputError, match="no luck"):
-        await stages.try_functions(start(broken))
+        await supervised.try_functions(start(broken))
