@@ -29,7 +29,7 @@ from deploy.run.layout import SERVING
 from deploy.run.open import not_done, open_run, read_target, require_run, require_same_settings, require_stages
 from deploy.runtime.connect import use_own_token
 from deploy.runtime.status import first_line, running, say_error
-from deploy.view import View
+from deploy.terminal.view import View
 
 
 class CommandLine(typer.Typer):

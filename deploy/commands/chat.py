@@ -22,8 +22,8 @@ from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
 from deploy.runtime.session import Session
 from deploy.runtime.signals import interruptible
-from deploy.typed_lines import TypedLines
-from deploy.view import View
+from deploy.terminal.input import TypedLines
+from deploy.terminal.view import View
 from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows
 
 

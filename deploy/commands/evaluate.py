@@ -21,7 +21,7 @@ from deploy.run.directory import RunDirectory
 from deploy.run.layout import EVALUATION
 from deploy.run.open import open_run, read_target, require_run, require_stages
 from deploy.runtime.status import running
-from deploy.view import View
+from deploy.terminal.view import View
 
 commands = typer.Typer()
 

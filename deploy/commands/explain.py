@@ -22,7 +22,7 @@ from cluster.journal.history import History
 from cluster.weights.manifest import Manifest
 from deploy.commands.explain_page import write_page
 from deploy.commands.explain_story import Part, Story, parts_of
-from deploy.commands.inspect import decoder, visible
+from deploy.commands.inspect import decoder
 from deploy.commands.replay import Plan, make_plan
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
@@ -31,7 +31,8 @@ from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, RECORDS
 from deploy.runtime.session import Session
 from deploy.runtime.signals import interruptible
-from deploy.view import View
+from deploy.terminal.text import visible
+from deploy.terminal.view import View
 from learner.ppo.explanation import Explanation
 
 PLAIN_WIDTH = 120

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cluster.errors import InputError
 from deploy.commands.explain_story import Part, Story, Token
-from deploy.commands.inspect import visible
+from deploy.terminal.text import visible
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --dim: #5b6570; --line: #d8dee4; --given: #f4f6f8;

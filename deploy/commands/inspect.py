@@ -20,6 +20,7 @@ from cluster.errors import InputError
 from cluster.trajectory import Trajectory, read_trajectories
 from deploy.config.load import read_run_config
 from deploy.run.layout import CONFIG
+from deploy.terminal.text import visible
 
 COLUMNS = ("uid", "task", "group", "reward", "tokens", "versions", "finish", "min logprob", "max logprob", "not finite")
 PLAIN_WIDTH = 120
@@ -113,11 +114,6 @@ def _print_table(
     for row in rows:
         table.add_row(*(Text(visible(str(cell))) for cell in row))
     console.print(table)
-
-
-def visible(text: str) -> str:
-    """The text with its control characters written out, so that none of them steers the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def decoder(run_path: Path) -> Decode:

@@ -30,7 +30,7 @@ from deploy.run.layout import CONFIG, FEEDBACK
 from deploy.run.reward_models import published_folder
 from deploy.runtime.session import Session
 from deploy.runtime.signals import interruptible
-from deploy.view import View
+from deploy.terminal.view import View
 from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.schemas import MAX_TEXT_CHARACTERS, CandidatePair
 from reward_service.feedback.selection import FeedbackSettings

@@ -20,10 +20,10 @@ from rollout_actors.environments.pool.protocol import Observation, Step
 
 from cluster.data.broken_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
-from deploy.commands.inspect import visible
 from deploy.config.schema import RunConfig
 from deploy.runtime.signals import interruptible
-from deploy.typed_lines import TypedLines
+from deploy.terminal.input import TypedLines
+from deploy.terminal.text import visible
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.prompts import read_rows, scorer_columns
 

@@ -33,7 +33,7 @@ from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import CONFIG, RECORDS
 from deploy.runtime.session import Session
 from deploy.runtime.signals import interruptible
-from deploy.view import View
+from deploy.terminal.view import View
 from learner.ppo.group import PPOLearnerGroup
 from learner.ppo.schedule import Lengths
 

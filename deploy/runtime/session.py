@@ -33,7 +33,7 @@ from deploy.run.reward_models import published_folder
 from deploy.runtime.connect import answers
 from deploy.runtime.signals import signals_kept_from_children
 from deploy.runtime.startup import StartUp
-from deploy.view import View
+from deploy.terminal.view import View
 from reward_service.client.patient import Patient
 from reward_service.client.run import run_client
 from reward_service.feedback.selection import FeedbackSettings

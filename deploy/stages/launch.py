@@ -22,7 +22,7 @@ from deploy.stages.supervised.preferences import collect_preferences
 from deploy.stages.supervised.prepare import prepare, try_functions
 from deploy.stages.supervised.reward_model import retrain, run_reward_model
 from deploy.stages.supervised.supervised import run_sft
-from deploy.view import View
+from deploy.terminal.view import View
 from reward_service.http.address import check_address
 from reward_service.http.tokens import with_tokens
 

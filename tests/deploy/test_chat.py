@@ -104,7 +104,7 @@ def test_a_run_without_a_policy_is_refused(run: RunDirectory) -> None:
 
 def test_an_interrupt_ends_the_wait_for_a_line() -> None:
     code = (
-        "import asyncio; from deploy.runtime.status import interruptible; from deploy.typed_lines import TypedLines\n"
+        "import asyncio; from deploy.runtime.status import interruptible; from deploy.terminal.input import TypedLines\n"
         "async def wait():\n    lines = TypedLines()\n    print(await lines.next(), flush=True)\n"
         "    await lines.next()\nwith interruptible(): asyncio.run(wait())"
     )

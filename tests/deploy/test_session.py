@@ -16,7 +16,7 @@ from deploy.config.schema import ModelSection, RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.runtime.session import Session, dtype_of
 from deploy.stages.supervised import launch
-from deploy.view import View
+from deploy.terminal.view import View
 from reward_service.client.patient import Patient
 
 

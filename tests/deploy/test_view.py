@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from deploy.view import View
+from deploy.terminal.view import View
 
 STEP = {
     "learner/reward_mean": 2.238,
