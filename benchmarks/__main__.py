@@ -17,12 +17,10 @@ from rich.table import Table
 
 from benchmarks import (
     chat_tasks,
-    engine_gpu,
     environments,
     estimators,
     lag_study,
     learner,
-    learner_gpu,
     learner_step,
     overlap,
     recorder,
@@ -34,6 +32,8 @@ from benchmarks import (
     trl,
     whole_run,
 )
+from benchmarks.gpu import engine
+from benchmarks.gpu import learner as learner_gpu
 from benchmarks.letters import make_task
 from benchmarks.results import Row, write
 
@@ -63,7 +63,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "trl": ("Letters against TRL 1.12.0", tuple(range(trl.REPEATS)), trl.measure),
     "learner": ("The learner's machinery", (0,), learner.measure),
     "learner_gpu": ("The learner on a GPU", (0,), learner_gpu.measure),
-    "engine_gpu": ("The engine on a GPU", (0,), engine_gpu.measure),
+    "engine_gpu": ("The engine on a GPU", (0,), engine.measure),
     "estimators": ("Letters without a critic", task_runs.SEEDS, estimators.measure),
     "reward_http": ("Scores over HTTP", (0,), reward_http.measure),
     "recorder": ("What recording costs", tuple(range(recorder.REPEATS)), recorder.measure),

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.learner_gpu import SHAPES, make_model
+from benchmarks.gpu.learner import SHAPES, make_model
 from benchmarks.results import Row
 from cluster.errors import EngineError
 from cluster.weights.manifest import Manifest, Probe
