@@ -45,7 +45,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def reward_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model over single characters, with a context of 64 tokens; weights from a seed."""
-    from benchmarks.character_model import make_reward_model
+    from benchmarks.parts.character_model import make_reward_model
 
     folder = tmp_path_factory.mktemp("reward") / "reward_model"
     return make_reward_model(folder, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, max_tokens=64)

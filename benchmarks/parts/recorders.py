@@ -1,4 +1,4 @@
-"""Other recorders for the same commands: `python -m benchmarks.recorders timed|nothing train ...`.
+"""Other recorders for the same commands: `python -m benchmarks.parts.recorders timed|nothing train ...`.
 
 One that also tells how long it was waited for, and one that keeps nothing. Knows no figure.
 """
@@ -74,4 +74,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Actors are pickled by module name, so the classes must not belong to __main__.
-    importlib.import_module("benchmarks.recorders").main()
+    importlib.import_module("benchmarks.parts.recorders").main()

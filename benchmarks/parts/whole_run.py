@@ -14,11 +14,11 @@ from typing import Any
 
 import ray
 
-from benchmarks.bare_loop import BareLoop
-from benchmarks.learner_step import batch
 from benchmarks.letters import ONE_THREAD, letters_config, make_task
+from benchmarks.parts.bare_loop import BareLoop
+from benchmarks.parts.learner_step import batch
+from benchmarks.parts.rollout_actor import PlainEngine
 from benchmarks.results import Row
-from benchmarks.rollout_actor import PlainEngine
 from benchmarks.task_runs import Finished, train
 from cluster.actors.remote import kill_actor, start_actor
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from benchmarks.bare_loop import BareLoop
 from benchmarks.letters import letters_config
+from benchmarks.parts.bare_loop import BareLoop
 from benchmarks.results import Row
 from cluster.actors.remote import kill_actor, start_actor
 from cluster.trajectory import Segment, Trajectory, Turn

@@ -24,7 +24,7 @@ import torch
 from ray import serve
 from reward_service.config.service.service import RewardServiceConfig
 
-from benchmarks.character_model import CHARACTERS, make_reward_model
+from benchmarks.parts.character_model import CHARACTERS, make_reward_model
 from benchmarks.results import Row
 from cluster.scoring import ScoreRequest
 from reward_service.client.handle import HandleRewardClient
@@ -168,7 +168,7 @@ def _items(num: int) -> list[ScoreRequest]:
 @contextmanager
 def _naive_server(model: Path) -> Iterator[str]:
     port = _free_port()
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.naive_reward_server", str(model), str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.parts.naive_reward_server", str(model), str(port)])
     try:
         for _ in range(600):
             with socket.socket() as probe:

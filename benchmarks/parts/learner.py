@@ -20,8 +20,8 @@ import ray
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.learner_step import batch
 from benchmarks.letters import letters_config, make_task
+from benchmarks.parts.learner_step import batch
 from benchmarks.results import Row
 from cluster.trajectory import Segment, Trajectory, Turn
 from learner.config import LearnerConfig, critic_of

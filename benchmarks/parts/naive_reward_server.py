@@ -1,6 +1,6 @@
 """The reward server of the field, to be measured against: one process, blocking, one request at a time, no limits.
 
-`python -m benchmarks.naive_reward_server FOLDER PORT`; the model and the arithmetic are those of our own scorer.
+`python -m benchmarks.parts.naive_reward_server FOLDER PORT`; the model and the arithmetic are those of our own scorer.
 """
 
 from __future__ import annotations

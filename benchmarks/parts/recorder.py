@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from benchmarks.recorders import WAITS
+from benchmarks.parts.recorders import WAITS
 from benchmarks.results import Row
 from benchmarks.task_runs import ROOT, Finished, train
 from cluster.journal.files import read_log
@@ -52,7 +52,7 @@ def measure(folder: Path, repeats: int = REPEATS, num_steps: int = NUM_STEPS) ->
 
 def _run(folder: Path, kind: str, repeat: int, num_steps: int) -> Finished:
     lines = (f"run.seed = {repeat}", f"learner.num_steps = {num_steps}", "evaluation.every_steps = 1000")
-    return train("letters", folder, f"{kind}-{repeat}", *lines, program=("benchmarks.recorders", kind))
+    return train("letters", folder, f"{kind}-{repeat}", *lines, program=("benchmarks.parts.recorders", kind))
 
 
 def _steady_s(run: Finished) -> float:
