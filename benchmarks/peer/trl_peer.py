@@ -1,6 +1,6 @@
 """The letters task under TRL 1.12.0's PPOTrainer, in a virtual environment of its own. Prints one JSON line an update.
 
-Started by `benchmarks.trl`; imports nothing of this project. The model folder is the one that Antiphon trains.
+Started by `benchmarks.peer.trl`; imports nothing of this project. The model folder is the one that Antiphon trains.
 """
 
 import argparse
