@@ -15,13 +15,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import chat_tasks, environments, estimators, lag_study, scale, start_up, task_runs
+from benchmarks import chat_tasks, environments, estimators, lag_study, start_up, task_runs
 from benchmarks.gpu import engine
 from benchmarks.gpu import learner as learner_gpu
 from benchmarks.letters import make_task
 from benchmarks.parts import learner, learner_step, overlap, recorder, reward_http, rollout_actor, whole_run
 from benchmarks.peer import trl
 from benchmarks.results import Row, write
+from benchmarks.scale.measure import measure as scale
 
 app = typer.Typer(add_completion=False)
 

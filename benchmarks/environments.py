@@ -18,7 +18,7 @@ from typing import Any
 from rollout_actors.environments.pool.host import HostedHere, Threads
 
 from benchmarks.results import Row
-from benchmarks.stand_ins import Pace, StandInEngine
+from benchmarks.scale.measure.stand_ins import Pace, StandInEngine
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation, single_turn
 from rollout_actors.conversations.dialogue import Table

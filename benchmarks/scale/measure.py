@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import ray
 
-from benchmarks import scale_parts
 from benchmarks.results import Row
-from benchmarks.stand_in_ring import Plan, stand_in_ring
-from benchmarks.stand_ins import Pace
+from benchmarks.scale.measure import parts
+from benchmarks.scale.measure.ring import Plan, stand_in_ring
+from benchmarks.scale.measure.stand_ins import Pace
 
 PROCESSES, OBJECTS = (1, 4, 16, 64), (16, 64, 256)
 NUM_TROUPES = 4
@@ -44,7 +44,7 @@ def measure(
         rows = [row for num in processes for row in asyncio.run(_ring(folder, num, 1, steps))]
         for num in objects:
             rows += asyncio.run(_ring(folder, num, max(2, num // NUM_TROUPES), steps))
-        return rows + asyncio.run(scale_parts.measure(folder, max(objects, default=max(processes))))
+        return rows + asyncio.run(parts.measure(folder, max(objects, default=max(processes))))
     finally:
         ray.shutdown()
 

@@ -1,0 +1,1 @@
+"""Measure the ring with stand-in actors."""
