@@ -15,14 +15,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import chat_tasks, environments, estimators, lag_study, start_up, task_runs
 from benchmarks.gpu import engine
 from benchmarks.gpu import learner as learner_gpu
-from benchmarks.letters import make_task
 from benchmarks.parts import learner, learner_step, overlap, recorder, reward_http, rollout_actor, whole_run
 from benchmarks.peer import trl
 from benchmarks.results import Row, write
 from benchmarks.scale.measure import measure as scale
+from benchmarks.tasks import chat, environments, estimators, lag_study, runs, start_up
+from benchmarks.tasks.letters import make_task
 
 app = typer.Typer(add_completion=False)
 
@@ -42,8 +42,8 @@ def speed(folder: Path) -> list[Row]:
 
 
 BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] = {
-    "reviews": ("The reviews demo", task_runs.SEEDS, task_runs.reviews),
-    "letters": ("The letters curve", task_runs.SEEDS, task_runs.letters),
+    "reviews": ("The reviews demo", runs.SEEDS, runs.reviews),
+    "letters": ("The letters curve", runs.SEEDS, runs.letters),
     "speed": ("What the system costs over its bare parts", (0,), speed),
     "whole_run": ("The whole letters run over its bare parts", tuple(range(whole_run.REPEATS)), whole_run.measure),
     "start_up": ("From the command to the first PPO step", (0,), start_up.measure),
@@ -51,13 +51,13 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "learner": ("The learner's machinery", (0,), learner.measure),
     "learner_gpu": ("The learner on a GPU", (0,), learner_gpu.measure),
     "engine_gpu": ("The engine on a GPU", (0,), engine.measure),
-    "estimators": ("Letters without a critic", task_runs.SEEDS, estimators.measure),
+    "estimators": ("Letters without a critic", runs.SEEDS, estimators.measure),
     "reward_http": ("Scores over HTTP", (0,), reward_http.measure),
     "recorder": ("What recording costs", tuple(range(recorder.REPEATS)), recorder.measure),
     "scale": ("1 to 256 rollout actors", (0,), scale.measure),
-    **{name: (title, task_runs.SEEDS, measure) for name, (title, measure) in chat_tasks.TASKS.items()},
+    **{name: (title, runs.SEEDS, measure) for name, (title, measure) in chat.TASKS.items()},
     "environments": ("What conversations cost", (0,), environments.measure),
-    "lag_study": ("What lag costs", task_runs.SEEDS, lag_study.measure),
+    "lag_study": ("What lag costs", runs.SEEDS, lag_study.measure),
 }
 
 

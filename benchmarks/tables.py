@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import lag_plot
-from benchmarks.chat_tasks import TASKS
 from benchmarks.results import FOLDER, read
 from benchmarks.scale.measure import table as scale_table
+from benchmarks.tasks import lag_plot
+from benchmarks.tasks.chat import TASKS
 
 ROOT = Path(__file__).parent.parent
 README, ALL, EXAMPLES = ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "examples" / "README.md"

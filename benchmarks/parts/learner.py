@@ -20,9 +20,9 @@ import ray
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.letters import letters_config, make_task
 from benchmarks.parts.learner_step import batch
 from benchmarks.results import Row
+from benchmarks.tasks.letters import letters_config, make_task
 from cluster.trajectory import Segment, Trajectory, Turn
 from learner.config import LearnerConfig, critic_of
 from learner.distributed.gradients import make_adamw
@@ -133,7 +133,7 @@ def _memory(path: Path) -> list[Row]:
     _write_model(path, vocab=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=1)
     found = {}
     for name, chunk in (("whole", 10**9), ("chunked", 128)):
-        command = [sys.executable, "-m", "benchmarks.peak_memory", str(path), str(CHUNKED_TOKENS), str(chunk)]
+        command = [sys.executable, "-m", "benchmarks.tasks.peak_memory", str(path), str(CHUNKED_TOKENS), str(chunk)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[name] = json.loads(done.stdout)["peak_bytes"] / 2**30
     return [

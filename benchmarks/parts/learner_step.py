@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from benchmarks.letters import letters_config
 from benchmarks.parts.bare_loop import BareLoop
 from benchmarks.results import Row
+from benchmarks.tasks.letters import letters_config
 from cluster.actors.remote import kill_actor, start_actor
 from cluster.trajectory import Segment, Trajectory, Turn
 from learner.ppo.group import PPOLearnerGroup

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from benchmarks.parts.recorders import WAITS
 from benchmarks.results import Row
-from benchmarks.task_runs import ROOT, Finished, train
+from benchmarks.tasks.runs import ROOT, Finished, train
 from cluster.journal.files import read_log
 from deploy.run.layout import RECORDS
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.letters import letters_config
 from benchmarks.results import Row
+from benchmarks.tasks.letters import letters_config
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from cluster.data.prompt_order import TaskPrompts
 from cluster.queue.trajectory_queue import TrajectoryQueue

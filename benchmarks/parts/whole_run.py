@@ -14,12 +14,12 @@ from typing import Any
 
 import ray
 
-from benchmarks.letters import ONE_THREAD, letters_config, make_task
 from benchmarks.parts.bare_loop import BareLoop
 from benchmarks.parts.learner_step import batch
 from benchmarks.parts.rollout_actor import PlainEngine
 from benchmarks.results import Row
-from benchmarks.task_runs import Finished, train
+from benchmarks.tasks.letters import ONE_THREAD, letters_config, make_task
+from benchmarks.tasks.runs import Finished, train
 from cluster.actors.remote import kill_actor, start_actor
 
 REPEATS, NUM_STEPS, NUM_SETTLING = 3, 50, 10

@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.letters import FAST_RUN_FILE, RUN_FILE, make_task
 from benchmarks.results import Row
+from benchmarks.tasks.letters import FAST_RUN_FILE, RUN_FILE, make_task
 from deploy.config.load import load_run_config
 
 ROOT = Path(__file__).parent.parent

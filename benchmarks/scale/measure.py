@@ -17,7 +17,6 @@ import psutil
 import ray
 
 from benchmarks.results import Row
-from benchmarks.scale.measure import parts
 from benchmarks.scale.measure.ring import Plan, stand_in_ring
 from benchmarks.scale.measure.stand_ins import Pace
 

@@ -7,8 +7,8 @@ import statistics
 
 import matplotlib
 
-from benchmarks.lag_study import LAGS, NUM_EPISODES, SHOWN
 from benchmarks.results import FOLDER, Row, read
+from benchmarks.tasks.lag_study import LAGS, NUM_EPISODES, SHOWN
 
 matplotlib.use("svg")
 PLOT = FOLDER / "lag_study.svg"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.results import Row
-from benchmarks.task_runs import ROOT, train
+from benchmarks.tasks.runs import ROOT, train
 
 REPEATS = 3
 SHORT = ("sft.num_steps = 50", "preferences.num_pairs = 512", "preferences.num_held_out_pairs = 0")

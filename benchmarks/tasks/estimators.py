@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.results import Row
-from benchmarks.task_runs import SEEDS, rewards_by, train
+from benchmarks.tasks.runs import SEEDS, rewards_by, train
 
 ESTIMATORS = ("grpo", "rloo")
 EPISODES = (640, 1_088, 1_600, 2_560)

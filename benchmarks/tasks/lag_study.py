@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.results import Row
-from benchmarks.task_runs import SEEDS, Finished, train
+from benchmarks.tasks.runs import SEEDS, Finished, train
 
 LAGS = (0, 1, 4, 8)
 NUM_EPISODES, EPISODES_A_STEP = 6_400, 64

@@ -32,7 +32,7 @@ REPEATS, NUM_SINGLE, SINGLE_TOKENS, NUM_BARE = 3, 256, 64, 2000
 WORDS = tuple(f"w{number}" for number in range(200))
 PROMPT = " ".join(WORDS[:12])
 LONG, CACHE_CONVERSATIONS, CACHE_RESPONSE = 250, 8, 8
-HERE = "benchmarks.environments"
+HERE = "benchmarks.tasks.environments"
 
 
 class Talk:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.results import FOLDER, Row, read
-from benchmarks.task_runs import SEEDS, Finished, train
+from benchmarks.tasks.runs import SEEDS, Finished, train
 
 MINUTES = "<= 5"
 Values = tuple[float, ...]

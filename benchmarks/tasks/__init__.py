@@ -1,0 +1,1 @@
+"""Measure whole runs of tasks."""
