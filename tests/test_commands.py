@@ -113,17 +113,19 @@ def test_a_taken_port_is_refused_by_number_before_anything_starts(tmp_path: Path
 
 @pytest.mark.chaos
 def test_a_scorer_that_raises_is_named_with_its_line_before_an_engine_is_loaded(tmp_path: Path) -> None:
-    code, last = failed(tmp_path, "reward_service.scorer = 'tests.scorers:raising'")
+    code, last = failed(tmp_path, "reward_service.scorer = 'tests.support.scorers:raising'")
     assert code == 2
-    assert re.match(r"error: tests/scorers.py:\d+: tests.scorers:raising raised KeyError: 'no such answer'", last)
+    assert re.match(
+        r"error: tests/support/scorers.py:\d+: tests.support.scorers:raising raised KeyError: 'no such answer'", last
+    )
     assert not list((tmp_path / "letters" / "logs").glob("rollout*"))
 
 
 @pytest.mark.chaos
 def test_a_scorer_that_raises_later_ends_the_command_naming_it_and_no_reward_is_made_up(tmp_path: Path) -> None:
-    code, last = failed(tmp_path, "reward_service.scorer = 'tests.scorers:raising_on_text'")
+    code, last = failed(tmp_path, "reward_service.scorer = 'tests.support.scorers:raising_on_text'")
     assert code == 1
-    assert last.startswith("error: tests.scorers:raising_on_text: raised KeyError: 'no such answer'")
+    assert last.startswith("error: tests.support.scorers:raising_on_text: raised KeyError: 'no such answer'")
 
 
 def interrupt(process: subprocess.Popen[str], number: signal.Signals, before: set[int]) -> None:

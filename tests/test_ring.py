@@ -35,7 +35,7 @@ from reward_service.serving.application import num_scored, start_reward_service,
 from rollout_actors.actor import RolloutActor
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.prompts import PromptTokenizer, read_rows
-from tests.letters import build_data, build_model
+from tests.support.letters import build_data, build_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 

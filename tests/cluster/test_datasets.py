@@ -16,7 +16,7 @@ import pytest
 from cluster.data.broken_rows import BrokenRows
 from cluster.data.datasets import Form, Kind, find_form, read_examples, read_schema, read_table
 from cluster.errors import InputError
-from tests.chat import assistant, user
+from tests.support.chat import assistant, user
 
 Rows = list[dict[str, Any]]
 TEXTS: Rows = [{"prompt": f"p{i}", "completion": f"c{i}", "n": i} for i in range(5)]

@@ -19,7 +19,7 @@ from cluster.errors import InputError
 from deploy.commands import chat as chatting
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
-from tests.chat import make_tokenizer
+from tests.support.chat import make_tokenizer
 
 ROOT = Path(__file__).parents[2]
 

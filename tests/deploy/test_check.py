@@ -18,7 +18,7 @@ from tokenizers.models import WordLevel
 from cluster.errors import InputError
 from deploy.config.inputs import check_inputs, find_function
 from deploy.config.load import load_run_config
-from tests.chat import assistant, user
+from tests.support.chat import assistant, user
 
 ROOT = Path(__file__).parents[2]
 RUN = """

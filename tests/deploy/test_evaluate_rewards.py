@@ -17,7 +17,7 @@ from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy.commands import evaluate_rewards as module
 from deploy.commands.evaluate_rewards import by_subset, evaluate_rewards, parse_columns
-from tests.chat import assistant, make_tokenizer, user, write_chat_model
+from tests.support.chat import assistant, make_tokenizer, user, write_chat_model
 
 PAIRS = [
     {"prompt": "p", "chosen": "aaa", "rejected": "a", "subset": "long"},

@@ -45,7 +45,7 @@ path = "model"
 [data]
 prompts = "prompts.jsonl"
 [reward_service]
-scorer = "tests.scorers:length"
+scorer = "tests.support.scorers:length"
 [learner]
 num_steps = 4
 """

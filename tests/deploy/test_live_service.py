@@ -26,7 +26,7 @@ from deploy.run.layout import TRAINING
 from deploy.run.open import open_run
 from deploy.run.reward_models import publish
 from reward_service.scorers.reward_model import RewardModelScorer
-from tests.reward_service.building import moved_model
+from tests.support.building import moved_model
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ prompts = "prompts.jsonl"
 [reward_service]
 num_cpus = 0.1
 [reward_service.scorers]
-gated = { kind = "function", path = "tests.scorers:gated" }
+gated = { kind = "function", path = "tests.support.scorers:gated" }
 """
 PUBLISH = """
 import pathlib, sys

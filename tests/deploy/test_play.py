@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GAME = ROOT / "examples" / "game" / "run.toml"
-WORLDS = "tests.rollout_actors.worlds"
+WORLDS = "tests.support.environments"
 TASK = """
 [run]
 stages = ["ppo"]
@@ -91,7 +91,7 @@ def test_a_fault_is_named_by_file_and_line(tmp_path: Path) -> None:
     target = task(tmp_path, f"{WORLDS}:Odd", "[environment.settings]", 'how = "raises"')
     code, lines, last = play(target, answers="a\n")
     assert (code, lines[-2:]) == (1, ["ended: the environment is at fault", "total reward 0 in 0 turns"])
-    assert last.startswith("error: tests/rollout_actors/worlds.py:"), last
+    assert last.startswith("error: tests/support/environments.py:"), last
     assert last.endswith("step raised RuntimeError: no luck")
 
 
@@ -181,7 +181,7 @@ scorer = "task:score"
 [tasks.echo]
 scorer = "none"
 [tasks.echo.environment]
-path = "tests.rollout_actors.worlds:Echo"
+path = "tests.support.environments:Echo"
 settings = { num_turns = 2 }
 """
 

@@ -8,8 +8,8 @@ from cluster.journal.events import Record
 from cluster.weights.manifest import Manifest
 from deploy.ring.calls import RecordedLearners, RecordedWeights
 from learner.training_loop import Groups, StepResult, train
-from tests.fakes import fake_manifest
 from tests.learner.conftest import make_trajectory
+from tests.support.fakes import fake_manifest
 
 
 class Ring:

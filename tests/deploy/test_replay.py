@@ -28,8 +28,8 @@ from deploy.run.layout import CONFIG
 from learner.training_loop import Groups, StepResult
 from rollout_actors.actor import RolloutActor
 from rollout_actors.config import RolloutActorsConfig
-from tests.fakes import FIRST_TOKEN, FakeEngine, fake_manifest
-from tests.rollout_actors.tiny import build_folder
+from tests.support.fakes import FIRST_TOKEN, FakeEngine, fake_manifest
+from tests.support.tiny import build_folder
 
 NUM_STEPS, LAG = 6, 2
 VOCABULARY = 48

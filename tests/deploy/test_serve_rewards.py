@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def command(scorer: str, host: str, port: int) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-c", PROGRAM, f"tests.scorers:{scorer}", host, str(port)]
+    return [sys.executable, "-W", "ignore", "-c", PROGRAM, f"tests.support.scorers:{scorer}", host, str(port)]
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def test_it_serves_until_it_is_interrupted_and_leaves_no_process() -> None:
         with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=30) as http:
             (good, no_error), (none, error) = ask(http, "one", "nan")
             assert (good, no_error, none) == (1.0, None, None)
-            assert error == "tests.scorers:wrong_on_demand: returned float nan for 1, not a finite number"
+            assert error == "tests.support.scorers:wrong_on_demand: returned float nan for 1, not a finite number"
             assert "/v1/rewards" in http.get("/openapi.json").json()["paths"]
             broken = http.post("/v1/rewards", content="{", headers={"Content-Type": "application/json"})
             assert (broken.status_code, broken.json()["error"]["code"]) == (400, "malformed")

@@ -19,7 +19,7 @@ from deploy.run.directory import RunDirectory
 from deploy.run.open import open_run
 from deploy.stages.supervised import supervised
 from reward_service.scorers.trial import Trial
-from tests.chat import make_tokenizer, user
+from tests.support.chat import make_tokenizer, user
 
 RUN = """
 [run]
@@ -214,14 +214,14 @@ builder = "tests.deploy.test_stages:build"
 weight = 2.0
 sft = "sft.jsonl"
 prompts = "prompts.jsonl"
-scorer = "tests.scorers:length"
+scorer = "tests.support.scorers:length"
 [tasks.facts]
 builder = "tests.deploy.test_stages:build"
-scorer = "tests.scorers:length"
+scorer = "tests.support.scorers:length"
 [tasks.talk]
 scorer = "none"
 [tasks.talk.environment]
-path = "tests.rollout_actors.worlds:Echo"
+path = "tests.support.environments:Echo"
 """
 
 
@@ -248,7 +248,7 @@ async def test_every_tasks_prompts_are_read_and_those_of_an_environment_say_noth
 ) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", "abcdefgh"])
-    facts = '[tasks.facts]\nbuilder = "tests.deploy.test_stages:build"\nscorer = "tests.scorers:length"\n'
+    facts = '[tasks.facts]\nbuilder = "tests.deploy.test_stages:build"\nscorer = "tests.support.scorers:length"\n'
     text = SEVERAL.replace(facts, "").replace('builder = "tests.deploy.test_stages:build"', 'path = "model"')
     Path("run.toml").write_text(text)
     session = start("rollout_actors.long_prompts = 'drop'", "rollout_actors.max_prompt_tokens = 6")
@@ -272,7 +272,7 @@ async def test_the_scorer_of_every_task_is_tried_with_its_own_first_prompt(
     Path("run.toml").write_text(SEVERAL)
     write_prompts(["ab"])
     await supervised.try_functions(start())
-    both = [(task, "tests.scorers:length", prompt) for task, prompt in (("sums", "ab"), ("facts", ""))]
+    both = [(task, "tests.support.scorers:length", prompt) for task, prompt in (("sums", "ab"), ("facts", ""))]
     together = [({f"tasks.{task}.scorer": path}, prompt) for task, path, prompt in both]
     assert tried == [together], "in one process, all of them"
 
@@ -283,6 +283,6 @@ async def test_a_broken_environment_of_any_task_is_named_before_anything_is_load
     monkeypatch.setattr(supervised, "try_scorers", lambda trials, *, timeout_s: iter([]))
     Path("run.toml").write_text(SEVERAL)
     write_prompts(["ab"])
-    broken = 'tasks.talk.environment = { path = "tests.rollout_actors.worlds:Odd", settings = { how = "raises" } }'
+    broken = 'tasks.talk.environment = { path = "tests.support.environments:Odd", settings = { how = "raises" } }'
     with pytest.raises(InputError, match="no luck"):
         await supervised.try_functions(start(broken))

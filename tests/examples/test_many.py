@@ -24,7 +24,7 @@ from examples.many.model import build_model
 from examples.question_answering import data as question_answering
 from examples.reasoning import data as reasoning
 from examples.translation import data as translation
-from tests.examples.chat_tasks import require_small_model, require_tokens_keep_the_text
+from tests.support.chat_tasks import require_small_model, require_tokens_keep_the_text
 
 RUN_FILE = Path("examples/many/run.toml")
 TASKS = ("question_answering", "reasoning", "translation", "dialogue")

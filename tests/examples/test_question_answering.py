@@ -23,7 +23,7 @@ from examples.question_answering.data import (
 from examples.question_answering.metrics import evaluate
 from examples.question_answering.model import build_model
 from examples.question_answering.scorers import ABSTAINED, RIGHT, WRONG, answer_reward
-from tests.examples.chat_tasks import (
+from tests.support.chat_tasks import (
     require_built_from_the_seed_alone,
     require_small_model,
     require_tokens_keep_the_text,

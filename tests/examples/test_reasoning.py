@@ -14,7 +14,7 @@ from examples.reasoning.data import MAX_NUMBER, SLIP_SHARE, build_data, question
 from examples.reasoning.metrics import STEP, answer_of, evaluate, is_right
 from examples.reasoning.model import build_model
 from reward_service.scorers.rules import numeric_rule
-from tests.examples.chat_tasks import (
+from tests.support.chat_tasks import (
     require_built_from_the_seed_alone,
     require_small_model,
     require_tokens_keep_the_text,

@@ -21,7 +21,7 @@ from examples.recommendation.data import (
 from examples.recommendation.metrics import evaluate
 from examples.recommendation.model import build_model
 from examples.recommendation.scorers import click_reward, ranked_items
-from tests.examples.chat_tasks import (
+from tests.support.chat_tasks import (
     require_built_from_the_seed_alone,
     require_small_model,
     require_tokens_keep_the_text,

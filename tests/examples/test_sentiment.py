@@ -20,7 +20,7 @@ from examples.sentiment.data import (
 from examples.sentiment.metrics import evaluate, macro_f1
 from examples.sentiment.model import build_model
 from examples.sentiment.scorers import FALSE_ALARM, MISSED_ALARM, SCALE, WRONG_LABEL, note_reward, read_note
-from tests.examples.chat_tasks import (
+from tests.support.chat_tasks import (
     require_built_from_the_seed_alone,
     require_small_model,
     require_tokens_keep_the_text,

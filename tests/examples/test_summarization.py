@@ -21,7 +21,7 @@ from examples.summarization.data import (
 )
 from examples.summarization.metrics import evaluate
 from examples.summarization.model import build_model
-from tests.examples.chat_tasks import (
+from tests.support.chat_tasks import (
     require_built_from_the_seed_alone,
     require_small_model,
     require_tokens_keep_the_text,

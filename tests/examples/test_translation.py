@@ -26,7 +26,7 @@ from examples.translation.data import (
 from examples.translation.metrics import evaluate
 from examples.translation.model import build_model
 from examples.translation.scorers import translation_reward
-from tests.examples.chat_tasks import (
+from tests.support.chat_tasks import (
     require_built_from_the_seed_alone,
     require_small_model,
     require_tokens_keep_the_text,

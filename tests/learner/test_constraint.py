@@ -19,11 +19,11 @@ from learner.ppo import weights
 from learner.ppo.batch import make_batch
 from learner.ppo.constraint import updated_multiplier
 from learner.ppo.experience import Judge
-from tests.learner import ranks_alone
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 from tests.learner.test_bandit import BETA, REWARDS, distribution, sampled
 from tests.learner.test_judge import ALONE, judged, on_tokens, rewards_of
 from tests.learner.test_ppo_learner import OneRank
+from tests.support import ppo_ranks
 
 COSTS = (REWARDS > 0.9).double()
 """Of the bandit's tokens: what pays most is what is forbidden."""
@@ -162,14 +162,14 @@ def test_a_bound_is_not_taken_up_from_a_checkpoint_of_a_run_without_one(
     policy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "put_tensors", tuple)
-    with_bound = ranks_alone.settings(policy_path, "separate", "ddp", tmp_path / "step-2")
+    with_bound = ppo_ranks.settings(policy_path, "separate", "ddp", tmp_path / "step-2")
     config = with_bound.config.model_copy(update={"constraint": ConstraintConfig()})
-    rank = ranks_alone.make_rank(replace(with_bound, config=config, version=0, checkpoint_path=None), ALONE)
+    rank = ppo_ranks.make_rank(replace(with_bound, config=config, version=0, checkpoint_path=None), ALONE)
     for step in (1, 2):
-        rank.update(step, ranks_alone.share(step, 0, 1))
+        rank.update(step, ppo_ranks.share(step, 0, 1))
     rank.save_checkpoint(tmp_path / "step-2", {})
     with pytest.raises(InputError, match="step-2: has no constraint_multiplier: it was made with other settings"):
-        ranks_alone.make_rank(with_bound, ALONE)
+        ppo_ranks.make_rank(with_bound, ALONE)
 
 
 def test_the_policy_reaches_the_best_that_keeps_the_bound(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from cluster.errors import InputError
 from learner.config import RewardModelConfig, SftConfig
 from learner.supervised.examples import Completion, Limit, Pair, read_completions, read_pairs
-from tests.chat import TEMPLATE, assistant, make_tokenizer, user
+from tests.support.chat import TEMPLATE, assistant, make_tokenizer, user
 
 SYSTEM = {"role": "system", "content": "be brief"}
 TOKENIZER = make_tokenizer()

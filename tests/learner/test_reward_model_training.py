@@ -27,7 +27,7 @@ from learner.supervised.examples import Pair, draw_of
 from learner.supervised.loop import Row
 from learner.supervised.preferences import agreement, preference_nll
 from learner.supervised.rank import SupervisedSettings
-from tests.learner.supervised_alone import make_rank, stream
+from tests.support.supervised_ranks import make_rank, stream
 
 CONFIG = RewardModelConfig(num_epochs=2, batch_size=32, learning_rate=5e-3)
 

@@ -27,8 +27,8 @@ from learner.supervised.loop import Row
 from learner.supervised.optimizer import warmup_then_cosine
 from learner.supervised.rank import SupervisedSettings, load_net
 from learner.supervised.sft import completion_nll
-from tests.chat import assistant, user, write_chat_model
-from tests.learner.supervised_alone import CPU, stream
+from tests.support.chat import assistant, user, write_chat_model
+from tests.support.supervised_ranks import CPU, stream
 
 PROMPTS = ["we tried the new film on friday night:", "i tried the old book on sunday morning:"]
 COMPLETIONS = ["the film was good and lovely.", "the book was dull, the plot was bad."]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from cluster.data.datasets import Source
 from cluster.errors import InputError, LearnerDied
 from learner.config import LearnerConfig, stage_threads
-from tests.learner.supervised_alone import settings, stream, untimed, write_inputs
 from tests.learner.test_ppo_learner import largest_difference
+from tests.support.supervised_ranks import settings, stream, untimed, write_inputs
 
 pytestmark = pytest.mark.ray
 

@@ -20,8 +20,8 @@ from learner.supervised.loop import Row
 from learner.supervised.preferences import CENTERING, PreferenceLoss, pair_rewards, preference_nll
 from learner.supervised.rank import SupervisedRank, load_net
 from tests.learner.conftest import run_two_ranks
-from tests.learner.supervised_alone import CPU, LAYOUTS, STAGES, settings, stream, untimed, write_inputs
 from tests.learner.test_ppo_learner import largest_difference
+from tests.support.supervised_ranks import CPU, LAYOUTS, STAGES, settings, stream, untimed, write_inputs
 
 PIECES: dict[str, dict[str, Any]] = {
     "padded": {"packing": False},
@@ -105,7 +105,7 @@ def test_the_level_of_rewards_is_that_of_the_whole_batch_in_pieces_of_any_size(f
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks leave of every stage and layout, with ddp and with fsdp2; on each, those that go on are alike."""
     folder = write_inputs(tmp_path_factory.mktemp("ranks"))
-    run_two_ranks("tests.learner.supervised_alone", folder)
+    run_two_ranks("tests.support.supervised_ranks", folder)
     return folder
 
 

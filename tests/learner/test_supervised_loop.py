@@ -22,7 +22,7 @@ from learner.supervised.loop import Plan, Row, descend
 from learner.supervised.optimizer import Optimizer
 from learner.supervised.progress import Checkpoints
 from learner.supervised.rank import SupervisedSettings
-from tests.learner.supervised_alone import CPU, STAGES, interrupted_after, settings, stream, untimed, write_inputs
+from tests.support.supervised_ranks import CPU, STAGES, interrupted_after, settings, stream, untimed, write_inputs
 
 ONE = Ranks(CPU, distributed=False)
 NUM_ROWS = 12

@@ -21,7 +21,7 @@ from reward_service.sandbox import sandbox
 from reward_service.sandbox.sandbox import Limits, Report, check_confinement, run_confined
 from reward_service.scorers.code_rule import code_rule
 from reward_service.scorers.scorer import close
-from tests.reward_service.building import build_scorer
+from tests.support.building import build_scorer
 
 LIMITS = Limits(cpu_s=1, wall_s=30.0, memory_mb=256, max_threads=4, scratch_mb=2)
 REFUSES = "import os, socket, ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"

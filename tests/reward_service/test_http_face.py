@@ -47,7 +47,7 @@ def face(
     routers: Sequence[APIRouter] = (),
     **limits: Any,
 ) -> httpx.AsyncClient:
-    path = f"tests.scorers:{scorer}"
+    path = f"tests.support.scorers:{scorer}"
     service = RewardService(RewardServiceConfig(scorer=path))
     service.take({path: FunctionScorer(path, load_function(path))})
     app = build_app(
@@ -69,7 +69,7 @@ async def test_rewards_come_back_under_their_ids_with_parts_and_version() -> Non
         {"id": "x", "reward": 1.0, "parts": {"length": 1.0}, "error": None, "unavailable": False},
         {"id": "y", "reward": 2.0, "parts": {"length": 2.0}, "error": None, "unavailable": False},
     ]
-    assert answer.json()["model_version"].startswith("tests.scorers:length@")
+    assert answer.json()["model_version"].startswith("tests.support.scorers:length@")
 
 
 async def test_ids_are_positions_unless_given_and_references_reach_the_scorer() -> None:
@@ -85,7 +85,7 @@ async def test_an_item_that_cannot_be_scored_has_a_null_reward_and_says_why() ->
     good, bad = answer.json()["rewards"]
     assert good["reward"] == 1.0
     assert bad["reward"] is None
-    assert bad["error"] == ("tests.scorers:wrong_on_demand: returned float nan for 1, not a finite number")
+    assert bad["error"] == ("tests.support.scorers:wrong_on_demand: returned float nan for 1, not a finite number")
 
 
 @pytest.mark.parametrize(
@@ -165,11 +165,11 @@ async def test_a_body_beyond_the_limit_is_refused_while_it_is_read(chunked: bool
 async def test_a_scorer_past_its_deadline_is_an_error_not_a_wait() -> None:
     import threading
 
-    import tests.scorers
+    import tests.support.scorers
 
     release = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tests.scorers.time, "sleep", lambda seconds: release.wait(10))
+        patch.setattr(tests.support.scorers.time, "sleep", lambda seconds: release.wait(10))
         answer = await face("slow", timeout_s=0.1).post("/v1/rewards", json={"prompts": ["p"], "responses": ["a"]})
         release.set()
     assert answer.status_code == 504
@@ -224,14 +224,18 @@ async def test_a_service_that_cannot_score_says_so_and_when_to_come_again(
 
 async def test_models_are_listed_with_their_versions() -> None:
     body = (await face().get("/v1/models")).json()
-    assert [(card["id"], card["default"]) for card in body["data"]] == [("tests.scorers:length", True)]
+    assert [(card["id"], card["default"]) for card in body["data"]] == [("tests.support.scorers:length", True)]
     assert body["data"][0]["versions"] == [body["data"][0]["version"]]
 
 
 async def test_a_scorer_can_be_asked_for_by_its_version() -> None:
     client = face()
     version = (await client.get("/v1/models")).json()["data"][0]["version"]
-    for scorer, status in ((version, 200), ("tests.scorers:length", 200), ("tests.scorers:length@other", 422)):
+    for scorer, status in (
+        (version, 200),
+        ("tests.support.scorers:length", 200),
+        ("tests.support.scorers:length@other", 422),
+    ):
         body = {"prompts": ["p"], "responses": ["a"], "scorer": scorer}
         answer = await client.post("/v1/rewards", json=body)
         assert answer.status_code == status

@@ -43,7 +43,7 @@ def serve(
     *, token: str | None = None, backend: Backend | None = None, routers: Sequence[APIRouter] = (), **limits: Any
 ) -> Iterator[tuple[str, int]]:
     """Host and port of a face over a scorer by length, until the generator is closed."""
-    path = "tests.scorers:length"
+    path = "tests.support.scorers:length"
     service = RewardService(RewardServiceConfig(scorer=path))
     service.take({path: FunctionScorer(path, load_function(path))})
     config = HttpConfig(**limits)

@@ -20,7 +20,7 @@ from cluster.scoring import ScoreRequest
 from reward_service.client.http import HttpRewardClient
 from reward_service.scorers.reward_model import RewardModelScorer
 from reward_service.serving.application import service_url, start_reward_service, stop_reward_service
-from tests.reward_service.building import replica_pids
+from tests.support.building import replica_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(1200)]
 NUM_CLIENTS, NUM_KILLS = 200, 10

@@ -26,8 +26,8 @@ RULES: dict[str, dict[str, Any]] = {
     "forbidden": {"kind": "forbidden", "phrases": ("bomb",)},
 }
 OPEN: dict[str, dict[str, Any]] = {
-    "function": {"kind": "function", "path": "tests.scorers:length"},
-    "guarded": {"kind": "forbidden", "phrases": ("bomb",), "function": "tests.scorers:length"},
+    "function": {"kind": "function", "path": "tests.support.scorers:length"},
+    "guarded": {"kind": "forbidden", "phrases": ("bomb",), "function": "tests.support.scorers:length"},
 }
 COMPOSITES: dict[str, dict[str, Any]] = {
     "inner": {"kind": "composite", "parts": {"exact": 1.0, "function": 0.0}, "gates": ("forbidden",)},
@@ -65,7 +65,7 @@ async def test_every_scorer_gives_parts_that_were_told_and_a_rule_gives_all_of_t
         ("inner", "function/anything", True),
         ("outer", "inner/forbidden/violation", True),
         ("outer", "forbidden/violation", False),
-        ("tests.scorers:length", "anything", True),
+        ("tests.support.scorers:length", "anything", True),
         ("reward_model", "uncertainty", True),
     ],
 )

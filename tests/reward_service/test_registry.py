@@ -12,16 +12,16 @@ from cluster.errors import InputError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.scorers.registry import build_scorers, check_scorers
 from reward_service.scorers.scorer import close
-from tests.reward_service.building import build_scorer
+from tests.support.building import build_scorer
 
 
 @pytest.mark.parametrize(
     ("scorer", "what"),
     [
         ("tests.no_such:length", "cannot import tests.no_such: ModuleNotFoundError"),
-        ("tests.scorers:no_such", "module tests.scorers has no function 'no_such'"),
-        ("tests.scorers:text", "module tests.scorers has no function 'text'"),
-        ("tests.scorers", "is neither 'reward_model' nor of the form module:function"),
+        ("tests.support.scorers:no_such", "module tests.support.scorers has no function 'no_such'"),
+        ("tests.support.scorers:text", "module tests.support.scorers has no function 'text'"),
+        ("tests.support.scorers", "is neither 'reward_model' nor of the form module:function"),
     ],
 )
 def test_a_scorer_that_is_not_there_is_an_input_error(scorer: str, what: str) -> None:
@@ -38,11 +38,11 @@ def test_an_untrained_reward_model_says_how_to_train_it(folder: Path | None) -> 
 
 
 def test_a_function_is_found_by_its_dotted_path() -> None:
-    scorer = build_scorer(RewardServiceConfig(scorer="tests.scorers:length"), None)
-    assert scorer.name == "tests.scorers:length"
+    scorer = build_scorer(RewardServiceConfig(scorer="tests.support.scorers:length"), None)
+    assert scorer.name == "tests.support.scorers:length"
 
 
-def settings(scorer: str = "tests.scorers:length", **scorers: dict[str, Any]) -> RewardServiceConfig:
+def settings(scorer: str = "tests.support.scorers:length", **scorers: dict[str, Any]) -> RewardServiceConfig:
     return RewardServiceConfig(scorer=scorer, scorers=scorers)
 
 
@@ -51,7 +51,7 @@ def texts(*responses: str) -> list[ScoreRequest]:
 
 
 ALL = {
-    "function": {"kind": "function", "path": "tests.scorers:length"},
+    "function": {"kind": "function", "path": "tests.support.scorers:length"},
     "exact": {"kind": "exact"},
     "numeric": {"kind": "numeric"},
     "math": {"kind": "math"},
@@ -62,7 +62,7 @@ ALL = {
     "repetition": {"kind": "repetition"},
     "language": {"kind": "language", "language": "en"},
     "forbidden": {"kind": "forbidden", "phrases": ("bomb",)},
-    "guarded": {"kind": "forbidden", "function": "tests.scorers:length"},
+    "guarded": {"kind": "forbidden", "function": "tests.support.scorers:length"},
     "judge": {"kind": "judge", "url": "http://127.0.0.1:9", "model": "m", "rubric": "{response}"},
     "all": {"kind": "composite", "parts": {"exact": 1.0, "length": 1.0}, "gates": ("forbidden",)},
 }
@@ -71,7 +71,7 @@ ALL = {
 async def test_every_kind_is_built_under_its_name_with_a_version_of_its_own() -> None:
     scorers = build_scorers(settings(**ALL), None)
     again = build_scorers(settings(**ALL), None)
-    assert set(scorers) == {*ALL, "tests.scorers:length"}
+    assert set(scorers) == {*ALL, "tests.support.scorers:length"}
     assert [scorer.name for scorer in scorers.values()] == list(scorers)
     assert all(scorer.version.startswith(f"{name}@") for name, scorer in scorers.items())
     assert {name: scorer.version for name, scorer in again.items()} == {n: s.version for n, s in scorers.items()}
@@ -124,7 +124,11 @@ def test_the_version_of_what_is_forbidden_follows_from_the_files_content(tmp_pat
 @pytest.mark.parametrize(
     ("section", "where", "what"),
     [
-        ({"kind": "function", "path": "tests.scorers:no"}, "reward_service.scorers.a.path", "has no function 'no'"),
+        (
+            {"kind": "function", "path": "tests.support.scorers:no"},
+            "reward_service.scorers.a.path",
+            "has no function 'no'",
+        ),
         ({"kind": "forbidden", "function": "no:f"}, "reward_service.scorers.a.function", "cannot import no"),
         ({"kind": "forbidden", "path": "/nowhere"}, "/nowhere", "cannot be read"),
         ({"kind": "json_schema", "path": "/nowhere"}, "/nowhere", "cannot be read"),
@@ -166,7 +170,7 @@ async def test_a_reward_models_own_statistics_normalise_it(reward_model_folder: 
 
 def test_a_service_of_several_scorers_has_each_by_what_the_run_calls_it_with_the_version_it_has_alone() -> None:
     config = RewardServiceConfig.model_validate({"scorers": {"answer": {"kind": "exact"}}})
-    path = "tests.scorers:length"
+    path = "tests.support.scorers:length"
     served = config.serving(["answer", "none", path, "answer"])
     assert (served.scorer, set(served.scorers)) == ("answer", {"answer", path})
     built = build_scorers(served, None)
@@ -177,5 +181,5 @@ def test_a_service_of_several_scorers_has_each_by_what_the_run_calls_it_with_the
 
 def test_a_reward_model_is_needed_whichever_of_the_scorers_it_is() -> None:
     config = RewardServiceConfig(scorer="none")
-    assert config.serving(["tests.scorers:length", "reward_model"]).needs_reward_model()
-    assert not config.serving(["tests.scorers:length"]).needs_reward_model()
+    assert config.serving(["tests.support.scorers:length", "reward_model"]).needs_reward_model()
+    assert not config.serving(["tests.support.scorers:length"]).needs_reward_model()

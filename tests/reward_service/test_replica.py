@@ -16,7 +16,7 @@ from reward_service.client.outcomes import all_scores
 from reward_service.serving import replica
 from reward_service.serving.replica import RewardService
 from reward_service.serving.versions import ModelVersions, published
-from tests.reward_service.building import moved_model
+from tests.support.building import moved_model
 
 ITEM = ScoreRequest("x", "p", "a")
 

@@ -18,7 +18,7 @@ from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.scorers.files import member_folders
 from reward_service.scorers.reward_model import RewardModelScorer, batches_by_length
-from tests.reward_service.building import build_scorer
+from tests.support.building import build_scorer
 
 ITEMS = [ScoreRequest(f"7-{i}-0", "say " + "x" * (i % 5), "abc" * (1 + i % 9)) for i in range(40)]
 

@@ -11,7 +11,7 @@ from reward_service.scorers.registry import load_function
 
 
 def scorer(name: str) -> FunctionScorer:
-    path = f"tests.scorers:{name}"
+    path = f"tests.support.scorers:{name}"
     return FunctionScorer(path, load_function(path))
 
 
@@ -34,7 +34,7 @@ async def test_a_score_names_its_parts_and_the_version_of_the_source_that_gave_i
     (score,) = await scorer("length").score(requests("a"))
     assert isinstance(score, Score)
     assert dict(score.parts) == {"length": 1.0}
-    assert score.scorer_version.startswith("tests.scorers:length@")
+    assert score.scorer_version.startswith("tests.support.scorers:length@")
     assert len(score.scorer_version.rpartition("@")[2]) == 12
 
 
@@ -49,19 +49,19 @@ async def test_a_function_gets_the_columns_it_takes_and_no_others() -> None:
 
 async def test_an_exception_inside_a_function_is_every_items_error() -> None:
     outcomes = await scorer("raising").score(requests("a", "b"))
-    expected = "tests.scorers:raising: raised KeyError: 'no such answer' (scoring 2 items, 7-0-0 to 7-0-1)"
+    expected = "tests.support.scorers:raising: raised KeyError: 'no such answer' (scoring 2 items, 7-0-0 to 7-0-1)"
     assert errors(outcomes) == [expected] * 2
 
 
 async def test_too_few_rewards_are_no_reward_at_all() -> None:
     outcomes = await scorer("too_few").score(requests("a", "b"))
-    expected = "tests.scorers:too_few: returned 1 rewards for 2 responses (scoring 2 items, 7-0-0 to 7-0-1)"
+    expected = "tests.support.scorers:too_few: returned 1 rewards for 2 responses (scoring 2 items, 7-0-0 to 7-0-1)"
     assert errors(outcomes) == [expected] * 2
 
 
 async def test_what_is_no_list_is_an_error_naming_the_item() -> None:
     outcomes = await scorer("not_a_list").score(requests("a"))
-    assert errors(outcomes) == ["tests.scorers:not_a_list: returned float, not a list (scoring 7-0-0)"]
+    assert errors(outcomes) == ["tests.support.scorers:not_a_list: returned float, not a list (scoring 7-0-0)"]
 
 
 @pytest.mark.parametrize("wrong", ["nan", "inf", "huge", "string", "none"])
@@ -70,7 +70,7 @@ async def test_a_value_that_is_no_finite_number_fails_its_own_item_alone(wrong: 
     assert isinstance(good, Score)
     assert good.reward == 1.0
     assert isinstance(bad, RewardError)
-    assert bad.where == "tests.scorers:wrong_on_demand"
+    assert bad.where == "tests.support.scorers:wrong_on_demand"
     assert "7-0-1" in bad.what
 
 
@@ -82,7 +82,7 @@ async def test_a_slow_sync_function_leaves_the_event_loop_free(monkeypatch: pyte
     import threading
 
     release = threading.Event()
-    monkeypatch.setattr("tests.scorers.time.sleep", lambda seconds: release.wait(10))
+    monkeypatch.setattr("tests.support.scorers.time.sleep", lambda seconds: release.wait(10))
     call = asyncio.create_task(scorer("slow").score(requests("a")))
     await asyncio.sleep(0)
     release.set()

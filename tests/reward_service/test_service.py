@@ -36,7 +36,7 @@ from reward_service.serving.application import (
     stop_reward_service,
 )
 from reward_service.serving.http_actor import face_name
-from tests.reward_service.building import moved_model, replica_pids
+from tests.support.building import moved_model, replica_pids
 
 pytestmark = pytest.mark.ray
 TOKEN = "a token of this test"
@@ -86,7 +86,7 @@ def close(scores: Sequence[Score], expected: Sequence[Any]) -> bool:
 
 
 def start_function(name: str, scorer: str, **settings: Any) -> Any:
-    config = RewardServiceConfig(scorer=f"tests.scorers:{scorer}", num_cpus=0.1, drain_timeout_s=1, **settings)
+    config = RewardServiceConfig(scorer=f"tests.support.scorers:{scorer}", num_cpus=0.1, drain_timeout_s=1, **settings)
     return start_reward_service(config, name=name, reward_model_path=None, token=None)
 
 
@@ -108,7 +108,7 @@ def test_wrong_settings_are_refused_before_anything_starts() -> None:
 def test_a_start_that_is_not_wanted_any_more_is_given_up_and_leaves_no_application(ray_session: None) -> None:
     unwanted = threading.Event()
     unwanted.set()
-    config = RewardServiceConfig(scorer="tests.scorers:length", num_cpus=0.1)
+    config = RewardServiceConfig(scorer="tests.support.scorers:length", num_cpus=0.1)
     with pytest.raises(RewardError, match="given up"):
         start_reward_service(config, name="unwanted", reward_model_path=None, token=None, unwanted=unwanted)
     assert app_name("unwanted") not in serve.status().applications
@@ -251,7 +251,7 @@ async def test_a_service_that_is_started_again_with_other_settings_scores_by_tho
     (after,) = await client.score(ITEMS[:1])
     assert before.reward == after.reward == 3.0
     versions = [score.scorer_version.partition("@")[0] for score in (before, after)]
-    assert versions == ["tests.scorers:length", "tests.scorers:length_async"]
+    assert versions == ["tests.support.scorers:length", "tests.support.scorers:length_async"]
     await asyncio.to_thread(stop_reward_service, "again")
 
 

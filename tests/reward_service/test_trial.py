@@ -12,7 +12,7 @@ from cluster.errors import InputError
 from cluster.scoring import ScoreRequest
 from cluster.user_code import place_of
 from reward_service.scorers.trial import Trial, try_functions
-from tests import scorers
+from tests.support import scorers
 
 REQUEST = ScoreRequest("trial", "1 + 1?", "", {"references": ["2"]})
 
@@ -46,7 +46,7 @@ def refused(path: str, timeout_s: float = 60.0) -> tuple[str, str]:
 
 @pytest.mark.parametrize("name", ["length", "length_async", "equals_reference"])
 def test_a_scorer_that_gives_a_number_passes(name: str) -> None:
-    assert tried(f"tests.scorers:{name}") == [1]
+    assert tried(f"tests.support.scorers:{name}") == [1]
 
 
 def test_a_scorer_that_does_not_judge_the_first_prompt_passes() -> None:
@@ -54,10 +54,10 @@ def test_a_scorer_that_does_not_judge_the_first_prompt_passes() -> None:
 
 
 def test_the_line_that_raises_is_named() -> None:
-    where, what = refused("tests.scorers:raising")
+    where, what = refused("tests.support.scorers:raising")
     line = int(place_of(scorers.raising).rpartition(":")[2])
-    assert where == f"tests/scorers.py:{line + 1}"
-    assert what == "tests.scorers:raising raised KeyError: 'no such answer' (for an empty response)"
+    assert where == f"tests/support/scorers.py:{line + 1}"
+    assert what == "tests.support.scorers:raising raised KeyError: 'no such answer' (for an empty response)"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_line_that_raises_is_named() -> None:
     ],
 )
 def test_what_it_should_have_given_is_said_where_it_stands(name: str, what: str) -> None:
-    where, said = refused(f"tests.scorers:{name}")
+    where, said = refused(f"tests.support.scorers:{name}")
     assert where == place_of(getattr(scorers, name))
     assert said.startswith(what)
 
@@ -85,4 +85,4 @@ def test_one_that_takes_too_long_is_told_from_one_that_raises_a_timeout() -> Non
 
 
 def test_one_that_is_not_there_is_named_by_its_setting() -> None:
-    assert refused("tests.scorers:nobody")[0] == "reward_service.scorer"
+    assert refused("tests.support.scorers:nobody")[0] == "reward_service.scorer"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chat import write_chat_model
-from tests.rollout_actors.tiny import build_folder
+from tests.support.chat import write_chat_model
+from tests.support.tiny import build_folder
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from rollout_actors.conversations.conversation import Conversation, environment_
 from rollout_actors.conversations.dialogue import Keeping, Table
 from rollout_actors.engine.response import SampledResponse
 from rollout_actors.prompts import PromptTokenizer
-from tests.chat import TEMPLATE, assistant, make_tokenizer, user
-from tests.rollout_actors import worlds
+from tests.support import environments
+from tests.support.chat import TEMPLATE, assistant, make_tokenizer, user
 
 EOS = 1
 
@@ -58,7 +58,7 @@ async def held(
 async def test_the_tokens_are_those_of_the_whole_conversation_as_the_template_writes_it(
     tokenizer: PromptTokenizer,
 ) -> None:
-    conversation, script = await held(tokenizer, worlds.Echo(num_turns=3), "xy", "z", "abc")
+    conversation, script = await held(tokenizer, environments.Echo(num_turns=3), "xy", "z", "abc")
     messages = conversation.messages
     assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant", "user", "assistant"]
     text = tokenizer.tokenizer.apply_chat_template(messages, tokenize=False)
@@ -72,7 +72,7 @@ async def test_the_tokens_are_those_of_the_whole_conversation_as_the_template_wr
 
 
 async def test_every_turn_has_its_reward_its_segments_and_its_log_probabilities(tokenizer: PromptTokenizer) -> None:
-    conversation, script = await held(tokenizer, worlds.Echo(num_turns=2), "xy", "zzz")
+    conversation, script = await held(tokenizer, environments.Echo(num_turns=2), "xy", "zzz")
     first, second = conversation.turns
     assert (first.length, first.reward, second.length, second.reward) == (3, 2.0, 4, 3.0)
     assert [(s.start, s.length) for s in conversation.segments] == [
@@ -91,17 +91,17 @@ async def test_every_turn_has_its_reward_its_segments_and_its_log_probabilities(
 async def test_a_response_that_was_cut_is_closed_by_the_template_and_not_by_the_policy(
     tokenizer: PromptTokenizer,
 ) -> None:
-    conversation, _ = await held(tokenizer, worlds.Echo(num_turns=2), "xyz", "a", max_response_tokens=3)
+    conversation, _ = await held(tokenizer, environments.Echo(num_turns=2), "xyz", "a", max_response_tokens=3)
     first = conversation.turns[0]
     behind = conversation.token_ids[first.start + first.length :]
     assert behind[0] == EOS
     assert not conversation.mask[first.start + first.length]
-    uncut, _ = await held(tokenizer, worlds.Echo(num_turns=2), "xyz", "a")
+    uncut, _ = await held(tokenizer, environments.Echo(num_turns=2), "xyz", "a")
     assert uncut.token_ids == conversation.token_ids
 
 
 async def test_in_plain_text_everything_stands_as_it_is_said(tokenizer: PromptTokenizer) -> None:
-    conversation, _ = await held(tokenizer, worlds.Echo(num_turns=2, in_messages=False), "xy", "z")
+    conversation, _ = await held(tokenizer, environments.Echo(num_turns=2, in_messages=False), "xy", "z")
     start = conversation.messages[0]["content"]
     ids = [*tokenizer.encode([start])[0], *tokenizer.encode_part("xy"), EOS, *tokenizer.encode_part("1ok")]
     assert conversation.token_ids == [*ids, *tokenizer.encode_part("z"), EOS]
@@ -109,9 +109,11 @@ async def test_in_plain_text_everything_stands_as_it_is_said(tokenizer: PromptTo
 
 
 async def test_it_ends_after_the_turns_or_where_no_token_fits_and_is_cut_then(tokenizer: PromptTokenizer) -> None:
-    by_turns, _ = await held(tokenizer, worlds.Echo(num_turns=9), *("ab",) * 9, max_turns=3)
+    by_turns, _ = await held(tokenizer, environments.Echo(num_turns=9), *("ab",) * 9, max_turns=3)
     assert (len(by_turns.turns), by_turns.finish_reason) == (3, "length")
-    by_tokens, script = await held(tokenizer, worlds.Echo(num_turns=9), *("abcdef",) * 9, max_tokens=30, max_turns=9)
+    by_tokens, script = await held(
+        tokenizer, environments.Echo(num_turns=9), *("abcdef",) * 9, max_tokens=30, max_turns=9
+    )
     assert by_tokens.finish_reason == "length"
     assert all(len(ids) + room <= 30 for ids, room, _ in script.asked)
     assert 1 < len(by_tokens.turns) < 9
@@ -121,7 +123,9 @@ async def test_it_ends_after_the_turns_or_where_no_token_fits_and_is_cut_then(to
 
 async def test_the_same_seed_begins_alike_and_columns_reach_the_environment(tokenizer: PromptTokenizer) -> None:
     starts = [
-        (await held(tokenizer, worlds.Echo(), "a", "b", seed=seed, columns={"word": "q"}))[0].messages[0]["content"]
+        (await held(tokenizer, environments.Echo(), "a", "b", seed=seed, columns={"word": "q"}))[0].messages[0][
+            "content"
+        ]
         for seed in (1, 1, *range(20))
     ]
     assert starts[0] == starts[1]
@@ -131,7 +135,7 @@ async def test_the_same_seed_begins_alike_and_columns_reach_the_environment(toke
 
 async def test_what_the_environment_breaks_is_raised(tokenizer: PromptTokenizer) -> None:
     with pytest.raises(EnvironmentFault, match="no luck"):
-        await held(tokenizer, worlds.Odd("raises"), "a")
+        await held(tokenizer, environments.Odd("raises"), "a")
 
 
 async def test_a_call_is_a_turn_and_its_result_an_observation(tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ async def test_a_call_is_a_turn_and_its_result_an_observation(tmp_path: Path) ->
     letters.save_pretrained(tmp_path)
     tokenizer = PromptTokenizer(str(tmp_path), max_prompt_tokens=32)
     response = '<tool_call>{"name": "add", "arguments": {"first": 2, "second": 3}}</tool_call>'
-    conversation, _ = await held(tokenizer, worlds.Adder(num_turns=1), response, "5", max_response_tokens=100)
+    conversation, _ = await held(tokenizer, environments.Adder(num_turns=1), response, "5", max_response_tokens=100)
     assert [message["role"] for message in conversation.messages] == ["user", "assistant", "tool", "assistant"]
     assert conversation.messages[2]["content"] == "5"
     assert [turn.reward for turn in conversation.turns] == [0.0, 1.0]
@@ -150,10 +154,10 @@ async def test_a_template_that_drops_the_answer_is_refused(chat_folder: Path, to
     forgetful = PromptTokenizer(str(chat_folder), max_prompt_tokens=32)
     forgetful.tokenizer.chat_template = TEMPLATE.replace("{{ m['content'] | trim }}", "")
     with pytest.raises(InputError, match="leaves out what the policy answered"):
-        await held(forgetful, worlds.Echo(), "a", "b")
+        await held(forgetful, environments.Echo(), "a", "b")
     forgetful.tokenizer.chat_template = None
     with pytest.raises(InputError, match="has no chat template"):
-        await held(forgetful, worlds.Echo(), "a", "b")
+        await held(forgetful, environments.Echo(), "a", "b")
 
 
 def test_all_responses_of_a_group_meet_the_same_beginning_and_other_groups_another() -> None:
@@ -187,7 +191,7 @@ async def kept(
 async def test_a_conversation_goes_on_from_the_turns_that_were_kept_as_if_it_had_never_stopped(
     tokenizer: PromptTokenizer, num_turns: int, in_messages: bool
 ) -> None:
-    texts, world = ("xy", "z", "abc", "de"), worlds.Echo(num_turns=4, in_messages=in_messages)
+    texts, world = ("xy", "z", "abc", "de"), environments.Echo(num_turns=4, in_messages=in_messages)
     whole, partials = await kept(tokenizer, world, *texts)
     begun = partials[num_turns - 1]
     again, script = await held(tokenizer, world, *texts[num_turns:], begun=begun)
@@ -197,7 +201,7 @@ async def test_a_conversation_goes_on_from_the_turns_that_were_kept_as_if_it_had
 
 
 async def test_turns_are_kept_whenever_so_many_tokens_more_have_been_sampled(tokenizer: PromptTokenizer) -> None:
-    _, partials = await kept(tokenizer, worlds.Echo(num_turns=4), "xy", "z", "abc", "de", every_tokens=5)
+    _, partials = await kept(tokenizer, environments.Echo(num_turns=4), "xy", "z", "abc", "de", every_tokens=5)
     assert [len(partial.token_ids) for partial in partials] == [5, 12]
     assert [sum(map(bool, partial.given)) for partial in partials] == [2, 4]
 
@@ -207,11 +211,11 @@ async def test_a_conversation_in_which_what_was_said_has_no_token_is_not_kept(
 ) -> None:
     encoded = tokenizer.encode_part
     monkeypatch.setattr(tokenizer, "encode_part", lambda text: [] if text == "~" else encoded(text))
-    _, partials = await kept(tokenizer, worlds.Silent(num_turns=3, in_messages=False), "xy", "z", "abc")
+    _, partials = await kept(tokenizer, environments.Silent(num_turns=3, in_messages=False), "xy", "z", "abc")
     assert [len(partial.token_ids) for partial in partials] == [3], "the first turn is told from the prompt before it"
 
 
 async def test_an_environment_that_answers_otherwise_the_second_time_is_at_fault(tokenizer: PromptTokenizer) -> None:
-    _, partials = await kept(tokenizer, worlds.Echo(num_turns=3), "xy", "z", "abc")
+    _, partials = await kept(tokenizer, environments.Echo(num_turns=3), "xy", "z", "abc")
     with pytest.raises(EnvironmentFault, match="answers otherwise than it did before"):
-        await held(tokenizer, worlds.Echo(num_turns=3), "abc", begun=partials[1], columns={"word": "h"})
+        await held(tokenizer, environments.Echo(num_turns=3), "abc", begun=partials[1], columns={"word": "h"})

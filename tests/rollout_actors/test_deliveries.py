@@ -16,7 +16,7 @@ from rollout_actors.conversations.conversation import single_turn
 from rollout_actors.delivery import Deliveries
 from rollout_actors.engine.response import SampledResponse
 from rollout_actors.prompts import PromptTokenizer
-from tests.fakes import FakeRewardClient
+from tests.support.fakes import FakeRewardClient
 
 PROMPT = [5, 6]
 

@@ -18,9 +18,9 @@ from rollout_actors.environments.pool.protocol import Step, made
 
 from cluster.errors import EnvironmentFault, InputError
 from rollout_actors.config import EnvironmentConfig
-from tests.rollout_actors import worlds
+from tests.support import environments as worlds
 
-HERE = "tests.rollout_actors.worlds"
+HERE = "tests.support.environments"
 
 
 @asynccontextmanager
@@ -76,7 +76,7 @@ async def test_a_step_that_breaks_the_protocol_is_named_with_file_and_line(how: 
         with pytest.raises(EnvironmentFault) as fault:
             await hosted.step("a")
     line = inspect.getsourcelines(worlds.Odd.step)[1]
-    assert str(fault.value) == f"tests/rollout_actors/worlds.py:{line}: {BROKEN[how]}"
+    assert str(fault.value) == f"tests/support/environments.py:{line}: {BROKEN[how]}"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ async def test_what_an_environment_raises_is_named_with_the_line_that_raised_it(
             await hosted.step("a")
     source, first = inspect.getsourcelines(worlds.Odd.step)
     line = first + next(i for i, text in enumerate(source) if "no luck" in text)
-    assert str(fault.value) == f"tests/rollout_actors/worlds.py:{line}: step raised RuntimeError: no luck"
+    assert str(fault.value) == f"tests/support/environments.py:{line}: step raised RuntimeError: no luck"
 
 
 @pytest.mark.parametrize("apart", [False, True])

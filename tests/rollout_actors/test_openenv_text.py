@@ -35,7 +35,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.rollout_actors.openenv_server", request.param, str(port)]
+    command = [sys.executable, "-m", "tests.support.openenv_server", request.param, str(port)]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         _wait(process, port)

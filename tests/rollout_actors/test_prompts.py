@@ -15,7 +15,7 @@ import pytest
 from cluster.data.datasets import Reading
 from cluster.errors import InputError
 from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows, ready_rows
-from tests.chat import assistant, make_tokenizer, user
+from tests.support.chat import assistant, make_tokenizer, user
 
 ROWS = [{"prompt": "a", "reference": 1}, {"prompt": "b", "reference": 2}]
 

@@ -24,8 +24,8 @@ from rollout_actors import actor as rollout_actor
 from rollout_actors import partials
 from rollout_actors.actor import RolloutActor
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig
-from tests.fakes import FakeEngine, FakeRewardClient, fake_manifest, fake_probe
-from tests.rollout_actors import tiny
+from tests.support import tiny
+from tests.support.fakes import FakeEngine, FakeRewardClient, fake_manifest, fake_probe
 
 ROWS = [{"prompt": f"t5 t6 t{10 + i}", "reference": i} for i in range(8)]
 
@@ -479,7 +479,7 @@ async def test_weights_that_stay_lost_end_the_actor_by_name(tied_folder: Path, m
 
 def talking(name: str, **settings: Any) -> dict[str, EnvironmentConfig]:
     """The environment of the rig's task."""
-    path = f"tests.rollout_actors.worlds:{name}"
+    path = f"tests.support.environments:{name}"
     return {"test": EnvironmentConfig(path=path, settings=settings, max_tokens=40, step_timeout_s=10)}
 
 

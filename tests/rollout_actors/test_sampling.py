@@ -13,7 +13,7 @@ from cluster.errors import EngineError, InputError
 from cluster.trajectory import PartialResponse, segment_seed
 from rollout_actors.engine.response import SampledResponse
 from rollout_actors.engine.thread import EngineThread
-from tests.fakes import EOS, FakeEngine, fake_manifest, fake_probe
+from tests.support.fakes import EOS, FakeEngine, fake_manifest, fake_probe
 
 
 class Gate:

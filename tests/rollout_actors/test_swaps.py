@@ -21,7 +21,7 @@ from rollout_actors.engine.protocol import SamplingRequest
 from rollout_actors.engine.response import SampledResponse
 from rollout_actors.engine.thread import EngineThread
 from rollout_actors.engine.vllm_engine import VllmEngine
-from tests.rollout_actors import tiny
+from tests.support import tiny
 
 NUM_RESPONSES = 6
 PROMPTS = [[5, 6, 7, 8 + i] for i in range(NUM_RESPONSES)]

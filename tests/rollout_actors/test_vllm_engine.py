@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import EngineError, InputError
 from rollout_actors.engine.protocol import Sampled, SamplingRequest
 from rollout_actors.engine.vllm_engine import VllmEngine, engine_settings
-from tests.rollout_actors import tiny
+from tests.support import tiny
 
 PROMPT = [5, 6, 7]
 EXACT = 1e-5

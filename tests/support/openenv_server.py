@@ -1,6 +1,6 @@
 """Servers of a number to be guessed: OpenEnv's own, and one that follows its contract where openenv is not installed.
 
-`python -m tests.rollout_actors.openenv_server KIND PORT`, KIND being `openenv` or `contract`.
+`python -m tests.support.openenv_server KIND PORT`, KIND being `openenv` or `contract`.
 """
 
 # No `from __future__ import annotations`: both frameworks read the annotations of what stands within functions.

@@ -1,4 +1,4 @@
-"""Ranks without Ray: `python -m tests.learner.ranks_alone RANK SIZE FOLDER` trains every case, with checkpoints."""
+"""Ranks without Ray: `python -m tests.support.ppo_ranks RANK SIZE FOLDER` trains every case, with checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised ranks without Ray: `python -m tests.learner.supervised_alone RANK SIZE FOLDER` trains every case."""
+"""Supervised ranks without Ray: `python -m tests.support.supervised_ranks RANK SIZE FOLDER` trains every case."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.supervised.loop import Row
 from learner.supervised.rank import SupervisedRank, SupervisedSettings, load_net, shard_net
-from tests.chat import write_chat_model
+from tests.support.chat import write_chat_model
 
 CPU = torch.device("cpu")
 SFT = SftConfig(
