@@ -1,0 +1,1 @@
+"""Runs whose parts are killed, hang or fail."""
