@@ -19,8 +19,8 @@ from deploy.ring.calls import PublishedOnce, RecordedFirst
 from deploy.ring.resuming import POSITION, Resumption, resumption
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
-from tests.cluster.test_history import BEGIN, trained
-from tests.cluster.test_recorder import manifest, ticket, told, trajectory
+from tests.cluster.journal.test_history import BEGIN, trained
+from tests.cluster.journal.test_recorder import manifest, ticket, told, trajectory
 
 CONFIG = RunConfig.model_validate({"model": {"path": "m"}, "rollout_actors": {"responses_per_prompt": 1}})
 

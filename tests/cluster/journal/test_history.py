@@ -14,7 +14,7 @@ from cluster.journal.files import LogFile
 from cluster.journal.history import History
 from cluster.ledger import OpenGroup
 from cluster.trajectory import PartialResponse, Segment
-from tests.cluster.test_recorder import manifest, ticket, told, trajectory
+from tests.cluster.journal.test_recorder import manifest, ticket, told, trajectory
 
 
 def write(folder: Path, *told: Record) -> History:
