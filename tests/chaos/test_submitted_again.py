@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cluster.journal.history import History
-from tests.deploy.test_jobs import Head, head
+from tests.deploy.commands.test_submit import Head, head
 from tests.test_commands import ROOT, metrics, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]

@@ -209,14 +209,14 @@ SEVERAL = """
 name = "several"
 stages = ["sft", "ppo"]
 [model]
-builder = "tests.deploy.test_stages:build"
+builder = "tests.deploy.stages.test_stages:build"
 [tasks.sums]
 weight = 2.0
 sft = "sft.jsonl"
 prompts = "prompts.jsonl"
 scorer = "tests.support.scorers:length"
 [tasks.facts]
-builder = "tests.deploy.test_stages:build"
+builder = "tests.deploy.stages.test_stages:build"
 scorer = "tests.support.scorers:length"
 [tasks.talk]
 scorer = "none"
@@ -248,8 +248,10 @@ async def test_every_tasks_prompts_are_read_and_those_of_an_environment_say_noth
 ) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", "abcdefgh"])
-    facts = '[tasks.facts]\nbuilder = "tests.deploy.test_stages:build"\nscorer = "tests.support.scorers:length"\n'
-    text = SEVERAL.replace(facts, "").replace('builder = "tests.deploy.test_stages:build"', 'path = "model"')
+    facts = (
+        '[tasks.facts]\nbuilder = "tests.deploy.stages.test_stages:build"\nscorer = "tests.support.scorers:length"\n'
+    )
+    text = SEVERAL.replace(facts, "").replace('builder = "tests.deploy.stages.test_stages:build"', 'path = "model"')
     Path("run.toml").write_text(text)
     session = start("rollout_actors.long_prompts = 'drop'", "rollout_actors.max_prompt_tokens = 6")
     assert await supervised.task_prompts(session) == [
