@@ -20,9 +20,9 @@ from learner.ppo.batch import make_batch
 from learner.ppo.constraint import updated_multiplier
 from learner.ppo.experience import Judge
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
-from tests.learner.test_bandit import BETA, REWARDS, distribution, sampled
-from tests.learner.test_judge import ALONE, judged, on_tokens, rewards_of
-from tests.learner.test_ppo_learner import OneRank
+from tests.learner.ppo.test_bandit import BETA, REWARDS, distribution, sampled
+from tests.learner.ppo.test_experience import ALONE, judged, on_tokens, rewards_of
+from tests.learner.ppo.test_rllib import OneRank
 from tests.support import ppo_ranks
 
 COSTS = (REWARDS > 0.9).double()

@@ -20,7 +20,7 @@ from learner.model.packing import make_pack, packed_attention
 from learner.ppo import weights as weight_publisher
 from learner.ppo.batch import make_batch
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, run_two_ranks, write_policy
-from tests.learner.test_ppo_learner import OneRank, largest_difference
+from tests.learner.ppo.test_rllib import OneRank, largest_difference
 from tests.support.ppo_ranks import NETWORKS, settings, train
 
 BASE = LearnerConfig(num_epochs=2, num_minibatches=2, learning_rate=1e-2, entropy_coefficient=0.01, kl_target=0.5)

@@ -20,7 +20,7 @@ from learner.supervised.loop import Row
 from learner.supervised.preferences import CENTERING, PreferenceLoss, pair_rewards, preference_nll
 from learner.supervised.rank import SupervisedRank, load_net
 from tests.learner.conftest import run_two_ranks
-from tests.learner.test_ppo_learner import largest_difference
+from tests.learner.ppo.test_rllib import largest_difference
 from tests.support.supervised_ranks import CPU, LAYOUTS, STAGES, settings, stream, untimed, write_inputs
 
 PIECES: dict[str, dict[str, Any]] = {

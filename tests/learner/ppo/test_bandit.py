@@ -12,7 +12,7 @@ from cluster.trajectory import Segment, Trajectory, Turn
 from learner.config import LearnerConfig
 from learner.model.packing import make_pack
 from tests.learner.conftest import VOCABULARY, write_policy
-from tests.learner.test_ppo_learner import OneRank
+from tests.learner.ppo.test_rllib import OneRank
 
 PROMPT = [3, 1, 4]
 BETA, NUM_STEPS, BATCH = 0.5, 50, 512

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from cluster.data.datasets import Source
 from cluster.errors import InputError, LearnerDied
 from learner.config import LearnerConfig, stage_threads
-from tests.learner.test_ppo_learner import largest_difference
+from tests.learner.ppo.test_rllib import largest_difference
 from tests.support.supervised_ranks import settings, stream, untimed, write_inputs
 
 pytestmark = pytest.mark.ray
