@@ -12,7 +12,7 @@ from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
 from reward_service.http.tokens import add_token, revoke_token
-from tests.reward_service.test_http_face import face
+from tests.reward_service.http.test_contracts import face
 
 OPEN = {"GET /healthz"}
 

@@ -16,7 +16,7 @@ import pytest
 from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
-from tests.reward_service.test_http_server import serve
+from tests.reward_service.http.test_server import serve
 
 TOKEN = "a token"
 CONFIG = Path(__file__).parent.parent / "schemathesis.toml"

@@ -27,7 +27,7 @@ from reward_service.http.tokens import TokenBook
 from reward_service.scorers.function import FunctionScorer
 from reward_service.scorers.registry import load_function
 from reward_service.serving.replica import RewardService
-from tests.reward_service.test_http_face import ServiceBackend
+from tests.reward_service.http.test_contracts import ServiceBackend
 
 LIMITS = {
     "header_timeout_s": 0.6,

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
-from tests.reward_service.test_http_server import serve
+from tests.reward_service.http.test_server import serve
 for host, port in serve(header_timeout_s=0.6, body_timeout_s=0.6, write_timeout_s=0.6):
     print(host, port, flush=True)
     sys.stdin.read()

@@ -75,7 +75,7 @@ def test_what_it_should_have_given_is_said_where_it_stands(name: str, what: str)
 
 def test_a_value_that_is_no_number_is_named_with_its_signature() -> None:
     where, what = refused(f"{__name__}:a_word")
-    assert re.fullmatch(r"tests/reward_service/test_trial.py:\d+", where)
+    assert re.fullmatch(r"tests/reward_service/scorers/test_trial.py:\d+", where)
     assert what.startswith("returned str 'good' for trial, not a number: compute_score(data_source, solution_str")
 
 
