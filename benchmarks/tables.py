@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.results import FOLDER, read
-from benchmarks.scale.measure import table as scale_table
+from benchmarks.results import FOLDER, ROOT, read
+from benchmarks.scale import table as scale_table
 from benchmarks.tasks import lag_plot
 from benchmarks.tasks.chat import TASKS
 
-ROOT = Path(__file__).parent.parent
 README, ALL, EXAMPLES = ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "examples" / "README.md"
 MARKS = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 SCALE = re.compile(r"(<!-- scale -->\n).*?(<!-- end -->)", re.DOTALL)

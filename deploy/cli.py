@@ -128,7 +128,7 @@ def _stages(
             _say_done(run, wanted)
             return
         with running(run), View(f"{config.run.name}  {_short(path)}") as view:
-            from deploy.stages.supervised.launch import run as launch
+            from deploy.stages.launch import run as launch
 
             launch(config, run, wanted, view)
     print(f"done: {_short(path)}", file=sys.stderr)
@@ -136,7 +136,7 @@ def _stages(
 
 def _train_again(config: RunConfig, path: Path, *, fresh: bool) -> None:
     """Train a run's reward model again; its own settings may be others than before."""
-    from deploy.stages.supervised.reward_model import begin, has_feedback
+    from deploy.stages.reward_model import begin, has_feedback
 
     if fresh:
         raise InputError("--fresh", f"would delete the run; without it the reward model of {path} is trained again")
@@ -145,7 +145,7 @@ def _train_again(config: RunConfig, path: Path, *, fresh: bool) -> None:
     with open_run(config, path, may_change=["reward_model"]) as run:
         begin(run, config)
         with running(run), View(f"{config.run.name}  {_short(path)}") as view:
-            from deploy.stages.supervised.launch import run as launch
+            from deploy.stages.launch import run as launch
 
             launch(config, run, ["reward_model"], view, again=True)
     if (path / SERVING).is_dir():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+RUNS = Path(__file__).parent / "runs"
 settings.register_profile("antiphon", deadline=None)
 settings.load_profile("antiphon")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Whole commands and runs, the longest, come first.
     """
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+    items.sort(key=lambda item: item.path.parent != RUNS)
     for item in items:
         shares_ray = "ray_session" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else str(item.path)))

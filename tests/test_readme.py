@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from benchmarks.tables import ORDER, filled
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = [(kind.strip(), text) for kind, text in re.findall(r"```bash([^\n]*)\n(.*?)```", README, re.DOTALL)]
 NOT_HERE = ("make test",)

@@ -10,8 +10,8 @@ import asyncio
 import time
 
 from benchmarks.results import Row
-from benchmarks.scale.measure.ring import Published
-from benchmarks.scale.measure.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
+from benchmarks.scale.ring import Published
+from benchmarks.scale.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
 from cluster.queue.trajectory_queue import TrajectoryQueue

@@ -22,12 +22,12 @@ import httpx
 import ray
 import torch
 from ray import serve
-from reward_service.config.service.service import RewardServiceConfig
 
 from benchmarks.parts.character_model import CHARACTERS, make_reward_model
 from benchmarks.results import Row
 from cluster.scoring import ScoreRequest
 from reward_service.client.handle import HandleRewardClient
+from reward_service.config.service import RewardServiceConfig
 from reward_service.scorers.reward_model import RewardModelScorer
 from reward_service.serving.application import service_url, start_reward_service, stop_reward_service
 

@@ -15,11 +15,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.results import Row
+from benchmarks.results import ROOT, Row
 from benchmarks.tasks.letters import FAST_RUN_FILE, RUN_FILE, make_task
 from deploy.config.load import load_run_config
 
-ROOT = Path(__file__).parent.parent
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
 NUM_EPISODES, REPEATS, GOAL, WINDOW = 1600, 3, 0.9, 64
 

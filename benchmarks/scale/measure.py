@@ -17,8 +17,9 @@ import psutil
 import ray
 
 from benchmarks.results import Row
-from benchmarks.scale.measure.ring import Plan, stand_in_ring
-from benchmarks.scale.measure.stand_ins import Pace
+from benchmarks.scale import parts
+from benchmarks.scale.ring import Plan, stand_in_ring
+from benchmarks.scale.stand_ins import Pace
 
 PROCESSES, OBJECTS = (1, 4, 16, 64), (16, 64, 256)
 NUM_TROUPES = 4

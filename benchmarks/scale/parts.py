@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.results import Row
-from benchmarks.scale.measure.ring import ROWS
-from benchmarks.scale.measure.stand_ins import manifest
+from benchmarks.scale.ring import ROWS
+from benchmarks.scale.stand_ins import manifest
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.scale.measure.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
-from benchmarks.scale.measure.troupe import Member, Troupe
+from benchmarks.scale.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
+from benchmarks.scale.troupe import Member, Troupe
 from cluster.actors.control import RunControl
 from cluster.actors.pool import ActorPool
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor, within

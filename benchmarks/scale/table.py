@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from benchmarks.results import Row, read
-from benchmarks.scale.measure.measure import PARTS
+from benchmarks.scale.measure import PARTS
 
 ACTORS, ACTORS_A_NODE, TOKENS_A_TRAJECTORY = 10_000, 8, 1024
 RATE = 1.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from benchmarks.scale.measure.stand_ins import Pace, StandInActor
+from benchmarks.scale.stand_ins import Pace, StandInActor
 from cluster.actors.remote import RemoteActor
 from rollout_actors.config import RolloutActorsConfig
 

@@ -15,16 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rollout_actors.environments.pool.host import HostedHere, Threads
-
 from benchmarks.results import Row
-from benchmarks.scale.measure.stand_ins import Pace, StandInEngine
+from benchmarks.scale.stand_ins import Pace, StandInEngine
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation, single_turn
 from rollout_actors.conversations.dialogue import Table
 from rollout_actors.conversations.runner import Conversations
 from rollout_actors.engine.response import SampledResponse
 from rollout_actors.engine.thread import EngineThread
+from rollout_actors.environments.host import HostedHere, Threads
 from rollout_actors.prompts import PromptTokenizer
 
 STEP_S, NUM_AT_ONCE, NUM_TURNS, RESPONSE_TOKENS = 0.02, 64, 3, 16

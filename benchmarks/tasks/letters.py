@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import ROOT
 from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
 from examples.letters.data import build_data
@@ -15,7 +16,7 @@ from examples.letters.model import build_model
 from rollout_actors.prompts import read_rows
 
 ONE_THREAD = "learner.num_threads = 1"
-RUN_FILE = Path(__file__).parent.parent / "examples" / "letters" / "run.toml"
+RUN_FILE = ROOT / "examples" / "letters" / "run.toml"
 FAST_RUN_FILE = RUN_FILE.with_name("fast.toml")
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tasks.peak_memory MODEL TOKENS CHUNK`: the memory that log-probabilities and their gradient take."""
+"""`python -m benchmarks.tasks.peak_memory MODEL TOKENS CHUNK`: peak memory of log-probabilities and their gradient."""
 
 from __future__ import annotations
 

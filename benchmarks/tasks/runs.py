@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Row
+from benchmarks.results import ROOT, Row
 
-ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1, 2)
 
 

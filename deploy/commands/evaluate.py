@@ -85,7 +85,7 @@ def _evaluate(config: RunConfig, path: Path, task: str, *, fresh: bool) -> None:
             View().evaluated(summary.get("before", {}), summary["after"], task=task)
             return
         with running(run), View(f"{config.run.name}  {os.path.relpath(path)}") as view:
-            from deploy.stages.supervised.launch import run as launch
+            from deploy.stages.launch import run as launch
 
             launch(config, run, [EVALUATION], view)
 

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig
 from starlette.types import ASGIApp
 
 from cluster.data.prompt_order import MixedPrompts, TaskPrompts
@@ -31,6 +30,7 @@ from deploy.run.reward_models import published_folder
 from deploy.runtime.session import Session
 from deploy.runtime.signals import interruptible
 from deploy.terminal.view import View
+from reward_service.config.service import REWARD_MODEL, RewardServiceConfig
 from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.schemas import MAX_TEXT_CHARACTERS, CandidatePair
 from reward_service.feedback.selection import FeedbackSettings

@@ -14,9 +14,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
-from rollout_actors.environments.pool.host import Host
-from rollout_actors.environments.pool.pool import Environments
-from rollout_actors.environments.pool.protocol import Observation, Step
 
 from cluster.data.broken_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
@@ -25,6 +22,9 @@ from deploy.runtime.signals import interruptible
 from deploy.terminal.input import TypedLines
 from deploy.terminal.text import visible
 from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environments.host import Host
+from rollout_actors.environments.pool import Environments
+from rollout_actors.environments.protocol import Observation, Step
 from rollout_actors.prompts import read_rows, scorer_columns
 
 Answer = Callable[[], Awaitable[str | None]]

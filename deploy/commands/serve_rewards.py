@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 
 import ray
-from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError
 from deploy.run.layout import FEEDBACK
 from deploy.runtime.services import announced
+from reward_service.config.service import RewardServiceConfig
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.tokens import with_tokens
 from reward_service.serving.application import (

@@ -9,9 +9,6 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from reward_service.config.service.parts import may_have_part, part_names
-from reward_service.config.service.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
-
 from cluster.errors import InputError
 from deploy.config.functions import dotted_paths
 from deploy.config.schema import (
@@ -20,6 +17,8 @@ from deploy.config.schema import (
     TaskConfig,
 )
 from learner.config import GROUP_ADVANTAGES, LearnerConfig
+from reward_service.config.parts import may_have_part, part_names
+from reward_service.config.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
 from reward_service.http.address import require_token
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from reward_service.config.service.composite import reached
-from reward_service.config.service.scorers import ForbiddenConfig, FunctionConfig
-from reward_service.config.service.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
-
 from deploy.config.schema import (
     RunConfig,
 )
+from reward_service.config.composite import reached
+from reward_service.config.scorers import ForbiddenConfig, FunctionConfig
+from reward_service.config.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
 
 
 def dotted_paths(config: RunConfig) -> dict[str, str]:

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from reward_service.config.service.composite import CompositeConfig
-from reward_service.config.service.scorers import ScorerConfig
 
 from cluster.data.datasets import Kind, find_form, own_names, read_schema, require_rows
 from cluster.errors import InputError
 from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
 from deploy.config.schema import RunConfig
+from reward_service.config.composite import CompositeConfig
+from reward_service.config.scorers import ScorerConfig
 from reward_service.scorers.files import check_files
 
 KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "preferences", "evaluation": "prompts"}

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
-from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.config import Section, TrajectoryQueueConfig
 from cluster.data.datasets import Reading
 from learner.config import LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
+from reward_service.config.service import RewardServiceConfig
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig
 
 Stage = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]

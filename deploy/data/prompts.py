@@ -81,8 +81,8 @@ def _keep_broken(session: Session, name: str, errors: Sequence[AntiphonError]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{error}\n" for error in errors))
     session.run.update_summary({f"data.{name}.num_broken": len(errors)})
-    _say_broken(session, name, len(errors), f"logs/{path.name}")
+    say_broken(session, name, len(errors), f"logs/{path.name}")
 
 
-def _say_broken(session: Session, name: str, num: float, where: str) -> None:
+def say_broken(session: Session, name: str, num: float, where: str) -> None:
     session.view.note(f"{name}: {num:,.0f} broken rows left out (see {where})")

@@ -20,7 +20,7 @@ from deploy.data.adversarial import way_of
 from deploy.evaluation import answers as judged
 from deploy.evaluation.answers import Answer
 from deploy.evaluation.columns import columns_for
-from deploy.evaluation.scoring import _mean_cost, held_out_rows, score
+from deploy.evaluation.scoring import held_out_rows, mean_cost, score
 from deploy.run.artifacts import policy_path
 from deploy.run.layout import EVALUATION
 from deploy.runtime.pauses import pauses_said
@@ -158,7 +158,7 @@ async def _evaluate_task(
     metrics = _measured(answers, settings) | _of_environment(conversations)
     cost = session.config.learner.constraint.cost
     if cost is not None:
-        metrics["cost"] = _mean_cost(scores, cost)
+        metrics["cost"] = mean_cost(scores, cost)
     if path:
         metrics |= measure(
             path,

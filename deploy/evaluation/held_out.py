@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cluster.trajectory import Segment, Trajectory
-from deploy.evaluation.scoring import _mean_cost, held_out_rows, score
+from deploy.evaluation.scoring import held_out_rows, mean_cost, score
 from deploy.runtime.session import Session
 from rollout_actors.conversations.conversation import Conversation
 
@@ -62,7 +62,7 @@ class HeldOut:
         kl_nats, reward_mean = fmean(await self._learners.reference_kl(records)), fmean(s.reward for s in scores)
         objective = reward_mean - config.learner.kl_coefficient * kl_nats
         cost = self._constraint.cost
-        costs = {} if cost is None else {"cost_mean": _mean_cost(scores, cost)}
+        costs = {} if cost is None else {"cost_mean": mean_cost(scores, cost)}
         return {"reward_mean": reward_mean, "kl_nats": kl_nats, "objective": objective, **costs}
 
     def _is_best(self, metrics: dict[str, float]) -> bool:

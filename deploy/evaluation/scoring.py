@@ -48,7 +48,7 @@ async def score(
     ]
 
 
-def _mean_cost(scores: Sequence[Score], part: str) -> float:
+def mean_cost(scores: Sequence[Score], part: str) -> float:
     """Of the part that is the cost. Raises RewardError naming an answer that has none."""
     for score in scores:
         if part not in score.parts:

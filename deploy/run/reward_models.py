@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reward_service.config.service.service import REWARD_MODEL
-
 from cluster.errors import InputError
 from deploy.run.layout import ARCHIVE, NEXT, PREFERENCES, REPLACED, TRAINING
+from reward_service.config.service import REWARD_MODEL
 from reward_service.scorers.files import weights_digest
 
 if TYPE_CHECKING:

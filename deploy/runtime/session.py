@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from reward_service.config.service.service import NO_SCORER, RewardServiceConfig
 
 from cluster.actors.health import Health, State
 from cluster.actors.pool import ActorPool
@@ -36,6 +35,7 @@ from deploy.runtime.startup import StartUp
 from deploy.terminal.view import View
 from reward_service.client.patient import Patient
 from reward_service.client.run import run_client
+from reward_service.config.service import NO_SCORER, RewardServiceConfig
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.tokens import with_tokens
 from reward_service.serving.application import face_ended, start_reward_service, stop_reward_service

@@ -18,10 +18,10 @@ from deploy.run.directory import RunDirectory
 from deploy.run.layout import SUPERVISED
 from deploy.runtime.memory import PeakMemory
 from deploy.runtime.session import Session
-from deploy.stages.supervised.preferences import collect_preferences
-from deploy.stages.supervised.prepare import prepare, try_functions
-from deploy.stages.supervised.reward_model import retrain, run_reward_model
-from deploy.stages.supervised.supervised import run_sft
+from deploy.stages.preferences import collect_preferences
+from deploy.stages.prepare import prepare, try_functions
+from deploy.stages.reward_model import retrain, run_reward_model
+from deploy.stages.supervised import run_sft
 from deploy.terminal.view import View
 from reward_service.http.address import check_address
 from reward_service.http.tokens import with_tokens
@@ -30,7 +30,7 @@ from reward_service.http.tokens import with_tokens
 async def _ppo(session: Session) -> None:
     """PPO brings RLlib and torch into this process; commands without it are spared those seconds."""
     with session.start_up.phase("imports"):
-        from deploy.stages.supervised.ppo import run_ppo
+        from deploy.stages.ppo import run_ppo
 
     await run_ppo(session)
 

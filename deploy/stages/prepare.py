@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rollout_actors.environments.pool.pool import try_out
-
 from cluster import user_code
 from cluster.actors.remote import stream_task
 from cluster.data.broken_rows import BrokenRows
@@ -19,6 +17,7 @@ from deploy.run.artifacts import data_folder, data_path
 from deploy.runtime.session import Session
 from reward_service.scorers.trial import Trial
 from reward_service.scorers.trial import try_functions as try_scorers
+from rollout_actors.environments.pool import try_out
 from rollout_actors.prompts import read_rows, scorer_columns
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK, FINGERPRINT_FILE, HELD_OUT, PREFERENCES, TRAINING
 from deploy.run.reward_models import member_folder, publish
 from deploy.runtime.session import Session
-from deploy.stages.supervised.supervised import Supervised, train
+from deploy.stages.supervised import Supervised, train
 
 
 def begin(run: RunDirectory, config: RunConfig) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cluster.data.datasets import Source
-from deploy.data.prompts import _say_broken
+from deploy.data.prompts import say_broken
 from deploy.run.artifacts import data_path, model_path
 from deploy.run.directory import checkpoint_step
 from deploy.runtime.session import Session, dtype_of
@@ -109,6 +109,6 @@ def _say_what_was_cut(session: Session, stage: str, counts: dict[str, float]) ->
         kept = f"{counts['num_examples']:,} examples kept"
         session.view.note(f"{stage}: {kept}, {counts['num_cut']:,} of them cut, {counts['num_dropped']:,} dropped")
     if num := counts.get("num_broken"):
-        _say_broken(session, stage, num, f"logs/broken_rows_{stage.partition('/')[0]}.txt")
+        say_broken(session, stage, num, f"logs/broken_rows_{stage.partition('/')[0]}.txt")
     if num := counts.get("num_unpaired"):
         session.view.note(f"{stage}: {num:,.0f} rows with a label have no counterpart: left out")

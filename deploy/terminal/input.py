@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import sys
 
-from rollout_actors.environments.pool.host import Threads
+from rollout_actors.environments.host import Threads
 
 
 class TypedLines:

@@ -20,7 +20,7 @@ from cluster.errors import ActorDied, DeadlineExceeded, RewardError, RewardUnava
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import ScorerInfo
 from reward_service.client.outcomes import all_scores, check_outcomes
-from reward_service.config.service.service import app_name
+from reward_service.config.service import app_name
 
 WHERE = "reward_service"
 LOOK_EVERY_S = 2.0

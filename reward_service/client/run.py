@@ -17,7 +17,7 @@ from reward_service.client.handle import WHERE, HandleRewardClient
 from reward_service.client.http import HttpRewardClient
 from reward_service.client.outcomes import Client
 from reward_service.client.patient import Patient
-from reward_service.config.service.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
+from reward_service.config.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
 
 
 def run_client(

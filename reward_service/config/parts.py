@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from cluster.config import Section
-from reward_service.config.service.composite import CompositeConfig
-from reward_service.config.service.scorers import ForbiddenConfig, LengthConfig
-from reward_service.config.service.service import RewardServiceConfig
+from reward_service.config.composite import CompositeConfig
+from reward_service.config.scorers import ForbiddenConfig, LengthConfig
+from reward_service.config.service import RewardServiceConfig
 
 ANY = "*"
 MEASURES = {

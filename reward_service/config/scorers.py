@@ -16,7 +16,7 @@ import regex
 from pydantic import AfterValidator, Field, model_validator
 
 from cluster.config import Section
-from reward_service.config.service.composite import CompositeConfig
+from reward_service.config.composite import CompositeConfig
 
 SCORER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 

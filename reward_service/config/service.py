@@ -9,9 +9,9 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from cluster.config import Section
-from reward_service.config.service.composite import REWARD_MODEL as REWARD_MODEL
-from reward_service.config.service.composite import CompositeConfig, check_composites
-from reward_service.config.service.scorers import SCORER_NAME, FunctionConfig, ScorerConfig
+from reward_service.config.composite import REWARD_MODEL as REWARD_MODEL
+from reward_service.config.composite import CompositeConfig, check_composites
+from reward_service.config.scorers import SCORER_NAME, FunctionConfig, ScorerConfig
 
 MIN_TIMEOUT_S = 0.1
 """Shortest deadline of a call: what is shorter can only fail."""

@@ -7,7 +7,7 @@ import ipaddress
 import socket
 
 from cluster.errors import InputError
-from reward_service.config.service.service import RewardServiceConfig
+from reward_service.config.service import RewardServiceConfig
 from reward_service.http.tokens import token_book
 
 

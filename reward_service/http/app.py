@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.types import ASGIApp
 
-from reward_service.config.service.service import HttpConfig
+from reward_service.config.service import HttpConfig
 from reward_service.http.errors import answer_problems, documented
 from reward_service.http.guard import OPEN_PATH, Guard
 from reward_service.http.metrics import CONTENT_TYPE, HttpMetrics

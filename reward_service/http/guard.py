@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from reward_service.config.service.service import HttpConfig
+from reward_service.config.service import HttpConfig
 from reward_service.http.address import is_loopback
 from reward_service.http.errors import error_answer
 from reward_service.http.metrics import HttpMetrics

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from cluster.errors import DeadlineExceeded, InputError, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import Backend, ScorerInfo
-from reward_service.config.service.service import HttpConfig
+from reward_service.config.service import HttpConfig
 from reward_service.http import foreign_schemas as foreign
 from reward_service.http.app import StrictRoute, guarded_app
 from reward_service.http.errors import documented, refusal

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from pydantic_core import from_json
 
 from cluster.scoring import ScoreRequest
-from reward_service.config.service.service import MIN_TIMEOUT_S
+from reward_service.config.service import MIN_TIMEOUT_S
 
 MAX_ITEMS = 4096
 MAX_CONTAINERS, MAX_COMMAS, MAX_KEYS = 100_000, 1_000_000, 64

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cluster.errors import InputError
-from reward_service.config.service.service import HttpConfig
+from reward_service.config.service import HttpConfig
 from reward_service.http.schemas import ErrorResponse, Problem
 
 MAX_HEAD_BYTES = 32 * 2**10

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import InputError
-from reward_service.config.service.service import RewardServiceConfig
+from reward_service.config.service import RewardServiceConfig
 
 LOGGER = logging.getLogger("antiphon")
 DIGEST = re.compile(r"[0-9a-f]{64}")

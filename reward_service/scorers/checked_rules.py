@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
-from reward_service.config.service.scorers import JsonSchemaConfig, MathConfig
+from reward_service.config.scorers import JsonSchemaConfig, MathConfig
 from reward_service.sandbox.worker import Workers
 from reward_service.scorers.rules import Rule, Verdict, references_of
 

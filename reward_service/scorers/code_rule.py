@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
-from reward_service.config.service.scorers import CodeConfig
+from reward_service.config.scorers import CodeConfig
 from reward_service.sandbox.sandbox import Limits, run_confined
 from reward_service.scorers.checked_rules import last_block
 from reward_service.scorers.rules import Rule, Verdict, references_of

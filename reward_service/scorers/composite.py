@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from cluster.errors import NotApplicable, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.config.service.composite import CompositeConfig, Statistics
-from reward_service.config.service.scorers import settings_text
+from reward_service.config.composite import CompositeConfig, Statistics
+from reward_service.config.scorers import settings_text
 from reward_service.scorers.rules import VIOLATION
 from reward_service.scorers.scorer import Scorer, digest_of
 

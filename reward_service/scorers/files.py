@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from cluster.config import Section
 from cluster.errors import InputError
 from cluster.files import digest_files
-from reward_service.config.service.composite import REWARD_MODEL, CompositeConfig, Statistics
-from reward_service.config.service.scorers import (
+from reward_service.config.composite import REWARD_MODEL, CompositeConfig, Statistics
+from reward_service.config.scorers import (
     ForbiddenConfig,
     JsonSchemaConfig,
     TrainedModelConfig,

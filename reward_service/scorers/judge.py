@@ -20,7 +20,7 @@ import tenacity
 
 from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.config.service.scorers import JudgeConfig, settings_text
+from reward_service.config.scorers import JudgeConfig, settings_text
 from reward_service.scorers.checked_rules import last_block
 from reward_service.scorers.rules import last_match, number_of, references_of
 from reward_service.scorers.scorer import digest_of

@@ -11,9 +11,9 @@ from typing import Any
 
 from cluster.config import Section
 from cluster.errors import InputError
-from reward_service.config.service import scorers as kinds
-from reward_service.config.service.composite import REWARD_MODEL, CompositeConfig, Statistics
-from reward_service.config.service.service import NO_SCORER, RewardServiceConfig
+from reward_service.config import scorers as kinds
+from reward_service.config.composite import REWARD_MODEL, CompositeConfig, Statistics
+from reward_service.config.service import NO_SCORER, RewardServiceConfig
 from reward_service.sandbox import sandbox
 from reward_service.sandbox.worker import Workers
 from reward_service.scorers import checked_rules, code_rule, rules

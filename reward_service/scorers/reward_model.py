@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from cluster.data.chat_template import render, require_template, scored_token_ids
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.config.service.service import REWARD_MODEL
+from reward_service.config.service import REWARD_MODEL
 from reward_service.scorers.batching import Batcher
 from reward_service.scorers.files import member_folders, weights_digest
 

@@ -18,7 +18,7 @@ import regex
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.config.service.scorers import (
+from reward_service.config.scorers import (
     ExactConfig,
     LanguageConfig,
     LengthConfig,

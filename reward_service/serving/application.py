@@ -23,8 +23,8 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from cluster.actors.remote import RemoteActor, kill_actor, redirect_output, start_actor, within
 from cluster.errors import ActorDied, DeadlineExceeded, InputError, RewardError
-from reward_service.config.service.scorers import TrainedModelConfig
-from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig, app_name
+from reward_service.config.scorers import TrainedModelConfig
+from reward_service.config.service import REWARD_MODEL, RewardServiceConfig, app_name
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.address import check_address
 from reward_service.scorers.registry import check_scorers

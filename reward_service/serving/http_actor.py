@@ -16,7 +16,7 @@ from fastapi import APIRouter
 
 from cluster.errors import AntiphonError, RewardError
 from reward_service.client.handle import HandleBackend
-from reward_service.config.service.service import RewardServiceConfig
+from reward_service.config.service import RewardServiceConfig
 from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore

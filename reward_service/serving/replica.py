@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import ScorerInfo, UnknownScorer
-from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig
+from reward_service.config.service import REWARD_MODEL, RewardServiceConfig
 from reward_service.scorers.files import require_reward_model
 from reward_service.scorers.registry import build_scorers
 from reward_service.scorers.scorer import Scorer, close

@@ -19,7 +19,7 @@ SETTINGS = "environment.settings"
 
 
 class GymnasiumText:
-    """`environment.path = "rollout_actors.adapters.gymnasium:GymnasiumText"`, with the environment's `id` in the settings.
+    """Set `environment.path = "rollout_actors.adapters.gymnasium:GymnasiumText"` and the environment's `id`.
 
     `actions` names a Discrete space's actions in order. `rules` go before the first observation. An answer that is no
     action is told so, costs `malformed_reward`, and moves nothing. `render` and `parse` are dotted paths of

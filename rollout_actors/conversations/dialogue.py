@@ -16,8 +16,8 @@ from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation
 from rollout_actors.conversations.transcript import Transcript
 from rollout_actors.engine.response import SampledResponse, shifted
-from rollout_actors.environments.pool.host import Host
-from rollout_actors.environments.pool.protocol import Step
+from rollout_actors.environments.host import Host
+from rollout_actors.environments.protocol import Step
 from rollout_actors.prompts import PromptTokenizer
 
 OTHERWISE = "answers otherwise than it did before: all that is random must come from the seed"

@@ -11,7 +11,7 @@ from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation
 from rollout_actors.conversations.dialogue import Keeping, Table
 from rollout_actors.engine.thread import EngineThread
-from rollout_actors.environments.pool.pool import Environments
+from rollout_actors.environments.pool import Environments
 from rollout_actors.prompts import PromptTokenizer, scorer_columns
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.data.chat_template import Message, RenderedPrompt, render, require_template
 from cluster.errors import InputError
-from rollout_actors.environments.pool.protocol import Observation
+from rollout_actors.environments.protocol import Observation
 from rollout_actors.prompts import PromptTokenizer
 
 WHERE = "environment"

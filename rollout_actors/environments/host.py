@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from cluster.errors import EnvironmentFault
 from cluster.user_code import place_of
-from rollout_actors.environments.pool.protocol import Observation, Step, checked_start, checked_step, raised
-from rollout_actors.environments.pool.tools import Tools
+from rollout_actors.environments.protocol import Observation, Step, checked_start, checked_step, raised
+from rollout_actors.environments.tools import Tools
 
 NUM_THREADS = 4
 Call = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]

@@ -11,9 +11,9 @@ from typing import Any
 
 from cluster.errors import EnvironmentFault
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.environments.pool.host import Host, HostedHere, Threads
-from rollout_actors.environments.pool.process import HostedApart
-from rollout_actors.environments.pool.protocol import Environment, made
+from rollout_actors.environments.host import Host, HostedHere, Threads
+from rollout_actors.environments.process import HostedApart
+from rollout_actors.environments.protocol import Environment, made
 
 
 class Environments:

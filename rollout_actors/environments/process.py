@@ -1,6 +1,6 @@
 """An environment in a process of its own: it may be heavy, hang or crash, and holds up nobody.
 
-`python -m rollout_actors.environments.pool.process` is that process. One JSON object a line goes in and comes out, so what an
+`python -m rollout_actors.environments.process` is that process. One JSON object a line goes in and out, so what an
 environment is given and gives must be JSON. Knows neither tokens nor conversations.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import AntiphonError, EnvironmentFault
-from rollout_actors.environments.pool.host import HostedHere, Threads
-from rollout_actors.environments.pool.protocol import PATH_KEY, Observation, Step, made
+from rollout_actors.environments.host import HostedHere, Threads
+from rollout_actors.environments.protocol import PATH_KEY, Observation, Step, made
 
 MAX_LINE_BYTES = 2**26
 START_TIMEOUT_S = 120.0
@@ -62,7 +62,7 @@ class HostedApart:
         pipe = asyncio.subprocess.PIPE
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "rollout_actors.environments.pool.process"),
+            *(sys.executable, "-m", "rollout_actors.environments.process"),
             stdin=pipe,
             stdout=pipe,
             env=environment,

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.data.chat_template import Message
-from rollout_actors.environments.pool.protocol import Step
+from rollout_actors.environments.protocol import Step
 
 Run = Callable[[Callable[..., Any], Mapping[str, Any]], Awaitable[Any]]
 CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.test_commands import ROOT, metrics, of_this_user, started_by, wait_for
+from tests.runs.test_commands import ROOT, metrics, of_this_user, started_by, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 

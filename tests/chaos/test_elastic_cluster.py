@@ -17,7 +17,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from cluster.journal.history import History
-from tests.test_commands import ROOT, metrics, wait_for
+from tests.runs.test_commands import ROOT, metrics, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from cluster.journal.history import History
-from tests.test_commands import ROOT, actors_of, metrics, started_by, wait_for
+from tests.runs.test_commands import ROOT, actors_of, metrics, started_by, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(2700)]
 

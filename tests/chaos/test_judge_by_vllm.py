@@ -12,11 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from reward_service.config.service.scorers import JudgeConfig
 
 from cluster.errors import RewardError
 from cluster.scoring import Score, ScoreRequest
 from examples.letters.model import build_model
+from reward_service.config.scorers import JudgeConfig
 from reward_service.scorers.judge import JudgeScorer
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]

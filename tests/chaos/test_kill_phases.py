@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from cluster.journal.history import History
-from tests.test_chaos import policy_sha256
-from tests.test_commands import ROOT, metrics
+from tests.chaos.test_chaos import policy_sha256
+from tests.runs.test_commands import metrics
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -64,7 +65,7 @@ def run(runs: Path, name: str, kill_at: str = "") -> subprocess.CompletedProcess
         "--name",
         name,
     ]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'kill_at'}"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support' / 'kill_at'}"}
     if kill_at:
         environment |= {"KILL_AT": kill_at, "KILL_FLAG": str(runs / f"{name}.killed")}
     return subprocess.run(

@@ -18,8 +18,8 @@ import pytest
 
 from cluster.journal.files import read_log
 from cluster.journal.history import History
-from tests.test_commands import actors_of, metrics
-from tests.test_whole_replay import start
+from tests.chaos.test_whole_replay import start
+from tests.runs.test_commands import actors_of, metrics
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(3000)]
 

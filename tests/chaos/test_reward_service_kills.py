@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from ray import serve
 from ray.exceptions import RayError
-from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.scoring import ScoreRequest
 from reward_service.client.http import HttpRewardClient
+from reward_service.config.service import RewardServiceConfig
 from reward_service.scorers.reward_model import RewardModelScorer
 from reward_service.serving.application import service_url, start_reward_service, stop_reward_service
 from tests.support.building import replica_pids

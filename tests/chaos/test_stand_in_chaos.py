@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from benchmarks.scale.measure.ring import Plan, StandInRing, stand_in_ring
-from benchmarks.scale.measure.stand_ins import LogNormalLengths, Pace
 
+from benchmarks.scale.ring import Plan, StandInRing, stand_in_ring
+from benchmarks.scale.stand_ins import LogNormalLengths, Pace
 from cluster.journal.files import read_log
 from cluster.journal.history import History
 from cluster.ledger import QueueCounts

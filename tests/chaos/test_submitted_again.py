@@ -14,7 +14,7 @@ import pytest
 
 from cluster.journal.history import History
 from tests.deploy.commands.test_submit import Head, head
-from tests.test_commands import ROOT, metrics, wait_for
+from tests.runs.test_commands import ROOT, metrics, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.journal.files import read_log
 from cluster.journal.history import History
-from tests.test_commands import ROOT, metrics, started_by, wait_for
+from tests.runs.test_commands import ROOT, metrics, started_by, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 

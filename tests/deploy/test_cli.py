@@ -20,8 +20,8 @@ from deploy.cli import app
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from reward_service.http.tokens import TokenBook
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TINY = """
 [run]
 stages = ["ppo"]
@@ -66,9 +66,9 @@ def antiphon(
     monkeypatch.delenv("RAY_AUTH_MODE")
 
     def run(*arguments: str, launch: Launch | None = None) -> tuple[int, str, str]:
-        fake = types.ModuleType("deploy.stages.supervised.launch")
+        fake = types.ModuleType("deploy.stages.launch")
         fake.run = launch  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "deploy.stages.supervised.launch", fake)
+        monkeypatch.setitem(sys.modules, "deploy.stages.launch", fake)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             app(list(arguments))

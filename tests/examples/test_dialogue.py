@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from reward_service.config.service.scorers import ForbiddenConfig
-from rollout_actors.environments.pool.pool import try_out
 
 from deploy.config.load import load_run_config
 from examples.dialogue import clerk
 from examples.dialogue.customer import INSULTS, QUESTIONS, Customer
+from reward_service.config.scorers import ForbiddenConfig
 from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environments.pool import try_out
 
 
 def serve_well(seed: int) -> tuple[float, int, dict[str, float]]:

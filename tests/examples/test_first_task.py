@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 PAGE = (ROOT / "examples" / "README.md").read_text().partition("## Your own task")[2].partition("\n## ")[0]
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from rollout_actors.environments.pool.pool import try_out
 
 from examples.game import demonstrations, lake
 from examples.game.model import build_model
 from examples.game.tictactoe import EMPTY, TicTacToe, after, best_moves, free, shown, value, winner
 from rollout_actors.adapters.gymnasium import GymnasiumText
 from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environments.pool import try_out
 
 
 def play(game: TicTacToe, seed: int, choose: object) -> tuple[float, dict[str, float]]:

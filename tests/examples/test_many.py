@@ -25,10 +25,10 @@ from examples.question_answering import data as question_answering
 from examples.reasoning import data as reasoning
 from examples.translation import data as translation
 from tests.support.chat_tasks import require_small_model, require_tokens_keep_the_text
+from tests.support.paths import ROOT
 
 RUN_FILE = Path("examples/many/run.toml")
 TASKS = ("question_answering", "reasoning", "translation", "dialogue")
-ROOT = Path(__file__).parents[2]
 SHORT = (
     "sft.num_steps = 8",
     "learner.num_steps = 2",

@@ -408,7 +408,7 @@ async def test_a_version_of_an_earlier_run_satisfies_no_floor(tied_folder: Path)
     assert {s.policy_version for t in group for s in t.segments} == {0}
 
 
-@pytest.mark.chaos  # `tests/test_ring.py` has it in the whole ring
+@pytest.mark.chaos  # `tests/runs/test_ring.py` has it in the whole ring
 async def test_a_real_engine_samples_for_a_run(tied_folder: Path) -> None:
     model = tiny.load_model(tied_folder)
     rig = Rig(tied_folder, num_steps=1)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from reward_service.config.service.service import RewardServiceConfig, app_name
 from safetensors.torch import load_file, save_file
 
+from reward_service.config.service import RewardServiceConfig, app_name
 from reward_service.scorers.registry import build_scorers
 from reward_service.scorers.scorer import Scorer
 

@@ -20,8 +20,7 @@ from deploy.commands import chat as chatting
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
 from tests.support.chat import make_tokenizer
-
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -104,7 +103,8 @@ def test_a_run_without_a_policy_is_refused(run: RunDirectory) -> None:
 
 def test_an_interrupt_ends_the_wait_for_a_line() -> None:
     code = (
-        "import asyncio; from deploy.runtime.status import interruptible; from deploy.terminal.input import TypedLines\n"
+        "import asyncio\nfrom deploy.runtime.signals import interruptible\n"
+        "from deploy.terminal.input import TypedLines\n"
         "async def wait():\n    lines = TypedLines()\n    print(await lines.next(), flush=True)\n"
         "    await lines.next()\nwith interruptible(): asyncio.run(wait())"
     )

@@ -35,8 +35,8 @@ from deploy.run.layout import FEEDBACK
 from deploy.run.open import open_run
 from reward_service.feedback.schemas import Preference
 from reward_service.feedback.store import FeedbackStore
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 RUN = """
 [run]
 stages = ["ppo"]

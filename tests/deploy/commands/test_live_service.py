@@ -27,9 +27,9 @@ from deploy.run.open import open_run
 from deploy.run.reward_models import publish
 from reward_service.scorers.reward_model import RewardModelScorer
 from tests.support.building import moved_model
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[2]
 RUN = """
 [run]
 name = "live"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 GAME = ROOT / "examples" / "game" / "run.toml"
 WORLDS = "tests.support.environments"
 TASK = """

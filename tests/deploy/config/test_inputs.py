@@ -19,8 +19,8 @@ from cluster.errors import InputError
 from deploy.config.inputs import check_inputs, find_function
 from deploy.config.load import load_run_config
 from tests.support.chat import assistant, user
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 RUN = """
 [run]
 stages = ["sft", "ppo"]

@@ -6,15 +6,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from reward_service.config.service.scorers import ForbiddenConfig
 
 from cluster.errors import InputError
 from deploy.config.functions import dotted_paths, scorer_paths
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
 from deploy.config.toml import flat, to_toml
+from reward_service.config.scorers import ForbiddenConfig
+from tests.support.paths import ROOT
 
-EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*/run*.toml"))
+EXAMPLES = sorted(ROOT.glob("examples/*/run*.toml"))
 TINY = '[run]\nstages = ["ppo"]\n[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n'
 TINY += '[reward_service]\nscorer = "task:score"\n'
 

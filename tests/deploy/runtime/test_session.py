@@ -15,7 +15,7 @@ from cluster.scoring import Score, ScoreRequest
 from deploy.config.schema import ModelSection, RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.runtime.session import Session, dtype_of
-from deploy.stages.supervised import launch
+from deploy.stages import launch
 from deploy.terminal.view import View
 from reward_service.client.patient import Patient
 

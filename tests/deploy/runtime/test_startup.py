@@ -13,7 +13,9 @@ from deploy.runtime.startup import StartUp
 
 
 def test_the_stages_before_ppo_bring_no_torch_into_the_driver() -> None:
-    code = "import sys, deploy.stages.supervised.launch; print(*{'torch', 'transformers', 'ray.rllib', 'vllm'} & sys.modules.keys())"
+    code = (
+        "import sys, deploy.stages.launch; print(*{'torch', 'transformers', 'ray.rllib', 'vllm'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

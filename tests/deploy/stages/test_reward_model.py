@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deploy.stages.supervised.supervised import Supervised
 
 from cluster.data.datasets import Source
 from cluster.errors import InputError
@@ -25,7 +24,7 @@ from deploy.run.directory import RunDirectory
 from deploy.run.layout import NEXT, TRAINING
 from deploy.run.open import open_run, require_stages
 from deploy.run.reward_models import entry_of, publish, published_folder, settle
-from deploy.stages.supervised import reward_model
+from deploy.stages.supervised import Supervised, reward_model
 from reward_service.scorers.files import weights_digest
 
 RUN = """

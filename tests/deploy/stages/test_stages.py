@@ -17,7 +17,7 @@ from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.open import open_run
-from deploy.stages.supervised import supervised
+from deploy.stages import supervised
 from reward_service.scorers.trial import Trial
 from tests.support.chat import make_tokenizer, user
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
@@ -16,6 +15,7 @@ from reward_service.client.handle import HandleRewardClient
 from reward_service.client.http import HttpRewardClient
 from reward_service.client.patient import Patient
 from reward_service.client.run import NoClient, TaskClients, run_client
+from reward_service.config.service import RewardServiceConfig
 
 ITEM = ScoreRequest("x", "p", "a")
 GOOD = {"rewards": [{"id": "x", "reward": 2.0, "parts": {"n": 2.0}, "error": None}], "model_version": "v"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from reward_service.config.service.parts import may_have_part, part_names
-from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.scoring import Score, ScoreRequest
+from reward_service.config.parts import may_have_part, part_names
+from reward_service.config.service import RewardServiceConfig
 from reward_service.scorers.registry import build_scorers
 from reward_service.scorers.scorer import close
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from reward_service.config.service.scorers import settings_text
-from reward_service.config.service.service import RewardServiceConfig
+
+from reward_service.config.scorers import settings_text
+from reward_service.config.service import RewardServiceConfig
 
 EXACT = {"kind": "exact"}
 JUDGE = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "rubric": "{response}"}

@@ -31,8 +31,7 @@ from cluster.errors import (
 from reward_service.feedback import database
 from reward_service.feedback.schemas import CandidatePair, Correction, Preference, Rating, Receipt
 from reward_service.feedback.store import PREFERENCES, Exported, FeedbackStore, export_preferences, read_preferences
-
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 
 @pytest.fixture

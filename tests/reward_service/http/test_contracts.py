@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter
-from reward_service.config.service.service import HttpConfig, RewardServiceConfig
 
 from cluster.actors.remote import within
 from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import Backend, ScorerInfo
+from reward_service.config.service import HttpConfig, RewardServiceConfig
 from reward_service.http.routes import build_app
 from reward_service.http.tokens import TokenBook
 from reward_service.scorers.function import FunctionScorer

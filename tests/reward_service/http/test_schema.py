@@ -17,9 +17,10 @@ from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
 from tests.reward_service.http.test_server import serve
+from tests.support.paths import ROOT
 
 TOKEN = "a token"
-CONFIG = Path(__file__).parent.parent / "schemathesis.toml"
+CONFIG = ROOT / "tests" / "support" / "schemathesis.toml"
 LARGE = 256
 """Bounds beyond this are not made up to: bodies of megabytes cost minutes, and other tests send them."""
 

@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
-from reward_service.config.service.service import HttpConfig, RewardServiceConfig
 
 from cluster.errors import InputError
 from reward_service.backend import Backend
+from reward_service.config.service import HttpConfig, RewardServiceConfig
 from reward_service.http.routes import build_app
 from reward_service.http.server import MAX_HEAD_BYTES, http_server, listening_socket
 from reward_service.http.tokens import TokenBook

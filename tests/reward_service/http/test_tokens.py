@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from reward_service.config.service.service import HttpConfig, RewardServiceConfig
 
 from cluster.errors import InputError
+from reward_service.config.service import HttpConfig, RewardServiceConfig
 from reward_service.http.tokens import TokenBook, add_token, read_tokens, revoke_token, token_book, with_tokens
 
 

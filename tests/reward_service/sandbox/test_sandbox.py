@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
-from reward_service.config.service.scorers import CodeConfig
-from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
+from reward_service.config.scorers import CodeConfig
+from reward_service.config.service import RewardServiceConfig
 from reward_service.sandbox import sandbox
 from reward_service.sandbox.sandbox import Limits, Report, check_confinement, run_confined
 from reward_service.scorers.code_rule import code_rule

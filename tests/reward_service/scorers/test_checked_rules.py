@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from reward_service.config.service.scorers import JsonSchemaConfig, MathConfig
 
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
+from reward_service.config.scorers import JsonSchemaConfig, MathConfig
 from reward_service.sandbox.worker import Worker, Workers
 from reward_service.scorers.checked_rules import json_schema_rule, last_block, math_rule
 from reward_service.scorers.rules import Rule

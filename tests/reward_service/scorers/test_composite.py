@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reward_service.config.service.composite import CompositeConfig, Statistics
 
 from cluster.errors import NotApplicable, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
+from reward_service.config.composite import CompositeConfig, Statistics
 from reward_service.scorers.composite import CompositeScorer, GuardedScorer
 
 ITEM = ScoreRequest("i", "p", "r")

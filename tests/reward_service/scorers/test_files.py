@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from reward_service.config.service.composite import Statistics
-from reward_service.config.service.scorers import ForbiddenConfig, JsonSchemaConfig
 
 from cluster.errors import InputError
+from reward_service.config.composite import Statistics
+from reward_service.config.scorers import ForbiddenConfig, JsonSchemaConfig
 from reward_service.scorers.files import read_phrases, read_schema, read_statistics, require_reward_model
 
 

@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from reward_service.config.service.scorers import JudgeConfig
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
+from reward_service.config.scorers import JudgeConfig
 from reward_service.scorers import judge
 from reward_service.scorers.judge import JudgeScorer
 

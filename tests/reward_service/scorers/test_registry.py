@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reward_service.config.service.service import RewardServiceConfig
 
 from cluster.errors import InputError
 from cluster.scoring import Score, ScoreRequest
+from reward_service.config.service import RewardServiceConfig
 from reward_service.scorers.registry import build_scorers, check_scorers
 from reward_service.scorers.scorer import close
 from tests.support.building import build_scorer

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reward_service.config.service.service import RewardServiceConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
+from reward_service.config.service import RewardServiceConfig
 from reward_service.scorers.files import member_folders
 from reward_service.scorers.reward_model import RewardModelScorer, batches_by_length
 from tests.support.building import build_scorer

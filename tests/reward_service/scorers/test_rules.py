@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service.config.service import scorers as kinds
+from reward_service.config import scorers as kinds
 from reward_service.scorers import rules
 from reward_service.scorers.rules import Rule, RuleScorer
 

@@ -18,7 +18,6 @@ import httpx
 import pytest
 from ray import serve
 from ray.serve.exceptions import RayServeException
-from reward_service.config.service.service import RewardServiceConfig, app_name
 
 from cluster.actors.remote import find_actor, kill_actor, start_actor
 from cluster.errors import InputError, RewardError, RewardUnavailable
@@ -26,6 +25,7 @@ from cluster.scoring import Score, ScoreRequest
 from reward_service.client.handle import HandleRewardClient
 from reward_service.client.http import HttpRewardClient
 from reward_service.client.patient import Patient
+from reward_service.config.service import RewardServiceConfig, app_name
 from reward_service.scorers.reward_model import RewardModelScorer
 from reward_service.serving.application import (
     face_ended,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from reward_service.config.service.service import REWARD_MODEL, RewardServiceConfig
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import UnknownScorer
 from reward_service.client.outcomes import all_scores
+from reward_service.config.service import REWARD_MODEL, RewardServiceConfig
 from reward_service.serving import replica
 from reward_service.serving.replica import RewardService
 from reward_service.serving.versions import ModelVersions, published

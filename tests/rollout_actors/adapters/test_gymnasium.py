@@ -6,13 +6,13 @@ from typing import Any
 
 import gymnasium
 import pytest
-from rollout_actors.environments.pool.host import HostedHere, Threads
-from rollout_actors.environments.pool.pool import try_out
-from rollout_actors.environments.pool.protocol import Step
 
 from cluster.errors import InputError
 from rollout_actors.adapters.gymnasium import GymnasiumText
 from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environments.host import HostedHere, Threads
+from rollout_actors.environments.pool import try_out
+from rollout_actors.environments.protocol import Step
 
 PATH = "rollout_actors.adapters.gymnasium:GymnasiumText"
 LAKE: dict[str, Any] = {"id": "FrozenLake-v1", "is_slippery": False, "actions": ["left", "down", "right", "up"]}

@@ -11,19 +11,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
-from rollout_actors.environments.pool.host import HostedHere, Threads
-from rollout_actors.environments.pool.pool import Environments, try_out
 
 from cluster.errors import EnvironmentFault, InputError
 from rollout_actors.adapters.openenv import OpenEnvText
 from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environments.host import HostedHere, Threads
+from rollout_actors.environments.pool import Environments, try_out
+from tests.support.paths import ROOT
 
 pytest.importorskip("websockets", reason="the extra openenv is not installed")
 
-ROOT = Path(__file__).parents[2]
 PATH = "rollout_actors.adapters.openenv:OpenEnvText"
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rollout_actors.environments.pool.host import HostedHere, Threads
-from rollout_actors.environments.pool.pool import try_out
 
 from cluster.errors import InputError
 from rollout_actors.adapters.verifiers import VerifiersText
 from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environments.host import HostedHere, Threads
+from rollout_actors.environments.pool import try_out
 
 pytest.importorskip("verifiers", reason="the extra verifiers is not installed (it does not fit beside vLLM)")
 

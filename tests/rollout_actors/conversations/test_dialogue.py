@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollout_actors.environments.pool.host import HostedHere, Threads
 
 from cluster.errors import EnvironmentFault, InputError
 from cluster.trajectory import PartialResponse, Segment, Turn
@@ -16,6 +15,7 @@ from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation, environment_seed, score_request
 from rollout_actors.conversations.dialogue import Keeping, Table
 from rollout_actors.engine.response import SampledResponse
+from rollout_actors.environments.host import HostedHere, Threads
 from rollout_actors.prompts import PromptTokenizer
 from tests.support import environments
 from tests.support.chat import TEMPLATE, assistant, make_tokenizer, user

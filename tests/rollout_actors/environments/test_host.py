@@ -11,13 +11,13 @@ from typing import Any
 
 import psutil
 import pytest
-from rollout_actors.environments.pool.host import Host, HostedHere, Threads
-from rollout_actors.environments.pool.pool import Environments
-from rollout_actors.environments.pool.process import HostedApart
-from rollout_actors.environments.pool.protocol import Step, made
 
 from cluster.errors import EnvironmentFault, InputError
 from rollout_actors.config import EnvironmentConfig
+from rollout_actors.environments.host import Host, HostedHere, Threads
+from rollout_actors.environments.pool import Environments
+from rollout_actors.environments.process import HostedApart
+from rollout_actors.environments.protocol import Step, made
 from tests.support import environments as worlds
 
 HERE = "tests.support.environments"

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 NUM_STEPS = 24
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

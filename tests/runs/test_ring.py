@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
-from reward_service.config.service.service import RewardServiceConfig
 from transformers import AutoModelForCausalLM
 
 from cluster.actors.control import RunControl
@@ -31,6 +30,7 @@ from learner.config import LearnerConfig
 from learner.ppo.group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult, train
 from reward_service.client.handle import HandleRewardClient
+from reward_service.config.service import RewardServiceConfig
 from reward_service.serving.application import num_scored, start_reward_service, stop_reward_service
 from rollout_actors.actor import RolloutActor
 from rollout_actors.config import RolloutActorsConfig

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.config.load import load_run_config
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.scale.measure.ring import ROWS, Plan, stand_in_ring
-from benchmarks.scale.measure.stand_ins import Pace
 
+from benchmarks.scale.ring import ROWS, Plan, stand_in_ring
+from benchmarks.scale.stand_ins import Pace
 from cluster.data.prompt_order import PromptOrder
 from cluster.journal.history import History
 from cluster.ledger import QueueCounts

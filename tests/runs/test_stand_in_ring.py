@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import pytest
-from benchmarks.scale.measure.ring import Plan, stand_in_ring
-from benchmarks.scale.measure.stand_ins import LogNormalLengths, Pace
 
+from benchmarks.scale.ring import Plan, stand_in_ring
+from benchmarks.scale.stand_ins import LogNormalLengths, Pace
 from cluster.journal.history import History
 from cluster.ledger import QueueCounts
 
