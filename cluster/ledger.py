@@ -8,7 +8,7 @@ from cluster.trajectory import PartialResponse, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class OpenGroup:
+class PendingGroup:
     """A group that was admitted and is to be finished."""
 
     group: int
@@ -17,7 +17,7 @@ class OpenGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ResumePoint:
     """Where a run stands in its data, which a queue goes on from.
 
     `vacant` are the places in training whose group was voided and not replaced; `ready` are the groups that are
@@ -29,11 +29,11 @@ class Standing:
     next_group: int = 0
     next_index: int = 0
     vacant: tuple[int, ...] = ()
-    open: tuple[OpenGroup, ...] = ()
+    open: tuple[PendingGroup, ...] = ()
     ready: tuple[tuple[Trajectory, ...], ...] = ()
 
     @classmethod
-    def at(cls, num_trained: int, num_void: int) -> Standing:
+    def at(cls, num_trained: int, num_void: int) -> ResumePoint:
         """So many groups trained and voided, and none open."""
         return cls(num_trained, num_void, num_trained + num_void, num_trained)
 

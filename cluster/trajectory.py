@@ -125,7 +125,7 @@ class Ticket:
 
 FinishedGroup = tuple[Ticket, Sequence[Trajectory]]
 """A ticket with the trajectories that came of it."""
-BegunGroup = tuple[Ticket, Sequence[int], Sequence[PartialResponse]]
+PartialGroup = tuple[Ticket, Sequence[int], Sequence[PartialResponse]]
 """A ticket with its prompt's token ids and what is kept of its responses."""
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
-from cluster.trajectory import BegunGroup, PartialResponse, Ticket
+from cluster.trajectory import PartialGroup, PartialResponse, Ticket
 
 KEEP_EVERY_S = 0.25
 """How long a closed segment may wait for others to be sent with."""
@@ -19,7 +19,7 @@ KEEP_EVERY_S = 0.25
 class KeepsBegunGroups(Protocol):
     """The queue, as it is seen here."""
 
-    def keep(self, owner: str, groups: Sequence[BegunGroup]) -> Awaitable[None]:
+    def keep(self, owner: str, groups: Sequence[PartialGroup]) -> Awaitable[None]:
         """Keep these segments; returns when they are on the disk."""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
+from collections import Counter
 from pathlib import Path
 
 from tests.support.paths import ROOT
@@ -30,8 +32,18 @@ def test_most_functions_are_under_30_lines() -> None:
     assert sum(length > 30 for length in lengths) <= 0.1 * len(lengths)
 
 
-def test_no_file_is_longer_than_400_lines() -> None:
-    assert [str(path) for path in FILES if path.read_text().count("\n") > 400] == []
+def test_no_file_is_longer_than_500_lines() -> None:
+    lengths = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in FILES}
+    for path, length in lengths.items():
+        if length > 400:
+            warnings.warn(f"{path} has {length} lines; split it by what it does before it reaches 500", stacklevel=1)
+    assert [path for path, length in lengths.items() if length > 500] == []
+
+
+def test_no_folder_has_more_than_16_modules() -> None:
+    folders = Counter(path.parent for path in FILES if path.name != "__init__.py")
+    wide = {str(folder.relative_to(ROOT)): number for folder, number in folders.items() if number > 16}
+    assert wide == {}
 
 
 def test_only_one_file_says_remote() -> None:

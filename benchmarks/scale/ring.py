@@ -163,7 +163,7 @@ class StandInRing:
 async def stand_in_ring(plan: Plan, folder: Path, *, recorder_class: type = Recorder) -> AsyncIterator[StandInRing]:
     """A ring whose actors are ready, on the Ray that there is; its log is in `folder`. All its processes end with the
     context, after the log is closed."""
-    recorder = start_actor(recorder_class, folder, name="recorder", here_and_again=True)
+    recorder = start_actor(recorder_class, folder, name="recorder", pinned_and_restarted=True)
     queue = start_actor(
         TrajectoryQueue,
         plan.trajectory_queue(),

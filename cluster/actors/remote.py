@@ -74,18 +74,18 @@ def start_actor(
     num_cpus: float = 0,
     num_gpus: float = 0,
     env: Mapping[str, str] | None = None,
-    here_and_again: bool = False,
+    pinned_and_restarted: bool = False,
     **kwargs: Any,
 ) -> RemoteActor:
     """Start `cls(*args, **kwargs)` in a process of its own; returns at once, the constructor may still run.
 
-    `registered_as` makes it findable by `find_actor`; `log_path` takes what its process prints; `here_and_again`
+    `registered_as` makes it findable by `find_actor`; `log_path` takes what its process prints; `pinned_and_restarted`
     keeps it on this node and has Ray start it again when its process dies.
     """
     options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0}
     if registered_as:
         options |= {"name": registered_as, "namespace": NAMESPACE}
-    if here_and_again:
+    if pinned_and_restarted:
         node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options |= {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": node}
     if env:

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.errors import TrajectoryRefused
-from cluster.trajectory import TURN, BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
+from cluster.trajectory import TURN, PartialGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
 from cluster.weights.manifest import Manifest
 
 SCHEMA_VERSION = b"1"
@@ -133,7 +133,7 @@ def finished(trajectory: Trajectory) -> Iterator[Record]:
     }
 
 
-def begun(group: BegunGroup) -> Iterator[Record]:
+def begun(group: PartialGroup) -> Iterator[Record]:
     """The TOKENS of the segments that are closed of a group under way."""
     ticket, prompt_token_ids, responses = group
     for response in responses:

@@ -17,7 +17,7 @@ from pathlib import Path
 from cluster.errors import RecorderError
 from cluster.journal.events import Record, to_partial, to_trajectory
 from cluster.journal.files import ROWS_AT_ONCE, read_file, read_files
-from cluster.ledger import OpenGroup, QueueCounts, Standing
+from cluster.ledger import PendingGroup, QueueCounts, ResumePoint
 from cluster.trajectory import Trajectory
 
 INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps")
@@ -117,7 +117,7 @@ class History:
     def _open(self) -> list[int]:
         return sorted(set(self._admitted) - self._trained() - self._void)
 
-    def standing(self, num_responses: int) -> Standing:
+    def standing(self, num_responses: int) -> ResumePoint:
         """Where the run goes on that samples so many responses to a prompt: no group of it is admitted again.
 
         What is scored waits for its step; what is begun goes on from its closed segments.
@@ -132,10 +132,10 @@ class History:
                 ready.append(tuple(self._trajectories(rows_of, step=None)))
             else:
                 responses = tuple(to_partial(self._records(rows.tokens)) for rows in rows_of)
-                begun.append(OpenGroup(group, self._admitted[group], responses))
+                begun.append(PendingGroup(group, self._admitted[group], responses))
         places = {index for group, index in self._admitted.items() if group not in self._void}
         next_index = max(self._admitted.values(), default=-1) + 1
-        return Standing(
+        return ResumePoint(
             num_trained=len(self._trained()),
             num_void=len(self._void),
             next_group=max(self._admitted, default=-1) + 1,

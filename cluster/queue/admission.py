@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import MixedPrompts, TaskPrompts
-from cluster.ledger import Standing
+from cluster.ledger import ResumePoint
 from cluster.trajectory import Ticket
 
 SUSPECT_DEATHS = 2
@@ -29,7 +29,7 @@ class Admission:
         *,
         run_seed: int,
         num_steps: int,
-        standing: Standing,
+        standing: ResumePoint,
     ) -> None:
         self._config = config
         self._order = MixedPrompts(prompts, run_seed)

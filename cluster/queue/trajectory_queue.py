@@ -18,9 +18,9 @@ from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
 from cluster.journal import events
-from cluster.ledger import QueueCounts, Standing
+from cluster.ledger import QueueCounts, ResumePoint
 from cluster.queue.admission import Admission
-from cluster.trajectory import BegunGroup, FinishedGroup, PartialResponse, Ticket, Trajectory
+from cluster.trajectory import FinishedGroup, PartialGroup, PartialResponse, Ticket, Trajectory
 
 
 class KeepsRecords(Protocol):
@@ -40,7 +40,7 @@ class TrajectoryQueue:
         *,
         run_seed: int,
         num_steps: int,
-        standing: Standing = Standing(),
+        standing: ResumePoint = ResumePoint(),
         recorder: KeepsRecords | None = None,
     ) -> None:
         self._config = config
@@ -104,7 +104,7 @@ class TrajectoryQueue:
         except TimeoutError as error:
             raise DeadlineExceeded("trajectory_queue", f"waited {timeout_s:g} s for the recorder") from error
 
-    async def keep(self, owner: str, groups: Sequence[BegunGroup]) -> None:
+    async def keep(self, owner: str, groups: Sequence[PartialGroup]) -> None:
         """Keep the closed segments of groups under way, so that whoever takes a group over goes on from them.
 
         Returns when they are recorded. Nothing is kept of a group that `owner` holds no longer: it was put or voided.

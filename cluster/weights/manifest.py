@@ -44,7 +44,7 @@ class Manifest:
         """Each tensor's checksum by its name: what a version is, wherever its bytes lie."""
         return {entry.name: entry.checksum for entry in self.tensors}
 
-    def differing(self, others: Mapping[str, str]) -> list[str]:
+    def changed_tensors(self, others: Mapping[str, str]) -> list[str]:
         """The tensors that this version and one with those checksums do not have in common, by their names."""
         own = self.checksums()
         return [name for name in sorted({*own, *others}) if own.get(name) != others.get(name)]

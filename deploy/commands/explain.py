@@ -95,11 +95,9 @@ def _compared(manifest: Manifest, history: History) -> str:
     version = manifest.version
     if version not in history.versions:
         return f"from version {version}, which was not recorded: there is nothing to compare it with"
-    differing = manifest.differing(history.checksums(version))
-    if differing:
-        return (
-            f"from version {version}, {len(differing)} of whose {len(manifest.tensors)} tensors differ from the record"
-        )
+    changed = manifest.changed_tensors(history.checksums(version))
+    if changed:
+        return f"from version {version}, {len(changed)} of whose {len(manifest.tensors)} tensors differ from the record"
     return f"from version {version}, which has the recorded checksums"
 
 

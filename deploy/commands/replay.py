@@ -216,9 +216,9 @@ def require_same(manifest: Manifest, history: History) -> bool:
     version = manifest.version
     if version not in history.versions:
         return False
-    differing = manifest.differing(history.checksums(version))
-    if differing:
-        what = f"version {version} differs in {len(differing)} of {len(manifest.tensors)} tensors ({differing[0]})"
+    changed = manifest.changed_tensors(history.checksums(version))
+    if changed:
+        what = f"version {version} differs in {len(changed)} of {len(manifest.tensors)} tensors ({changed[0]})"
         raise AntiphonError(f"step {version}", f"{what}: from here on it is another run")
     return True
 

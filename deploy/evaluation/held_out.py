@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from cluster.trajectory import Segment, Trajectory
 from deploy.evaluation.scoring import held_out_rows, mean_cost, score
 from deploy.runtime.session import Session
 from rollout_actors.conversations.conversation import Conversation
 
-if TYPE_CHECKING:
-    from deploy.ring.healing import HealedLearners
+
+class ReferenceKl(Protocol):
+    """Learners that compare the policy with its reference."""
+
+    async def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        """Return the KL to the reference policy summed over each response, in nats (k1 estimator)."""
+        ...
 
 
 class HeldOut:
     """Evaluation during PPO: mean reward and KL of the newest version on a few held-out prompts of each task."""
 
-    def __init__(self, session: Session, learners: HealedLearners) -> None:
+    def __init__(self, session: Session, learners: ReferenceKl) -> None:
         self._session = session
         self._learners = learners
         self._constraint = session.config.learner.constraint

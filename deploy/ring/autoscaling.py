@@ -17,7 +17,7 @@ time that one had to come back."""
 WISH_TIMEOUT_S = 30.0
 
 
-class FollowsIdleShare:
+class IdleShareAutoscaler:
     """The decision: how many actors there should be, from the steps that were done with those there are."""
 
     def __init__(self, *, min_actors: int, max_actors: int) -> None:

@@ -16,8 +16,8 @@ from cluster.journal.events import Record
 from cluster.queue.trajectory_queue import KeepsRecords
 from cluster.trajectory import Trajectory
 from cluster.weights.manifest import Manifest
-from deploy.ring.autoscaling import WISH_TIMEOUT_S, FollowsIdleShare, TakesWishes
-from deploy.ring.healing import HealedLearners, Result
+from deploy.ring.autoscaling import WISH_TIMEOUT_S, IdleShareAutoscaler, TakesWishes
+from deploy.ring.healing import RestartingLearners, Result
 from deploy.ring.resuming import Resumption
 from deploy.runtime.session import Session
 from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult, TakesGroups
@@ -72,7 +72,7 @@ class PublishedWeights:
 class Watched:
     """The learner group, with the tokens that were sampled while each step ran."""
 
-    def __init__(self, learners: HealedLearners, session: Session) -> None:
+    def __init__(self, learners: RestartingLearners, session: Session) -> None:
         self._learners = learners
         self._session = session
 
@@ -154,9 +154,9 @@ class PublishedOnce:
         if self._history is None or manifest.version not in self._history.versions:
             return
         recorded = await asyncio.to_thread(self._history.checksums, manifest.version)
-        differing = manifest.differing(recorded)
-        if differing:
-            num = f"{len(differing)} of {len(recorded)} tensors"
+        changed_tensors = manifest.changed_tensors(recorded)
+        if changed_tensors:
+            num = f"{len(changed_tensors)} of {len(recorded)} tensors"
             self._note(f"ppo: version {manifest.version} trained again differs in {num} from what was published")
 
 
@@ -169,7 +169,7 @@ class ElasticQueue:
     def __init__(
         self,
         queue: TakesGroups,
-        policy: FollowsIdleShare,
+        policy: IdleShareAutoscaler,
         control: TakesWishes,
         *,
         num_actors: Callable[[], int],

@@ -29,7 +29,7 @@ NUM_RESTARTS = "num_learner_restarts"
 Result = TypeVar("Result")
 
 
-class HealedLearners:
+class RestartingLearners:
     """The learner group of a run, with its face; rebuilt where it dies or hangs, `learner.max_restarts` times.
 
     `start(checkpoint, first_step)` starts another group. Whoever asks for a step has the one before in the log of the
@@ -138,11 +138,11 @@ class HealedLearners:
 
         The same bits are the same version, which an actor that has it does not load again.
         """
-        differing = manifest.differing(before.checksums())
-        if differing:
+        changed_tensors = manifest.changed_tensors(before.checksums())
+        if changed_tensors:
             self._incarnation = manifest.incarnation
             self._note(
-                f"learner group: version {manifest.version} trained again differs in {len(differing)} of "
+                f"learner group: version {manifest.version} trained again differs in {len(changed_tensors)} of "
                 f"{len(manifest.tensors)} tensors; it is published again and the actors reload"
             )
         await self._weights.publish(self._to_publish(manifest))

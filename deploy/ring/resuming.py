@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.journal.history import History
-from cluster.ledger import Standing
+from cluster.ledger import ResumePoint
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import RECORDS
@@ -31,7 +31,7 @@ class Resumption:
     checkpoint: Path | None
     kept: int
     trained: int
-    standing: Standing
+    standing: ResumePoint
     lengths: tuple[tuple[int, int], ...]
     history: History | None = None
 
@@ -66,7 +66,7 @@ def resumption(run: RunDirectory, config: RunConfig, checkpoint: Path | None) ->
     trained = max(history.steps, default=0)
     if checkpoint is not None and trained < kept:
         position = json.loads((checkpoint / POSITION).read_text())
-        standing = Standing.at(position["num_trained"], position["num_void"])
+        standing = ResumePoint.at(position["num_trained"], position["num_void"])
         return Resumption(checkpoint, kept, kept, standing, ((kept, config.learner.num_steps),))
     standing = history.standing(config.rollout_actors.responses_per_prompt)
     before = tuple((version, num) for version, num in history.lengths if version < trained)

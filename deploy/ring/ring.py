@@ -18,7 +18,7 @@ from cluster.actors.remote import RemoteActor
 from cluster.ledger import QueueCounts
 from cluster.trajectory import write_trajectories
 from deploy.evaluation.held_out import HeldOut
-from deploy.ring.autoscaling import FollowsIdleShare
+from deploy.ring.autoscaling import IdleShareAutoscaler
 from deploy.ring.calls import (
     ElasticQueue,
     PublishedOnce,
@@ -29,7 +29,7 @@ from deploy.ring.calls import (
     ToldCalls,
     Watched,
 )
-from deploy.ring.healing import NUM_RESTARTS, HealedLearners
+from deploy.ring.healing import NUM_RESTARTS, RestartingLearners
 from deploy.ring.learners import start_learners
 from deploy.ring.report import task_metrics
 from deploy.ring.resuming import POSITION, Resumption
@@ -71,7 +71,7 @@ class Ring:
         self._num_optimizer_steps = before.get("optimizer_step", 0)
         self._policy_lag_max = session.run.summary().get("policy_lag_max", 0.0)
         self._recording: asyncio.Task[None] | None = None
-        self.learners = HealedLearners(
+        self.learners = RestartingLearners(
             learners,
             partial(start_learners, session, lengths=resumed.lengths),
             config=session.config.learner,
@@ -153,7 +153,7 @@ class Ring:
         session, settings = self._session, self._session.config.rollout_actors
         if settings.max_actors is None:
             return self._queue
-        policy = FollowsIdleShare(min_actors=settings.num_actors, max_actors=settings.max_actors)
+        policy = IdleShareAutoscaler(min_actors=settings.num_actors, max_actors=settings.max_actors)
         return ElasticQueue(
             self._queue,
             policy,

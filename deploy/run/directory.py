@@ -23,7 +23,7 @@ from deploy.run.layout import EVALUATION, FEEDBACK, LOCK, NEXT, SERVING
 from reward_service.http.tokens import FILE as TOKENS_FILE
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
-KEPT = (LOCK, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
+NEVER_DELETED = (LOCK, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
 _CHECKPOINT = re.compile(r"step-(\d+)")
 
 
@@ -168,7 +168,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Delete everything but the lock and what people have said: no command can make that again."""
         for child in self.path.iterdir():
-            if child.name in KEPT:
+            if child.name in NEVER_DELETED:
                 continue
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)

@@ -14,7 +14,7 @@ from cluster.errors import AntiphonError, InputError
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
 from deploy.config.toml import flat, to_toml
-from deploy.run.directory import KEPT, RunDirectory, _write, checkpoint_step
+from deploy.run.directory import NEVER_DELETED, RunDirectory, _write, checkpoint_step
 from deploy.run.layout import CONFIG, EVALUATION, SUPERVISED, TRAINING
 from deploy.run.reward_models import settle
 
@@ -100,7 +100,7 @@ def open_run(
 def _require_usable(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(str(path), "a file is in the way of the run directory")
-    contents = [child.name for child in path.iterdir() if child.name not in KEPT] if path.is_dir() else []
+    contents = [child.name for child in path.iterdir() if child.name not in NEVER_DELETED] if path.is_dir() else []
     if contents and CONFIG not in contents:
         raise InputError(str(path), f"not a run directory (it has no {CONFIG}) and not empty; choose another --name")
 

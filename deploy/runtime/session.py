@@ -33,7 +33,7 @@ from deploy.runtime.connect import answers
 from deploy.runtime.signals import signals_kept_from_children
 from deploy.runtime.startup import StartUp
 from deploy.terminal.view import View
-from reward_service.client.patient import Patient
+from reward_service.client.retrying import RetryingRewardClient
 from reward_service.client.run import run_client
 from reward_service.config.service import NO_SCORER, RewardServiceConfig
 from reward_service.feedback.selection import FeedbackSettings
@@ -84,7 +84,7 @@ class Session:
         self._log = MetricsLog(run.path)
         self._rollout_metrics: dict[str, dict[str, float]] = {}
         self._sampled_before: tuple[float, float] = (0, time.monotonic())
-        self._reward_client: Patient | None = None
+        self._reward_client: RetryingRewardClient | None = None
         self._has_service = False
         self._service_ready = asyncio.Event()
 
@@ -154,7 +154,7 @@ class Session:
     async def _stop_actor(self, actor: RemoteActor) -> None:
         kill_actor(actor)
 
-    async def rewards(self) -> Patient:
+    async def rewards(self) -> RetryingRewardClient:
         """A client of the run's reward service, which starts with the first call, or of the one elsewhere."""
         if self._reward_client is None:
             config = self.config.served()
@@ -200,7 +200,7 @@ class Session:
         """What this process waits for where its rewards are missing."""
         return self._reward_client.waiting() if self._reward_client is not None else None
 
-    def _new_reward_client(self) -> Patient:
+    def _new_reward_client(self) -> RetryingRewardClient:
         token = os.environ.get("ANTIPHON_TOKEN") or None
         scorers = {name: task.scorer for name, task in self.config.tasks.items()}
         return run_client(self.config.served(), self.config.run.name, token, scorers)

@@ -48,7 +48,7 @@ async def _close_ring(session: Session, started: float) -> Ring:
         session.run.path / RECORDS,
         name="recorder",
         log_path=session.log_path("recorder"),
-        here_and_again=True,
+        pinned_and_restarted=True,
     )
     store = start_actor(WeightStore, name="weight_store", log_path=session.log_path("weight_store"))
     queue, resumed, learners = await _start_parts(session, recorder)

@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -29,7 +30,6 @@ from cluster.errors import AntiphonError, LearnerDied, LearnerError
 from learner.config import LearnerConfig
 from learner.distributed.ranks import StoppedWithPeer
 from learner.distributed.rllib_learner import RankLearner, RankSettings
-from learner.ppo.shares import StepData
 
 START_TIMEOUT_S = 600.0
 CREATION_S = 10.0
@@ -82,7 +82,7 @@ class RankGroup(LearnerGroup):
             give_up_at = min(give_up_at, time.monotonic() + _grace_s(answers))
         return self._get_results(answers)
 
-    def update(self, *, training_data: StepData, **_: Any) -> list[Any]:
+    def update(self, *, training_data: TrainingData, **_: Any) -> list[Any]:
         """One step, each rank on its own share: RLlib's own update but for the way it waits."""
         parts = training_data.shard(max(1, len(self)))
         return self.call("update", [{"training_data": part, **kw} for part, kw in parts])

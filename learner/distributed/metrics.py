@@ -10,7 +10,7 @@ from torch import Tensor
 from learner.distributed.ranks import Ranks
 
 
-class Tally:
+class StepMetrics:
     """The figures of a step, for all ranks at its end. Every rank must tally the same names."""
 
     def __init__(self, ranks: Ranks) -> None:

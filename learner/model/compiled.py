@@ -19,7 +19,6 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from learner.model.packing import PACKED, packed_attention
-from learner.ppo import losses
 
 Distributions = Callable[[Tensor, Tensor, float, bool | None], tuple[Tensor, Tensor]]
 
@@ -45,7 +44,7 @@ def distributions(
     chosen = logprobs.gather(-1, token_ids[:, None])[:, 0]
     if entropy_gradient is None:
         return chosen, torch.zeros_like(chosen)
-    return chosen, losses.entropy(logprobs if entropy_gradient else logprobs.detach())
+    return chosen, entropy(logprobs if entropy_gradient else logprobs.detach())
 
 
 @functools.cache

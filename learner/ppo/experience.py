@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cluster.errors import InputError, LearnerError
 from learner.config import LearnerConfig
-from learner.distributed.metrics import Tally
+from learner.distributed.metrics import StepMetrics
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import Outputs
 from learner.ppo import advantages as adv
@@ -115,7 +115,7 @@ class Judge:
             cost_mean, settings = metrics["learner/cost_mean"], self._config.constraint
             self.constraint_multiplier = updated_multiplier(self.constraint_multiplier, cost_mean, settings)
 
-    def judge(self, step: int, experience: Experience, tally: Tally) -> None:
+    def judge(self, step: int, experience: Experience, tally: StepMetrics) -> None:
         """Importance weights, rewards, advantages and returns, by the statistics of all ranks; waits for them.
 
         What a stale token is charged for is the KL of the policy that is trained, not of the one that sampled it: with
@@ -150,7 +150,7 @@ class Judge:
         tally.mean("learner/kl_nats_per_token", kl[mask])
         tally.mean("learner/entropy_nats", experience.entropy[mask])
 
-    def _weigh(self, step: int, experience: Experience, tally: Tally) -> Tensor:
+    def _weigh(self, step: int, experience: Experience, tally: StepMetrics) -> Tensor:
         """Anchor and importance weights; returns the log-probabilities that the tokens count as sampled with.
 
         Where every token of the step was sampled by the weights it starts from, the proximal log-probabilities stand
@@ -178,7 +178,7 @@ class Judge:
             tally.mean(f"cluster/policy_lag_share_{value}", (lag == value).double())
         return behavior
 
-    def _tally_engine(self, step: int, experience: Experience, tally: Tally) -> None:
+    def _tally_engine(self, step: int, experience: Experience, tally: StepMetrics) -> None:
         """How far the engine's log-probabilities are from the learner's, of tokens that the same weights sampled."""
         batch = experience.batch
         fresh = batch.mask & (batch.versions == step - 1)
@@ -187,7 +187,7 @@ class Judge:
         tally.max("learner/engine_logprob_difference_max", (engine - own).abs())
         tally.mean("learner/engine_kl_nats_per_token", adv.kl_k3(engine, own))
 
-    def _tally_weights(self, weights: Tensor, tally: Tally) -> None:
+    def _tally_weights(self, weights: Tensor, tally: StepMetrics) -> None:
         """Their mean, and the effective sample size (sum w)^2 / sum w^2 as a share of all tokens (Kong 1992)."""
         weights = weights.double()
         sums = torch.stack([weights.new_tensor(len(weights)), weights.sum(), weights.square().sum()])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cluster.errors import LearnerError
 from learner.config import LearnerConfig
 from learner.distributed.gradients import clip_gradients, gradient_norm
-from learner.distributed.metrics import Tally
+from learner.distributed.metrics import StepMetrics
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic, Outputs, Reference
 from learner.model.indexing import at, on_device, places_of
@@ -88,7 +88,7 @@ class PPOStep:
         with self._ranks.agreed():
             made = experience.proximal + experience.reference + experience.values
             _check_finite(batch, made, "a log-probability or value")
-        tally = Tally(self._ranks)
+        tally = StepMetrics(self._ranks)
         self.judge.judge(step, experience, tally)
         judged(experience)
         num_done = self._train(step, experience, self._counted(batch, plan, share), tally)
@@ -169,7 +169,7 @@ class PPOStep:
             pieces += [[] for _ in range(num - len(pieces))]
         return pieces
 
-    def _train(self, step: int, experience: Experience, minibatches: Sequence[MiniBatch], tally: Tally) -> int:
+    def _train(self, step: int, experience: Experience, minibatches: Sequence[MiniBatch], tally: StepMetrics) -> int:
         """All optimiser steps, or those before the policy has moved too far; returns how many were done."""
         learning_rate = self._scheduled(self._config.learning_rate, self._config.learning_rate_schedule, step)
         for group in self._optimizer.param_groups:
@@ -182,7 +182,7 @@ class PPOStep:
     def _scheduled(self, value: float, schedule: str, step: int) -> float:
         return scheduled(value, schedule, step, length_at(step, self._lengths, self._config.num_steps))
 
-    def _optimize(self, step: int, experience: Experience, minibatch: MiniBatch, tally: Tally) -> bool:
+    def _optimize(self, step: int, experience: Experience, minibatch: MiniBatch, tally: StepMetrics) -> bool:
         """One optimiser step, unless the policy has moved too far since the step's start; whether it was done."""
         self._optimizer.zero_grad(set_to_none=True)
         batch, rows = experience.batch, minibatch.rows
@@ -222,7 +222,7 @@ class PPOStep:
         return chosen
 
     def _accumulate(
-        self, step: int, experience: Experience, rows: list[int], minibatch: MiniBatch, tally: Tally
+        self, step: int, experience: Experience, rows: list[int], minibatch: MiniBatch, tally: StepMetrics
     ) -> tuple[Tensor, list[str]]:
         """Add the gradient of these rows' share of the loss.
 
@@ -250,7 +250,7 @@ class PPOStep:
         return kl.sum(dtype=torch.float64), bad
 
     def _value_loss(
-        self, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, tally: Tally
+        self, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, tally: StepMetrics
     ) -> Tensor:
         """The critic's loss of each token, weighted."""
         _, (old_values, returns) = _piece(experience.batch, rows, experience.values, experience.returns)
@@ -260,7 +260,7 @@ class PPOStep:
         return self._config.value_coefficient * value.loss
 
     def _policy_loss(
-        self, step: int, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, tally: Tally
+        self, step: int, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, tally: StepMetrics
     ) -> Tensor:
         """The policy's loss of each token, importance weights, entropy bonus and KL penalty included."""
         config, batch = self._config, experience.batch

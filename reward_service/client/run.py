@@ -2,8 +2,7 @@
 
 `outcomes` gives exactly one finite reward a request, in their order, or in its place the RewardError that says why
 there is none; `score` raises the first of those. Both raise RewardUnavailable where the service is down, busy, silent
-or answers nonsense, so that the same may be asked again. `Patient` asks again for as long as a run is willing to wait.
-Knows nothing of scorers. A client is plain data until its first call, so it travels between processes.
+or answers nonsense, so that the same may be asked again. `RetryingRewardClient` retries for as long as a run is willing to wait. A client is plain data until its first call, so it travels between processes.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.client.handle import WHERE, HandleRewardClient
 from reward_service.client.http import HttpRewardClient
 from reward_service.client.outcomes import Client
-from reward_service.client.patient import Patient
+from reward_service.client.retrying import RetryingRewardClient
 from reward_service.config.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
 
 
 def run_client(
     config: RewardServiceConfig, run_name: str, token: str | None, scorers: Mapping[str, str] | None = None
-) -> Patient:
+) -> RetryingRewardClient:
     """The client that a run uses: of its own service, or of the one elsewhere that `url` names.
 
     There the run's scorer is asked for by name, and the service's own default where the run names none. `scorers` are
@@ -30,8 +29,8 @@ def run_client(
     """
     if scorers:
         by_task = {task: _client(config, run_name, token, scorer) for task, scorer in scorers.items()}
-        return Patient(TaskClients(by_task), config.patience_s)
-    return Patient(_client(config, run_name, token, config.scorer), config.patience_s)
+        return RetryingRewardClient(PerTaskClient(by_task), config.patience_s)
+    return RetryingRewardClient(_client(config, run_name, token, config.scorer), config.patience_s)
 
 
 def _client(config: RewardServiceConfig, run_name: str, token: str | None, scorer: str) -> Client:
@@ -54,7 +53,7 @@ class NoClient:
         """There is nothing to close."""
 
 
-class TaskClients:
+class PerTaskClient:
     """A client for each task, by its name; one of them is asked for each request."""
 
     def __init__(self, clients: Mapping[str, Client]) -> None:

@@ -137,7 +137,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _add_page(router: APIRouter) -> None:
-    folder = files("reward_service") / "labelling"
+    folder = files("reward_service") / "feedback" / "page"
     contents = {name: (folder / name).read_bytes() for name in FILES}
 
     @router.get("/label", response_class=Response, responses={200: {"content": {FILES[PAGE]: {}}}, **documented()})

@@ -17,7 +17,7 @@ from typing import Any
 from cluster.errors import NotApplicable, RewardError
 from cluster.files import digest_files
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.scorers.signatures import Misfit, Plugin, Returned
+from reward_service.scorers.signatures import Plugin, Returned, SignatureMismatch
 
 
 class FunctionScorer:
@@ -42,14 +42,14 @@ class FunctionScorer:
             return [outcome for (outcome,) in await asyncio.gather(*(self.score([each]) for each in requests))]
         try:
             values = await self.call(requests)
-        except Misfit as error:
+        except SignatureMismatch as error:
             return self._all_failed(requests, str(error))
         except Exception as error:  # noqa: BLE001 the boundary to a user's scorer: whatever it raises is an outcome
             return self._all_failed(requests, f"raised {type(error).__name__}: {error}")
         return [self.outcome(request, value) for request, value in zip(requests, values, strict=True)]
 
     async def call(self, requests: Sequence[ScoreRequest]) -> list[Returned]:
-        """What the function gives for each request. Raises Misfit, and whatever the function raises."""
+        """What the function gives for each request. Raises SignatureMismatch, and whatever the function raises."""
         return await self._plugin(requests, self._thread)
 
     def close(self) -> None:

@@ -41,9 +41,9 @@ LIBRARIES = {
     "language": ("py3langid",),
 }
 SOURCES = {
-    "math": ("rules.py", "checked.py", "worker_child.py"),
-    "json_schema": ("rules.py", "checked.py", "worker_child.py"),
-    "code": ("rules.py", "checked.py", "code_rule.py", "confinement.py"),
+    "math": ("rules.py", "checked_rules.py", "../sandbox/worker_child.py"),
+    "json_schema": ("rules.py", "checked_rules.py", "../sandbox/worker_child.py"),
+    "code": ("rules.py", "checked_rules.py", "code_rule.py", "../sandbox/sandbox_child.py"),
 }
 
 

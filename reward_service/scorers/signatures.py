@@ -38,7 +38,7 @@ class Returned:
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
-class Misfit(ValueError):
+class SignatureMismatch(ValueError):
     """What a function needs is not there, or what it returned is not what its signature says."""
 
 
@@ -61,7 +61,7 @@ class Plugin:
         self._accepted = _accepted_names(function)
 
     async def __call__(self, requests: Sequence[ScoreRequest], executor: Executor) -> list[Returned]:
-        """One value an item; a sync function runs in `executor`. Raises Misfit, and whatever the function raises."""
+        """Return one value per item; run a sync function in `executor`. Raises SignatureMismatch and the function's errors."""
         if self.kind == "verl":
             arguments = [self._verl_arguments(request) for request in requests]
             return [_from_verl(await self._call(executor, **each)) for each in arguments]
@@ -94,7 +94,7 @@ class Plugin:
     def _verl_arguments(self, request: ScoreRequest) -> dict[str, Any]:
         truth = _label(request, "ground_truth")
         if truth is None:
-            raise Misfit("needs a ground truth, and the item has neither ground_truth nor references")
+            raise SignatureMismatch("needs a ground truth, and the item has neither ground_truth nor references")
         given = {
             "data_source": request.columns.get("data_source", ""),
             "solution_str": request.response,
@@ -132,9 +132,9 @@ def _plain(values: Any) -> Any:
 def _listed(values: Any, num: int) -> list[Returned]:
     values = _plain(values)
     if not isinstance(values, list | tuple):
-        raise Misfit(f"returned {type(values).__name__}, not a list")
+        raise SignatureMismatch(f"returned {type(values).__name__}, not a list")
     if len(values) != num:
-        raise Misfit(f"returned {len(values)} rewards for {num} responses")
+        raise SignatureMismatch(f"returned {len(values)} rewards for {num} responses")
     return [Returned(_plain(value)) for value in values]
 
 
@@ -142,7 +142,7 @@ def _from_openrlhf(returned: Any, num: int) -> list[Returned]:
     if not isinstance(returned, Mapping):
         return _listed(returned, num)
     if "rewards" not in returned:
-        raise Misfit(f"returned a dict of {sorted(map(str, returned))}, without rewards")
+        raise SignatureMismatch(f"returned a dict of {sorted(map(str, returned))}, without rewards")
     rewards = _listed(returned["rewards"], num)
     logs = {"scores": returned.get("scores"), **(returned.get("extra_logs") or {})}
     parts: list[dict[str, float]] = [{} for _ in rewards]

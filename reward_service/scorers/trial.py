@@ -52,7 +52,7 @@ async def _try(path: str, function: Callable[..., Any], request: ScoreRequest, t
     try:
         async with limit:
             (value,) = await scorer.call([request])
-    except signatures.Misfit as error:
+    except signatures.SignatureMismatch as error:
         raise InputError(place_of(function), f"{error}: {signature}") from error
     except Exception as error:  # the boundary to a user's scorer: whatever it raises is named
         if limit.expired():

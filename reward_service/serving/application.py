@@ -248,6 +248,6 @@ def _start_face(config: RewardServiceConfig, name: str, log_path: Path | None, *
         name="reward_service's HTTP face",
         registered_as=face_name(name),
         log_path=log_path,
-        here_and_again=True,
+        pinned_and_restarted=True,
     )
     asyncio.run(within(face.listening(), 2 * FACE_TIMEOUT_S, where=WHERE, waited_for="its HTTP face to listen"))

@@ -28,7 +28,7 @@ class SampledResponse:
 
 
 @dataclass(slots=True, eq=False)
-class UnderWay:
+class ActiveRequest:
     """One response being sampled or waiting for weights; once handed over, the engine thread alone touches it.
 
     `on_closed` is to hear of what there is whenever a segment is closed. A later turn of a conversation counts its

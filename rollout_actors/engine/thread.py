@@ -22,7 +22,7 @@ from cluster.trajectory import PartialResponse
 from cluster.weights.manifest import Manifest
 from rollout_actors.engine.metrics import Intervals, SamplingMetrics
 from rollout_actors.engine.protocol import UNLOADED_VERSION, GenerationEngine, Sampled
-from rollout_actors.engine.response import SampledResponse, UnderWay
+from rollout_actors.engine.response import ActiveRequest, SampledResponse
 from rollout_actors.engine.swap_check import SwapProof, Verdict
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class EngineThread:
         # The thread's own:
         self._ids = itertools.count()
         self._version = UNLOADED_VERSION
-        self._under_way: dict[str, UnderWay] = {}
-        self._waiting: deque[UnderWay] = deque()
+        self._under_way: dict[str, ActiveRequest] = {}
+        self._waiting: deque[ActiveRequest] = deque()
         self._prefilling_again: set[str] = set()
         self._version_waiters: list[tuple[int, asyncio.Future[Any]]] = []
         self._metrics = SamplingMetrics()
@@ -106,7 +106,7 @@ class EngineThread:
         which the first segment then has, on that and not on the uid. Segments count from `first_segment`, and have at
         most `max_segment_tokens`; `on_closed` hears whenever one is closed. What is `begun` is gone on with.
         """
-        response = UnderWay(
+        response = ActiveRequest(
             uid,
             list(prompt_token_ids),
             max_tokens,
@@ -285,7 +285,7 @@ class EngineThread:
 
     def _interrupt(self) -> None:
         self._engine.abort(list(self._under_way))
-        closed: list[tuple[UnderWay, str | None]] = []
+        closed: list[tuple[ActiveRequest, str | None]] = []
         for response in reversed(self._under_way.values()):
             if response.end_segment(self._version, self._name):
                 closed.append((response, None))
@@ -307,7 +307,7 @@ class EngineThread:
 
     def _submit_waiting(self) -> None:
         """Give the engine every response whose floor the loaded version reaches."""
-        still_waiting = deque[UnderWay]()
+        still_waiting = deque[ActiveRequest]()
         for response in self._waiting:
             if response.min_policy_version <= self._version:
                 self._submit(response)
@@ -315,7 +315,7 @@ class EngineThread:
                 still_waiting.append(response)
         self._waiting = still_waiting
 
-    def _submit(self, response: UnderWay) -> None:
+    def _submit(self, response: ActiveRequest) -> None:
         id_ = str(next(self._ids))
         request = response.request(id_)
         if response.token_ids:
@@ -324,7 +324,7 @@ class EngineThread:
         self._under_way[id_] = response
         self._engine.add(request)
 
-    def _forget(self, response: UnderWay) -> None:
+    def _forget(self, response: ActiveRequest) -> None:
         if response in self._waiting:
             self._waiting.remove(response)
         ids = [id_ for id_, under_way in self._under_way.items() if under_way is response]
@@ -348,7 +348,7 @@ class EngineThread:
     def _hand_on(self, sampled: Sequence[Sampled]) -> None:
         """Keep the new tokens; resolve the responses that finished, all with one wake-up of the event loop."""
         finished: list[tuple[asyncio.Future[Any], Any]] = []
-        closed: list[tuple[UnderWay, str | None]] = []
+        closed: list[tuple[ActiveRequest, str | None]] = []
         for new in sampled:
             response = self._under_way[new.id]
             response.token_ids += new.token_ids
@@ -369,7 +369,7 @@ class EngineThread:
         if finished:
             self._resolve(finished)
 
-    def _tell(self, closed: Sequence[tuple[UnderWay, str | None]]) -> None:
+    def _tell(self, closed: Sequence[tuple[ActiveRequest, str | None]]) -> None:
         """Have those who want to hear of closed segments hear of them, with the finish reasons of the last ones."""
         heard = [(r.on_closed, r.partial(reason)) for r, reason in closed if r.on_closed is not None]
         if heard:

@@ -17,7 +17,7 @@ from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import EngineError, GroupsVoided, InputError, RewardError, TrajectoryRefused, WeightsLost
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.scoring import ScoreRequest
-from cluster.trajectory import BegunGroup, Ticket, segment_seed
+from cluster.trajectory import PartialGroup, Ticket, segment_seed
 from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
 from rollout_actors import actor as rollout_actor
@@ -198,7 +198,7 @@ async def test_what_a_dead_actor_had_closed_is_gone_on_with_by_another(
     kept, stuck = asyncio.Event(), threading.Event()
     keep = rig.queue.keep
 
-    async def keep_and_tell(owner: str, groups: Sequence[BegunGroup]) -> None:
+    async def keep_and_tell(owner: str, groups: Sequence[PartialGroup]) -> None:
         await keep(owner, groups)
         if sum(len(response.token_ids) for _, _, responses in groups for response in responses) == 8:
             kept.set()

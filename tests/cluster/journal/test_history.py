@@ -12,7 +12,7 @@ from cluster.journal import events
 from cluster.journal.events import Record
 from cluster.journal.files import LogFile
 from cluster.journal.history import History
-from cluster.ledger import OpenGroup
+from cluster.ledger import PendingGroup
 from cluster.trajectory import PartialResponse, Segment
 from tests.cluster.journal.test_recorder import manifest, ticket, told, trajectory
 
@@ -86,7 +86,7 @@ def test_a_run_goes_on_where_its_log_ends_with_nothing_admitted_again(tmp_path: 
     standing = history.standing(1)
     assert (standing.num_trained, standing.num_void, standing.next_group, standing.next_index) == (1, 1, 5, 5)
     assert standing.ready == ((trajectory(1),),)
-    assert standing.open == (OpenGroup(2, 2, (replace(partial, given=[[9], []]),)), OpenGroup(4, 4))
+    assert standing.open == (PendingGroup(2, 2, (replace(partial, given=[[9], []]),)), PendingGroup(4, 4))
     assert standing.vacant == (3,)
 
 
@@ -94,7 +94,7 @@ def test_a_conversation_is_kept_with_what_others_said_in_it(tmp_path: Path) -> N
     segments = [Segment(3, 0, 2, 11, "a"), Segment(3, 2, 1, 12, "a"), Segment(4, 3, 1, 13, "a+1")]
     partial = PartialResponse("7-0-0", [5, 6, 7, 8], [-1.0, -0.5, -0.25, -0.125], segments, None, [[9], [], [1, 2]])
     history = write(tmp_path, BEGIN, events.admit(ticket(0)), *events.begun((ticket(0), [9], [partial])))
-    assert history.standing(1).open == (OpenGroup(0, 0, (partial,)),)
+    assert history.standing(1).open == (PendingGroup(0, 0, (partial,)),)
 
 
 def test_a_group_is_finished_once_all_its_responses_are_scored(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import PromptOrder, TaskPrompts
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
 from cluster.journal.events import Record
-from cluster.ledger import OpenGroup, Standing
+from cluster.ledger import PendingGroup, ResumePoint
 from cluster.queue.trajectory_queue import TrajectoryQueue
-from cluster.trajectory import BegunGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
+from cluster.trajectory import PartialGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
 
 ROWS = [{"prompt": f"p{i}"} for i in range(5)]
 
@@ -159,7 +159,7 @@ async def test_what_an_actor_held_is_finished_by_another_under_its_floor_and_the
     [(0, 1.0, "older than its floor 1"), (2, 1.0, "version 2 is not published yet"), (1, None, "has no reward")],
 )
 async def test_a_trajectory_that_breaks_a_rule_is_refused(version: int, reward: float | None, what: str) -> None:
-    queue = make_queue(max_policy_lag=0, standing=Standing.at(2, 0))
+    queue = make_queue(max_policy_lag=0, standing=ResumePoint.at(2, 0))
     await queue.published(1)
     ticket = (await admit_all(queue))[0]
     with pytest.raises(TrajectoryRefused, match=what):
@@ -167,7 +167,7 @@ async def test_a_trajectory_that_breaks_a_rule_is_refused(version: int, reward: 
 
 
 async def test_a_resumed_queue_goes_on_with_the_next_number_and_the_next_prompt() -> None:
-    whole, resumed = make_queue(), make_queue(standing=Standing.at(4, 0))
+    whole, resumed = make_queue(), make_queue(standing=ResumePoint.at(4, 0))
     for queue in (whole, resumed):
         await queue.published(3)
     assert [(t.admission_index, t.row) for t in await admit_all(whole)][4:] == [
@@ -270,7 +270,7 @@ async def test_a_voided_group_and_its_replacement_are_recorded() -> None:
     ]
 
 
-def begun(ticket: Ticket, num_tokens: int) -> BegunGroup:
+def begun(ticket: Ticket, num_tokens: int) -> PartialGroup:
     """A response of which so many tokens are sampled, a segment each."""
     segments = [Segment(0, place, 1, 0, ticket.owner) for place in range(num_tokens)]
     return ticket, [9], [PartialResponse(ticket.uid(0), [2] * num_tokens, [-1.0] * num_tokens, segments)]
@@ -365,12 +365,12 @@ async def test_more_voided_groups_than_allowed_end_the_run_with_the_reason(share
 
 async def test_a_queue_goes_on_with_what_was_open_finished_and_vacant() -> None:
     ready = finished(Ticket(0, 0, 0, 7, ROWS[0], "a"))
-    standing = Standing(
+    standing = ResumePoint(
         num_void=1,
         next_group=4,
         next_index=3,
         vacant=(1,),
-        open=(OpenGroup(3, 2, (PartialResponse("7-3-0", [5], [-1.0], [Segment(0, 0, 1, 0, "a")]),)),),
+        open=(PendingGroup(3, 2, (PartialResponse("7-3-0", [5], [-1.0], [Segment(0, 0, 1, 0, "a")]),)),),
         ready=(tuple(ready),),
     )
     queue = make_queue(groups_per_step=4, max_policy_lag=0, num_steps=1, standing=standing)
@@ -396,7 +396,7 @@ async def test_tickets_are_of_the_tasks_by_weight_and_a_queue_that_goes_on_has_t
     tickets = await admit_all(queue)
     assert [ticket.task for ticket in tickets[:6]] == ["sums", "games", "sums"] * 2
     assert all((ticket.row["prompt"] == "play") == (ticket.task == "games") for ticket in tickets)
-    standing = Standing(next_group=4, next_index=4, open=tuple(OpenGroup(number, number) for number in (1, 2)))
+    standing = ResumePoint(next_group=4, next_index=4, open=tuple(PendingGroup(number, number) for number in (1, 2)))
     resumed = make_queue(groups_per_step=6, prompts=prompts, standing=standing)
     await resumed.published(0)
     expected = {ticket.group: (ticket.task, ticket.row) for ticket in tickets}

@@ -21,7 +21,7 @@ from cluster.journal.files import LogFile, next_path, read_log
 from cluster.journal.history import History
 from cluster.trajectory import Ticket, Trajectory, read_trajectories
 from cluster.weights.manifest import Manifest, TensorEntry
-from deploy.ring.healing import HealedLearners
+from deploy.ring.healing import RestartingLearners
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
 from learner.config import LearnerConfig
@@ -113,9 +113,9 @@ class Rig:
         self.notes: list[str] = []
         self._start_group = start or self._fake
 
-    async def open(self) -> HealedLearners:
+    async def open(self) -> RestartingLearners:
         group = await self._start(None, 1)
-        self.learners = HealedLearners(
+        self.learners = RestartingLearners(
             group,
             self._start,
             config=self.config,

@@ -11,7 +11,7 @@ import pytest
 from cluster.journal import events
 from cluster.journal.events import Record
 from cluster.journal.files import LogFile
-from cluster.ledger import Standing
+from cluster.ledger import ResumePoint
 from cluster.trajectory import Trajectory
 from cluster.weights.manifest import Manifest
 from deploy.config.schema import RunConfig
@@ -50,7 +50,7 @@ def kept(tmp_path: Path) -> Path:
 def test_a_run_that_begins_has_no_story(tmp_path: Path) -> None:
     (tmp_path / RECORDS).mkdir()
     begins = resumption(RunDirectory(tmp_path), CONFIG, None)
-    assert (begins.kept, begins.trained, begins.standing, begins.story()) == (0, 0, Standing(), None)
+    assert (begins.kept, begins.trained, begins.standing, begins.story()) == (0, 0, ResumePoint(), None)
     assert begins.lengths == ((0, CONFIG.learner.num_steps),)
 
 
@@ -67,7 +67,7 @@ def test_the_steps_since_the_checkpoint_are_told_and_what_is_taken_over(tmp_path
 def test_a_run_whose_log_is_gone_goes_on_from_its_checkpoint_alone(tmp_path: Path, kept: Path) -> None:
     (kept / POSITION).write_text(json.dumps({"num_trained": 8, "num_void": 1}))
     goes_on = resumed(tmp_path, BEGIN, checkpoint=kept)
-    assert (goes_on.kept, goes_on.trained, goes_on.standing) == (1, 1, Standing.at(8, 1))
+    assert (goes_on.kept, goes_on.trained, goes_on.standing) == (1, 1, ResumePoint.at(8, 1))
 
 
 async def test_steps_that_were_trained_come_from_the_log_and_others_from_the_queue(tmp_path: Path, kept: Path) -> None:

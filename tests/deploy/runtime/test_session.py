@@ -17,7 +17,7 @@ from deploy.run.directory import RunDirectory
 from deploy.runtime.session import Session, dtype_of
 from deploy.stages import launch
 from deploy.terminal.view import View
-from reward_service.client.patient import Patient
+from reward_service.client.retrying import RetryingRewardClient
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ class Client:
 async def test_a_session_closes_the_client_that_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client()
     config = RunConfig.model_validate({"model": {"path": "model"}, "reward_service": {"url": "http://elsewhere:1"}})
-    monkeypatch.setattr(Session, "_new_reward_client", lambda _: Patient(client, 1.0))
+    monkeypatch.setattr(Session, "_new_reward_client", lambda _: RetryingRewardClient(client, 1.0))
     session = Session(config, RunDirectory(tmp_path), View())
     await session.rewards()
     assert not client.is_closed

@@ -14,7 +14,7 @@ from torch import Tensor
 from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
 from learner.config import ConstraintConfig, LearnerConfig
-from learner.distributed.metrics import Tally
+from learner.distributed.metrics import StepMetrics
 from learner.distributed.ranks import Ranks
 from learner.ppo import advantages as adv
 from learner.ppo.batch import Batch, make_batch
@@ -43,7 +43,7 @@ def experience(batch: Batch, *, shift: float = 0.0) -> Experience:
 def judged(
     batch: Batch, *, shift: float = 0.0, tasks: Sequence[str] = (), **settings: Any
 ) -> tuple[Experience, dict[str, float]]:
-    made, tally = experience(batch, shift=shift), Tally(ALONE)
+    made, tally = experience(batch, shift=shift), StepMetrics(ALONE)
     Judge(LearnerConfig(**settings), ALONE, tasks).judge(5, made, tally)
     return made, tally.metrics()
 
@@ -139,7 +139,7 @@ def test_at_lag_zero_the_engines_log_probabilities_decide_nothing() -> None:
 def test_what_is_carried_on_comes_back_and_what_lacks_is_named() -> None:
     settings = LearnerConfig(kl_target=1.0, normalize_rewards=True, constraint=ConstraintConfig(cost="cost"))
     judge, other = (Judge(settings, ALONE) for _ in range(2))
-    judge.judge(5, experience(make_batch(trajectories())), Tally(ALONE))
+    judge.judge(5, experience(make_batch(trajectories())), StepMetrics(ALONE))
     judge.steer_kl(9.0, 100)
     judge.steer_multiplier({"learner/cost_mean": 0.7})
     other.load(judge.state())
@@ -196,7 +196,7 @@ def test_a_task_whose_rewards_are_a_hundred_times_larger_weighs_no_more_when_rew
 def test_each_tasks_running_statistics_are_carried_on_and_one_that_lacks_is_named() -> None:
     config, tasks = LearnerConfig(normalize_rewards=True), ("large", "test")
     judge, other = (Judge(config, ALONE, tasks) for _ in range(2))
-    judge.judge(5, experience(make_batch(of_two_tasks())), Tally(ALONE))
+    judge.judge(5, experience(make_batch(of_two_tasks())), StepMetrics(ALONE))
     state = judge.state()
     assert set(state) == {"kl_coefficient", "reward_moments.large", "reward_moments.test"}
     assert [state[f"reward_moments.{task}"][0].item() for task in tasks] == [4, 8]

@@ -13,8 +13,8 @@ from cluster.scoring import Score, ScoreRequest
 from reward_service.client import run as client_module
 from reward_service.client.handle import HandleRewardClient
 from reward_service.client.http import HttpRewardClient
-from reward_service.client.patient import Patient
-from reward_service.client.run import NoClient, TaskClients, run_client
+from reward_service.client.retrying import RetryingRewardClient
+from reward_service.client.run import NoClient, PerTaskClient, run_client
 from reward_service.config.service import RewardServiceConfig
 
 ITEM = ScoreRequest("x", "p", "a")
@@ -120,7 +120,7 @@ class Moody:
 
 async def test_patience_outlasts_a_service_that_comes_back_and_says_meanwhile_what_is_missing() -> None:
     moody = Moody(6)
-    patient = Patient(moody, patience_s=60.0)
+    patient = RetryingRewardClient(moody, patience_s=60.0)
     assert patient.waiting() is None
     scoring = asyncio.create_task(patient.score([ITEM, ScoreRequest("y", "p", "b")]))
     await moody.tried.wait()
@@ -131,12 +131,12 @@ async def test_patience_outlasts_a_service_that_comes_back_and_says_meanwhile_wh
 
 async def test_spent_patience_raises_what_was_missing() -> None:
     with pytest.raises(RewardUnavailable, match=r"no rewards for x in 0\.01 s \(reward_service\.patience_s\): down"):
-        await Patient(Moody(1000), patience_s=0.01).score([ITEM])
+        await RetryingRewardClient(Moody(1000), patience_s=0.01).score([ITEM])
 
 
 async def test_patience_waits_as_long_as_the_service_asks_and_tries_once_more_at_its_own_end() -> None:
     moody = Moody(1, retry_after_s=60.0)
-    assert [score.id for score in await Patient(moody, patience_s=0.05).score([ITEM])] == ["x"]
+    assert [score.id for score in await RetryingRewardClient(moody, patience_s=0.05).score([ITEM])] == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ async def test_an_answer_that_is_final_is_not_waited_for() -> None:
             raise RewardError("scorer", "broken")
 
     with pytest.raises(RewardError, match="scorer: broken"):
-        await Patient(Final(), patience_s=60.0).score([ITEM])
+        await RetryingRewardClient(Final(), patience_s=60.0).score([ITEM])
 
 
 async def test_what_is_missing_of_one_item_is_waited_for_and_what_is_refused_of_one_is_final() -> None:
@@ -178,7 +178,7 @@ async def test_what_is_missing_of_one_item_is_waited_for_and_what_is_refused_of_
         async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
             return answers.pop(0)
 
-    first, second = await Patient(Mixed(), patience_s=60.0).outcomes([ITEM, ScoreRequest("y", "p", "b")])
+    first, second = await RetryingRewardClient(Mixed(), patience_s=60.0).outcomes([ITEM, ScoreRequest("y", "p", "b")])
     assert (str(first), second) == ("scorer: no JSON", Score("y", 2.0, {}, "v"))
     assert not answers
 
@@ -216,7 +216,7 @@ def of(*tasks: str) -> list[ScoreRequest]:
 
 async def test_each_tasks_client_is_asked_once_and_the_answers_come_in_the_order_of_the_requests() -> None:
     sums, games = Named("a"), Named("bb")
-    clients = TaskClients({"sums": sums, "games": games})
+    clients = PerTaskClient({"sums": sums, "games": games})
     outcomes = await clients.outcomes(of("games", "sums", "games"))
     assert [(outcome.id, outcome.reward) for outcome in outcomes] == [("0", 2.0), ("1", 1.0), ("2", 2.0)]  # type: ignore[union-attr]
     assert (sums.asked, games.asked) == ([["1"]], [["0", "2"]])
@@ -230,9 +230,9 @@ async def test_each_tasks_client_is_asked_once_and_the_answers_come_in_the_order
 async def test_no_requests_meet_every_tasks_client_and_a_task_without_one_is_named() -> None:
     broken = Named("a", RewardUnavailable("reward_service", "down"))
     with pytest.raises(RewardUnavailable, match="down"):
-        await TaskClients({"sums": Named("b"), "games": broken}).outcomes([])
+        await PerTaskClient({"sums": Named("b"), "games": broken}).outcomes([])
     with pytest.raises(RewardError, match="0 is of task 'chess', which has no scorer"):
-        await TaskClients({"sums": Named("b")}).outcomes(of("chess"))
+        await PerTaskClient({"sums": Named("b")}).outcomes(of("chess"))
 
 
 def test_a_run_of_several_tasks_asks_for_each_tasks_scorer_by_its_name_and_the_client_travels() -> None:

@@ -24,7 +24,7 @@ from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from reward_service.client.handle import HandleRewardClient
 from reward_service.client.http import HttpRewardClient
-from reward_service.client.patient import Patient
+from reward_service.client.retrying import RetryingRewardClient
 from reward_service.config.service import RewardServiceConfig, app_name
 from reward_service.scorers.reward_model import RewardModelScorer
 from reward_service.serving.application import (
@@ -258,7 +258,7 @@ async def test_a_service_that_is_started_again_with_other_settings_scores_by_tho
 async def test_a_face_that_dies_listens_again_on_the_same_port(url: str) -> None:
     face = find_actor(face_name("models"))
     os.kill(await face.pid(), signal.SIGKILL)
-    patient = Patient(HttpRewardClient(url, TOKEN, 10.0), 60.0)
+    patient = RetryingRewardClient(HttpRewardClient(url, TOKEN, 10.0), 60.0)
     scores = await patient.score(ITEMS[:2])
     await patient.aclose()
     assert [score.id for score in scores] == [item.id for item in ITEMS[:2]]

@@ -15,7 +15,7 @@ from reward_service.client.handle import PAUSE_S, WHERE
 from reward_service.client.outcomes import LONGEST_PAUSE_S, Client, all_scores
 
 
-class Patient:
+class RetryingRewardClient:
     """Asks a client again while its service is unavailable, for at most `patience_s` since its last answer to anybody.
 
     Nothing else is waited for meanwhile, so a run pauses; `waiting` says for what. Pauses between tries grow and are
@@ -30,7 +30,7 @@ class Patient:
         self._answered_at = -math.inf
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Patient, (self._client, self._patience_s))
+        return (RetryingRewardClient, (self._client, self._patience_s))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """One score a request, in their order. Raises what `outcomes` raises, and the first error among them."""
