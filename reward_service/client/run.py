@@ -2,7 +2,9 @@
 
 `outcomes` gives exactly one finite reward a request, in their order, or in its place the RewardError that says why
 there is none; `score` raises the first of those. Both raise RewardUnavailable where the service is down, busy, silent
-or answers nonsense, so that the same may be asked again. `RetryingRewardClient` retries for as long as a run is willing to wait. A client is plain data until its first call, so it travels between processes.
+or answers nonsense, so that the same may be asked again.
+`RetryingRewardClient` retries for as long as a run is willing to
+wait. A client is plain data until its first call, so it travels between processes.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Plugin:
         self._accepted = _accepted_names(function)
 
     async def __call__(self, requests: Sequence[ScoreRequest], executor: Executor) -> list[Returned]:
-        """Return one value per item; run a sync function in `executor`. Raises SignatureMismatch and the function's errors."""
+        """Return a value per item; run a sync function in `executor`. Raises SignatureMismatch and its errors."""
         if self.kind == "verl":
             arguments = [self._verl_arguments(request) for request in requests]
             return [_from_verl(await self._call(executor, **each)) for each in arguments]
