@@ -1,4 +1,4 @@
-"""The lag study as the README shows it: a table by bound, and its curves in `benchmarks/results/lag_study.svg`."""
+"""Shows the lag study as a table by bound, and draws its curves into `docs/assets/lag_study.svg`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import statistics
 
 import matplotlib
 
+from benchmarks.curve_plot import FOLDER
 from benchmarks.lag_study import LAGS, NUM_EPISODES, SHOWN
-from benchmarks.results import FOLDER, Row, read
+from benchmarks.results import Row, read
 
 matplotlib.use("svg")
 PLOT = FOLDER / "lag_study.svg"
