@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test chaos check bench lock readme install
+.PHONY: demo test chaos check bench docs lock readme install
 
 demo: install  ## every stage of the reviews task, from nothing
 	$(BIN)/antiphon train examples/reviews/run.toml --fresh $(ARGS)
@@ -38,6 +38,9 @@ bench: install .venv-trl/installed  ## the README's figures, into benchmarks/res
 	.venv-trl/bin/pip install --quiet --disable-pip-version-check --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
 	$(BIN)/uv pip install --quiet --python .venv-trl/bin/python --no-deps -r requirements/trl.txt
 	touch $@
+
+docs: install  ## the documentation site, into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 readme: install  ## run the README's slow commands, then make its tables
 	$(BIN)/python -m pytest tests/test_readme.py --readme-slow $(ARGS)

@@ -1,4 +1,4 @@
-"""The README's commands run and its tables are those of the results."""
+"""The README's commands run, its pictures exist, and the tables of all pages are those of the results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [(kind.strip(), text) for kind, text in re.findall(r"```bash([^\n]*)\n(.*?)```", README, re.DOTALL)]
-NOT_HERE = ("make test",)
+PICTURES = re.findall(r"(?:src|srcset)=\"([^\"]+)\"|!\[[^]]*\]\(([^)]+)\)", README)
+WHOLE_SUITE = "make test\n"
 
 
 def run(text: str) -> None:
@@ -34,7 +35,7 @@ def test_a_quick_command_of_the_readme_runs(text: str) -> None:
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == "slow" and text.strip() not in NOT_HERE])
+@pytest.mark.parametrize("text", [text.replace(WHOLE_SUITE, "") for kind, text in BLOCKS if kind == "slow"])
 def test_a_slow_command_of_the_readme_runs(text: str, pytestconfig: pytest.Config) -> None:
     if not pytestconfig.getoption("--readme-slow"):
         pytest.skip("takes minutes: `make readme` runs it")
@@ -45,9 +46,17 @@ def test_the_readme_is_at_most_150_lines() -> None:
     assert len(README.splitlines()) <= 150
 
 
-def test_the_readmes_tables_are_made_from_the_results() -> None:
-    assert filled(README) == README
-    everything = (ROOT / "benchmarks" / "README.md").read_text()
-    assert filled(everything, ORDER) == everything
-    tasks = (ROOT / "examples" / "README.md").read_text()
-    assert filled(tasks) == tasks
+@pytest.mark.parametrize("name", [link or picture for link, picture in PICTURES])
+def test_a_picture_of_the_readme_exists(name: str) -> None:
+    assert (ROOT / name).is_file()
+
+
+@pytest.mark.parametrize("name", ["docs/benchmarks.md", "examples/README.md"])
+def test_the_tables_of_a_page_are_made_from_the_results(name: str) -> None:
+    page = (ROOT / name).read_text()
+    assert filled(page) == page
+
+
+def test_the_table_of_all_figures_is_made_from_the_results() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    assert filled(page, ORDER) == page

@@ -1,4 +1,4 @@
-"""The lag study as the README shows it: a table by bound, and its curves in `benchmarks/results/lag_study.svg`."""
+"""Shows the lag study as a table by bound, and draws its curves into `docs/assets/lag_study.svg`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import statistics
 
 import matplotlib
 
-from benchmarks.results import FOLDER, Row, read
+from benchmarks.results import Row, read
+from benchmarks.tasks.curve_plot import FOLDER
 from benchmarks.tasks.lag_study import LAGS, NUM_EPISODES, SHOWN
 
 matplotlib.use("svg")
