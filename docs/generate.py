@@ -58,10 +58,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Let long names in tables break behind their dots, slashes and underscores. Called by mkdocs."""
+    """Let code in tables break behind dots, slashes, underscores and spaces. Called by mkdocs."""
 
     def with_breaks(code: re.Match[str]) -> str:
-        return re.sub(r"(?<=[./_=])(?=\w)", "<wbr>", code[0])
+        return re.sub(r"(?<=[./_=\s])(?=\w)", "<wbr>", code[0])
 
     return re.sub(
         r"<td>.*?</td>", lambda cell: re.sub(r"(?<=<code>)[^<]+", with_breaks, cell[0]), html, flags=re.DOTALL

@@ -67,7 +67,7 @@ def _resolved(field: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str,
 
 
 def _setting(anchor: str, key: str, field: Mapping[str, Any], defs: Mapping[str, Any], *, is_required: bool) -> str:
-    default = "required" if is_required else f"default {_value(field.get('default'))}"
+    default = "required" if is_required else f"default {_value(field.get('default', {}))}"
     kind = f"{_type(field, defs)}; {default}"
     return (
         f'<div class="setting" markdown>\n\n#### `{key}` {{ #{anchor} }}\n\n{kind}\n{{ .type }}\n\n'
@@ -172,10 +172,10 @@ def _bodies(title: str, schema: Mapping[str, Any], schemas: Mapping[str, Any]) -
             continue
         required = section.get("required", ())
         rows = [
-            [f"`{key}`", _json_type(field), "required" if key in required else "", field.get("description", "")]
+            [f"`{key}`", f"{_json_type(field)}{', required' * (key in required)}", field.get("description", "")]
             for key, field in section["properties"].items()
         ]
-        yield f"{title}: {section.get('title', '')}".rstrip(": "), table(["field", "type", "", "meaning"], rows)
+        yield f"{title}: {section.get('title', '')}".rstrip(": "), table(["field", "type", "meaning"], rows)
 
 
 def _json_type(field: Mapping[str, Any]) -> str:
