@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.journal.history import History
 from tests.runs.test_commands import ROOT, metrics, wait_for
+from tests.support.paths import LETTERS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -42,7 +43,7 @@ def cluster() -> Iterator[Cluster]:
 
 def train(cluster: Cluster, runs: Path) -> subprocess.Popen[str]:
     settings = [part for line in SETTINGS for part in ("--set", line)]
-    command = [sys.executable, "-m", "deploy.cli", "train", "tests/letters.toml", "--runs-dir", str(runs), *settings]
+    command = [sys.executable, "-m", "deploy.cli", "train", LETTERS, "--runs-dir", str(runs), *settings]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": cluster.address}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)

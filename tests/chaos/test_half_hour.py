@@ -21,6 +21,7 @@ import pytest
 
 from cluster.journal.history import History
 from tests.runs.test_commands import ROOT, actors_of, metrics, started_by, wait_for
+from tests.support.paths import LETTERS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(2700)]
 
@@ -105,7 +106,7 @@ def test_in_half_an_hour_with_kills_memory_descriptors_and_threads_do_not_grow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [part for line in SETTINGS for part in ("--set", line)]
-    command = [sys.executable, "-m", "deploy.cli", "train", "tests/letters.toml", "--runs-dir", str(tmp_path), *lines]
+    command = [sys.executable, "-m", "deploy.cli", "train", LETTERS, "--runs-dir", str(tmp_path), *lines]
     run, printed = tmp_path / "letters", tmp_path / "printed"
     with printed.open("w") as file:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}

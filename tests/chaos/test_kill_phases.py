@@ -16,7 +16,7 @@ import pytest
 from cluster.journal.history import History
 from tests.chaos.test_chaos import policy_sha256
 from tests.runs.test_commands import metrics
-from tests.support.paths import ROOT
+from tests.support.paths import LETTERS, ROOT
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -59,7 +59,7 @@ def run(runs: Path, name: str, kill_at: str = "") -> subprocess.CompletedProcess
         "-m",
         "deploy.cli",
         "train",
-        "tests/letters.toml",
+        LETTERS,
         "--runs-dir",
         str(runs),
         "--name",

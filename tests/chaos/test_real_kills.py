@@ -20,6 +20,7 @@ from cluster.journal.files import read_log
 from cluster.journal.history import History
 from tests.chaos.test_whole_replay import start
 from tests.runs.test_commands import actors_of, metrics
+from tests.support.paths import LETTERS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(3000)]
 
@@ -38,7 +39,7 @@ def train(runs: Path, name: str, seed: int) -> subprocess.Popen[str]:
         "evaluation.every_steps = 1000",
     )
     settings = [part for line in lines for part in ("--set", line)]
-    return start("train", "tests/letters.toml", "--runs-dir", str(runs), "--name", name, *settings)
+    return start("train", LETTERS, "--runs-dir", str(runs), "--name", name, *settings)
 
 
 def has_delivered(run: Path, generation: int) -> bool:

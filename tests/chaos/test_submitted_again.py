@@ -15,6 +15,7 @@ import pytest
 from cluster.journal.history import History
 from tests.deploy.commands.test_submit import Head, head
 from tests.runs.test_commands import ROOT, metrics, wait_for
+from tests.support.paths import LETTERS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -23,7 +24,7 @@ assert head, "the fixture"
 
 
 def submit(head: Head, runs: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "deploy.cli", "submit", "tests/letters.toml", "--address", head.address]
+    command = [sys.executable, "-m", "deploy.cli", "submit", LETTERS, "--address", head.address]
     options = ["--runs-dir", str(runs), "--name", "again", "--set", f"learner.num_steps = {NUM_STEPS}"]
     pipe = subprocess.PIPE
     environment = {**head.environment(), "PYTHONPATH": str(ROOT)}

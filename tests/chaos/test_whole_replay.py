@@ -18,6 +18,7 @@ import pytest
 from cluster.journal.files import read_log
 from cluster.journal.history import History
 from tests.runs.test_commands import ROOT, metrics, started_by, wait_for
+from tests.support.paths import LETTERS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -38,7 +39,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def train(runs: Path) -> subprocess.Popen[str]:
     lines = [part for line in SETTINGS for part in ("--set", line)]
-    return start("train", "tests/letters.toml", "--runs-dir", str(runs), *lines)
+    return start("train", LETTERS, "--runs-dir", str(runs), *lines)
 
 
 def output_of(process: subprocess.Popen[str]) -> str:

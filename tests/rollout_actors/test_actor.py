@@ -513,7 +513,7 @@ async def test_a_group_whose_environment_breaks_the_protocol_is_voided_with_its_
         await rig.publish(0)
         with pytest.raises(GroupsVoided, match="no luck"):
             await asyncio.wait_for(running, 20)
-    assert all("worlds.py" in reason for _, reason in await rig.queue.voided())
+    assert all("environments.py" in reason for _, reason in await rig.queue.voided())
 
 
 async def test_an_actor_that_leaves_in_the_middle_of_conversations_hands_their_groups_over(chat_folder: Path) -> None:

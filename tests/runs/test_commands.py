@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import LETTERS, ROOT
 
 NUM_STEPS = 24
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 def command(runs: Path, *lines: str) -> list[str]:
     settings = [part for line in lines for part in ("--set", line)]
-    return [sys.executable, "-m", "deploy.cli", "train", "tests/letters.toml", "--runs-dir", str(runs), *settings]
+    return [sys.executable, "-m", "deploy.cli", "train", LETTERS, "--runs-dir", str(runs), *settings]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -6,3 +6,5 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
+LETTERS = "tests/support/letters.toml"
+"""The run file of the letters task, relative to ROOT."""

@@ -154,7 +154,7 @@ def test_a_folder_of_something_else_is_never_deleted_or_written(config: RunConfi
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_second_process_is_refused_with_the_pid_of_the_first(config: RunConfig, path: Path, fresh: bool) -> None:
     code = (
-        "import sys; from pathlib import Path; from deploy.run.directory import *\n"
+        "import sys; from pathlib import Path; from deploy.run.open import *\n"
         "with open_run(read_target(Path('runs/tiny'))[0], Path('runs/tiny').absolute()):\n"
         "    print('open', flush=True); sys.stdin.read()\n"
     )

@@ -86,7 +86,7 @@ async def test_a_step_that_breaks_the_protocol_is_named_with_file_and_line(how: 
 async def test_a_reset_that_breaks_the_protocol_is_named(how: str, shown: str) -> None:
     async with host("Odd", how=how) as hosted:
         with pytest.raises(
-            EnvironmentFault, match=r"worlds\.py:\d+: reset must give messages or a text, not "
+            EnvironmentFault, match=r"environments\.py:\d+: reset must give messages or a text, not "
         ) as fault:
             await hosted.reset(0, {})
     assert fault.value.what.endswith(shown)
@@ -145,13 +145,13 @@ async def test_what_is_no_json_does_not_travel() -> None:
 
 
 def test_what_is_no_environment_or_refuses_its_settings_is_named() -> None:
-    with pytest.raises(EnvironmentFault, match=r"worlds\.py:\d+: has no method step"):
+    with pytest.raises(EnvironmentFault, match=r"environments\.py:\d+: has no method step"):
         made(f"{HERE}:NoStep", {})
-    with pytest.raises(EnvironmentFault, match=r"worlds\.py:\d+: .*unexpected keyword argument 'other'"):
+    with pytest.raises(EnvironmentFault, match=r"environments\.py:\d+: .*unexpected keyword argument 'other'"):
         made(f"{HERE}:refuses_its_settings", {"other": 1})
     with pytest.raises(InputError, match=r"environment\.path: .* has no function 'Nothing'"):
         made(f"{HERE}:Nothing", {})
-    with pytest.raises(EnvironmentFault, match=r"worlds\.py:\d+: tools: "):
+    with pytest.raises(EnvironmentFault, match=r"environments\.py:\d+: tools: "):
         HostedHere(worlds.BadTools(), Threads(1), timeout_s=1)
 
 
@@ -235,7 +235,7 @@ async def test_a_call_in_another_form_or_a_malformed_one_is_an_observation_too(r
 async def test_a_function_that_breaks_is_the_environments_fault() -> None:
     async with host("Adder") as hosted:
         await hosted.reset(0, {})
-        with pytest.raises(EnvironmentFault, match=r"worlds\.py:\d+: explode raised RuntimeError: boom"):
+        with pytest.raises(EnvironmentFault, match=r"environments\.py:\d+: explode raised RuntimeError: boom"):
             await hosted.step(call("explode"))
 
 
