@@ -6,12 +6,11 @@ of one, made of one thing in the code: the command line, the columns of the jour
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +20,6 @@ sys.path[:0] = [os.getcwd(), str(Path(__file__).parent)]
 
 from schema_pages import http_page, openapi, run_file_page, table  # noqa: E402
 
-METRICS_MODULE = "cluster.metrics_table"
-"""Module with `METRICS: dict[str, tuple[str, str]]`, name -> (unit, help)."""
 TRAJECTORY = {
     "uid": "run seed, group and index of the response: `0-88-0`",
     "group": "number of the prompt, from 0",
@@ -52,9 +49,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the table of names in its place, and read blocks of slow commands as bash. Called by mkdocs."""
-    markdown, mark = markdown.replace("```bash slow\n", "```bash\n"), "<!-- peer names -->\n"
-    return markdown.replace(mark, peer_tables()) if mark in markdown else markdown
+    """Fill in the tables of names and metrics, and read blocks of slow commands as bash. Called by mkdocs."""
+    markdown = markdown.replace("```bash slow\n", "```bash\n")
+    for mark, made in {"<!-- peer names -->\n": peer_tables, "<!-- metrics -->\n": metrics_table}.items():
+        markdown = markdown.replace(mark, made()) if mark in markdown else markdown
+    return markdown
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -70,16 +69,13 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def pages() -> dict[str, str]:
     """Every generated file of the site by its path."""
-    written = {
+    return {
         "reference/run-file.md": run_file_page(),
         "reference/command-line.md": command_line_page(),
         "reference/http.md": http_page(openapi()),
         "reference/openapi.json": json.dumps(openapi(), indent=1),
         "reference/records.md": records_page(),
     }
-    if importlib.util.find_spec(METRICS_MODULE) is not None:
-        written["reference/metrics.md"] = metrics_page(importlib.import_module(METRICS_MODULE).METRICS)
-    return written
 
 
 def command_line_page() -> str:
@@ -147,13 +143,12 @@ def records_page() -> str:
     )
 
 
-def metrics_page(metrics: Mapping[str, tuple[str, str]]) -> str:
+def metrics_table() -> str:
     """Every metric with its unit, from the table that the live view reads too."""
-    rows = [[f"`{name}`", unit, text] for name, (unit, text) in metrics.items()]
-    return (
-        "# Metrics\n\n`RUN/metrics.jsonl` has one object a step, and `tensorboard --logdir RUN/tensorboard` shows the"
-        " same numbers.\n\n" + table(["metric", "unit", "meaning"], rows)
-    )
+    from cluster.metrics import METRICS
+
+    rows = [[f"`{name}`", metric.unit, metric.help] for name, metric in METRICS.items()]
+    return table(["metric", "unit", "meaning"], rows)
 
 
 def peer_tables() -> str:

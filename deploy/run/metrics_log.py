@@ -1,6 +1,7 @@
 """Writes a run's metrics: a line of metrics.jsonl, which may be rewritten meanwhile, and TensorBoard's scalars.
 
-Knows no metric by name but `stage` and `step`. TensorBoard's own event writer is used, so torch is not needed.
+TensorBoard shows each metric with its meaning from `cluster.metrics`. Its own event writer is used, so torch is not
+needed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from cluster.metrics import metric_of
 
 
 class MetricsLog:
@@ -32,7 +35,7 @@ class MetricsLog:
             rows.write(json.dumps(clean) + "\n")
         stage, step = str(row["stage"]), int(row["step"])
         numbers = {key: float(v) for key, v in row.items() if isinstance(v, int | float) and key != "step"}
-        values = [Summary.Value(tag=key, simple_value=number) for key, number in numbers.items()]
+        values = [Summary.Value(tag=key, simple_value=v, metadata=_described(key)) for key, v in numbers.items()]
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
         self._writer(stage, step).add_event(event)
 
@@ -51,3 +54,9 @@ class MetricsLog:
         """Write out what is buffered."""
         for writer in self._writers.values():
             writer.close()
+
+
+def _described(key: str) -> SummaryMetadata:
+    metric = metric_of(key)
+    unit = f" ({metric.unit})" if metric and metric.unit else ""
+    return SummaryMetadata(display_name=key, summary_description=f"{metric.help}{unit}" if metric else "")

@@ -20,25 +20,28 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cluster.metrics import METRICS
+
 PLAIN_EVERY_S = 5.0
 SPARKS = "▁▂▃▄▅▆▇█"
 NUM_SPARKS = 24
 LABELS = {"kl_nats": "KL (nats)", "reward_mean": "reward"}
 _TABLE: Any = {"title_justify": "left", "title_style": "bold", "header_style": "dim", "box": box.ROUNDED}
 Metrics = Mapping[str, float | None]
-FIGURES: tuple[tuple[str, str, str], ...] = (
-    ("learner/reward_mean", "reward", "{:.3f}"),
-    ("learner/kl_nats", "KL", "{:.2f} nats"),
-    ("learner/cost_mean", "cost", "{:.3f}"),
-    ("learner/constraint_multiplier", "multiplier", "{:.2f}"),
-    ("rollout_actors/response_length_tokens", "length", "{:.1f} tokens"),
-    ("cluster/policy_lag_mean", "lag", "{:.2f}"),
-    ("cluster/policy_lag_max", "max lag", "{:.0f}"),
-    ("rollout_actors/tokens_per_s", "", "{:,.0f} tokens/s"),
-    ("loss", "loss", "{:.4f}"),
-    ("accuracy", "accuracy", "{:.1%}"),
-    ("tokens_per_s", "", "{:,.0f} tokens/s"),
-)
+FIGURES: dict[str, str] = {
+    "learner/reward_mean": "reward",
+    "learner/kl_nats": "KL",
+    "learner/cost_mean": "cost",
+    "learner/constraint_multiplier": "multiplier",
+    "rollout_actors/response_length_tokens": "length",
+    "cluster/policy_lag_mean": "lag",
+    "cluster/policy_lag_max": "max lag",
+    "rollout_actors/tokens_per_s": "",
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "tokens_per_s": "",
+}
+"""Metrics that a stage shows, each with its label."""
 
 
 @dataclass
@@ -223,8 +226,8 @@ def _done(stage: _Stage) -> RenderableType:
 
 
 def _figures(stage: _Stage) -> list[str]:
-    shown = [(label, text.format(stage.metrics[key])) for key, label, text in FIGURES if key in stage.metrics]
-    return [f"{label} {text}".strip() for label, text in shown]
+    shown = {key: label for key, label in FIGURES.items() if key in stage.metrics}
+    return [f"{label} {METRICS[key].format.format(stage.metrics[key])}".strip() for key, label in shown.items()]
 
 
 def _lines(parts: Sequence[str], width: int) -> list[str]:
