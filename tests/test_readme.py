@@ -15,6 +15,8 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = [(kind.strip(), text) for kind, text in re.findall(r"```bash([^\n]*)\n(.*?)```", README, re.DOTALL)]
 PICTURES = re.findall(r"(?:src|srcset)=\"([^\"]+)\"|!\[[^]]*\]\(([^)]+)\)", README)
 WHOLE_SUITE = "make test\n"
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 
 def run(text: str) -> None:
@@ -49,6 +51,11 @@ def test_the_readme_is_at_most_150_lines() -> None:
 @pytest.mark.parametrize("name", [link or picture for link, picture in PICTURES])
 def test_a_picture_of_the_readme_exists(name: str) -> None:
     assert (ROOT / name).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_link_to_a_file_has_a_target(page: str) -> None:
+    assert [link for link in LINK.findall((ROOT / page).read_text()) if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.parametrize("name", ["docs/benchmarks.md", "examples/README.md"])
