@@ -12,8 +12,7 @@ import httpx
 
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.client.handle import PAUSE_S, WHERE
-from reward_service.client.outcomes import LONGEST_PAUSE_S, all_scores, check_outcomes
+from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, all_scores, check_outcomes
 
 
 class HttpRewardClient:

@@ -11,8 +11,7 @@ from typing import Any
 
 from cluster.errors import RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.client.handle import PAUSE_S, WHERE
-from reward_service.client.outcomes import LONGEST_PAUSE_S, Client, all_scores
+from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, Client, all_scores
 
 
 class RetryingRewardClient:

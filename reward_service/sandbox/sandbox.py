@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.errors import InputError, RewardError
 
-CHILD = Path(__file__).with_name("confinement.py")
+CHILD = Path(__file__).with_name("sandbox_child.py")
 START_S = 10.0
 MAX_REPORT_BYTES = 1 << 20
 

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
-from reward_service.client import run as client_module
+from reward_service.client import http, retrying
 from reward_service.client.handle import HandleRewardClient
 from reward_service.client.http import HttpRewardClient
 from reward_service.client.retrying import RetryingRewardClient
@@ -23,7 +23,8 @@ GOOD = {"rewards": [{"id": "x", "reward": 2.0, "parts": {"n": 2.0}, "error": Non
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PAUSE_S", 0.001)
+    for module in (http, retrying):
+        monkeypatch.setattr(module, "PAUSE_S", 0.001)
 
 
 def answering(*answers: Any) -> tuple[HttpRewardClient, list[httpx.Request]]:
