@@ -108,8 +108,10 @@ async def measure(model: Path, rows: list[dict[str, Any]]) -> list[Row]:
 def version_zero(model: Path, incarnation: str) -> Manifest:
     """The model's own weights as a published version."""
     policy = ActorCritic(ModelSettings(model, "float32", "none", 1.0))
-    publisher = WeightPublisher(policy, default_probe(policy.policy.config, 0), torch.device("cpu"), "float32")
-    return publisher.publish(0, with_tensors=True).manifest(incarnation)
+    publisher = WeightPublisher(
+        policy, default_probe(policy.policy.config, 0), torch.device("cpu"), "float32", incarnation
+    )
+    return publisher.publish(0, with_tensors=True)
 
 
 async def _actor_tokens_per_s(

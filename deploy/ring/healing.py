@@ -55,7 +55,6 @@ class RestartingLearners:
         self._weights = weights
         self._note = note
         self._published: Manifest | None = None
-        self._incarnation: str | None = None
         self.num_restarts = int(run.summary().get(NUM_RESTARTS, 0))
         run.update_summary({NUM_RESTARTS: self.num_restarts})
 
@@ -63,11 +62,13 @@ class RestartingLearners:
         """All epochs and mini-batches on one batch. Where an error names trajectories, RUN/failed has the batch."""
         result = await self._healed(lambda: self._train(step, groups))
         self._version = step
-        return replace(result, manifest=self._to_publish(result.manifest))
+        self._published = result.manifest
+        return result
 
     async def publish_initial(self) -> Manifest:
         """The manifest of the weights that the group started with."""
-        return self._to_publish(await self._healed(lambda: self._group.publish_initial()))
+        self._published = await self._healed(lambda: self._group.publish_initial())
+        return self._published
 
     async def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """k1 to the reference policy summed over each response, in nats."""
@@ -92,12 +93,6 @@ class RestartingLearners:
             if not error.uids:
                 raise
             raise await asyncio.to_thread(keep_batch, self._run.path, step, groups, error) from error
-
-    def _to_publish(self, manifest: Manifest) -> Manifest:
-        """The manifest under the incarnation that the actors know, which outlives a group rebuilt bit for bit."""
-        self._incarnation = self._incarnation or manifest.incarnation
-        self._published = replace(manifest, incarnation=self._incarnation)
-        return self._published
 
     async def _healed(self, call: Callable[[], Awaitable[Result]]) -> Result:
         """The result of `call` on the group, or on the one that takes its place."""
@@ -140,12 +135,15 @@ class RestartingLearners:
         """
         changed_tensors = manifest.changed_tensors(before.checksums())
         if changed_tensors:
-            self._incarnation = manifest.incarnation
             self._note(
                 f"learner group: version {manifest.version} trained again differs in {len(changed_tensors)} of "
                 f"{len(manifest.tensors)} tensors; it is published again and the actors reload"
             )
-        await self._weights.publish(self._to_publish(manifest))
+        else:
+            await self._group.set_incarnation(before.incarnation)
+            manifest = replace(manifest, incarnation=before.incarnation)
+        self._published = manifest
+        await self._weights.publish(manifest)
 
 
 def keep_batch(run_path: Path, step: int, groups: Groups, error: LearnerError) -> LearnerError:

@@ -1,12 +1,9 @@
-"""Calls of a learner group from the event loop: one at a time, each with a deadline, that end in results or an error.
-
-Knows of the ranks only that they answer together.
-"""
+"""Calls a learner group from the event loop: one call at a time, each with a deadline."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.actors.remote import within
@@ -15,14 +12,14 @@ from learner.config import LearnerConfig
 from learner.distributed.group import RankGroup
 
 THREAD_END_S = 2.0
-"""How long the thread of a call is waited for once its ranks are gone; it must not outlive Ray."""
+"""How long to wait for a call's thread after its ranks were killed; the thread must not outlive Ray."""
 
 
 class GroupCalls:
-    """The learners of a stage. After any error the group is ended and every later call says so.
+    """Calls the learners of a stage. After an error the group is shut down, and later calls raise.
 
-    Calls run one after the other. Each waits for all ranks, off the event loop, and raises LearnerError where one of
-    them failed or died and DeadlineExceeded where they took longer than `step_timeout_s`.
+    Calls run one after the other. Each waits for all ranks, off the event loop, and raises LearnerError if a rank
+    failed or died, or DeadlineExceeded after `step_timeout_s`.
     """
 
     def __init__(self, group: RankGroup, config: LearnerConfig) -> None:
@@ -32,7 +29,7 @@ class GroupCalls:
         self._ended_by: BaseException | None = None
 
     async def shutdown(self) -> None:
-        """End the ranks' processes. Write what must last before."""
+        """Kill the ranks' processes. Write what must last before."""
         self._ended_by = self._ended_by or LearnerError("learner group", "it was shut down")
         await asyncio.to_thread(self._group.shutdown)
 
@@ -40,13 +37,18 @@ class GroupCalls:
     def _num_ranks(self) -> int:
         return max(1, self._config.num_learners)
 
-    async def _call(self, method: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
-        return await self._run(method, lambda: self._group.call(method, arguments))
+    async def call_rank(self, name: str, *arguments: Any) -> list[Any]:
+        """Call the method `name` of every rank with the same arguments; returns their results in rank order."""
+        return await self._call_each(name, [arguments] * self._num_ranks)
 
-    async def _run(self, what: str, function: Callable[[], list[Any]]) -> list[Any]:
-        """Run a blocking call in a thread until it ends or its time is over; any error ends the group."""
+    async def _call_each(self, name: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        """Call the method `name` of every rank, rank r with `arguments[r]`."""
+        return await self._run(name, lambda: self._group.call_rank(name, arguments))
+
+    async def _run(self, work_name: str, function: Callable[[], list[Any]]) -> list[Any]:
+        """Run a blocking call in a thread until it ends or its deadline passes; any error shuts the group down."""
         timeout_s = self._config.step_timeout_s
-        waited_for = f"{self._num_ranks} learners to finish {what}"
+        waited_for = f"{self._num_ranks} learners to finish {work_name}"
         async with self._turn:
             if self._ended_by is not None:
                 raise LearnerError("learner group", f"it has ended: {self._ended_by}")

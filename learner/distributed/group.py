@@ -1,7 +1,7 @@
-"""RLlib's LearnerGroup with a louder face: every call has one result for each rank, or raises the error of one.
+"""RLlib's LearnerGroup, but every call returns one result per rank or raises.
 
-RLlib says where ranks run and carries the calls; what it hides is made loud here: learners that failed before and
-silently train nothing, ranks that wait for one that gave up, errors of the second rank. Knows no mathematics.
+RLlib places the ranks and carries the calls. This module raises what RLlib hides: ranks that died or failed earlier,
+ranks that wait for one that gave up, and the errors of every rank but the first.
 """
 
 from __future__ import annotations
@@ -35,72 +35,79 @@ START_TIMEOUT_S = 600.0
 CREATION_S = 10.0
 POLL_S = 0.2
 GRACE_S = 5.0
-"""How long the other ranks may take to explain the error of one."""
+"""After an error, how long to wait for the other ranks' errors, one of which may be the cause."""
 LEAST_CPUS = 0.001
-"""A place of no resources at all cannot be reserved."""
+"""Ray cannot reserve a bundle without resources."""
 
 
-class RankGroup(LearnerGroup):
-    """RLlib's group, made loud: every call has one result for each rank or raises."""
+class _LearnerGroup(LearnerGroup):
+    """RLlib's group without its own shutdown: `RankGroup` kills the ranks."""
 
-    _place: PlacementGroup | None
+    def __del__(self) -> None:
+        """No-op: RLlib would wait for ranks that may be dead."""
+
+
+class RankGroup:
+    """RLlib's learner group `group`, whose remote ranks run in `place`. Call it from one thread at a time."""
+
+    def __init__(self, group: LearnerGroup, place: PlacementGroup | None) -> None:
+        self._group = group
+        self._place = place
+        self._is_shut_down = False
 
     @classmethod
     def start(cls, settings: RankSettings, learner_class: type[RankLearner], place: PlacementGroup | None) -> RankGroup:
-        """Start the ranks at `place` and load their models; blocks. Raises the error of one that could not."""
-        # What RLlib would log of ranks that raised, died or were ended is raised here.
+        """Start the ranks in `place` and load their models; blocks. Raises the error of a rank that failed to start."""
+        # RLlib would log failed, dead and stopped ranks; they are raised as errors instead.
         logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
-        group = cls.__new__(cls)
-        group._place = place
         config, spec = _algorithm_config(settings, learner_class), _module_spec(settings, learner_class)
         try:
-            group.__init__(config=config, module_spec=spec, placement_group=place)  # type: ignore[misc]
+            return cls(_LearnerGroup(config=config, module_spec=spec, placement_group=place), place)
         except RayError as error:
-            group.shutdown()
+            _release(place)
             raise first_cause([(0, error)]) from error
-        return group
 
     @property
     def ranks(self) -> list[RemoteActor]:
-        """The processes; none where the learner is local."""
-        return [
-            RemoteActor(f"learner-{rank}", worker) for rank, worker in enumerate(getattr(self, "_workers", None) or ())
-        ]
+        """The ranks' processes; empty if the learner is local."""
+        return [RemoteActor(f"learner-{rank}", worker) for rank, worker in enumerate(self._group._workers or ())]
 
-    def call(self, method: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """Call a method on every rank, with its own keyword arguments; blocks until all have answered.
+    def call_rank(self, name: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        """Call the method `name` of every rank, rank r with `arguments[r]`; returns their results in rank order.
 
-        One that raised or died fails the call, though the others may wait for it without end: after an error they are
-        given GRACE_S, so that of several errors the one that explains the others can be told.
+        Blocks until all ranks answered. If one raises or dies, waits at most GRACE_S for the others, which may wait
+        for it indefinitely, and raises the error that explains the rest.
         """
-        if self.is_local:
-            return [getattr(self._learner, method)(**arguments[0])]
-        manager, answers, give_up_at = self._worker_manager, list[Any](), math.inf
-        num_called = manager.foreach_actor_async(method, kwargs=[dict(kw) for kw in arguments])
+        return self._call("call_rank", [{"name": name, "arguments": given} for given in arguments])
+
+    def update(self, training_data: TrainingData) -> list[Any]:
+        """Train one step, each rank on its own part of the data. As RLlib's `update`, but waits as `call_rank` does."""
+        parts = training_data.shard(max(1, len(self._group)))
+        return self._call("update", [{"training_data": part, **options} for part, options in parts])
+
+    def _call(self, method: str, arguments: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Call a method of RLlib's learner on every rank, with its own keyword arguments."""
+        if self._group.is_local:
+            return [getattr(self._group._learner, method)(**arguments[0])]
+        manager, answers, give_up_at = self._group._worker_manager, list[Any](), math.inf
+        num_called = manager.foreach_actor_async(method, kwargs=[dict(options) for options in arguments])
         while len(answers) < num_called and time.monotonic() < give_up_at and not self._is_shut_down:
             answers += manager.fetch_ready_async_reqs(timeout_seconds=POLL_S)
             give_up_at = min(give_up_at, time.monotonic() + _grace_s(answers))
-        return self._get_results(answers)
+        return self._results(answers)
 
-    def update(self, *, training_data: TrainingData, **_: Any) -> list[Any]:
-        """One step, each rank on its own share: RLlib's own update but for the way it waits."""
-        parts = training_data.shard(max(1, len(self)))
-        return self.call("update", [{"training_data": part, **kw} for part, kw in parts])
-
-    def _get_results(self, answers: Sequence[Any]) -> list[Any]:
-        """Results in the order of ranks. Raises the error that came first in cause, or LearnerError if one lacks."""
+    def _results(self, answers: Sequence[Any]) -> list[Any]:
+        """Return results in rank order. Raises the ranks' `first_cause`, or LearnerError if a result is missing."""
         errors = [(answer.actor_id, answer.get()) for answer in answers if not answer.ok]
         if errors:
             raise first_cause(errors)
-        if len(answers) != len(self):
-            raise LearnerError("learner group", f"{len(answers)} of {len(self)} learners answered; the others are gone")
+        num_ranks = len(self._group)
+        if len(answers) != num_ranks:
+            raise LearnerError("learner group", f"{len(answers)} of {num_ranks} learners answered; the others are gone")
         return [answer.get() for answer in sorted(answers, key=lambda answer: answer.actor_id)]
 
     def shutdown(self) -> None:
-        """End every rank's process now, which also wakes whoever waits for its answer.
-
-        Ranks have nothing to put in order: all that lasts is written by then.
-        """
+        """Kill every rank's process, which also wakes callers that wait for its answer. Write what must last before."""
         self._is_shut_down = True
         for rank in self.ranks:
             kill_actor(rank)
@@ -108,7 +115,7 @@ class RankGroup(LearnerGroup):
 
 
 def _reserve(config: LearnerConfig) -> PlacementGroup | None:
-    """A place for each remote rank, so that whoever gives up a start can end ranks that RLlib still waits for."""
+    """Reserve a bundle per remote rank, so that a cancelled start can end ranks that RLlib still waits for."""
     if config.num_learners == 0:
         return None
     resources = {"CPU": max(config.num_cpus, LEAST_CPUS)} | ({"GPU": config.num_gpus} if config.num_gpus else {})
@@ -116,13 +123,13 @@ def _reserve(config: LearnerConfig) -> PlacementGroup | None:
 
 
 def _release(place: PlacementGroup | None) -> None:
-    """Give the place back, which ends the ranks that are there."""
+    """Remove the placement group, which kills the ranks in it."""
     if place is not None and ray.is_initialized():
         remove_placement_group(place)
 
 
 def _grace_s(answers: Sequence[Any]) -> float:
-    """How long to wait for further answers: for ever while all is well, not at all after a death."""
+    """How long to wait for further answers: without limit if none failed, not at all after a death."""
     errors = [answer.get() for answer in answers if not answer.ok]
     if any(isinstance(error, RayActorError) for error in errors):
         return 0.0
@@ -130,7 +137,7 @@ def _grace_s(answers: Sequence[Any]) -> float:
 
 
 def first_cause(errors: Sequence[tuple[int, BaseException]]) -> AntiphonError:
-    """Of the errors of several ranks the one that explains the others: a death, then an error of ours, then any."""
+    """Choose the error that explains those of the other ranks: a death, then an AntiphonError, then any other."""
     causes = [(rank, getattr(error, "cause", None) or error) for rank, error in errors]
 
     def weight(item: tuple[int, BaseException]) -> int:
@@ -168,7 +175,7 @@ def _algorithm_config(settings: RankSettings, learner_class: type[RankLearner]) 
 
 
 def _module_spec(settings: RankSettings, learner_class: type[RankLearner]) -> MultiRLModuleSpec:
-    """The learner's networks among RLlib's modules; the spaces are asked for and not used."""
+    """Wrap the learner's networks as an RLlib module. RLlib requires the spaces; they are not used."""
     spec = RLModuleSpec(
         module_class=learner_class.module_class,
         observation_space=gym.spaces.Box(-1.0, 1.0, (1,), np.float32),
@@ -179,10 +186,10 @@ def _module_spec(settings: RankSettings, learner_class: type[RankLearner]) -> Mu
 
 
 async def build(settings: RankSettings, learner_class: type[RankLearner]) -> RankGroup:
-    """Build in a thread. Cancelled or late, end the ranks and wait for the thread: Ray's end would leave it hanging.
+    """Start a group in a thread. If cancelled or late, kill the ranks and wait for the thread to end.
 
-    Ranks are ended by taking their place away, once they have had the time to be created there: one that is created
-    at a place that is gone would be waited for without end.
+    Otherwise the thread would hang when Ray shuts down. The placement group is removed only after CREATION_S: RLlib
+    would wait indefinitely for a rank created in a removed one.
     """
     num_learners = settings.config.num_learners
     place = _reserve(settings.config)

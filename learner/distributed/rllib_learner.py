@@ -1,12 +1,11 @@
-"""RLlib's learner around a rank: RLlib says where ranks run, how they find each other and what device they have.
+"""RLlib's learner around a rank: RLlib places the ranks, connects them and assigns their devices.
 
-Replaces RLlib's own update, gradient averaging and checkpoints. Knows neither what is learnt nor the driver.
+Replaces RLlib's own update, gradient averaging and checkpoints.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +20,7 @@ from learner.distributed.ranks import Ranks
 
 
 class RankSettings(Protocol):
-    """What is needed of a rank's settings here."""
+    """The settings of a rank that every kind of learner has."""
 
     @property
     def config(self) -> LearnerConfig: ...
@@ -39,17 +38,17 @@ class RankModule(TorchRLModule):
         self.net = self.load(self.model_config["settings"])
 
     def load(self, settings: Any) -> nn.Module:
-        """The networks that the settings ask for."""
+        """Load the networks that the settings ask for."""
         raise NotImplementedError
 
 
 class RankLearner(PPOTorchLearner):
-    """One rank. All methods must be called on every rank alike."""
+    """Runs one rank in RLlib's process. Every call is collective: call it on every rank."""
 
     module_class: type[RankModule]
 
     def build(self) -> None:
-        """Load the networks and make the rank of them."""
+        """Load the networks and create the rank; called by RLlib."""
         self._settings = self.config.learner_config_dict["settings"]
         if self._settings.log_dir is not None and self.config.num_learners > 0:
             redirect_output(self._settings.log_dir / f"learner-{self._learner_index}.log")
@@ -62,28 +61,28 @@ class RankLearner(PPOTorchLearner):
         self._rank = self.make_rank(self.module[module_id].net, optimizer, ranks, device)
 
     def num_threads(self) -> int:
-        """Threads of torch in this process."""
+        """Number of torch threads in this process."""
         raise NotImplementedError
 
     def shard(self, net: Any, num_ranks: int, device: torch.device) -> None:
-        """Cut the networks up among the ranks."""
+        """Shard the networks over the ranks."""
         raise NotImplementedError
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser of all that is trained."""
+        """Create the optimiser of all trained parameters."""
         raise NotImplementedError
 
     def make_rank(self, net: Any, optimizer: torch.optim.Optimizer, ranks: Ranks, device: torch.device) -> Any:
-        """The rank itself, which knows nothing of RLlib."""
+        """Create the rank, which does not depend on RLlib."""
         raise NotImplementedError
 
     @classmethod
     def rl_module_required_apis(cls) -> list[type]:
-        """None: nothing of RLlib calls the module."""
+        """Return no APIs: RLlib never calls the module."""
         return []
 
     def _make_module(self) -> Any:
-        """RLlib's module, cut up among the ranks where the settings say so; called by RLlib before the optimiser."""
+        """Create RLlib's module, sharded if the settings ask for it; called by RLlib before the optimiser."""
         module = super()._make_module()
         if self._settings.config.data_parallel == "fsdp2":
             num_ranks, device = torch.distributed.get_world_size(), torch.device(self._device)
@@ -92,18 +91,19 @@ class RankLearner(PPOTorchLearner):
         return module
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """The optimiser, its learning rate the step's affair; called by RLlib."""
+        """Create the optimiser; called by RLlib. Each step sets its learning rate."""
         parameters = list(self.module[module_id].parameters())
         optimizer = self.make_optimizer(parameters)
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=trained)
 
     def _make_modules_ddp_if_necessary(self) -> None:
-        """Nothing: gradients are summed once they are complete.
+        """No-op: gradients are summed after the backward pass.
 
-        A wrapper that sums during the backward pass would leave the others waiting for a rank that found an error.
+        A wrapper that sums during the backward pass would let the others wait indefinitely for a rank that found an
+        error.
         """
 
-    def process_id(self) -> int:
-        """The rank's process, for whoever watches it."""
-        return os.getpid()
+    def call_rank(self, name: str, arguments: Sequence[Any]) -> Any:
+        """Call the method `name` of the rank."""
+        return getattr(self._rank, name)(*arguments)

@@ -25,10 +25,9 @@ from learner.training_loop import Groups, StepResult
 class PPOLearnerGroup(GroupCalls):
     """The learners of a run."""
 
-    def __init__(self, group: RankGroup, settings: LearnerSettings, *, first_step: int, incarnation: str) -> None:
+    def __init__(self, group: RankGroup, settings: LearnerSettings) -> None:
         super().__init__(group, settings.config)
-        self._next_step = first_step
-        self._incarnation = incarnation
+        self._next_step = settings.version + 1
 
     @classmethod
     async def start(
@@ -65,9 +64,9 @@ class PPOLearnerGroup(GroupCalls):
             checkpoint_path=checkpoint_path,
             probe_token_ids=tuple(map(tuple, probe_token_ids)) if probe_token_ids else None,
             log_dir=log_dir,
+            incarnation=incarnation or uuid.uuid4().hex,
         )
-        group = await build(settings, TrajectoryLearner)
-        return cls(group, settings, first_step=first_step, incarnation=incarnation or uuid.uuid4().hex)
+        return cls(await build(settings, TrajectoryLearner), settings)
 
     async def step(self, step: int, groups: Groups) -> StepResult:
         """All epochs and mini-batches on one batch; the manifest is version `step`, to be published."""
@@ -76,11 +75,11 @@ class PPOLearnerGroup(GroupCalls):
             raise LearnerError("learner group", f"step {step} was asked for, but the next one is {self._next_step}")
         shares = split(groups, max(1, self._config.num_learners))
         data = StepData(step=step, shares=shares)
-        results: list[RankResult] = await self._run(f"step {step}", lambda: self._group.update(training_data=data))
+        results: list[RankResult] = await self._run(f"step {step}", lambda: self._group.update(data))
         self._next_step += 1
         metrics = {**results[0].metrics, "learner/step_s": time.monotonic() - started}
         num_done = int(metrics["learner/num_optimizer_steps"])
-        return StepResult(results[0].publication.manifest(self._incarnation), metrics, num_done)
+        return StepResult(results[0].manifest, metrics, num_done)
 
     async def explain(self, step: int, groups: Groups, uid: str) -> Explanation:
         """Train a step as `step` does, on a single rank, and tell what it made of one of its trajectories."""
@@ -89,15 +88,18 @@ class PPOLearnerGroup(GroupCalls):
         if step != self._next_step:
             raise LearnerError("learner group", f"step {step} was asked for, but the next one is {self._next_step}")
         (share,) = split(groups, 1)
-        (explanation,) = await self._call("explain", [{"step": step, "share": share, "uid": uid}])
+        (explanation,) = await self.call_rank("explain", step, share, uid)
         self._next_step += 1
         return explanation  # type: ignore[no-any-return]
 
     async def publish_initial(self) -> Manifest:
         """The manifest of the weights that the group started with."""
-        publications = await self._call("publish", [{}] * self._num_ranks)
-        manifest: Manifest = publications[0].manifest(self._incarnation)
+        manifest: Manifest = (await self.call_rank("publish"))[0]
         return manifest
+
+    async def set_incarnation(self, incarnation: str) -> None:
+        """Publish under this incarnation from now on: a rebuilt group continues that of the one it replaces."""
+        await self.call_rank("set_incarnation", incarnation)
 
     async def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """k1 to the reference policy summed over each response, in nats, from the behaviour log-probabilities."""
@@ -105,14 +107,14 @@ class PPOLearnerGroup(GroupCalls):
             return []
         total, ranks = len(trajectories), self._num_ranks
         bounds = list(pairwise(total * rank // ranks for rank in range(ranks + 1)))
-        parts = [{"trajectories": trajectories[a:b] or trajectories[:1]} for a, b in bounds]
-        answers = await self._call("reference_kl", parts)
+        parts = [[trajectories[a:b] or trajectories[:1]] for a, b in bounds]
+        answers = await self._call_each("reference_kl", parts)
         return [kl for answer, (a, b) in zip(answers, bounds, strict=True) for kl in answer[: b - a]]
 
     async def save_checkpoint(self, path: Path, *, extra: Mapping[str, str] | None = None) -> None:
         """Write all that is needed to go on exactly, whole or not at all; `extra` are text files beside it by name."""
-        await self._call("save_checkpoint", [{"path": path, "extra": dict(extra or {})}] * self._num_ranks)
+        await self.call_rank("save_checkpoint", path, dict(extra or {}))
 
     async def save_policy(self, path: Path) -> None:
         """Write the policy as a Hugging Face folder with its tokenizer, whole or not at all."""
-        await self._call("save_policy", [{"path": path}] * self._num_ranks)
+        await self.call_rank("save_policy", path)

@@ -14,6 +14,7 @@ import torch
 
 from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
+from cluster.weights.manifest import Manifest
 from learner import checkpoint
 from learner.config import LearnerConfig, critic_of
 from learner.distributed.ranks import Ranks
@@ -25,7 +26,7 @@ from learner.ppo.batch import make_batch
 from learner.ppo.explanation import Explanation, Watched
 from learner.ppo.shares import Share
 from learner.ppo.step import PPOStep
-from learner.ppo.weights import Publication, WeightPublisher, default_probe
+from learner.ppo.weights import WeightPublisher, default_probe
 
 ADAPTER_FOLDER = "adapter"
 """Where a policy's folder holds its adapters, if it has some."""
@@ -45,6 +46,7 @@ class LearnerSettings:
     tasks: tuple[str, ...] = ()
     lengths: tuple[tuple[int, int], ...] = ()
     version: int = 0
+    incarnation: str = ""
     checkpoint_path: Path | None = None
     probe_token_ids: tuple[tuple[int, ...], ...] | None = None
     log_dir: Path | None = None
@@ -74,10 +76,10 @@ def model_settings(
 
 @dataclass(frozen=True, slots=True)
 class RankResult:
-    """What a rank answers to a step; only the first rank's publication has tensors."""
+    """A rank's result of a step; only the first rank's manifest has tensors."""
 
     metrics: dict[str, float]
-    publication: Publication
+    manifest: Manifest
 
 
 def shard_actor_critic(model: ActorCritic, settings: LearnerSettings, num_ranks: int, device: torch.device) -> None:
@@ -110,7 +112,7 @@ class PPORank:
         if settings.checkpoint_path is not None:
             self._restore(settings.checkpoint_path)
         probe = settings.probe_token_ids or default_probe(model.policy.config, settings.seed)
-        self._publisher = WeightPublisher(model, probe, device, settings.model.dtype)
+        self._publisher = WeightPublisher(model, probe, device, settings.model.dtype, settings.incarnation)
 
     def _load_reference(self) -> Reference:
         """The frozen policy that the KL is to: the model without its adapters, or one of its own."""
@@ -130,8 +132,8 @@ class PPORank:
         started = time.monotonic()
         metrics = self._step.run(step, share)
         self._version = step
-        publication = self.publish()
-        return RankResult({**metrics, "learner/step_s": time.monotonic() - started}, publication)
+        manifest = self.publish()
+        return RankResult({**metrics, "learner/step_s": time.monotonic() - started}, manifest)
 
     def explain(self, step: int, share: Share, uid: str) -> Explanation:
         """Train one step as `update` does, and tell what it made of one trajectory of this rank's share."""
@@ -143,9 +145,13 @@ class PPORank:
         self._version = step
         return watched.explained(self._step.logprobs(make_batch(own, device=self._device))[0])
 
-    def publish(self) -> Publication:
-        """The present version."""
+    def publish(self) -> Manifest:
+        """Make the manifest of the current version."""
         return self._publisher.publish(self._version, with_tensors=self._ranks.rank == 0)
+
+    def set_incarnation(self, incarnation: str) -> None:
+        """Publish under this incarnation from now on."""
+        self._publisher.incarnation = incarnation
 
     def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """k1 from the behaviour policy to the reference, summed over each response, in nats."""

@@ -29,16 +29,16 @@ class SupervisedLearnerGroup(GroupCalls):
 
         First of all yields the examples' counts, then the metrics of each step, last what was measured of the model.
         """
-        yield (await self._call("counts", [{}] * self._num_ranks))[0]
+        yield (await self.call_rank("counts"))[0]
         num, started, rows = 1, time.monotonic(), list[Row]()
-        while len(rows := (await self._call("advance", [{"num": num}] * self._num_ranks))[0]) == num:
+        while len(rows := (await self.call_rank("advance", num))[0]) == num:
             for row in rows:
                 yield row
             num = _next_num(num, time.monotonic() - started)
             started = time.monotonic()
         for row in rows:
             yield row
-        yield (await self._call("finish", [{}] * self._num_ranks))[0]
+        yield (await self.call_rank("finish"))[0]
 
 
 def _next_num(num: int, took_s: float) -> int:

@@ -1,4 +1,4 @@
-"""RLlib's learner around `SupervisedRank`. Knows nothing of the driver."""
+"""RLlib's learner around `SupervisedRank`."""
 
 from __future__ import annotations
 
@@ -12,49 +12,36 @@ from learner.config import stage_threads
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.distributed.rllib_learner import RankLearner, RankModule
-from learner.supervised.loop import Row
 from learner.supervised.rank import SupervisedRank, SupervisedSettings, load_net, shard_net
 
 
 class SupervisedModule(RankModule):
-    """What a supervised stage trains as RLlib's module."""
+    """The networks of a supervised stage as RLlib's module."""
 
     def load(self, settings: SupervisedSettings) -> nn.Module:
-        """`load_net`."""
+        """Load the networks that the stage trains."""
         return load_net(settings)
 
 
 class SupervisedLearner(RankLearner):
-    """One rank. All methods must be called on every rank alike."""
+    """Runs a `SupervisedRank` in RLlib's process."""
 
     module_class = SupervisedModule
     _settings: SupervisedSettings
     _rank: SupervisedRank
 
     def num_threads(self) -> int:
-        """All cores, shared out among the ranks: nothing works beside them."""
+        """All cores, divided among the ranks: no engines run beside them."""
         return stage_threads(self._settings.config)
 
     def shard(self, net: Any, num_ranks: int, device: torch.device) -> None:
-        """`shard_net`."""
+        """Shard the networks over the ranks."""
         shard_net(net, self._settings, num_ranks, device)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser of the whole model."""
+        """Create the optimiser of the whole model."""
         return make_adamw(parameters)
 
     def make_rank(self, net: Any, optimizer: torch.optim.Optimizer, ranks: Ranks, device: torch.device) -> Any:
-        """The rank with its data and, where there is one, the state of the stage's newest checkpoint."""
+        """Create the rank with its data and the state of the stage's newest checkpoint, if there is one."""
         return SupervisedRank(self._settings, net, optimizer, ranks, device)
-
-    def counts(self) -> Row:
-        """`SupervisedRank.counts`."""
-        return self._rank.counts()
-
-    def advance(self, num: int) -> list[Row]:
-        """`SupervisedRank.advance`."""
-        return self._rank.advance(num)
-
-    def finish(self) -> Row:
-        """`SupervisedRank.finish`."""
-        return self._rank.finish()

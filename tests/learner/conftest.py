@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -99,6 +100,11 @@ def run_two_ranks(module: str, folder: Path) -> None:
     ]
     errors = [process.communicate(timeout=240)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(error[-3000:] for error in errors)
+
+
+async def rank_process_ids(group: Any) -> list[int]:
+    """The process ids of a learner group's remote ranks, in rank order."""
+    return [await rank.handle.__ray_call__.remote(lambda learner: os.getpid()) for rank in group._group.ranks]
 
 
 @pytest.fixture(scope="session")

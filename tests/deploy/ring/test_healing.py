@@ -27,7 +27,7 @@ from deploy.run.layout import RECORDS
 from learner.config import LearnerConfig
 from learner.ppo.batch import make_batch
 from learner.training_loop import Groups, StepResult
-from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
+from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, rank_process_ids, write_policy
 
 CONFIG = LearnerConfig(num_learners=2, num_epochs=2, num_minibatches=2, learning_rate=1e-3, num_cpus=0.1)
 DIED = LearnerDied("learner-1", "its process died")
@@ -90,6 +90,10 @@ class FakeGroup:
     async def publish_initial(self) -> Manifest:
         self.may_fail()
         return self.manifest(self.first_step - 1)
+
+    async def set_incarnation(self, incarnation: str) -> None:
+        self.may_fail()
+        self.incarnation = incarnation
 
     async def save_checkpoint(self, path: Path, *, extra: Any = None) -> None:
         self.may_fail()
@@ -318,12 +322,12 @@ def undisturbed(ray_session: None, policy: Path, tmp_path_factory: pytest.TempPa
 
 
 async def second_rank(group: Any) -> psutil.Process:
-    return psutil.Process((await asyncio.to_thread(group._group.call, "process_id", [{}, {}]))[1])
+    return psutil.Process((await rank_process_ids(group))[1])
 
 
 async def in_the_middle_of(step: asyncio.Task[Any], group: Any) -> None:
     """Wait until both ranks have been asked for the step; the first waits for the second, which is stopped."""
-    while group._group._worker_manager.num_outstanding_async_reqs() < 2:
+    while group._group._group._worker_manager.num_outstanding_async_reqs() < 2:
         assert not step.done()
         await asyncio.sleep(0.01)
 

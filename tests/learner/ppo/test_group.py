@@ -22,7 +22,7 @@ from cluster.weights.manifest import Manifest
 from cluster.weights.object_store import fetch_tensors
 from learner.config import ConstraintConfig, LearnerConfig
 from learner.training_loop import StepResult
-from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
+from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, rank_process_ids
 
 CONFIG = LearnerConfig(
     num_learners=0,
@@ -206,7 +206,7 @@ async def test_an_error_on_one_rank_ends_the_step_on_all_and_names_the_trajector
 @pytest.mark.ray
 async def test_a_killed_learner_is_an_error_within_seconds_not_a_hang(start: Start) -> None:
     group = await start(2, changes={"num_epochs": 2000})
-    process_id = (await asyncio.to_thread(group._group.call, "process_id", [{}, {}]))[1]
+    process_id = (await rank_process_ids(group))[1]
     stepping = asyncio.create_task(group.step(1, groups_of(1)))
     await asyncio.sleep(1.5)
     os.kill(process_id, signal.SIGKILL)
@@ -218,14 +218,13 @@ async def test_a_killed_learner_is_an_error_within_seconds_not_a_hang(start: Sta
 
 @pytest.mark.ray
 async def test_an_error_on_one_rank_is_raised_while_the_other_waits_for_it(start: Start) -> None:
-    """Rank 1 raises before it meets rank 0 in a sum over ranks, where that one then waits without end."""
-    from learner.ppo.shares import StepData, split
+    from learner.ppo.shares import split
 
+    """Rank 1 raises before it meets rank 0 in a sum over ranks, where that one then waits without end."""
     group = await start(2)
-    shares = split(groups_of(1), 2)
     started = time.monotonic()
-    with pytest.raises(LearnerError, match=r"learner-1: .* has no attribute 'step'"):
-        await group._call("update", [{"training_data": StepData(step=1, shares=shares[:1])}, {"training_data": None}])
+    with pytest.raises(LearnerError, match=r"learner-1: .* has no attribute 'trajectories'"):
+        await group._call_each("update", [(1, split(groups_of(1), 2)[0]), (1, None)])
     assert time.monotonic() - started < 15
     with pytest.raises(LearnerError, match="it has ended: learner-1"):
         await group.publish_initial()
@@ -287,9 +286,9 @@ def test_the_private_names_of_rllib_that_are_used_exist() -> None:
     from ray.rllib.core.learner.learner_group import LearnerGroup
     from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
 
-    for name in ("_get_results", "update", "shutdown", "is_local"):
+    for name in ("update", "is_local"):
         assert hasattr(LearnerGroup, name)
-    for name in ("_workers", "_worker_manager", "_learner", "_is_shut_down"):
+    for name in ("_workers", "_worker_manager", "_learner"):
         assert name in LearnerGroup.__init__.__code__.co_names
     calls = inspect.signature(FaultTolerantActorManager.foreach_actor_async).parameters
     assert list(calls)[1] == "func"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from cluster.data.datasets import Source
 from cluster.errors import InputError, LearnerDied
 from learner.config import LearnerConfig, stage_threads
+from tests.learner.conftest import rank_process_ids
 from tests.learner.ppo.test_rllib import largest_difference
 from tests.support.supervised_ranks import settings, stream, untimed, write_inputs
 
@@ -40,9 +41,9 @@ async def test_two_learners_give_what_one_rank_alone_does_and_a_dead_one_ends_th
             assert row == pytest.approx(wanted, rel=1e-4)
         weights = [load_file(place.output_path / "model.safetensors") for place in (alone, given)]
         assert largest_difference(*weights) < 3e-5  # what Adam makes of float32 sums in another order
-        os.kill((await group._call("process_id", [{}, {}]))[1], signal.SIGKILL)
+        os.kill((await rank_process_ids(group))[1], signal.SIGKILL)
         with pytest.raises(LearnerDied, match="learner-1: its process died"):
-            await group._call("advance", [{"num": 1}, {"num": 1}])
+            await group.call_rank("advance", 1)
     finally:
         await group.shutdown()
 
