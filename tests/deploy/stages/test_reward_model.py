@@ -24,7 +24,8 @@ from deploy.run.directory import RunDirectory
 from deploy.run.layout import NEXT, TRAINING
 from deploy.run.open import open_run, require_stages
 from deploy.run.reward_models import entry_of, publish, published_folder, settle
-from deploy.stages.supervised import Supervised, reward_model
+from deploy.stages import reward_model
+from deploy.stages.supervised import Supervised
 from reward_service.scorers.files import weights_digest
 
 RUN = """
