@@ -60,7 +60,7 @@ def on_page_content(html: str, **_: Any) -> str:
     """Let code in tables break behind dots, slashes, underscores and spaces. Called by mkdocs."""
 
     def with_breaks(code: re.Match[str]) -> str:
-        return re.sub(r"(?<=[./_=\s])(?=\w)", "<wbr>", code[0])
+        return re.sub(r"(?<=[./_=\s])(?=\S)", "<wbr>", code[0])
 
     return re.sub(
         r"<td>.*?</td>", lambda cell: re.sub(r"(?<=<code>)[^<]+", with_breaks, cell[0]), html, flags=re.DOTALL

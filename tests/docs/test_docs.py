@@ -57,7 +57,8 @@ def test_the_tutorial_shows_the_files_of_the_tested_page() -> None:
 
 def test_every_message_in_troubleshooting_is_in_the_code() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
-    shown = [code for line in re.findall(r"^#### (.*)$", page, re.MULTILINE) for code in re.findall(r"`([^`]+)`", line)]
+    heads = re.findall(r"^#### (.*)$|^\| (`.*?`) \|", page, re.MULTILINE)
+    shown = [code for head in heads for code in re.findall(r"`([^`]+)`", "".join(head))]
     parts = [part.strip() for message in shown for part in re.split(r"…", message)]
     wanted = [part for part in parts if len(part) > 3 and part not in OTHERS]
     assert [part for part in wanted if not any(part in text for text in messages())] == []
