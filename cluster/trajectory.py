@@ -6,7 +6,6 @@ Knows nothing of who samples, scores or trains. Imports neither torch, ray nor v
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.errors import InputError, TrajectoryRefused
+from cluster.files import replacing
 
 SCHEMA_VERSION = b"1"
 
@@ -194,16 +194,11 @@ def _from_row(row: dict[str, Any]) -> Trajectory:
 
 
 def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
-    """Write one Arrow IPC file whole: beside its place, synced, then renamed."""
+    """Write one Arrow IPC file, whole or not at all."""
     table = to_table(trajectories)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as sink:
-        with pa.ipc.new_file(sink, SCHEMA) as writer:
-            writer.write_table(table)
-        sink.flush()
-        os.fsync(sink.fileno())
-    partial.rename(path)
+    with replacing(path) as partial, pa.ipc.new_file(partial, SCHEMA) as writer:
+        writer.write_table(table)
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:

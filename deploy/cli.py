@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import AntiphonError, InputError
+from cluster.files import replacing_folder
 from deploy.commands.arguments import DryRun, Fresh, Lines, Name, Run, RunFile, RunsDir, Target
 from deploy.commands.evaluate import commands as evaluate_commands
 from deploy.commands.rewards import commands as reward_commands
@@ -327,11 +328,9 @@ def export(run: Run, output: Annotated[Path, typer.Option(help="Where to; it may
         raise not_done("ppo")
     if output.exists():
         raise InputError(str(output), "exists already")
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(policy, partial)
-        partial.rename(output)
+        with replacing_folder(output) as partial:
+            shutil.copytree(policy, partial, dirs_exist_ok=True)
     except OSError as error:
         raise InputError(str(output), f"cannot be written ({error.strerror or error})") from error
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())

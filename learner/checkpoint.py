@@ -10,7 +10,6 @@ step, epoch). Knows no RLlib.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from cluster import files
 from cluster.errors import InputError
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import first_row, local
@@ -46,44 +46,6 @@ CARRIED_FILES = (
 )
 
 
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of `path` when the block ends well, synced, and else vanishes."""
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _put_in_place(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _put_in_place(partial: Path, path: Path) -> None:
-    """Have `path` be what `partial` is, synced, whatever was there before."""
-    _sync(partial)
-    replaced = path.with_name(f".{path.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if path.exists():
-        path.rename(replaced)
-    partial.rename(path)
-    _sync_one(path.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_policy(folder: Path, config: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Write a Hugging Face model folder of these tensors, with tokenizer and generation config as in `source`."""
     write_model(folder, AutoModelForCausalLM, config, tensors)
@@ -102,17 +64,16 @@ def write_model(folder: Path, auto_class: Any, config: Any, tensors: Mapping[str
 
 @contextmanager
 def shared_folder(path: Path, ranks: Ranks) -> Iterator[Path]:
-    """`whole_folder` for all ranks together: each may write into it, and it is there when all have ended well."""
-    partial = path.with_name(f".{path.name}.partial")
+    """`files.replacing_folder` for all ranks: each may write into it; it replaces `path` if no rank raises."""
+    partial = files.partial_of(path)
     with ranks.agreed():
         if ranks.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            files.start_folder(path)
     try:
         yield partial
         with ranks.agreed():
             if ranks.rank == 0:
-                _put_in_place(partial, path)
+                files.finish_folder(partial, path)
     finally:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)

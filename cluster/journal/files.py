@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import RecorderError
+from cluster.files import replacing, sync_folder
 from cluster.journal.events import SCHEMA, Record
 
 STREAM, CLOSED = ".arrows", ".parquet"
@@ -65,15 +66,6 @@ def _checksum(batch: pa.RecordBatch) -> bytes:
     return hashlib.blake2b(batch.serialize(), digest_size=16).hexdigest().encode()
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the disk know the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def next_path(folder: Path) -> Path:
     """Where the next file of the log goes."""
     last = max((int(name.removeprefix("records-")) for name in _names(folder)), default=-1)
@@ -90,32 +82,32 @@ def _names(folder: Path) -> list[str]:
 
 
 def compact(stream: Path) -> None:
-    """Make Parquet of a file that nobody writes to any more, whole or not at all; one without records is deleted."""
-    partial = stream.with_suffix(".partial")
-    if _write_parquet(stream, partial):
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(stream.with_suffix(CLOSED))
-        sync_folder(stream.parent)
-    else:
-        partial.unlink()
+    """Convert a stream that is no longer written to Parquet, whole or not at all; delete it if it holds no records."""
+    if _holds_records(stream):
+        with replacing(stream.with_suffix(CLOSED)) as partial:
+            _write_parquet(stream, partial)
     stream.unlink()
     pa.default_memory_pool().release_unused()
 
 
-def _write_parquet(stream: Path, path: Path) -> int:
-    """Write a stream's records as Parquet, a few thousand at a time; how many there are."""
-    num, waiting = 0, list[pa.RecordBatch]()
+def _holds_records(stream: Path) -> bool:
+    if not stream.stat().st_size:
+        return False
+    with pa.memory_map(str(stream)) as source:
+        return next(whole_batches(source.read_buffer(), stream), None) is not None
+
+
+def _write_parquet(stream: Path, path: Path) -> None:
+    """Write a stream's records as Parquet, a few thousand at a time."""
+    waiting = list[pa.RecordBatch]()
     with pa.memory_map(str(stream)) as source, pq.ParquetWriter(path, SCHEMA, **PARQUET) as writer:
         for batch in whole_batches(source.read_buffer(), stream):
             waiting.append(batch)
-            num += len(batch)
             if sum(map(len, waiting)) >= ROWS_A_GROUP:
                 writer.write_table(_whole_table(waiting, stream))
                 waiting = []
         if waiting:
             writer.write_table(_whole_table(waiting, stream))
-    return num
 
 
 def _whole_table(batches: Sequence[pa.RecordBatch], where: Path) -> pa.Table:

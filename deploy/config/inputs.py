@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from cluster.data.datasets import Kind, find_form, own_names, read_schema, require_rows
 from cluster.errors import InputError
+from cluster.files import read_json
 from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
 from deploy.config.schema import RunConfig
@@ -71,7 +70,7 @@ def _check_model(config: RunConfig, folder: Path) -> str:
     """Check a model folder; returns what kind of model it holds."""
     if not folder.is_dir():
         raise InputError("model.path", f"no such folder: {folder}")
-    settings = _read_json(folder / "config.json")
+    settings = read_json(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
         raise InputError(str(folder), "no *.safetensors in the model folder")
     vocab_size = _check_tokenizer(folder)
@@ -85,18 +84,6 @@ def _check_model(config: RunConfig, folder: Path) -> str:
         check_context_length(config, int(context), f"max_position_embeddings of {folder}")
     architecture = (settings.get("architectures") or [settings.get("model_type", "unknown architecture")])[0]
     return f"{architecture}, {vocab_size} tokens, context {context or 'unknown'}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(str(path), "missing") from error
-    except ValueError as error:
-        raise InputError(str(path), f"not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(str(path), "not a JSON object")
-    return content
 
 
 def _check_tokenizer(folder: Path) -> int:
@@ -139,7 +126,7 @@ def _check_data(path: Path, kind: Kind, config: RunConfig) -> str:
 def _has_chat_template(folder: Path) -> bool:
     settings = folder / "tokenizer_config.json"
     return (folder / "chat_template.jinja").exists() or (
-        settings.exists() and bool(_read_json(settings).get("chat_template"))
+        settings.exists() and bool(read_json(settings).get("chat_template"))
     )
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from cluster import user_code
 from cluster.errors import InputError
+from cluster.files import replacing
 from deploy.config.schema import AdversarialConfig, Way
 
 Row = Mapping[str, Any]
@@ -58,9 +59,8 @@ def way_of(index: int, ways: Sequence[Way]) -> Way:
 def write_altered(rows: Sequence[Row], path: Path, config: AdversarialConfig, *, seed: str, share: float = 1.0) -> None:
     """The altered rows as a data set; it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    pq.write_table(pa.Table.from_pylist(altered_rows(rows, config, seed=seed, share=share)), partial_path)
-    partial_path.rename(path)
+    with replacing(path) as partial:
+        pq.write_table(pa.Table.from_pylist(altered_rows(rows, config, seed=seed, share=share)), partial)
 
 
 def _altered(row: Row, change: Callable[[str, random.Random, Row], str], draw: random.Random) -> Row:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import InputError
+from cluster.files import replacing
 from deploy.evaluation.statistics import Difference, Interval, bootstrap, paired_difference, pass_at_k
 
 SCHEMA = pa.schema(
@@ -65,9 +66,8 @@ def write(path: Path, answers: Iterable[Answer]) -> None:
     """Keep them, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(answer), "parts": list(answer.parts.items())} for answer in answers]
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
-    partial.rename(path)
+    with replacing(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial)
 
 
 def read(path: Path) -> list[Answer]:

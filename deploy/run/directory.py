@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from cluster.errors import InputError
+from cluster.files import read_json, write_json, write_text
 from deploy.config.schema import RunConfig
 from deploy.run.layout import EVALUATION, FEEDBACK, LOCK, NEXT, SERVING
 from reward_service.http.tokens import FILE as TOKENS_FILE
@@ -55,7 +56,7 @@ class RunDirectory:
     def update_status(self, **changes: Any) -> None:
         """Change the named fields of status.json."""
         status = Status(**(_read_json(self.path / "status.json") or {}))
-        _write_json(self.path / "status.json", asdict(replace(status, **changes)))
+        write_json(self.path / "status.json", asdict(replace(status, **changes)))
 
     def summary(self) -> dict[str, Any]:
         """What the run has shown so far, as nested tables."""
@@ -70,7 +71,7 @@ class RunDirectory:
             for part in tables:
                 table = table.setdefault(part, {})
             table[name] = value
-        _write_json(self.path / "summary.json", summary)
+        write_json(self.path / "summary.json", summary)
 
     def forget(self, key: str) -> None:
         """Take a value, or a table of them, out of the summary by its dotted key, if it is there."""
@@ -80,7 +81,7 @@ class RunDirectory:
         for part in tables:
             table = table.get(part, {})
         if table.pop(name, None) is not None:
-            _write_json(self.path / "summary.json", summary)
+            write_json(self.path / "summary.json", summary)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that was cut short is left out."""
@@ -92,7 +93,7 @@ class RunDirectory:
         """Drop the rows of `stage` after `step`: those steps are done again."""
         rows = self.metrics()
         kept = [row for row in rows if row.get("stage") != stage or row.get("step", 0) <= step]
-        _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
     def last_ppo_step(self) -> dict[str, Any]:
         """The row of the last PPO step that counts; empty before the first."""
@@ -123,7 +124,7 @@ class RunDirectory:
         The best is `best`, or without it the one that was best before.
         """
         if best is not None:
-            _write_json(best.with_name("best.json"), {"step": checkpoint_step(best)})
+            write_json(best.with_name("best.json"), {"step": checkpoint_step(best)})
         kept = {*self.checkpoints(stage)[-newest:], self.best_checkpoint(stage)}
         for path in self.checkpoints(stage):
             if path not in kept and (every_steps is None or checkpoint_step(path) % every_steps):
@@ -182,18 +183,4 @@ def checkpoint_step(path: Path) -> int:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(content, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file whole: a reader sees the old text or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    return read_json(path) if path.exists() else None

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import AntiphonError, InputError
+from cluster.files import write_text
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
 from deploy.config.toml import flat, to_toml
-from deploy.run.directory import NEVER_DELETED, RunDirectory, _write, checkpoint_step
+from deploy.run.directory import NEVER_DELETED, RunDirectory, checkpoint_step
 from deploy.run.layout import CONFIG, EVALUATION, SUPERVISED, TRAINING
 from deploy.run.reward_models import settle
 
@@ -89,7 +90,7 @@ def open_run(
         settle(run)
         if _is_extended(config, path) or _is_judged_otherwise(config, path):
             run.forget(EVALUATION)
-        _write(path / CONFIG, to_toml(config))
+        write_text(path / CONFIG, to_toml(config))
         _rewind(run, config)
         _drop_checkpoints(run, config)
         yield run

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InputError
+from cluster.files import replacing_folder
 from deploy.run.layout import ARCHIVE, NEXT, PREFERENCES, REPLACED, TRAINING
 from reward_service.config.service import REWARD_MODEL
 from reward_service.scorers.files import weights_digest
@@ -57,7 +58,7 @@ def settle(run: RunDirectory) -> None:
     present, following, replaced = (run.path / name for name in ("reward_model", NEXT, REPLACED))
     if following.exists():
         kept = keep(following, run.path)
-        is_first = not present.exists() and list(kept.parent.iterdir()) == [kept]
+        is_first = not present.exists() and list(kept.parent.glob("[!.]*")) == [kept]
         _tell(run, entry_of(following), is_first=is_first)
         shutil.rmtree(run.path / TRAINING, ignore_errors=True)
         if present.exists():
@@ -92,11 +93,10 @@ def keep(folder: Path, run_path: Path) -> Path:
         archive.mkdir(exist_ok=True)
         with (run_path / f".{ARCHIVE}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            kept, partial = archive / weights_digest(folder), run_path / f".{ARCHIVE}.partial"
+            kept = archive / weights_digest(folder)
             if not kept.exists():
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(folder, partial, copy_function=_link)
-                partial.rename(kept)
+                with replacing_folder(kept) as partial:
+                    shutil.copytree(folder, partial, copy_function=_link, dirs_exist_ok=True)
             return kept
     except (OSError, shutil.Error) as error:
         raise InputError(str(archive), f"{folder} cannot be kept there ({error})") from error

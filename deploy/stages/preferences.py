@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from cluster import user_code
 from cluster.data.prompt_order import PromptOrder
 from cluster.errors import AntiphonError
+from cluster.files import replacing
 from deploy.data.prompts import prompt_rows
 from deploy.run.artifacts import policy_path
 from deploy.run.layout import HELD_OUT
@@ -61,9 +62,8 @@ def _write_pairs(
         session.view.note(f"preferences: the oracle disagrees with {1 - ceiling:.1%} of the labels")
     parts = {HELD_OUT: table.slice(settings.num_pairs), "preferences.parquet": table.slice(0, settings.num_pairs)}
     for name, part in parts.items():
-        partial = path / f"{name}.partial"
-        pq.write_table(part, partial)
-        partial.rename(path / name)
+        with replacing(path / name) as partial:
+            pq.write_table(part, partial)
 
 
 def _oracle_accuracy(oracle: Callable[..., list[float]], pairs: dict[str, list[str]]) -> float:

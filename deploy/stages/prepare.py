@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from cluster import user_code
 from cluster.actors.remote import stream_task
 from cluster.data.broken_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
+from cluster.files import replacing_folder
 from cluster.scoring import ScoreRequest
 from deploy.config.functions import scorer_paths
 from deploy.run.artifacts import data_folder, data_path
@@ -42,11 +42,8 @@ async def prepare(session: Session) -> None:
 def _build(path: str, key: str, target: Path, *, seed: int) -> Iterator[None]:
     """Run a builder in a process of its own; what it writes appears whole or not at all."""
     builder = user_code.load(path, key)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    builder(partial, seed=seed)
-    partial.rename(target)
+    with replacing_folder(target) as partial:
+        builder(partial, seed=seed)
     yield
 
 

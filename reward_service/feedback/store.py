@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.errors import FeedbackConflict, FeedbackRefused, FeedbackUnavailable, FeedbackUnknown, InputError
+from cluster.files import replacing
 from reward_service.feedback.agreement import agreements, mean_agreement
 from reward_service.feedback.database import open_to_read, open_to_write, transaction
 from reward_service.feedback.schemas import (
@@ -347,10 +348,9 @@ def export_preferences(store: Path, output: Path) -> Exported:
             num_ties, num_skips = (connection.execute(query, (choice,)).fetchone()[0] for choice in ("tie", "skip"))
     finally:
         connection.close()
-    partial = output.with_name(f".{output.name}.partial")
     try:
-        pq.write_table(table, partial)
-        partial.replace(output)
+        with replacing(output) as partial:
+            pq.write_table(table, partial)
     except OSError as error:
         raise InputError(str(output), f"cannot be written ({error})") from error
     return Exported(table.num_rows, num_ties, num_skips)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import InputError
+from cluster.files import write_json
 from reward_service.config.service import RewardServiceConfig
 
 LOGGER = logging.getLogger("antiphon")
@@ -133,13 +134,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, tokens: Mapping[str, str]) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"tokens": dict(sorted(tokens.items()))}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_json(path, {"tokens": dict(sorted(tokens.items()))}, mode=0o600)
 
 
 def _token_in(authorization: bytes) -> bytes:

@@ -79,19 +79,6 @@ def test_the_policy_is_a_folder_that_transformers_loads_with_tokenizer_and_gener
     assert GenerationConfig.from_pretrained(tmp_path / "policy").temperature == 0.7
 
 
-def test_a_folder_is_replaced_whole_or_kept(tmp_path: Path) -> None:
-    path = tmp_path / "folder"
-    with checkpoint.whole_folder(path) as folder:
-        (folder / "a").write_text("first")
-    with pytest.raises(FileNotFoundError), checkpoint.whole_folder(path) as folder:
-        (folder / "a").write_text((tmp_path / "not there").read_text())
-    assert (path / "a").read_text() == "first"
-    with checkpoint.whole_folder(path) as folder:
-        (folder / "b").write_text("third")
-    assert [file.name for file in path.iterdir()] == ["b"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
-
-
 def test_what_is_no_checkpoint_is_refused_with_its_path(tmp_path: Path, policy_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint"):
         checkpoint.State(tmp_path)
