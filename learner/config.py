@@ -5,43 +5,47 @@ from __future__ import annotations
 import os
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from cluster.config import Section
+from cluster.config import Section, setting
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (arXiv:2106.09685), in the place of training every weight."""
+    """Low-rank adapters (arXiv:2106.09685), trained instead of every weight."""
 
-    rank: int = Field(default=0, ge=0)
-    """Rank of the adapters; 0: none, every weight is trained."""
-    alpha: float = Field(default=16.0, gt=0)
-    """They are scaled by alpha / rank."""
-    target_modules: tuple[str, ...] = ()
-    """Names of the linear layers that get one, such as q_proj; empty: all but the output layer."""
+    rank: int = setting(0, may_change="never", ge=0)
+    """Rank of the adapters; 0 trains every weight."""
+    alpha: float = setting(16.0, may_change="never", gt=0)
+    """Adapters are scaled by alpha / rank."""
+    target_modules: tuple[str, ...] = setting((), may_change="never")
+    """Names of the linear layers that get an adapter, such as q_proj; if empty, all but the output layer."""
 
 
 class ConstraintConfig(Section):
-    """A bound on the mean cost of responses, which a Lagrange multiplier keeps: what is trained is reward less
-    multiplier x cost, over 1 + multiplier."""
+    """A bound on the mean cost of responses, kept by a Lagrange multiplier: PPO trains (reward - multiplier x cost) /
+    (1 + multiplier)."""
 
-    cost: str | None = None
-    """The part of the reward that is the cost, such as `safe/violation` of a composite that has the `forbidden` scorer
-    `safe` among its parts (of weight 0 or more), or a number in the environment's `info`; unset: no bound."""
-    max_mean: float = 0.01
-    """The bound. Where a violation costs 1 and anything else 0, it is the share of responses that may violate."""
-    learning_rate: float = Field(default=1.0, gt=0)
-    """What the multiplier moves by after a step, in multiples of the step's mean cost less the bound; never below 0."""
-    initial_multiplier: float = Field(default=1.0, ge=0)
+    cost: str | None = setting(None, may_change="never")
+    """The part of the reward that is the cost, such as `safe/violation` of a composite with the `forbidden` scorer
+    `safe` among its parts (of weight 0 or more), or a number in the environment's `info`. If unset, there is no
+    constraint."""
+    max_mean: float = setting(0.01, may_change="recorded")
+    """Upper bound of the mean cost. If a violation costs 1 and anything else 0, it is the share of responses that may
+    violate."""
+    learning_rate: float = setting(1.0, may_change="recorded", gt=0)
+    """Change of the multiplier after a step, as a multiple of (mean cost - max_mean); the multiplier is never
+    negative."""
+    initial_multiplier: float = setting(1.0, may_change="never", ge=0)
     """The multiplier in the first step."""
-    max_multiplier: float | None = Field(default=None, gt=0)
-    """Where it stops rising, so that it is soon back where the bound could not be kept for a while."""
+    max_multiplier: float | None = setting(None, may_change="recorded", gt=0)
+    """Upper bound of the multiplier, so that it recovers quickly after a time in which the constraint could not be
+    met."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
         if self.cost is None and changed:
-            raise ValueError(f"cost: {changed[0]} is set, and nothing is named that is the cost")
+            raise ValueError(f"cost: {changed[0]} is set, but no cost: name the part of the reward that is the cost")
         if self.max_multiplier is not None and self.max_multiplier < self.initial_multiplier:
             what = f"{self.max_multiplier:g} is less than initial_multiplier = {self.initial_multiplier:g}"
             raise ValueError(f"max_multiplier: {what}")
@@ -49,232 +53,244 @@ class ConstraintConfig(Section):
 
 
 class LearnerConfig(Section):
-    """PPO (Schulman et al. 2017, arXiv:1707.06347) with a KL penalty to the reference policy in the reward.
+    """PPO (Schulman et al. 2017, arXiv:1707.06347) with a KL penalty to the reference policy.
 
-    How learners share out work and memory holds for supervised fine-tuning and the reward model as well.
+    Settings of parallelism and memory apply to supervised fine-tuning and the reward model as well.
     """
 
-    num_learners: int = Field(default=1, ge=0)
+    num_learners: int = setting(1, may_change="never", ge=0)
     """Learner processes (ranks); 0 runs the learner inside the driver."""
-    num_steps: int = Field(default=100, ge=1)
-    """Steps: each takes one batch of groups and publishes one policy version. A higher number extends a run, done or
-    not, from its last checkpoint; a linear schedule is from there on the one of the new number."""
-    num_epochs: int = Field(default=2, ge=1)
+    num_steps: int = setting(100, may_change="higher", ge=1)
+    """Steps: each takes one batch of groups and publishes one policy version. A higher number extends a run, finished
+    or not, from its last checkpoint; linear schedules follow the new number from there on."""
+    num_epochs: int = setting(2, may_change="recorded", ge=1)
     """Passes over the batch of a step."""
-    num_minibatches: int = Field(default=1, ge=1)
+    num_minibatches: int = setting(1, may_change="recorded", ge=1)
     """Optimiser steps per pass; must divide the trajectories of a step."""
-    learning_rate: float = Field(default=1e-5, gt=0)
+    learning_rate: float = setting(1e-5, may_change="recorded", gt=0)
     """AdamW's learning rate at the first step."""
-    learning_rate_schedule: Literal["constant", "linear"] = "constant"
-    """What becomes of it: nothing, or a straight line that would reach zero one step after the last."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    learning_rate_schedule: Literal["constant", "linear"] = setting("constant", may_change="recorded")
+    """Keep the learning rate constant, or decrease it linearly so that it would reach zero one step after the last."""
+    weight_decay: float = setting(0.0, may_change="recorded", ge=0)
     """AdamW's weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-    kl_coefficient: float = Field(default=0.05, ge=0)
+    max_grad_norm: float = setting(1.0, may_change="recorded", gt=0)
+    """Gradients are clipped to this global norm."""
+    kl_coefficient: float = setting(0.05, may_change="recorded", ge=0)
     """Weight of the per-token KL to the reference policy."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """How that KL is estimated (Schulman 2020); the reported `kl_nats` is always k1, summed over a response."""
-    kl_in: Literal["reward", "loss"] = "reward"
-    """Whether it is subtracted from the reward of every token or added to the loss (there k2 or k3)."""
-    kl_target: float | None = Field(default=None, gt=0)
-    """`kl_nats` that the coefficient is steered to (arXiv:1909.08593, section 2.2); unset, it stays as it is."""
-    kl_horizon: float = Field(default=10_000.0, gt=0)
-    """Episodes in which the steered coefficient may change by a fifth."""
-    clip: float = Field(default=0.2, gt=0)
+    kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", may_change="recorded")
+    """Estimator of that KL (Schulman 2020). The reported `kl_nats` is always k1, summed over a response."""
+    kl_in: Literal["reward", "loss"] = setting("reward", may_change="recorded")
+    """Subtract the KL from the reward of every token, or add it to the loss (then k2 or k3)."""
+    kl_target: float | None = setting(None, may_change="recorded", gt=0)
+    """Target of `kl_nats` for an adaptive KL coefficient (arXiv:1909.08593, section 2.2). If unset, the coefficient is
+    constant."""
+    kl_horizon: float = setting(10_000.0, may_change="recorded", gt=0)
+    """Episodes in which the adaptive coefficient may change by a fifth."""
+    clip: float = setting(0.2, may_change="recorded", gt=0)
     """Half-width of the policy ratio's clip."""
-    clip_high: float | None = Field(default=None, gt=0)
-    """Its upper half where it differs ("clip-higher", arXiv:2503.14476): lets unlikely tokens rise further."""
-    policy_objective: Literal["ppo", "gspo", "cispo"] = "ppo"
-    """What is clipped: each token's ratio, the whole response's (arXiv:2507.18071), or only its weight
-    (arXiv:2506.13585), which leaves every token a gradient."""
-    dual_clip: float | None = Field(default=None, gt=1)
-    """Bound of a token's loss in multiples of its advantage where that is negative (arXiv:1912.09729, eq. 5)."""
-    loss_aggregation: Literal["token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean"] = "token_mean"
-    """What a mini-batch's loss is the mean of: all tokens, or all responses, each by its tokens' sum or mean."""
-    value_clip: float = Field(default=0.2, gt=0)
+    clip_high: float | None = setting(None, may_change="recorded", gt=0)
+    """Upper half of the clip, if it differs ("clip-higher", arXiv:2503.14476): lets unlikely tokens rise further."""
+    policy_objective: Literal["ppo", "gspo", "cispo"] = setting("ppo", may_change="recorded")
+    """What is clipped: each token's ratio (`ppo`), the whole response's (`gspo`, arXiv:2507.18071), or only its weight
+    (`cispo`, arXiv:2506.13585), which leaves every token a gradient."""
+    dual_clip: float | None = setting(None, may_change="recorded", gt=1)
+    """Upper bound of a token's loss as a multiple of its advantage, if the advantage is negative (arXiv:1912.09729, eq.
+    5)."""
+    loss_aggregation: Literal["token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean"] = setting(
+        "token_mean", may_change="recorded"
+    )
+    """The loss of a mini-batch: the mean over all tokens, or over all responses, each with the sum or mean of its
+    tokens."""
+    value_clip: float = setting(0.2, may_change="recorded", gt=0)
     """Half-width of the value clip around the values of the batch."""
-    value_coefficient: float = Field(default=0.5, ge=0)
+    value_coefficient: float = setting(0.5, may_change="recorded", ge=0)
     """Weight of the value loss."""
-    entropy_coefficient: float = Field(default=0.0, ge=0)
+    entropy_coefficient: float = setting(0.0, may_change="recorded", ge=0)
     """Weight of the entropy bonus."""
-    entropy_schedule: Literal["constant", "linear"] = "constant"
-    """What becomes of that weight: nothing, or a straight line that would reach zero one step after the last."""
-    gamma: float = Field(default=1.0, ge=0, le=1)
+    entropy_schedule: Literal["constant", "linear"] = setting("constant", may_change="recorded")
+    """Keep the weight of the entropy bonus constant, or decrease it linearly so that it would reach zero one step after
+    the last."""
+    gamma: float = setting(1.0, may_change="recorded", ge=0, le=1)
     """Discount per token."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    gae_lambda: float = setting(0.95, may_change="recorded", ge=0, le=1)
     """Lambda of generalised advantage estimation (arXiv:1506.02438)."""
-    gae_value_lambda: float | None = Field(default=None, ge=0, le=1)
-    """Lambda of the critic's returns where it differs (decoupled GAE, arXiv:2503.01491); 1 gives unbiased returns."""
-    gae_lambda_alpha: float | None = Field(default=None, gt=0)
-    """Makes lambda 1 - 1 / (alpha n) for a response of n tokens (arXiv:2504.05118), in the place of `gae_lambda`."""
-    advantages: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline"] = "gae"
-    """How rewards become advantages: `gae` by a critic; the others without one. Each response against those to the
-    same prompt: `grpo` (arXiv:2402.03300), `dr_grpo` (arXiv:2503.20783), `rloo` (arXiv:2402.14740). Rewards to come
-    against the batch's, REINFORCE++ (arXiv:2501.03262): `reinforce_pp`, or less the mean of those to the same prompt
-    first, `reinforce_pp_baseline`."""
-    whiten_advantages: bool | None = None
-    """Scale advantages of the batch to mean 0 and variance 1; unset: with `gae` and REINFORCE++."""
-    normalize_by: Literal["task", "batch"] = "task"
-    """In a run of several tasks: whether advantages are whitened, and rewards normalised, within each task or over all
-    of them, so that a task counts the more the larger its rewards are."""
-    decoupled: bool = True
-    """Stale tokens: the trust region is around the weights at the step's start and a weight proximal / behaviour
-    policy corrects for the older ones (decoupled PPO); otherwise it is around the policy that sampled them."""
-    importance_cap: float = Field(default=2.0, gt=0)
-    """Upper bound of that weight."""
-    importance_level: Literal["token", "sequence"] = "token"
-    """Whether each token has its own weight or a response's tokens their product."""
-    importance_outside: Literal["truncate", "mask"] = "truncate"
-    """A weight above the bound becomes the bound, or (IcePop, arXiv:2510.18855) nothing is learnt from its token."""
-    importance_floor: float = Field(default=0.0, ge=0)
-    """With `mask`: nor from a token whose weight is below this."""
-    critic: Literal["shared", "separate"] = "shared"
-    """A value head on the policy's trunk, or a second model with a head of its own; with `advantages = "gae"`."""
-    critic_from: Literal["policy", "reward_model"] = "policy"
-    """What a separate critic starts as: the policy's trunk and a head of zeros, or the run's reward model."""
-    critic_warmup_steps: int = Field(default=0, ge=0)
-    """First steps, in which the critic alone is trained."""
-    normalize_rewards: bool = False
-    """Scores less their running mean, over their running deviation, of all steps so far."""
-    reward_clip: float | None = Field(default=None, gt=0)
-    """Scores (normalised ones, where they are) are held within +- this."""
-    missing_eos_penalty: float = Field(default=0.0, ge=0)
+    gae_value_lambda: float | None = setting(None, may_change="recorded", ge=0, le=1)
+    """Lambda of the critic's returns, if it differs (decoupled GAE, arXiv:2503.01491); 1 gives unbiased returns."""
+    gae_lambda_alpha: float | None = setting(None, may_change="recorded", gt=0)
+    """Replaces `gae_lambda` by 1 - 1 / (alpha n) for a response of n tokens (arXiv:2504.05118)."""
+    advantages: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline"] = setting(
+        "gae", may_change="never"
+    )
+    """How rewards become advantages. `gae` uses a critic; the others use none. Each response is compared with the
+    others to the same prompt: `grpo` (arXiv:2402.03300), `dr_grpo` (arXiv:2503.20783), `rloo` (arXiv:2402.14740).
+    REINFORCE++ (arXiv:2501.03262) compares rewards to come with those of the batch: `reinforce_pp`;
+    `reinforce_pp_baseline` first subtracts the mean over the responses to the same prompt."""
+    whiten_advantages: bool | None = setting(None, may_change="recorded")
+    """Scale the advantages of the batch to mean 0 and variance 1. If unset: with `gae` and REINFORCE++."""
+    normalize_by: Literal["task", "batch"] = setting("task", may_change="never")
+    """In a run of several tasks: whiten advantages and normalise rewards within each task, or over all tasks, so that a
+    task with larger rewards counts more."""
+    decoupled: bool = setting(True, may_change="recorded")
+    """For stale tokens, use decoupled PPO: the trust region is around the weights at the step's start, and importance
+    weights proximal / behaviour policy correct for the lag. If false, the trust region is around the policy that
+    sampled the tokens."""
+    importance_cap: float = setting(2.0, may_change="recorded", gt=0)
+    """Upper bound of the importance weights."""
+    importance_level: Literal["token", "sequence"] = setting("token", may_change="recorded")
+    """Whether each token has its own importance weight, or all tokens of a response have their product."""
+    importance_outside: Literal["truncate", "mask"] = setting("truncate", may_change="recorded")
+    """Truncate a weight above the cap to the cap, or mask its token in the loss (IcePop, arXiv:2510.18855)."""
+    importance_floor: float = setting(0.0, may_change="recorded", ge=0)
+    """With `mask`: mask tokens whose weight is below this as well."""
+    critic: Literal["shared", "separate"] = setting("shared", may_change="never")
+    """A value head on the policy's trunk, or a separate model with its own value head; used with `advantages =
+    "gae"`."""
+    critic_from: Literal["policy", "reward_model"] = setting("policy", may_change="never")
+    """Initial weights of a separate critic: the policy's trunk with a head of zeros, or the run's reward model."""
+    critic_warmup_steps: int = setting(0, may_change="recorded", ge=0)
+    """First steps, in which only the critic is trained."""
+    normalize_rewards: bool = setting(False, may_change="recorded")
+    """Subtract the running mean from scores and divide by the running deviation, over all steps so far."""
+    reward_clip: float | None = setting(None, may_change="recorded", gt=0)
+    """Clip scores, after normalisation if any, to +- this."""
+    missing_eos_penalty: float = setting(0.0, may_change="recorded", ge=0)
     """Subtracted from the score of a response that was cut off at its length limit."""
-    overlong_tokens: int | None = Field(default=None, ge=0)
-    """Response length from which on it costs: up to `overlong_penalty` (DAPO's soft punishment, arXiv:2503.14476)."""
-    overlong_buffer_tokens: int = Field(default=1, ge=1)
-    """Tokens beyond `overlong_tokens` at which the whole penalty is reached."""
-    overlong_penalty: float = Field(default=1.0, ge=0)
-    """What is then subtracted from the score."""
-    max_step_kl_nats: float | None = Field(default=None, gt=0)
-    """KL per token from the step's start at which the step ends before its last optimiser step, and says so."""
+    overlong_tokens: int | None = setting(None, may_change="recorded", ge=0)
+    """Response length above which a penalty applies, up to `overlong_penalty` (DAPO's soft punishment,
+    arXiv:2503.14476)."""
+    overlong_buffer_tokens: int = setting(1, may_change="recorded", ge=1)
+    """Tokens beyond `overlong_tokens` at which the full penalty applies."""
+    overlong_penalty: float = setting(1.0, may_change="recorded", ge=0)
+    """The full penalty."""
+    max_step_kl_nats: float | None = setting(None, may_change="recorded", gt=0)
+    """KL per token from the start of the step above which the step ends early; a note reports it."""
     constraint: ConstraintConfig = ConstraintConfig()
     """A cost that must stay below a bound while the reward rises, such as forbidden words."""
-    data_parallel: Literal["ddp", "fsdp2"] = "ddp"
-    """Every learner holds the whole model (and gradients are summed), or a shard of each tensor."""
-    packing: bool = True
-    """Compute sequences end to end without padding; false: padded on the right."""
-    micro_batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens that a learner computes at once; a mini-batch is as many such pieces as it takes."""
-    logprob_chunk_tokens: int | None = Field(default=None, ge=1)
-    """Tokens whose distributions over the vocabulary are held at once; unset: as many as take 256 MiB."""
-    activation_checkpointing: bool = False
-    """Compute each layer again in the backward pass instead of keeping what is inside it."""
-    fused: bool = True
-    """On a GPU: compile layers and distributions over tokens; the first step takes a minute longer, the others less.
-    On a CPU nothing is compiled."""
+    data_parallel: Literal["ddp", "fsdp2"] = setting("ddp", may_change="never")
+    """Every learner holds the whole model and gradients are summed (`ddp`), or a shard of each tensor (`fsdp2`)."""
+    packing: bool = setting(True, may_change="never")
+    """Compute sequences end to end without padding. If false, pad them on the right."""
+    micro_batch_tokens: int = setting(16_384, may_change="always", ge=1)
+    """Maximum tokens in one forward pass of a learner; a mini-batch is split into as many passes as needed."""
+    logprob_chunk_tokens: int | None = setting(None, may_change="always", ge=1)
+    """Tokens whose distributions over the vocabulary are in memory at once. If unset: as many as take 256 MiB."""
+    activation_checkpointing: bool = setting(False, may_change="always")
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    fused: bool = setting(True, may_change="always")
+    """On a GPU, compile layers and distributions over tokens; the first step takes a minute longer, later ones less.
+    Has no effect on a CPU."""
     lora: LoraConfig = LoraConfig()
-    """Train adapters alone; the reference is the model without them, and they are published merged."""
-    num_cpus: float = Field(default=0.5, ge=0)
+    """Train adapters only. The reference is the model without them; published weights have them merged."""
+    num_cpus: float = setting(0.5, may_change="always", ge=0)
     """CPUs that Ray reserves for each learner."""
-    num_gpus: float = Field(default=0.0, ge=0)
+    num_gpus: float = setting(0.0, may_change="always", ge=0)
     """GPUs that Ray reserves for each learner."""
-    num_threads: int = Field(default=0, ge=0)
-    """Threads of torch on the CPU in each learner; 0: the machine's cores shared out among the learners, but for one
-    in PPO, which is left to the engines. Another number may round sums differently."""
-    step_timeout_s: float = Field(default=1800.0, gt=0)
+    num_threads: int = setting(0, may_change="always", ge=0)
+    """Torch threads on the CPU in each learner. 0 divides the machine's cores among the learners; PPO leaves one core
+    to the engines. Another number may round sums differently."""
+    step_timeout_s: float = setting(1800.0, may_change="always", gt=0)
     """Deadline of one learner step."""
-    checkpoint_every_steps: int = Field(default=20, ge=1)
+    checkpoint_every_steps: int = setting(20, may_change="always", ge=1)
     """Steps between checkpoints."""
-    max_restarts: int = Field(default=1, ge=0)
-    """How many times in a run a dead or hung learner group is rebuilt from its last checkpoint; one inside the driver
-    never is."""
-    keep_every_steps: int | None = Field(default=None, ge=1)
-    """Besides the newest two checkpoints and the best, those of every so many steps are kept."""
+    max_restarts: int = setting(1, may_change="always", ge=0)
+    """How many times in a run a dead or hung learner group is restarted from its last checkpoint; a learner inside the
+    driver is never restarted."""
+    keep_every_steps: int | None = setting(None, may_change="always", ge=1)
+    """Keep the checkpoints of every so many steps, besides the newest two and the best."""
 
 
 def num_cores() -> int:
-    """CPU cores of this machine that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 GROUP_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
-"""Those that compare the responses to one prompt."""
+"""Estimators that compare the responses to one prompt."""
 
 
 def critic_of(config: LearnerConfig) -> Literal["shared", "separate", "none"]:
-    """The critic that these settings train."""
+    """Return the kind of critic that these settings train."""
     return config.critic if config.advantages == "gae" else "none"
 
 
 def learner_threads(config: LearnerConfig) -> int:
-    """Threads of torch for a learner that runs on this machine."""
+    """Return the number of torch threads for a PPO learner on this machine."""
     return config.num_threads or max(1, (num_cores() - 1) // max(1, config.num_learners))
 
 
 def stage_threads(config: LearnerConfig) -> int:
-    """The same for the stages before PPO: no engine works beside them."""
+    """Return the number of torch threads for a learner of the supervised stages, which share no cores with engines."""
     return config.num_threads or max(1, num_cores() // max(1, config.num_learners))
 
 
 class SftConfig(Section):
-    """Supervised fine-tuning on prompt-completion pairs; the loss is over the completion alone."""
+    """Supervised fine-tuning on prompt-completion pairs; the loss is over the completion only."""
 
-    num_steps: int = Field(default=250, ge=1)
+    num_steps: int = setting(250, may_change="never", ge=1)
     """Optimiser steps."""
-    batch_size: int = Field(default=64, ge=1)
-    """Examples an optimiser step."""
-    learning_rate: float = Field(default=3e-3, gt=0)
-    """AdamW's peak learning rate; linear warm-up over a tenth, then cosine to a tenth."""
-    max_tokens: int | None = Field(default=None, ge=2)
-    """Longest example, prompt and completion together; unset: the model's context."""
-    long_examples: Literal["error", "drop", "cut"] = "error"
-    """What becomes of a longer one: an error, left out, or cut at its end; left out too where no token of the
-    completion fits. The summary counts them."""
-    held_out_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the examples kept from training for `held_out_loss`; with any, the weights of the lowest are kept."""
-    evaluate_every_steps: int = Field(default=25, ge=1)
-    """Optimiser steps between two measurements of `held_out_loss`; the last step is always measured."""
-    patience: int | None = Field(default=None, ge=1)
-    """Measurements without a lower `held_out_loss` after which training stops; unset: it goes on to its last step."""
-    checkpoint_every_steps: int = Field(default=100, ge=1)
-    """Optimiser steps between checkpoints, from the last of which an interrupted stage goes on."""
+    batch_size: int = setting(64, may_change="never", ge=1)
+    """Examples per optimiser step."""
+    learning_rate: float = setting(3e-3, may_change="never", gt=0)
+    """AdamW's peak learning rate; linear warm-up over a tenth of the steps, then cosine to a tenth of the peak."""
+    max_tokens: int | None = setting(None, may_change="never", ge=2)
+    """Maximum tokens of an example, prompt and completion together. If unset: the model's context."""
+    long_examples: Literal["error", "drop", "cut"] = setting("error", may_change="never")
+    """What to do with a longer example: end with an error, drop it, or cut its end. It is dropped too if no token of
+    the completion fits. The summary counts them."""
+    held_out_share: float = setting(0.0, may_change="never", ge=0, lt=1)
+    """Share of the examples held out from training for `held_out_loss`. If above 0, the weights with the lowest loss
+    are kept."""
+    evaluate_every_steps: int = setting(25, may_change="never", ge=1)
+    """Optimiser steps between measurements of `held_out_loss`; the last step is always measured."""
+    patience: int | None = setting(None, may_change="never", ge=1)
+    """Measurements without a lower `held_out_loss` after which training stops. If unset, every step is done."""
+    checkpoint_every_steps: int = setting(100, may_change="always", ge=1)
+    """Optimiser steps between checkpoints, from the last of which an interrupted stage resumes."""
 
     @model_validator(mode="after")
     def _patience_needs_held_out_examples(self) -> Self:
         if self.patience is not None and not self.held_out_share:
-            raise ValueError("patience needs a held_out_share to watch")
+            raise ValueError("patience: needs a held_out_share above 0, whose loss it watches")
         return self
 
 
 class PreferencesConfig(Section):
     """Pairs of responses of the SFT policy, labelled by an annotator."""
 
-    num_pairs: int = Field(default=3000, ge=2)
+    num_pairs: int = setting(3000, may_change="never", ge=2)
     """Pairs sampled and labelled for training."""
-    num_held_out_pairs: int = Field(default=1000, ge=0)
-    """Fresh pairs beyond them, for the reported accuracy alone."""
-    annotator: str | None = None
+    num_held_out_pairs: int = setting(1000, may_change="never", ge=0)
+    """Additional pairs, used only for the reported accuracy."""
+    annotator: str | None = setting(None, may_change="never")
     """Dotted path of `f(prompts, first, second, *, seed) -> list[0 | 1]` (1: the second is better)."""
-    oracle: str | None = None
-    """Dotted path of `f(prompts, responses) -> list[float]`, a simulated annotator's true opinion: reports how many
-    labels disagree with it (the noise ceiling); nothing is trained on it."""
+    oracle: str | None = setting(None, may_change="never")
+    """Dotted path of `f(prompts, responses) -> list[float]`, a simulated annotator's true opinion. Used only to report
+    how many labels disagree with it (the noise ceiling)."""
 
 
 class RewardModelConfig(Section):
     """Bradley-Terry training of a sequence classifier with one label."""
 
-    num_epochs: int = Field(default=3, ge=1)
+    num_epochs: int = setting(3, may_change="never", ge=1)
     """Passes over the pairs."""
-    batch_size: int = Field(default=64, ge=1)
-    """Pairs an optimiser step."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """AdamW's peak learning rate; linear warm-up over a tenth, then cosine to a tenth."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of labels that are taken to be wrong: each pair is learnt the other way round with this weight."""
-    num_members: int = Field(default=1, ge=1, le=16)
-    """Reward models trained on the same pairs, each with its own new head and order of batches; the first one is
-    served, the others lie in its folder (member-1, ...) and show where they disagree."""
-    held_out_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the pairs kept for the reported accuracy."""
-    max_tokens: int | None = Field(default=None, ge=2)
-    """Longest prompt with its response; unset: the model's context."""
-    long_examples: Literal["error", "drop", "cut"] = "error"
-    """What becomes of a pair with a longer one: an error, left out, or its responses cut at their end; left out too
-    where no token of them fits, or nothing is left to tell them apart. The summary counts them."""
-    patience: int | None = Field(default=None, ge=1)
-    """Epochs without a lower `held_out_loss` after which training stops, and the weights of the lowest are kept;
-    unset: it goes on to its last epoch, whose weights are kept."""
-    checkpoint_every_steps: int = Field(default=100, ge=1)
-    """Optimiser steps between checkpoints, from the last of which an interrupted stage goes on."""
+    batch_size: int = setting(64, may_change="never", ge=1)
+    """Pairs per optimiser step."""
+    learning_rate: float = setting(1e-3, may_change="never", gt=0)
+    """AdamW's peak learning rate; linear warm-up over a tenth of the steps, then cosine to a tenth of the peak."""
+    label_smoothing: float = setting(0.0, may_change="never", ge=0, lt=0.5)
+    """Share of labels assumed to be wrong: each pair is also learnt the other way round with this weight."""
+    num_members: int = setting(1, may_change="never", ge=1, le=16)
+    """Reward models trained on the same pairs, each with its own head and order of batches. The first is served; the
+    others are in its folder (member-1, ...) and show where they disagree."""
+    held_out_share: float = setting(0.1, may_change="never", gt=0, lt=1)
+    """Share of the pairs held out for the reported accuracy."""
+    max_tokens: int | None = setting(None, may_change="never", ge=2)
+    """Maximum tokens of a prompt with its response. If unset: the model's context."""
+    long_examples: Literal["error", "drop", "cut"] = setting("error", may_change="never")
+    """What to do with a longer pair: end with an error, drop it, or cut the end of its responses. It is dropped too if
+    no token of them fits, or if what remains is equal. The summary counts them."""
+    patience: int | None = setting(None, may_change="never", ge=1)
+    """Epochs without a lower `held_out_loss` after which training stops and the weights with the lowest loss are kept.
+    If unset, every epoch is done and the last weights are kept."""
+    checkpoint_every_steps: int = setting(100, may_change="always", ge=1)
+    """Optimiser steps between checkpoints, from the last of which an interrupted stage resumes."""

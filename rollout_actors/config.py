@@ -5,74 +5,85 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import Field
+from cluster.config import MayChange, Section, setting
 
-from cluster.config import Section
+ENGINE_MEMORY: dict[str, MayChange] = dict.fromkeys(
+    (
+        "block_size",
+        "cpu_offload_gb",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "swap_space",
+    ),
+    "always",
+)
+"""vLLM's arguments that only change how the engine uses memory."""
 
 
 class EnvironmentConfig(Section):
-    """Whom the policy talks with, turn by turn; without one, every prompt is answered once."""
+    """Environment of a multi-turn task. Without one, each prompt gets one response."""
 
-    path: str | None = None
-    """Dotted path of a class, or of a function that makes an environment: an object with `reset(*, seed)` and
-    `step(response)`, as Gymnasium means them, in texts or messages."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """What it is made with, as keyword arguments."""
-    max_turns: int = Field(default=8, ge=1)
-    """Most responses of the policy in a conversation."""
-    max_tokens: int = Field(default=1024, ge=2)
-    """Most tokens of a conversation, the prompt and what others say included."""
-    step_timeout_s: float = Field(default=30.0, gt=0)
-    """How long a `reset` or `step` may take; a group whose environment takes longer is voided."""
-    own_process: bool = False
-    """Have every environment in a process of its own: for heavy ones, and for such as may hang or crash."""
+    path: str | None = setting(None, may_change="never")
+    """Dotted path of a class, or of a function that returns an environment: an object with Gymnasium's `reset(*, seed)`
+    and `step(response)`, in texts or messages."""
+    settings: dict[str, Any] = setting({}, may_change="recorded", reevaluates=True)
+    """Keyword arguments for the environment's constructor."""
+    max_turns: int = setting(8, may_change="recorded", reevaluates=True, ge=1)
+    """Maximum responses of the policy in a conversation."""
+    max_tokens: int = setting(1024, may_change="recorded", reevaluates=True, ge=2)
+    """Maximum tokens of a conversation, including the prompt and the environment's messages."""
+    step_timeout_s: float = setting(30.0, may_change="always", gt=0)
+    """Deadline of a `reset` or `step`; a group whose environment takes longer is voided."""
+    own_process: bool = setting(False, may_change="always")
+    """Run each environment in a separate process. Use it if environments are heavy or may hang or crash."""
 
 
 class RolloutActorsConfig(Section):
     """How many actors sample, and how."""
 
-    num_actors: int = Field(default=1, ge=1)
-    """Rollout actors at the start; `antiphon scale` changes it while the run goes on."""
-    max_actors: int | None = Field(default=None, ge=1)
-    """Where it is set, actors join while the learner waits for groups, up to this many, and leave while it never does,
-    down to num_actors; `antiphon scale` ends that."""
-    responses_per_prompt: int = Field(default=4, ge=1)
+    num_actors: int = setting(1, may_change="always", ge=1)
+    """Rollout actors at the start; `antiphon scale` changes the number during the run."""
+    max_actors: int | None = setting(None, may_change="always", ge=1)
+    """Enables autoscaling up to this many actors: one is added while the learner waits for groups, one is removed while
+    it never waits, down to num_actors. `antiphon scale` turns autoscaling off."""
+    responses_per_prompt: int = setting(4, may_change="never", ge=1)
     """Responses sampled for each prompt: the size of a group."""
-    max_prompt_tokens: int = Field(default=512, ge=1)
-    """Longest prompt."""
-    long_prompts: Literal["error", "drop"] = "error"
-    """What becomes of a longer one: an error, or it is left out. The summary counts those left out."""
-    max_response_tokens: int = Field(default=512, ge=1)
-    """Longest response; a longer one is cut and finishes with reason `length`."""
-    max_segment_tokens: int = Field(default=1024, ge=1)
-    """Tokens after which a segment is closed and kept, so that the death of an actor costs a response no more than
-    that; the next one is prefilled with what stands before it."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature, also the one trained at."""
-    kv_after_swap: Literal["recompute"] = "recompute"
-    """What happens to responses under way at a weight swap: they go on from prompt + partial response, prefilled
-    again under the new weights."""
-    num_concurrent_groups: int = Field(default=16, ge=1)
-    """Groups an actor samples at once; half as many more wait in it for a place."""
-    num_cpus: float = Field(default=0.25, ge=0)
+    max_prompt_tokens: int = setting(512, may_change="never", ge=1)
+    """Maximum tokens of a prompt."""
+    long_prompts: Literal["error", "drop"] = setting("error", may_change="never")
+    """What to do with a longer prompt: end with an error, or drop it. The summary counts dropped prompts."""
+    max_response_tokens: int = setting(512, may_change="recorded", reevaluates=True, ge=1)
+    """Maximum tokens of a response; a longer one is cut and finishes with reason `length`."""
+    max_segment_tokens: int = setting(1024, may_change="always", ge=1)
+    """Segment length. Finished segments are saved, so an actor's death loses at most this many tokens of a response;
+    the next segment starts with a prefill of everything before it."""
+    temperature: float = setting(1.0, may_change="recorded", reevaluates=True, gt=0)
+    """Sampling temperature; the learner computes log-probabilities at the same temperature."""
+    kv_after_swap: Literal["recompute"] = setting("recompute", may_change="recorded")
+    """What happens to active responses at a weight swap: they continue from prompt + partial response, prefilled again
+    under the new weights."""
+    num_concurrent_groups: int = setting(16, may_change="always", ge=1)
+    """Groups that an actor samples concurrently. It prefetches half as many more."""
+    num_cpus: float = setting(0.25, may_change="always", ge=0)
     """CPUs that Ray reserves for each actor."""
-    num_gpus: float = Field(default=0.0, ge=0)
+    num_gpus: float = setting(0.0, may_change="always", ge=0)
     """GPUs that Ray reserves for each actor."""
-    max_restarts: int = Field(default=4, ge=0)
-    """How often in an hour a failed actor is replaced before the run ends."""
-    probe_timeout_s: float = Field(default=60.0, gt=0)
-    """How long an actor's engine may take to come round from one step to the next; one that takes longer twice in a
-    row is replaced."""
-    start_timeout_s: float = Field(default=300.0, gt=0)
+    max_restarts: int = setting(4, may_change="always", ge=0)
+    """How many failed actors are replaced within an hour; one more ends the run."""
+    probe_timeout_s: float = setting(60.0, may_change="always", gt=0)
+    """Maximum time between two steps of an actor's engine; an actor that exceeds it twice in a row is replaced."""
+    start_timeout_s: float = setting(300.0, may_change="always", gt=0)
     """How long an actor may take to start its engine."""
-    engine: dict[str, Any] = Field(default_factory=dict)
-    """vLLM's own engine arguments, passed through by name."""
+    engine: dict[str, Any] = setting({}, may_change="recorded", keys=ENGINE_MEMORY)
+    """vLLM's own engine arguments, passed on by name."""
 
 
 def max_sequence_tokens(actors: RolloutActorsConfig, environments: Iterable[EnvironmentConfig]) -> int:
-    """The longest sequence that is sampled: a prompt with its response, or a whole conversation.
+    """Return the maximum tokens of a sampled sequence: a prompt with its response, or a whole conversation.
 
-    `environments` are those of all tasks, that of a task without one among them.
+    `environments` has one entry for each task, with an empty `path` for a task without an environment.
     """
     plain = actors.max_prompt_tokens + actors.max_response_tokens
     longest = (plain if environment.path is None else environment.max_tokens for environment in environments)

@@ -8,38 +8,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from cluster.config import Section
+from cluster.config import Section, setting
 
 REWARD_MODEL = "reward_model"
 
 
 class Statistics(Section):
-    """Mean and standard deviation of a scorer's rewards, frozen."""
+    """Fixed mean and standard deviation of a scorer's rewards."""
 
-    mean: float
-    """Taken from a reward."""
-    std: float = Field(gt=0)
-    """What that is divided by."""
+    mean: float = setting(..., may_change="recorded")
+    """Subtracted from a reward."""
+    std: float = setting(..., may_change="recorded", gt=0)
+    """Divides the difference."""
 
 
 class CompositeConfig(Section):
-    """A weighted sum of other scorers, which gates may veto."""
+    """A weighted sum of other scorers, with optional gates that veto it."""
 
-    kind: Literal["composite"]
-    parts: dict[str, float] = Field(min_length=1)
+    kind: Literal["composite"] = setting(..., may_change="recorded")
+    parts: dict[str, float] = setting(..., may_change="recorded", min_length=1)
     """Weight of each scorer, by name (`reward_model` is the run's own)."""
-    gates: tuple[str, ...] = ()
-    """Scorers that veto the sum where their reward is at or below their threshold."""
-    thresholds: dict[str, float] = Field(default_factory=dict)
-    """Thresholds of gates; 0 unless given."""
-    vetoed: float | None = None
-    """Reward of a vetoed response; unless given that of the gate, or the weighted sum where that is lower still, so
-    that being vetoed never pays."""
-    normalize: dict[str, Statistics | Literal["reward_statistics"]] = Field(default_factory=dict)
-    """Mean and std by which a part is normalised before it is weighted; "reward_statistics" takes them from the file
-    that training put beside a reward model's weights."""
+    gates: tuple[str, ...] = setting((), may_change="recorded")
+    """Scorers that veto the sum if their reward is at or below their threshold."""
+    thresholds: dict[str, float] = setting({}, may_change="recorded")
+    """Thresholds of gates; 0 if unset."""
+    vetoed: float | None = setting(None, may_change="recorded")
+    """Reward of a vetoed response. If unset: the gate's reward, or the weighted sum if that is lower, so that a veto
+    never pays."""
+    normalize: dict[str, Statistics | Literal["reward_statistics"]] = setting({}, may_change="recorded")
+    """Mean and std by which a part is normalised before it is weighted; "reward_statistics" reads them from the file
+    beside the reward model's weights."""
 
     @model_validator(mode="after")
     def _known(self) -> CompositeConfig:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import regex
 from pydantic import AfterValidator, Field, model_validator
 
-from cluster.config import Section
+from cluster.config import Section, setting
 from reward_service.config.composite import CompositeConfig
 
 SCORER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
@@ -66,84 +66,84 @@ Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiles)]
 class TrainedModelConfig(Section):
     """A trained reward model other than the run's own."""
 
-    kind: Literal["reward_model"]
-    path: Path
+    kind: Literal["reward_model"] = setting(..., may_change="recorded")
+    path: Path = setting(..., may_change="recorded")
     """Folder of a Hugging Face sequence classifier with one label."""
 
 
 class FunctionConfig(Section):
     """A Python function."""
 
-    kind: Literal["function"]
-    path: str
-    """Dotted path `module:function`; the signatures are in `reward_service.scorers.signatures`."""
+    kind: Literal["function"] = setting(..., may_change="recorded")
+    path: str = setting(..., may_change="recorded")
+    """Dotted path `module:function`; `reward_service.scorers.signatures` lists the signatures."""
 
 
 class ExactConfig(Section):
-    """1 where the answer is one of the references, else 0."""
+    """1 if the answer is one of the references, else 0."""
 
-    kind: Literal["exact"]
-    answer: Pattern | None = None
-    """Regular expression that finds the answer: the first group (or all) of its last match; without one the answer is
-    the whole response."""
-    ignore_case: bool = False
-    """Whether upper and lower case are the same."""
-    strip: bool = True
-    """Whether white space around answer and reference is ignored."""
+    kind: Literal["exact"] = setting(..., may_change="recorded")
+    answer: Pattern | None = setting(None, may_change="recorded")
+    """Regular expression that finds the answer: the first group (or all) of its last match. If unset, the answer is the
+    whole response."""
+    ignore_case: bool = setting(False, may_change="recorded")
+    """Ignore upper and lower case."""
+    strip: bool = setting(True, may_change="recorded")
+    """Ignore white space around answer and reference."""
 
 
 class NumericConfig(Section):
-    """1 where the answer is within the tolerance of one of the references, else 0."""
+    """1 if the answer is within the tolerance of one of the references, else 0."""
 
-    kind: Literal["numeric"]
-    answer: Pattern | None = None
-    """Regular expression that finds the number, as in `exact`; without one it is the last number of the response."""
-    tolerance: float = Field(default=0.0, ge=0)
-    """Largest difference that counts as equal."""
-    relative_tolerance: float = Field(default=1e-9, ge=0)
-    """The same as a share of the reference; the larger of the two holds."""
+    kind: Literal["numeric"] = setting(..., may_change="recorded")
+    answer: Pattern | None = setting(None, may_change="recorded")
+    """Regular expression that finds the number, as in `exact`. If unset, it is the last number of the response."""
+    tolerance: float = setting(0.0, may_change="recorded", ge=0)
+    """Maximum difference that counts as equal."""
+    relative_tolerance: float = setting(1e-9, may_change="recorded", ge=0)
+    """Maximum difference as a share of the reference; the larger of the two applies."""
 
 
 class MathConfig(Section):
-    """1 where math-verify finds the response's last expression equal to one of the references, else 0."""
+    """1 if math-verify finds the response's last expression equal to one of the references, else 0."""
 
-    kind: Literal["math"]
-    timeout_s: float = Field(default=5.0, gt=0)
-    """Longest an item may take; one that takes longer is an error."""
-    num_processes: int = Field(default=1, ge=1)
+    kind: Literal["math"] = setting(..., may_change="recorded")
+    timeout_s: float = setting(5.0, may_change="always", gt=0)
+    """Maximum time of an item; one that takes longer is an error."""
+    num_processes: int = setting(1, may_change="always", ge=1)
     """Child processes that compare."""
 
 
 class RegexConfig(Section):
-    """A reward where the response matches a pattern, another where it does not."""
+    """One reward if the response matches a pattern, another if it does not."""
 
-    kind: Literal["regex"]
-    pattern: Pattern
+    kind: Literal["regex"] = setting(..., may_change="recorded")
+    pattern: Pattern = setting(..., may_change="recorded")
     """Regular expression."""
-    match: Literal["search", "full"] = "search"
-    """Whether the pattern may be anywhere or has to be the whole response."""
-    reward: float = 1.0
+    match: Literal["search", "full"] = setting("search", may_change="recorded")
+    """Whether the pattern may match anywhere or must match the whole response."""
+    reward: float = setting(1.0, may_change="recorded")
     """Reward of a match."""
-    otherwise: float = 0.0
-    """Reward without one."""
-    timeout_s: float = Field(default=1.0, gt=0)
-    """Longest the pattern may be tried on an item; one that takes longer is an error."""
+    otherwise: float = setting(0.0, may_change="recorded")
+    """Reward of no match."""
+    timeout_s: float = setting(1.0, may_change="always", gt=0)
+    """Maximum time of the pattern on an item; one that takes longer is an error."""
 
 
 class LengthConfig(Section):
     """0 within the bounds, minus the penalty beyond them."""
 
-    kind: Literal["length"]
-    unit: Literal["characters", "words"] = "characters"
+    kind: Literal["length"] = setting(..., may_change="recorded")
+    unit: Literal["characters", "words"] = setting("characters", may_change="recorded")
     """What is counted."""
-    min: int = Field(default=0, ge=0)
-    """Shortest length without a penalty."""
-    max: int | None = Field(default=None, ge=0)
-    """Longest length without a penalty."""
-    margin: int = Field(default=0, ge=0)
-    """Over how many units beyond a bound the penalty grows to its whole; 0 is at once."""
-    penalty: float = Field(default=1.0, ge=0)
-    """What is taken away at most."""
+    min: int = setting(0, may_change="recorded", ge=0)
+    """Minimum length without a penalty."""
+    max: int | None = setting(None, may_change="recorded", ge=0)
+    """Maximum length without a penalty."""
+    margin: int = setting(0, may_change="recorded", ge=0)
+    """Units beyond a bound over which the penalty grows to its full value; 0 applies it at once."""
+    penalty: float = setting(1.0, may_change="recorded", ge=0)
+    """Maximum that is subtracted."""
 
     @model_validator(mode="after")
     def _bounds(self) -> LengthConfig:
@@ -155,28 +155,28 @@ class LengthConfig(Section):
 
 
 class TruncationConfig(Section):
-    """0 where the response came to its end, minus the penalty where it was cut off.
+    """0 if the response is complete, minus the penalty if it was cut off.
 
-    The data's column `finish_reason` tells where it is given ("length" is cut off); else the last character does.
+    The column `finish_reason` decides if the data has it ("length" is cut off); otherwise the last character decides.
     """
 
-    kind: Literal["truncation"]
-    penalty: float = Field(default=1.0, ge=0)
-    """What is taken away."""
-    endings: str = Field(default=".!?…。！？\"'”’»)]}`", min_length=1)
-    """Characters that a whole response ends with, white space aside."""
+    kind: Literal["truncation"] = setting(..., may_change="recorded")
+    penalty: float = setting(1.0, may_change="recorded", ge=0)
+    """What is subtracted."""
+    endings: str = setting(".!?…。！？\"'”’»)]}`", may_change="recorded", min_length=1)
+    """Characters that end a complete response, ignoring white space."""
 
 
 class JsonSchemaConfig(Section):
-    """1 where the response is JSON that the schema allows, else 0; of fenced blocks the last is read."""
+    """1 if the response is JSON that is valid under the schema, else 0; of fenced blocks the last one is read."""
 
-    kind: Literal["json_schema"]
-    json_schema: Annotated[dict[str, Any], AfterValidator(_valid_schema)] | None = None
+    kind: Literal["json_schema"] = setting(..., may_change="recorded")
+    json_schema: Annotated[dict[str, Any], AfterValidator(_valid_schema)] | None = setting(None, may_change="recorded")
     """The schema as a table."""
-    path: Path | None = None
-    """A file with the schema, instead."""
-    timeout_s: float = Field(default=5.0, gt=0)
-    """Longest an item may take; one that takes longer is an error."""
+    path: Path | None = setting(None, may_change="recorded")
+    """File with the schema, instead of a table."""
+    timeout_s: float = setting(5.0, may_change="always", gt=0)
+    """Maximum time of an item; one that takes longer is an error."""
 
     @model_validator(mode="after")
     def _one(self) -> JsonSchemaConfig:
@@ -186,25 +186,25 @@ class JsonSchemaConfig(Section):
 
 
 class RepetitionConfig(Section):
-    """Minus the penalty times the share of n-grams that were there before."""
+    """Minus the penalty times the share of n-grams that occurred before."""
 
-    kind: Literal["repetition"]
-    n: int = Field(default=4, ge=1)
+    kind: Literal["repetition"] = setting(..., may_change="recorded")
+    n: int = setting(4, may_change="recorded", ge=1)
     """Length of the n-grams."""
-    unit: Literal["characters", "words"] = "words"
-    """What they are made of."""
-    penalty: float = Field(default=1.0, ge=0)
-    """What is taken away where all is repetition."""
+    unit: Literal["characters", "words"] = setting("words", may_change="recorded")
+    """What n-grams are made of."""
+    penalty: float = setting(1.0, may_change="recorded", ge=0)
+    """What is subtracted if every n-gram is a repetition."""
 
 
 class LanguageConfig(Section):
-    """1 where py3langid takes the response for the language, else 0; without letters it is none."""
+    """1 if py3langid identifies the response as the language, else 0; a response without letters gets 0."""
 
-    kind: Literal["language"]
-    language: str = Field(pattern=r"^[a-z]{2,3}$")
-    """Expected language, by its ISO 639 code."""
-    among: tuple[str, ...] = ()
-    """Languages it may be taken for; all that are known unless given."""
+    kind: Literal["language"] = setting(..., may_change="recorded")
+    language: str = setting(..., may_change="recorded", pattern=r"^[a-z]{2,3}$")
+    """ISO 639 code of the expected language."""
+    among: tuple[str, ...] = setting((), may_change="recorded")
+    """Languages to choose from; all known languages if empty."""
 
     @model_validator(mode="after")
     def _expected_is_possible(self) -> LanguageConfig:
@@ -214,29 +214,29 @@ class LanguageConfig(Section):
 
 
 class CodeConfig(Section):
-    """The share of unit tests that the response's Python code passes, run in a confined child process.
+    """The share of unit tests that the response's Python code passes, run in a sandboxed child process.
 
-    The code is the last fenced block or the whole response. A test is Python source that raises where the code is
-    wrong; it sees what the code defined. The child is one process without network or files.
+    The code is the last fenced block or the whole response. A test is Python source that raises if the code is wrong;
+    it sees what the code defined. The child is one process without network or files.
     """
 
-    kind: Literal["code"]
-    tests: str = "references"
-    """Column with the item's tests: a source, or a list of them."""
-    all_or_nothing: bool = False
-    """Whether one failed test makes the reward 0."""
-    cpu_s: int = Field(default=5, ge=1)
-    """CPU time of an item; what is not passed by then is failed."""
-    wall_s: float = Field(default=15.0, gt=0)
-    """Time on the clock of an item; one that takes longer is an error, for the machine may be to blame."""
-    memory_mb: int = Field(default=512, ge=64)
-    """Address space of the child."""
-    max_threads: int = Field(default=16, ge=1)
-    """Threads of the child."""
-    scratch_mb: int = Field(default=16, ge=1)
-    """Size of the folder that the child may write to, which is in memory."""
-    num_processes: int = Field(default=2, ge=1)
-    """Items judged at a time."""
+    kind: Literal["code"] = setting(..., may_change="recorded")
+    tests: str = setting("references", may_change="recorded")
+    """Column with the item's tests: a source text, or a list of them."""
+    all_or_nothing: bool = setting(False, may_change="recorded")
+    """One failed test makes the reward 0."""
+    cpu_s: int = setting(5, may_change="recorded", ge=1)
+    """CPU time of an item; tests that have not passed by then have failed."""
+    wall_s: float = setting(15.0, may_change="always", gt=0)
+    """Wall-clock time of an item; one that takes longer is an error, because the machine may be the cause."""
+    memory_mb: int = setting(512, may_change="recorded", ge=64)
+    """Address space of the child process."""
+    max_threads: int = setting(16, may_change="recorded", ge=1)
+    """Threads of the child process."""
+    scratch_mb: int = setting(16, may_change="recorded", ge=1)
+    """Size of the in-memory folder that the child process may write to."""
+    num_processes: int = setting(2, may_change="always", ge=1)
+    """Items judged concurrently."""
 
     @model_validator(mode="after")
     def _clock(self) -> CodeConfig:
@@ -246,21 +246,21 @@ class CodeConfig(Section):
 
 
 class ForbiddenConfig(Section):
-    """1 where the response has nothing forbidden, 0 where it has; the part `violation` is the other way round.
+    """1 if the response has nothing forbidden, else 0; the part `violation` is the opposite.
 
-    Phrases are found as whole words, whatever their case, white space and invisible characters.
+    Phrases are found as whole words, regardless of case, white space and invisible characters.
     """
 
-    kind: Literal["forbidden"]
-    phrases: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()
-    """What may not be said."""
-    path: Path | None = None
-    """A text file with more of them, a line each."""
-    function: str | None = None
-    """Dotted path of a function as in `function`; where it gives 0 or less the response is forbidden too."""
-    turns: Literal["all", "last"] = "all"
-    """After a conversation (column `conversation`): whether phrases are looked for in all that the policy said in it,
-    as its assistant, or in the last response alone."""
+    kind: Literal["forbidden"] = setting(..., may_change="recorded")
+    phrases: tuple[Annotated[str, Field(pattern=r"\S")], ...] = setting((), may_change="recorded")
+    """Forbidden phrases."""
+    path: Path | None = setting(None, may_change="recorded")
+    """Text file with more phrases, one a line."""
+    function: str | None = setting(None, may_change="recorded")
+    """Dotted path of a function as in `function`; the response is forbidden too if it returns 0 or less."""
+    turns: Literal["all", "last"] = setting("all", may_change="recorded")
+    """After a conversation (column `conversation`): look for phrases in all of the policy's messages, or in its last
+    response only."""
 
     @model_validator(mode="after")
     def _something(self) -> ForbiddenConfig:
@@ -270,37 +270,37 @@ class ForbiddenConfig(Section):
 
 
 class JudgeConfig(Section):
-    """A language model's opinion, asked of an OpenAI-compatible endpoint."""
+    """A language model's score, requested from an OpenAI-compatible endpoint."""
 
-    kind: Literal["judge"]
-    url: str = Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$")
-    """The endpoint's base, such as http://127.0.0.1:8000/v1."""
-    model: str = Field(min_length=1)
-    """Name of the model there."""
-    rubric: str
-    """What it is asked, with {prompt}, {response} and, where the data has one, {reference} in their places."""
-    system: str | None = None
-    """A system message before it."""
-    api_key_variable: str | None = Field(default=None, min_length=1)
+    kind: Literal["judge"] = setting(..., may_change="recorded")
+    url: str = setting(..., may_change="recorded", pattern=r"^https?://[^\s/]+(/[^\s]*)?$")
+    """Base URL of the endpoint, such as http://127.0.0.1:8000/v1."""
+    model: str = setting(..., may_change="recorded", min_length=1)
+    """Name of the model at the endpoint."""
+    rubric: str = setting(..., may_change="recorded")
+    """Prompt of the judge; {prompt}, {response} and, if the data has one, {reference} are filled in."""
+    system: str | None = setting(None, may_change="recorded")
+    """System message before the rubric."""
+    api_key_variable: str | None = setting(None, may_change="always", min_length=1)
     """Environment variable with the endpoint's key."""
-    temperature: float = Field(default=0.0, ge=0)
-    """Temperature it is sampled with."""
-    max_tokens: int = Field(default=256, ge=1)
-    """Longest opinion."""
-    pattern: Pattern = r"(?i:score)\W{0,3}(-?\d+(?:\.\d+)?)"
+    temperature: float = setting(0.0, may_change="recorded", ge=0)
+    """Sampling temperature of the judge."""
+    max_tokens: int = setting(256, may_change="recorded", ge=1)
+    """Maximum tokens of an answer."""
+    pattern: Pattern = setting(r"(?i:score)\W{0,3}(-?\d+(?:\.\d+)?)", may_change="recorded")
     """Regular expression that finds the number: the first group (or all) of its last match."""
-    json_field: str | None = None
-    """Instead of the pattern: the opinion is a JSON object, and this its field with the number."""
-    low: float | None = None
-    """Least number that it may give; with `high`, rewards are scaled from [low, high] to [0, 1]."""
-    high: float | None = None
-    """Greatest number that it may give."""
-    max_concurrent: int = Field(default=8, ge=1)
-    """Questions under way at a time."""
-    timeout_s: float = Field(default=30.0, gt=0)
-    """Deadline of one item, repeats included."""
-    max_attempts: int = Field(default=4, ge=1)
-    """Times an item is asked where the endpoint can't be reached, is busy (429) or failed (5xx)."""
+    json_field: str | None = setting(None, may_change="recorded")
+    """Field with the number, if the answer is a JSON object; used instead of the pattern."""
+    low: float | None = setting(None, may_change="recorded")
+    """Minimum number; with `high`, rewards are scaled from [low, high] to [0, 1]."""
+    high: float | None = setting(None, may_change="recorded")
+    """Maximum number."""
+    max_concurrent: int = setting(8, may_change="always", ge=1)
+    """Concurrent requests."""
+    timeout_s: float = setting(30.0, may_change="always", gt=0)
+    """Deadline of one item, retries included."""
+    max_attempts: int = setting(4, may_change="always", ge=1)
+    """Attempts for an item if the endpoint cannot be reached, is busy (429) or fails (5xx)."""
 
     @model_validator(mode="after")
     def _fits(self) -> JudgeConfig:

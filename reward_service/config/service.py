@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from cluster.config import Section
+from cluster.config import Section, setting
 from reward_service.config.composite import REWARD_MODEL as REWARD_MODEL
 from reward_service.config.composite import CompositeConfig, check_composites
 from reward_service.config.scorers import SCORER_NAME, FunctionConfig, ScorerConfig
@@ -27,30 +27,30 @@ def app_name(run_name: str) -> str:
 
 
 class HttpConfig(Section):
-    """Limits of the HTTP face: what it takes in, how long it waits, who may call."""
+    """Limits of the HTTP server: sizes, deadlines and tokens."""
 
-    tokens: Path | None = None
-    """File of named bearer tokens, written by `antiphon token`; ANTIPHON_TOKEN is one more."""
-    max_body_bytes: int = Field(default=16 * 2**20, ge=1)
-    """Longest body of a request; a longer one is refused while it is read."""
-    max_buffered_bytes: int = Field(default=64 * 2**20, ge=1)
-    """Most bytes of bodies held at once, over all requests."""
-    max_waiting_requests: int = Field(default=512, ge=1)
-    """Most requests under way at once; further ones are refused and told when to come again."""
-    max_connections: int = Field(default=2048, ge=1)
-    """Most connections open at once."""
-    header_timeout_s: float = Field(default=10.0, gt=0)
-    """How long a client may take to send the head of a request, and for a TLS handshake."""
-    body_timeout_s: float = Field(default=30.0, gt=0)
-    """How long a client may take to send the body of a request."""
-    write_timeout_s: float = Field(default=30.0, gt=0)
-    """How long a client may leave an answer unread."""
-    require_token: bool = False
-    """Ask for a token though there is none yet; beyond loopback, and where there is one, it is asked for anyway."""
-    ssl_certfile: Path | None = None
-    """Certificate chain (PEM); with it the service speaks HTTPS."""
-    ssl_keyfile: Path | None = None
-    """Private key of the certificate, where it is in a file of its own."""
+    tokens: Path | None = setting(None, may_change="always")
+    """File of named bearer tokens, written by `antiphon token`. ANTIPHON_TOKEN is accepted as well."""
+    max_body_bytes: int = setting(16 * 2**20, may_change="always", ge=1)
+    """Maximum body of a request; a larger one is refused while it is read."""
+    max_buffered_bytes: int = setting(64 * 2**20, may_change="always", ge=1)
+    """Maximum total size of pending bodies, over all requests."""
+    max_waiting_requests: int = setting(512, may_change="always", ge=1)
+    """Maximum concurrent requests; further ones are refused with a time after which to retry."""
+    max_connections: int = setting(2048, may_change="always", ge=1)
+    """Maximum open connections."""
+    header_timeout_s: float = setting(10.0, may_change="always", gt=0)
+    """Deadline for the head of a request, and for a TLS handshake."""
+    body_timeout_s: float = setting(30.0, may_change="always", gt=0)
+    """Deadline for the body of a request."""
+    write_timeout_s: float = setting(30.0, may_change="always", gt=0)
+    """Deadline for a client to read an answer."""
+    require_token: bool = setting(False, may_change="always")
+    """Require a token even if none exists yet. A token is always required beyond loopback, and if one exists."""
+    ssl_certfile: Path | None = setting(None, may_change="always")
+    """Certificate chain (PEM); enables HTTPS."""
+    ssl_keyfile: Path | None = setting(None, may_change="always")
+    """Private key of the certificate, if it is in a separate file."""
 
     @model_validator(mode="after")
     def _key_has_certificate(self) -> Self:
@@ -62,37 +62,37 @@ class HttpConfig(Section):
 class RewardServiceConfig(Section):
     """What scores responses, and where it can be reached."""
 
-    scorer: str = REWARD_MODEL
-    """What a run uses: `reward_model` (its trained reward model), a name in `scorers`, the dotted path of a function
-    `f(prompts, responses, **columns) -> list[float]`, or `none` where an environment gives all the rewards."""
-    scorers: dict[str, ScorerConfig] = Field(default_factory=dict)
+    scorer: str = setting(REWARD_MODEL, may_change="recorded", reevaluates=True)
+    """Scorer of the run: `reward_model` (its trained reward model), a name in `scorers`, the dotted path of a function
+    `f(prompts, responses, **columns) -> list[float]`, or `none` if the environment gives all rewards."""
+    scorers: dict[str, ScorerConfig] = setting({}, may_change="recorded", reevaluates=True)
     """Scorers by name: `[reward_service.scorers.NAME]` with a kind and its settings."""
-    url: str | None = Field(default=None, pattern=r"^https?://")
-    """A reward service elsewhere that answers POST /v1/rewards, instead of one of this run's own; its token is
+    url: str | None = setting(None, may_change="recorded", reevaluates=True, pattern=r"^https?://")
+    """URL of another reward service that answers POST /v1/rewards, used instead of the run's own; its token is
     ANTIPHON_TOKEN."""
-    num_replicas: int = Field(default=1, ge=1)
-    """Copies of the service; the least of them where there is `max_replicas`."""
-    max_replicas: int | None = Field(default=None, ge=1)
-    """Copies that Ray Serve may add under load; none unless set."""
-    host: str = "127.0.0.1"
-    """Address to bind when a port is set; beyond loopback a token (ANTIPHON_TOKEN) is required."""
-    port: int | None = Field(default=None, ge=1, le=65535)
-    """HTTP port; without one the service is reached by handle alone."""
+    num_replicas: int = setting(1, may_change="always", ge=1)
+    """Replicas of the service; the minimum if `max_replicas` is set."""
+    max_replicas: int | None = setting(None, may_change="always", ge=1)
+    """Enables autoscaling by Ray Serve up to this many replicas."""
+    host: str = setting("127.0.0.1", may_change="always")
+    """Address to bind if a port is set; beyond loopback a token (ANTIPHON_TOKEN) is required."""
+    port: int | None = setting(None, may_change="always", ge=1, le=65535)
+    """HTTP port. If unset, the service is reached by Ray Serve handle only."""
     http: HttpConfig = HttpConfig()
-    """Limits of the HTTP face."""
-    timeout_s: float = Field(default=60.0, ge=MIN_TIMEOUT_S)
+    """Limits of the HTTP server."""
+    timeout_s: float = setting(60.0, may_change="always", ge=MIN_TIMEOUT_S)
     """Deadline of one scoring call."""
-    patience_s: float = Field(default=300.0, ge=0)
-    """How long a run waits for a reward service that is down, busy or answers nonsense before it ends."""
-    drain_timeout_s: float = Field(default=10.0, ge=0)
-    """How long a copy that is stopped may finish the calls it has."""
-    max_batch_size: int = Field(default=256, ge=1)
-    """Most responses scored in one forward pass of a reward model."""
-    max_batch_tokens: int = Field(default=16384, ge=1)
-    """Most tokens, padding included, in one forward pass of a reward model; a longer text goes alone."""
-    num_cpus: float = Field(default=0.25, ge=0)
+    patience_s: float = setting(300.0, may_change="always", ge=0)
+    """How long a run waits for a reward service that is down, busy or returns invalid answers before the run ends."""
+    drain_timeout_s: float = setting(10.0, may_change="always", ge=0)
+    """How long a stopping replica may finish its calls."""
+    max_batch_size: int = setting(256, may_change="always", ge=1)
+    """Maximum responses scored in one forward pass of a reward model."""
+    max_batch_tokens: int = setting(16384, may_change="always", ge=1)
+    """Maximum tokens, padding included, in one forward pass of a reward model; a longer text is scored alone."""
+    num_cpus: float = setting(0.25, may_change="always", ge=0)
     """CPUs that Ray reserves for each replica."""
-    num_gpus: float = Field(default=0.0, ge=0)
+    num_gpus: float = setting(0.0, may_change="always", ge=0)
     """GPUs that Ray reserves for each replica."""
 
     @model_validator(mode="after")

@@ -200,7 +200,7 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
         ),
         ("data.adversarial_share = 0.5", "data.adversarial_share", "name the ways"),
         ('adversarial.ways = ["typo"]', "adversarial.ways.0", 'got "typo"'),
-        ('adversarial.ways = ["typos", "typos"]', "adversarial.ways", "each way comes once"),
+        ('adversarial.ways = ["typos", "typos"]', "adversarial.ways", "each way may be named once"),
         ('adversarial.ways = ["paraphrase"]', "adversarial", "needs a function"),
         ('adversarial.paraphrase = "words"', "adversarial.paraphrase", "is not a dotted path"),
         (

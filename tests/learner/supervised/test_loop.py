@@ -162,5 +162,5 @@ def test_held_out_examples_are_not_trained_on(folder: Path, tmp_path: Path) -> N
 
 
 def test_patience_without_held_out_examples_is_refused() -> None:
-    with pytest.raises(ValueError, match="patience needs a held_out_share to watch"):
+    with pytest.raises(ValueError, match="patience: needs a held_out_share above 0"):
         SftConfig(patience=2)
