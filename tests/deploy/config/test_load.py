@@ -140,7 +140,7 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
         ),
         ('learner.lora.target_modules = ["lm_head"]', "learner.lora.target_modules", "can't be merged"),
         ("learner.lora.rnk = 4", "learner.lora.rnk", "did you mean rank?"),
-        ("learner.constraint.max_mean = 0.1", "learner.constraint.cost", "max_mean is set, and nothing is named"),
+        ("learner.constraint.max_mean = 0.1", "learner.constraint.cost", "max_mean is set, but no cost"),
         ('learner.constraint = { cost = "x", max_men = 0 }', "learner.constraint.max_men", "did you mean max_mean?"),
         (
             'learner.constraint = { cost = "x", max_multiplier = 0.5 }',
@@ -201,7 +201,7 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
         ("data.adversarial_share = 0.5", "data.adversarial_share", "name the ways"),
         ('adversarial.ways = ["typo"]', "adversarial.ways.0", 'got "typo"'),
         ('adversarial.ways = ["typos", "typos"]', "adversarial.ways", "each way may be named once"),
-        ('adversarial.ways = ["paraphrase"]', "adversarial", "needs a function"),
+        ('adversarial.ways = ["paraphrase"]', "adversarial.paraphrase", "needs a function"),
         ('adversarial.paraphrase = "words"', "adversarial.paraphrase", "is not a dotted path"),
         (
             'adversarial.ways = ["typos"]\nenvironment.path = "task:Game"',
