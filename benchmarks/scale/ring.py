@@ -22,9 +22,8 @@ from cluster.data.prompt_order import TaskPrompts
 from cluster.journal.recorder import Recorder
 from cluster.ledger import QueueCounts
 from cluster.queue.trajectory_queue import TrajectoryQueue
-from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
-from deploy.ring.calls import RecordedLearners, RecordedWeights
+from deploy.ring.calls import RingCalls
 from learner.training_loop import Groups, StepResult, train
 from rollout_actors.config import RolloutActorsConfig
 
@@ -64,18 +63,6 @@ class Plan:
         return TrajectoryQueueConfig(
             groups_per_step=self.groups_per_step, max_policy_lag=self.max_policy_lag, take_timeout_s=120
         )
-
-
-class Published:
-    """Publication: the store wakes the actors, the queue admits what waited for the version."""
-
-    def __init__(self, store: WeightStore | RemoteActor, queue: TrajectoryQueue | RemoteActor) -> None:
-        self._store, self._queue = store, queue
-
-    async def publish(self, published: Manifest) -> None:
-        """Make a version available, then admit the groups it lets in."""
-        await self._store.publish(published)
-        await self._queue.published(published.version)
 
 
 Report = Callable[[int], Awaitable[None]]
@@ -129,9 +116,10 @@ class StandInRing:
 
     async def turn(self, report: Report = _no_report) -> QueueCounts:
         """Train every step while the actors sample; `report` hears of each when it is done. Returns the ledger."""
-        weights = RecordedWeights(Published(self.store, self.queue), self.recorder)
+        learners = StandInLearners(self.plan.learn_s)
+        calls = RingCalls(queue=self.queue, learners=learners, store=self.store, recorder=self.recorder)
         await self.recorder.begin("stand-in", version=0, group=0, num_steps=self.plan.num_steps)
-        await weights.publish(manifest(0))
+        await calls.publish(manifest(0))
 
         async def work(actor: RemoteActor) -> None:
             await actor.run(self.queue, self.store, OneToAll())
@@ -140,20 +128,20 @@ class StandInRing:
             parts.create_task(
                 self.pool.supervise(work, lost=self.queue.declare_dead, wanted=self.control.wait_num_rollout_actors)
             )
-            parts.create_task(self._train(weights, report))
+            parts.create_task(self._train(calls, report))
         counts: QueueCounts = await self.queue.counts()
         return counts
 
-    async def _train(self, weights: RecordedWeights, report: Report) -> None:
+    async def _train(self, calls: RingCalls, report: Report) -> None:
         async def hear(step: int, groups: Groups, result: StepResult) -> None:
             await report(step)
 
         await train(
             first_step=1,
             num_steps=self.plan.num_steps,
-            learners=RecordedLearners(StandInLearners(self.plan.learn_s), self.recorder),
-            queue=self.queue,
-            weights=weights,
+            learners=calls,
+            queue=calls,
+            weights=calls,
             report=hear,
         )
         await self.pool.dismiss()

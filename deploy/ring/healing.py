@@ -1,8 +1,8 @@
-"""Heals the learner group: where a learner dies or hangs, a new group takes up what the run has recorded.
+"""Restarts the learner group if a learner dies or hangs.
 
-The new group starts from the newest checkpoint, trains the steps since then again from the run's log without
-publishing them, and does what the old one was asked to do. Engines go on sampling meanwhile. An error that a learner
-reports is not healed: a new group would meet it again. Knows neither queue nor engines.
+The new group starts from the newest checkpoint, trains the later steps again from the run's journal without publishing
+them, and then repeats the call that failed. The engines keep sampling meanwhile. An error that a learner reports does
+not restart the group: the new group would fail in the same way.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import RECORDS
 from learner.config import LearnerConfig
 from learner.ppo.group import PPOLearnerGroup
-from learner.training_loop import Groups, PublishesWeights, StepResult
+from learner.training_loop import Groups, StepResult
 
-HEALED = (LearnerDied, DeadlineExceeded)
+RESTARTED_AFTER = (LearnerDied, DeadlineExceeded)
 NUM_RESTARTS = "num_learner_restarts"
 Result = TypeVar("Result")
+Publish = Callable[[Manifest], Awaitable[None]]
 
 
 class RestartingLearners:
-    """The learner group of a run, with its face; rebuilt where it dies or hangs, `learner.max_restarts` times.
+    """The learner group of a run; restarted up to `learner.max_restarts` times if it dies or hangs.
 
-    `start(checkpoint, first_step)` starts another group. Whoever asks for a step has the one before in the log of the
-    run. A learner inside this process cannot be ended, so it is not healed.
+    `start(checkpoint, first_step)` starts a new group; `publish` publishes the current version again after a restart.
+    Before a step is requested, the step before it must be in the journal. A learner inside this process cannot be
+    killed, so it is not restarted.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class RestartingLearners:
         config: LearnerConfig,
         run: RunDirectory,
         version: int,
-        weights: PublishesWeights,
+        publish: Publish,
         note: Callable[[str], None],
     ) -> None:
         self._group = group
@@ -52,38 +54,38 @@ class RestartingLearners:
         self._restarts_left = config.max_restarts if config.num_learners else 0
         self._run = run
         self._version = version
-        self._weights = weights
+        self._publish = publish
         self._note = note
         self._published: Manifest | None = None
         self.num_restarts = int(run.summary().get(NUM_RESTARTS, 0))
         run.update_summary({NUM_RESTARTS: self.num_restarts})
 
     async def step(self, step: int, groups: Groups) -> StepResult:
-        """All epochs and mini-batches on one batch. Where an error names trajectories, RUN/failed has the batch."""
-        result = await self._healed(lambda: self._train(step, groups))
+        """Train all epochs and mini-batches of one batch. If an error names trajectories, write it to RUN/failed."""
+        result = await self._restarted(lambda: self._train(step, groups))
         self._version = step
         self._published = result.manifest
         return result
 
     async def publish_initial(self) -> Manifest:
-        """The manifest of the weights that the group started with."""
-        self._published = await self._healed(lambda: self._group.publish_initial())
+        """Return the manifest of the weights that the group started with."""
+        self._published = await self._restarted(lambda: self._group.publish_initial())
         return self._published
 
     async def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        """k1 to the reference policy summed over each response, in nats."""
-        return await self._healed(lambda: self._group.reference_kl(trajectories))
+        """Return the KL to the reference policy summed over each response, in nats (k1 estimator)."""
+        return await self._restarted(lambda: self._group.reference_kl(trajectories))
 
     async def save_checkpoint(self, path: Path, *, extra: Mapping[str, str] | None = None) -> None:
-        """Write all that is needed to go on exactly, whole or not at all."""
-        await self._healed(lambda: self._group.save_checkpoint(path, extra=extra))
+        """Write everything needed to resume exactly; the folder appears complete or not at all."""
+        await self._restarted(lambda: self._group.save_checkpoint(path, extra=extra))
 
     async def save_policy(self, path: Path) -> None:
-        """Write the policy as a Hugging Face folder with its tokenizer, whole or not at all."""
-        await self._healed(lambda: self._group.save_policy(path))
+        """Write the policy and its tokenizer as a Hugging Face folder; it appears complete or not at all."""
+        await self._restarted(lambda: self._group.save_policy(path))
 
     async def shutdown(self) -> None:
-        """End the ranks' processes."""
+        """Stop the ranks' processes."""
         await self._group.shutdown()
 
     async def _train(self, step: int, groups: Groups) -> StepResult:
@@ -94,15 +96,15 @@ class RestartingLearners:
                 raise
             raise await asyncio.to_thread(keep_batch, self._run.path, step, groups, error) from error
 
-    async def _healed(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        """The result of `call` on the group, or on the one that takes its place."""
+    async def _restarted(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Return the result of `call`; restart the group and repeat the call while the budget lasts."""
         error: AntiphonError | None = None
         while True:
             try:
                 if error is not None:
                     await self._rebuild(error)
                 return await call()
-            except HEALED as failure:
+            except RESTARTED_AFTER as failure:
                 if not self._restarts_left:
                     raise
                 self._restarts_left -= 1
@@ -111,7 +113,7 @@ class RestartingLearners:
                 error = failure
 
     async def _rebuild(self, error: AntiphonError) -> None:
-        """Another group at the present version, told in a note; its weights are published where they must be."""
+        """Start a new group at the current version, print a note, and publish its weights again if needed."""
         started = time.monotonic()
         await self._group.shutdown()
         checkpoint = self._run.newest_checkpoint("ppo")
@@ -129,9 +131,9 @@ class RestartingLearners:
             await self._publish_again(self._published, manifest)
 
     async def _publish_again(self, before: Manifest, manifest: Manifest) -> None:
-        """Publish the present version as the new group holds it: the tensors of the old one went with its process.
+        """Publish the current version from the new group: the old group's tensors were lost with its process.
 
-        The same bits are the same version, which an actor that has it does not load again.
+        If the bits are the same, so is the incarnation, and actors that hold the version do not reload it.
         """
         changed_tensors = manifest.changed_tensors(before.checksums())
         if changed_tensors:
@@ -143,11 +145,11 @@ class RestartingLearners:
             await self._group.set_incarnation(before.incarnation)
             manifest = replace(manifest, incarnation=before.incarnation)
         self._published = manifest
-        await self._weights.publish(manifest)
+        await self._publish(manifest)
 
 
 def keep_batch(run_path: Path, step: int, groups: Groups, error: LearnerError) -> LearnerError:
-    """Write a step's trajectories to RUN/failed, those that the error names first; the error with the file's name."""
+    """Write a step's trajectories to RUN/failed, those that the error names first; return the error with the path."""
     path = run_path / "failed" / f"step-{step:06d}.arrow"
     named = set(error.uids)
     trajectories = [trajectory for group in groups for trajectory in group]

@@ -13,9 +13,9 @@ from learner.ppo.schedule import Lengths
 async def start_learners(
     session: Session, checkpoint: Path | None, first_step: int, *, lengths: Lengths
 ) -> PPOLearnerGroup:
-    """The learner group of a run, at version `first_step` - 1: the checkpoint's, or else that which PPO starts from.
+    """Start the learner group at version `first_step` - 1: the checkpoint's, or the policy that PPO starts from.
 
-    `lengths` say how many steps the run was to have from which version on.
+    `lengths` are pairs (version, number of steps): the run's planned length from each version on.
     """
     config, policy = session.config, policy_path(session.config, session.run.path)
     return await PPOLearnerGroup.start(

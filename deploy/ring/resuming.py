@@ -1,8 +1,8 @@
-"""Where a run goes on from: its newest checkpoint, and what its log says happened since.
+"""Finds where a run resumes: its newest checkpoint and what the journal holds after it.
 
-The steps since the checkpoint are trained again from the log, in the same order and unseen by anyone; then the run goes
-on as if it had never stopped: what was finished waits for its step, what was begun goes on from its closed segments.
-Knows neither engines nor PPO.
+The steps after the checkpoint are trained again from the journal, in the same order, without publishing them. Then the
+run continues as if it had not stopped: finished groups wait for their step, unfinished groups continue from their
+finished segments.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from deploy.run.directory import RunDirectory, checkpoint_step
 from deploy.run.layout import RECORDS
 
 POSITION = "position.json"
-"""In a checkpoint: how many groups were trained and voided, for a run whose log is gone."""
+"""File in a checkpoint: numbers of trained and voided groups, for a run whose journal is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """The `checkpoint`, which holds version `kept`; the last step that was trained; and where the data stands then.
+    """Where a run resumes: `checkpoint` holds version `kept`, `trained` is the last trained step of the journal.
 
-    `lengths`: how many steps the run was to have from which version on, this time included.
+    `standing` is the queue's state after that step. `lengths` are pairs (version, number of steps): the run's planned
+    length from each version on, this command's included.
     """
 
     checkpoint: Path | None
@@ -35,20 +36,20 @@ class Resumption:
     lengths: tuple[tuple[int, int], ...]
     history: History | None = None
 
-    def story(self) -> str | None:
-        """What the run goes on from, takes over and does again, in words; None where it begins."""
+    def summary(self) -> str | None:
+        """Describe what the run resumes from and what it repeats; None for a new run."""
         if self.trained == 0 and not self.standing.next_group:
             return None
         origin = f"checkpoint step {self.kept}" if self.checkpoint else "the start"
         num_again, num_ready, num_open = self.trained - self.kept, len(self.standing.ready), len(self.standing.open)
         num_tokens = sum(len(response.token_ids) for group in self.standing.open for response in group.begun)
-        parts = [f"ppo: goes on from {origin}"]
+        parts = [f"ppo: resumes from {origin}"]
         if num_again:
-            parts.append(f"trains {_steps(self.kept + 1, self.trained)} again from the log")
+            parts.append(f"trains {_steps(self.kept + 1, self.trained)} again from the journal")
         if num_ready:
-            parts.append(f"takes over {num_ready:,} finished groups")
+            parts.append(f"keeps {num_ready:,} finished groups")
         if num_open:
-            parts.append(f"goes on with {num_open:,} groups under way ({num_tokens:,} tokens)")
+            parts.append(f"continues {num_open:,} unfinished groups ({num_tokens:,} tokens)")
         return "; ".join(parts)
 
 
@@ -57,9 +58,9 @@ def _steps(first: int, last: int) -> str:
 
 
 def resumption(run: RunDirectory, config: RunConfig, checkpoint: Path | None) -> Resumption:
-    """Where the run goes on. Nobody may write to its log meanwhile. Raises RecorderError where the log is damaged.
+    """Return where the run resumes. No process may write to its journal meanwhile.
 
-    A run whose log is gone goes on from its checkpoint alone.
+    A run whose journal is lost resumes from its checkpoint. Raises RecorderError if the journal is damaged.
     """
     kept = checkpoint_step(checkpoint) if checkpoint else 0
     history = History(run.path / RECORDS)

@@ -1,4 +1,4 @@
-"""Run the PPO stage."""
+"""The PPO stage: starts the parts of the ring, trains, and writes `policy/`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from cluster.weights.store import WeightStore
 from deploy.data.prompts import task_prompts
 from deploy.ring.learners import start_learners
 from deploy.ring.resuming import Resumption, resumption
-from deploy.ring.ring import Ring
+from deploy.ring.ring import Parts, Ring
 from deploy.run.artifacts import policy_path
 from deploy.run.layout import RECORDS
 from deploy.runtime.session import Session
 from learner.ppo.group import PPOLearnerGroup
 
 
-async def run_ppo(session: Session) -> None:
-    """Train the policy; ends with `policy/`. Goes on from the newest checkpoint if there is one."""
+async def run_ppo(session: Session, *, recorder_class: type = Recorder) -> None:
+    """Train the policy and write it to `policy/`. Resumes from the newest checkpoint if there is one."""
     started = time.monotonic()
     session.view.stage("ppo", session.config.learner.num_steps)
-    ring = await _close_ring(session, started)
+    parts = await _start_parts(session, recorder_class)
+    ring = Ring(session, parts, started=started)
     try:
-        await ring.turn()
+        await ring.run()
         await ring.learners.save_policy(session.run.path / "policy")
-        await ring.recorder.close()
+        await parts.recorder.close()
     finally:
         await ring.learners.shutdown()
 
 
-async def _close_ring(session: Session, started: float) -> Ring:
+async def _start_parts(session: Session, recorder_class: type) -> Parts:
     config = session.config
     control = start_actor(
         RunControl,
@@ -44,33 +45,33 @@ async def _close_ring(session: Session, started: float) -> Ring:
         log_path=session.log_path("run_control"),
     )
     recorder = start_actor(
-        Recorder,
+        recorder_class,
         session.run.path / RECORDS,
         name="recorder",
         log_path=session.log_path("recorder"),
         pinned_and_restarted=True,
     )
     store = start_actor(WeightStore, name="weight_store", log_path=session.log_path("weight_store"))
-    queue, resumed, learners = await _start_parts(session, recorder)
-    return Ring(session, control, queue, store, recorder, learners, resumed, started)
+    queue, resumed, group = await _start_slow_parts(session, recorder)
+    return Parts(control=control, queue=queue, store=store, recorder=recorder, group=group, resumed=resumed)
 
 
-async def _start_parts(session: Session, recorder: RemoteActor) -> tuple[RemoteActor, Resumption, PPOLearnerGroup]:
-    """Engines, reward service, queue and learner group start side by side; one that fails ends the others' start."""
+async def _start_slow_parts(session: Session, recorder: RemoteActor) -> tuple[RemoteActor, Resumption, PPOLearnerGroup]:
+    """Start engines, reward service, queue and learner group concurrently; one failure cancels the others."""
     policy, checkpoint = policy_path(session.config, session.run.path), session.run.newest_checkpoint("ppo")
     async with asyncio.TaskGroup() as starting:
         starting.create_task(session.rollout_actors(session.config.rollout_actors.num_actors, policy))
         starting.create_task(session.rewards())
         await recorder.open()
         resumed = await asyncio.to_thread(resumption, session.run, session.config, checkpoint)
-        queue = starting.create_task(_go_on(session, recorder, resumed))
+        queue = starting.create_task(_start_queue(session, recorder, resumed))
         with session.start_up.phase("learner_group"):
-            learners = await start_learners(session, checkpoint, resumed.kept + 1, lengths=resumed.lengths)
-    return queue.result(), resumed, learners
+            group = await start_learners(session, checkpoint, resumed.kept + 1, lengths=resumed.lengths)
+    return queue.result(), resumed, group
 
 
-async def _go_on(session: Session, recorder: RemoteActor, resumed: Resumption) -> RemoteActor:
-    """The queue where the log says that the run stands, and the log told that this command goes on with it."""
+async def _start_queue(session: Session, recorder: RemoteActor, resumed: Resumption) -> RemoteActor:
+    """Restore the queue from the journal, and record that this command continues the run."""
     config = session.config
     session.run.rewind_metrics("ppo", resumed.trained)
     prompts = await task_prompts(session)
@@ -81,12 +82,12 @@ async def _go_on(session: Session, recorder: RemoteActor, resumed: Resumption) -
         config.trajectory_queue,
         prompts,
         run_seed=config.run.seed,
-        num_steps=config.learner.num_steps,
+        num_steps=num_steps,
         standing=resumed.standing,
         recorder=recorder,
         name="trajectory_queue",
         log_path=session.log_path("trajectory_queue"),
     )
-    if story := resumed.story():
-        session.view.note(story)
+    if summary := resumed.summary():
+        session.view.note(summary)
     return queue

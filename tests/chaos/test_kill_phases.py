@@ -43,10 +43,10 @@ HEALED = {
 GIVEN_AGAIN = {
     "driver, before training": "learner.ppo.group:PPOLearnerGroup.step:5:before",
     "driver, trained and not recorded": "learner.ppo.group:PPOLearnerGroup.step:5:after",
-    "driver, publication": "deploy.ring.ring:PublishedWeights.publish:5:before",
-    "driver, published": "deploy.ring.ring:PublishedWeights.publish:5:after",
-    "driver, checkpoint": "deploy.ring.ring:Ring._keep:1:before",
-    "driver, after a checkpoint": "deploy.ring.ring:Ring._keep:1:after",
+    "driver, publication": "deploy.ring.calls:RingCalls.publish:5:before",
+    "driver, published": "deploy.ring.calls:RingCalls.publish:5:after",
+    "driver, checkpoint": "deploy.ring.checkpoints:Checkpoints.write:1:before",
+    "driver, after a checkpoint": "deploy.ring.checkpoints:Checkpoints.write:1:after",
     "queue": "cluster.queue.trajectory_queue:TrajectoryQueue.take:4:before",
     "weight store": "cluster.weights.manifest:WeightStore.publish:4:after",
 }

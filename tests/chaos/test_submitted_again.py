@@ -54,7 +54,7 @@ def test_a_job_whose_driver_was_killed_goes_on_when_it_is_submitted_again(head: 
     second = submit(head, tmp_path)
     output, errors = second.communicate(timeout=600)
     assert second.returncode == 0, errors
-    assert "ppo: goes on from checkpoint step 5" in output + errors
+    assert "ppo: resumes from checkpoint step 5" in output + errors
     counts = History(run / "records").counts()
     assert (counts.num_admitted, counts.num_trained, counts.num_open) == (B * NUM_STEPS, B * NUM_STEPS, 0)
     assert [row["step"] for row in metrics(run)] == list(range(1, NUM_STEPS + 1))

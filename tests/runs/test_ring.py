@@ -19,12 +19,13 @@ from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import PromptOrder, TaskPrompts
 from cluster.errors import ActorDied, RewardError
+from cluster.journal.events import Record
 from cluster.ledger import QueueCounts
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.weights.manifest import Manifest
 from cluster.weights.store import WeightStore
-from deploy.ring.calls import PublishedWeights
+from deploy.ring.calls import RingCalls
 from examples.letters.scorers import count_a
 from learner.config import LearnerConfig
 from learner.ppo.group import PPOLearnerGroup
@@ -131,6 +132,13 @@ class Recording:
         return result
 
 
+class NoJournal:
+    """A recorder that drops its records."""
+
+    async def record(self, records: Sequence[Record]) -> None:
+        return None
+
+
 async def run_ring(
     parts: Parts,
     *,
@@ -151,8 +159,9 @@ async def run_ring(
     actors, parts.pool.actors = parts.pool.actors, parts.pool.actors[:num_actors]
     for actor in actors:
         await actor.load_policy(str(parts.model))
-    weights = PublishedWeights(store, queue)
-    await weights.publish(await learners.publish_initial())
+    recording = Recording(learners, outcome, gate)
+    calls = RingCalls(queue=queue, learners=recording, store=store, recorder=NoJournal())
+    await calls.publish(await learners.publish_initial())
     control = control or RunControl(num_actors)
 
     async def report(step: int, groups: Groups, result: StepResult) -> None:
@@ -169,9 +178,9 @@ async def run_ring(
             await train(
                 first_step=1,
                 num_steps=num_steps,
-                learners=Recording(learners, outcome, gate),
-                queue=queue,
-                weights=weights,
+                learners=calls,
+                queue=calls,
+                weights=calls,
                 report=report,
             )
             await parts.pool.dismiss()

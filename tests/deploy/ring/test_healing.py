@@ -125,7 +125,7 @@ class Rig:
             config=self.config,
             run=self.run,
             version=0,
-            weights=self,
+            publish=self.publish,
             note=self.notes.append,
         )
         await self.publish(await self.learners.publish_initial())

@@ -1,4 +1,4 @@
-"""The watchdog: what moves keeps a run alive, what does not ends it with everybody's words."""
+"""The watchdog ends a run without progress and says what each part waited for."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from itertools import chain, count, repeat
 import pytest
 
 from cluster.errors import DeadlineExceeded
-from deploy.ring.calls import ToldCalls
+from deploy.ring import watchdog
 from deploy.ring.watchdog import watch
-from learner.training_loop import Groups, StepResult
 
 
-async def said() -> str:
+async def describe() -> str:
     return "the training loop waits for the groups of step 7"
 
 
 async def watched(answers: Iterator[object], *, num_looks: int) -> None:
-    """The watchdog over a second a look, for so many looks."""
+    """Run the watchdog for `num_looks` looks, one second apart."""
     clock = count()
     looks = iter(range(num_looks))
 
@@ -28,16 +27,16 @@ async def watched(answers: Iterator[object], *, num_looks: int) -> None:
             raise asyncio.CancelledError
         return next(answers)
 
-    await watch(progress, said, timeout_s=20, every_s=0, clock=lambda: next(clock))
+    await watch(progress, describe, timeout_s=20, every_s=0, clock=lambda: next(clock))
 
 
-async def test_a_run_that_moves_now_and_then_goes_on() -> None:
+async def test_a_run_with_occasional_progress_is_not_ended() -> None:
     slowly = chain.from_iterable(repeat(number, 5) for number in count())
     with pytest.raises(asyncio.CancelledError):
         await watched(slowly, num_looks=200)
 
 
-async def test_a_run_in_which_nothing_moves_ends_with_what_everybody_waits_for() -> None:
+async def test_a_run_without_progress_ends_with_what_each_part_waits_for() -> None:
     with pytest.raises(
         DeadlineExceeded,
         match=r"nothing moved for 20 s \(run.progress_timeout_s\): the training loop waits for the groups",
@@ -45,13 +44,12 @@ async def test_a_run_in_which_nothing_moves_ends_with_what_everybody_waits_for()
         await watched(chain(range(3), repeat("the same")), num_looks=200)
 
 
-async def test_the_training_loops_call_is_told_while_it_is_under_way() -> None:
-    class Learners:
-        async def step(self, step: int, groups: Groups) -> StepResult:
-            told.append(calls.waits_for)
-            return None  # type: ignore[return-value]
+async def test_parts_that_do_not_answer_are_reported_after_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang() -> str:
+        await asyncio.Event().wait()
+        return ""
 
-    told: list[str] = []
-    calls = ToldCalls(None, Learners(), None)  # type: ignore[arg-type]
-    await calls.step(3, [])
-    assert (told, calls.num_calls) == (["the learner group to train step 3"], 1)
+    monkeypatch.setattr(watchdog, "ANSWER_TIMEOUT_S", 0.01)
+    clock = count()
+    with pytest.raises(DeadlineExceeded, match="its parts did not answer within"):
+        await watch(hang, hang, timeout_s=3, every_s=0, clock=lambda: next(clock))
