@@ -26,8 +26,8 @@ from deploy.config.inputs import check_inputs
 from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
 from deploy.run.directory import RunDirectory
-from deploy.run.layout import SERVING
-from deploy.run.open import not_done, open_run, read_target, require_run, require_same_settings, require_stages
+from deploy.run.open import open_run, read_target, require_run, require_same_settings
+from deploy.run.stages import STAGES, not_done, require_stages
 from deploy.runtime.connect import use_own_token
 from deploy.runtime.status import first_line, running, say_error
 from deploy.terminal.view import View
@@ -98,10 +98,9 @@ def _stage_command(command: str, stage: str, text: str) -> None:
     app.command(command, help=f"{text}\n\n[dim]antiphon {command} examples/reviews/run.toml[/dim]")(run)
 
 
-_stage_command("sft", "sft", "Supervised fine-tuning alone, into RUN/sft.")
-_stage_command("preferences", "preferences", "Sample pairs of responses and have them labelled.")
-_stage_command("reward-model", "reward_model", "Train the reward model (a run directory: again, on all preferences).")
-_stage_command("ppo", "ppo", "PPO alone, into RUN/policy.")
+for _stage in STAGES.values():
+    if _stage.help is not None:
+        _stage_command(_stage.command, _stage.name, _stage.help)
 
 
 def _stages(
@@ -136,24 +135,13 @@ def _stages(
 
 
 def _train_again(config: RunConfig, path: Path, *, fresh: bool) -> None:
-    """Train a run's reward model again; its own settings may be others than before."""
-    from deploy.stages.reward_model import begin, has_feedback
-
+    """Train a run's reward model again; its own settings may differ from those before."""
     if fresh:
         raise InputError("--fresh", f"would delete the run; without it the reward model of {path} is trained again")
-    have = ["preferences"] if has_feedback(path) else []
-    require_stages(config, RunDirectory(path), ["reward_model"], have=have)
-    with open_run(config, path, may_change=["reward_model"]) as run:
-        begin(run, config)
-        with running(run), View(f"{config.run.name}  {_short(path)}") as view:
-            from deploy.stages.launch import run as launch
+    from deploy.stages.reward_model import retrain
 
-            launch(config, run, ["reward_model"], view, again=True)
-    if (path / SERVING).is_dir():
-        from deploy.runtime.services import publish_to_services
-
-        for port in publish_to_services(path):
-            print(f"published to the reward service on port {port}", file=sys.stderr)
+    for port in retrain(config, path, View(f"{config.run.name}  {_short(path)}")):
+        print(f"published to the reward service on port {port}", file=sys.stderr)
     print(f"done: {_short(path)}", file=sys.stderr)
 
 

@@ -19,7 +19,8 @@ from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import EVALUATION
-from deploy.run.open import open_run, read_target, require_run, require_stages
+from deploy.run.open import open_run, read_target, require_run
+from deploy.run.stages import require_stages
 from deploy.runtime.status import running
 from deploy.terminal.view import View
 

@@ -29,8 +29,9 @@ from deploy.config.schema import RunConfig
 from deploy.config.toml import flat
 from deploy.ring.learners import start_learners
 from deploy.run.artifacts import policy_path
-from deploy.run.directory import RunDirectory, checkpoint_step
+from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, RECORDS
+from deploy.run.stages import checkpoint_step
 from deploy.runtime.session import Session
 from deploy.runtime.signals import interruptible
 from deploy.terminal.view import View

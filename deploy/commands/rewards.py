@@ -16,8 +16,9 @@ from deploy.commands.arguments import Lines, Name, Run, RunsDir, Target
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
-from deploy.run.open import not_done, read_target, require_run
+from deploy.run.open import read_target, require_run
 from deploy.run.reward_models import published_folder
+from deploy.run.stages import not_done
 from reward_service.http.address import require_token
 from reward_service.http.tokens import add_token, read_tokens, revoke_token, with_tokens
 

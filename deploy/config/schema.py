@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, field_validator, model_validator
 
@@ -13,13 +13,14 @@ from learner.config import LearnerConfig, PreferencesConfig, RewardModelConfig, 
 from reward_service.config.service import RewardServiceConfig
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig
 
-Stage = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
-STAGES: tuple[Stage, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
+StageName = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+"""In the order in which they run; deploy/run/stages.py says what each one does."""
 Column = Literal["prompt", "messages", "completion", "chosen", "rejected", "label", "margin"]
 Way = Literal["typos", "distractor", "paraphrase", "injection"]
 
 
-def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+def _in_order(stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
     if list(stages) != sorted(set(stages), key=STAGES.index):
         raise ValueError(f"name each stage once, in this order: {', '.join(STAGES)}")
     return stages
@@ -34,7 +35,7 @@ class RunSection(Section):
     """Seed of everything random in the run."""
     runs_dir: Path = setting(Path("runs"), may_change="always")
     """Folder of the run directories, relative to the working directory."""
-    stages: Annotated[tuple[Stage, ...], AfterValidator(_in_order)] = setting(STAGES, may_change="never")
+    stages: Annotated[tuple[StageName, ...], AfterValidator(_in_order)] = setting(STAGES, may_change="never")
     """Stages that `antiphon train` runs, in this order."""
     progress_timeout_s: float = setting(1800.0, may_change="always", gt=0)
     """How long PPO may make no progress (no token sampled, no group moved, no step started) before the run ends with an

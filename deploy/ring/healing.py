@@ -18,8 +18,9 @@ from cluster.errors import AntiphonError, DeadlineExceeded, LearnerDied, Learner
 from cluster.journal.history import History
 from cluster.trajectory import Trajectory, write_trajectories
 from cluster.weights.manifest import Manifest
-from deploy.run.directory import RunDirectory, checkpoint_step
+from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
+from deploy.run.stages import checkpoint_step
 from learner.config import LearnerConfig
 from learner.ppo.group import PPOLearnerGroup
 from learner.training_loop import Groups, StepResult

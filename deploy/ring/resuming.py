@@ -14,8 +14,9 @@ from pathlib import Path
 from cluster.journal.history import History
 from cluster.ledger import ResumePoint
 from deploy.config.schema import RunConfig
-from deploy.run.directory import RunDirectory, checkpoint_step
+from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
+from deploy.run.stages import checkpoint_step
 
 POSITION = "position.json"
 """File in a checkpoint: numbers of trained and voided groups, for a run whose journal is lost."""

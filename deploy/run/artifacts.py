@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import InputError
 from deploy.config.schema import RunConfig
-from deploy.run.directory import checkpoint_step
+from deploy.run.stages import checkpoint_step
 
 if TYPE_CHECKING:
     pass

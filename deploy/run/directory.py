@@ -20,7 +20,8 @@ from typing import IO, Any, Literal
 from cluster.errors import InputError
 from cluster.files import read_json, write_json, write_text
 from deploy.config.schema import RunConfig
-from deploy.run.layout import EVALUATION, FEEDBACK, LOCK, NEXT, SERVING
+from deploy.run.layout import FEEDBACK, LOCK, SERVING
+from deploy.run.stages import STAGES, checkpoint_step
 from reward_service.http.tokens import FILE as TOKENS_FILE
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
@@ -131,19 +132,8 @@ class RunDirectory:
                 shutil.rmtree(path)
 
     def is_done(self, stage: str, config: RunConfig) -> bool:
-        """Whether the stage's artefact is there, whole."""
-        if stage == "preferences":
-            return config.data.preferences is not None or (self.path / "preferences.parquet").exists()
-        if stage == "ppo":
-            last = self.newest_checkpoint("ppo")
-            finished = last is not None and checkpoint_step(last) >= config.learner.num_steps
-            return finished and (self.path / "policy" / "config.json").exists()
-        if stage == "evaluation":
-            answers = self.path / EVALUATION / "after.parquet"
-            return "after" in self.summary().get(EVALUATION, {}) and answers.exists()
-        if stage == "reward_model" and (self.path / NEXT).exists():
-            return True
-        return (self.path / stage / "config.json").exists()
+        """Return whether the stage's artefact is complete."""
+        return STAGES[stage].is_done(self, config)
 
     def close(self) -> None:
         """Let another process open the run."""
@@ -175,11 +165,6 @@ class RunDirectory:
                 shutil.rmtree(child)
             else:
                 child.unlink()
-
-
-def checkpoint_step(path: Path) -> int:
-    """The step of a checkpoint's folder."""
-    return int(path.name.removeprefix("step-"))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

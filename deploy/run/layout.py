@@ -22,9 +22,6 @@ RECORDS = "records"
 EVALUATION = "evaluation"
 
 
-SUPERVISED = ("sft", "reward_model")
-
-
 TRAINING, NEXT, REPLACED = ".reward_model.training", ".reward_model.next", ".reward_model.replaced"
 
 

@@ -10,17 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import AntiphonError, InputError
+from cluster.errors import InputError
 from cluster.files import write_text
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
 from deploy.config.toml import flat, to_toml
-from deploy.run.directory import NEVER_DELETED, RunDirectory, checkpoint_step
-from deploy.run.layout import CONFIG, EVALUATION, SUPERVISED, TRAINING
+from deploy.run.directory import NEVER_DELETED, RunDirectory
+from deploy.run.layout import CONFIG, EVALUATION, TRAINING
 from deploy.run.reward_models import settle
-
-COMMANDS = {"reward_model": "reward-model", "evaluation": "evaluate"}
-
+from deploy.run.stages import STAGES, checkpoint_step
 
 NUM_STEPS = "learner.num_steps"
 
@@ -167,37 +165,6 @@ def _rewind(run: RunDirectory, config: RunConfig) -> None:
 
 def _drop_checkpoints(run: RunDirectory, config: RunConfig) -> None:
     """Delete what a supervised stage that was killed in its last moment has left beside its artefact."""
-    for stage in SUPERVISED:
+    for stage in (name for name, stage in STAGES.items() if stage.is_supervised):
         if run.is_done(stage, config) and not (stage == "reward_model" and (run.path / TRAINING).exists()):
             shutil.rmtree(run.path / "checkpoints" / stage, ignore_errors=True)
-
-
-def require_stages(
-    config: RunConfig, run: RunDirectory | None, stages: Sequence[str], *, have: Sequence[str] = ()
-) -> None:
-    """Raise InputError naming a stage that one of `stages` builds on and that is neither done nor asked for.
-
-    `run` is None for a run that starts from nothing; those in `have` are not missed.
-    """
-    for stage in stages:
-        for needed in _needs(config, stage):
-            if needed not in (*stages, *have) and not (run and run.is_done(needed, config)):
-                raise not_done(needed)
-
-
-def _needs(config: RunConfig, stage: str) -> list[str]:
-    start = ["sft"] if "sft" in config.run.stages else []
-    judge = ["reward_model"] if config.served().needs_reward_model() else []
-    needs = {
-        "preferences": start,
-        "reward_model": [*start, "preferences"],
-        "ppo": [*start, *judge],
-        "evaluation": ["ppo", *judge],
-    }
-    return needs.get(stage, [])
-
-
-def not_done(stage: str) -> AntiphonError:
-    """The error for a stage that something builds on and that has not been done."""
-    trained = "not trained" if stage in ("sft", "reward_model") else "not done"
-    return InputError(stage, f"{trained} (run antiphon {COMMANDS.get(stage, stage)})")

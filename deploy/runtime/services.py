@@ -16,8 +16,8 @@ import ray
 from cluster.actors.remote import NAMESPACE
 from cluster.errors import AntiphonError
 from deploy.run.layout import SERVING
-from deploy.run.open import not_done
 from deploy.run.reward_models import published_folder
+from deploy.run.stages import not_done
 from deploy.runtime.connect import answers
 from reward_service.serving.application import publish_reward_model
 

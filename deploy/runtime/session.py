@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import ray
 
 from cluster.actors.health import Health, State
 from cluster.actors.pool import ActorPool
-from cluster.actors.remote import RemoteActor, kill_actor, start_actor, within
+from cluster.actors.remote import RemoteActor, kill_actor, start_actor, stream_task, within
 from cluster.errors import ActorDied, InputError
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
@@ -49,6 +49,8 @@ SPIN_COUNT = "1000"
 """How often an OpenMP thread looks for work before it sleeps. Left to itself it burns the core that the one it waits
 for needs: on two busy cores a step of two threads took five times as long."""
 PROMPTS_A_CALL = 256
+OnStep = Callable[[str, Mapping[str, Any]], None]
+"""Called with a stage's name and the metrics of one of its steps."""
 TOTALS = (
     "num_sampled_tokens",
     "busy_s",
@@ -62,7 +64,15 @@ TOTALS = (
 class Session:
     """Owns everything that one command starts; `close` ends all of it."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory, view: View) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        view: View,
+        *,
+        on_step: OnStep | None = None,
+        reward_client: Callable[[], RetryingRewardClient] | None = None,
+    ) -> None:
         self.config = config
         self.run = run
         self.view = view
@@ -84,6 +94,8 @@ class Session:
         self._log = MetricsLog(run.path)
         self._rollout_metrics: dict[str, dict[str, float]] = {}
         self._sampled_before: tuple[float, float] = (0, time.monotonic())
+        self._on_step = on_step
+        self._new_reward_client = reward_client or self._client_of_the_service
         self._reward_client: RetryingRewardClient | None = None
         self._has_service = False
         self._service_ready = asyncio.Event()
@@ -120,6 +132,18 @@ class Session:
         """Where the process of that name prints."""
         return self.run.path / "logs" / f"{name}.log"
 
+    async def run_task(
+        self,
+        function: Callable[..., Iterator[Any]],
+        *args: Any,
+        name: str,
+        log_name: str | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Run a generator function in a separate process; returns the values that it yields."""
+        log_path = self.log_path(log_name or name)
+        return [value async for value in stream_task(function, *args, name=name, log_path=log_path, **kwargs)]
+
     async def rollout_actors(self, num: int, policy_path: Path) -> Sequence[RemoteActor]:
         """At least `num` ready rollout actors. Those that start now start with the weights of `policy_path`."""
         self._engine_path = policy_path
@@ -144,12 +168,19 @@ class Session:
             num_gpus=settings.num_gpus,
         )
         await within(
-            asyncio.gather(actor.start(), actor.meet(self._new_reward_client())),
+            self._start_engine(actor),
             settings.start_timeout_s,
             where=name,
             waited_for="its engine to start (rollout_actors.start_timeout_s)",
         )
         return actor
+
+    async def _start_engine(self, actor: RemoteActor) -> None:
+        """Start the engine while the actor imports the reward client.
+
+        Not a bare `gather`: if a deadline cancels that, its exception is never retrieved and asyncio prints it.
+        """
+        await asyncio.gather(actor.start(), actor.meet(self._new_reward_client()))
 
     async def _stop_actor(self, actor: RemoteActor) -> None:
         kill_actor(actor)
@@ -200,7 +231,7 @@ class Session:
         """What this process waits for where its rewards are missing."""
         return self._reward_client.waiting() if self._reward_client is not None else None
 
-    def _new_reward_client(self) -> RetryingRewardClient:
+    def _client_of_the_service(self) -> RetryingRewardClient:
         token = os.environ.get("ANTIPHON_TOKEN") or None
         scorers = {name: task.scorer for name, task in self.config.tasks.items()}
         return run_client(self.config.served(), self.config.run.name, token, scorers)
@@ -302,9 +333,11 @@ class Session:
         }
 
     def log_step(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """One step's row of metrics.jsonl, and onto the screen."""
+        """Write one step's row of metrics.jsonl, show it, and call `on_step` with the stage and the metrics."""
         self.record(stage, metrics)
         self.view.step(metrics)
+        if self._on_step is not None:
+            self._on_step(stage, metrics)
 
     def record(self, stage: str, metrics: Mapping[str, Any]) -> None:
         """One row of metrics.jsonl."""

@@ -1,7 +1,4 @@
-"""Runs the stages of one command from first to last, in one Ray, and leaves nothing behind.
-
-Knows the order of things; what a stage does is in `stages`, `ppo` and `evaluate`.
-"""
+"""Runs the stages of one command in order, in one Ray session, and stops everything that it started."""
 
 from __future__ import annotations
 
@@ -9,103 +6,108 @@ import asyncio
 import importlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from cluster.errors import AntiphonError
 from deploy.config.schema import RunConfig
-from deploy.evaluation.evaluate import evaluate
 from deploy.run.directory import RunDirectory
-from deploy.run.layout import SUPERVISED
+from deploy.run.stages import STAGES
 from deploy.runtime.memory import PeakMemory
 from deploy.runtime.session import Session
-from deploy.stages.preferences import collect_preferences
 from deploy.stages.prepare import prepare, try_functions
-from deploy.stages.reward_model import retrain, run_reward_model
-from deploy.stages.supervised import run_sft
 from deploy.terminal.view import View
 from reward_service.http.address import check_address
 from reward_service.http.tokens import with_tokens
 
-
-async def _ppo(session: Session) -> None:
-    """PPO brings RLlib and torch into this process; commands without it are spared those seconds."""
-    with session.start_up.phase("imports"):
-        from deploy.stages.ppo import run_ppo
-
-    await run_ppo(session)
+StageFunction = Callable[[Session], Awaitable[None]]
 
 
-STAGES: dict[str, Callable[[Session], Awaitable[None]]] = {
-    "sft": run_sft,
-    "preferences": collect_preferences,
-    "reward_model": run_reward_model,
-    "ppo": _ppo,
-    "evaluation": evaluate,
-}
+def run(config: RunConfig, run: RunDirectory, stages: Sequence[str], view: View) -> None:
+    """Run the stages that are not done yet. Raises the error of the part that failed, or KeyboardInterrupt."""
+    check_port(config, run, stages)
+    session = Session(config, run, view)
+    asyncio.run(in_session(session, partial(run_stages, session, stages), interruptible=True))
 
 
-def _import_learners(session: Session) -> None:
-    """Bring in what a supervised stage needs while a builder works in its process: both take seconds."""
-    with session.start_up.phase("imports"):
-        importlib.import_module("learner.supervised.group")
+def run_function(config: RunConfig, run: RunDirectory, stage: str, function: StageFunction, view: View) -> None:
+    """Run a function as a stage, whether the stage is done or not, such as another training of the reward model."""
+    session = Session(config, run, view)
+    asyncio.run(in_session(session, partial(_run_functions, session, {stage: function}), interruptible=True))
 
 
-AGAIN: dict[str, Callable[[Session], Awaitable[None]]] = {"reward_model": retrain}
-"""What is done where a stage is asked for that is done already."""
-
-
-def run(config: RunConfig, run: RunDirectory, stages: Sequence[str], view: View, *, again: bool = False) -> None:
-    """Do the stages that are not done yet, or with `again` those of AGAIN whether they are or not.
-
-    Raises the error of the part that failed, or KeyboardInterrupt.
-    """
-    if "ppo" in stages and not run.is_done("ppo", config):
+def check_port(config: RunConfig, run: RunDirectory, stages: Sequence[str]) -> None:
+    """Raise InputError if a stage will serve rewards at an address that is taken or needs a token."""
+    if any(STAGES[stage].uses_scorers and not run.is_done(stage, config) for stage in stages):
         check_address(with_tokens(config.reward_service, run.path), os.environ.get("ANTIPHON_TOKEN"))
-    asyncio.run(_run(Session(config, run, view), stages, again=again))
 
 
-async def _run(session: Session, stages: Sequence[str], *, again: bool) -> None:
+async def in_session(session: Session, work: Callable[[], Awaitable[None]], *, interruptible: bool = False) -> None:
+    """Connect the session to Ray, do the work, and close the session.
+
+    The summary gets the peak memory. If `interruptible`, SIGTERM cancels the work; that needs the main thread.
+    """
     main = asyncio.current_task()
     assert main is not None
     address = session.connect()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
+    if interruptible:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
     session.run.update_status(ray_address=address)
     peak = PeakMemory()
     measuring = asyncio.create_task(peak.follow())
     try:
-        async with asyncio.TaskGroup() as parts:
-            following = parts.create_task(session.follow_service())
-            await _in_order(session, stages, again=again)
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(session.follow_service())
+            await work()
             following.cancel()
     except BaseExceptionGroup as group:
-        raise _own_error(group) from None
+        raise _first_named(group) from None
     finally:
         measuring.cancel()
         session.run.update_summary({"peak_memory_bytes": peak.size_bytes})
         await session.close()
 
 
-async def _in_order(session: Session, stages: Sequence[str], *, again: bool) -> None:
+async def run_stages(session: Session, stages: Sequence[str]) -> None:
+    """Run the stages that are not done yet, in the given order."""
+    todo = [stage for stage in stages if not session.run.is_done(stage, session.config)]
+    for stage in stages:
+        if stage not in todo:
+            session.view.note(f"{stage}: done before")
+    await _run_functions(session, {stage: partial(_imported, stage) for stage in todo})
+
+
+async def _imported(stage: str, session: Session) -> None:
+    """Import the stage's function, which may bring RLlib and torch into this process, and run it."""
+    module, _, function = STAGES[stage].function.partition(":")
+    with session.start_up.phase("imports"):
+        run_stage: StageFunction = getattr(importlib.import_module(module), function)
+    await run_stage(session)
+
+
+async def _run_functions(session: Session, functions: Mapping[str, StageFunction]) -> None:
     session.run.update_status(stage="prepare")
-    wanted = [stage for stage in stages if again or not session.run.is_done(stage, session.config)]
-    first = next(iter(wanted), None)
     async with asyncio.TaskGroup() as preparing:
         preparing.create_task(prepare(session))
         await asyncio.sleep(0)
-        if first in SUPERVISED:
+        first = next(iter(functions), None)
+        if first is not None and STAGES[first].is_supervised:
             _import_learners(session)
-    if {"ppo", "evaluation"} & set(wanted):
+    if any(STAGES[stage].uses_scorers for stage in functions):
         await try_functions(session)
-    for stage in stages:
-        if stage not in wanted:
-            session.view.note(f"{stage}: done before")
-            continue
+    for stage, function in functions.items():
         session.run.update_status(stage=stage, step=0)
-        await (AGAIN if again else STAGES)[stage](session)
+        await function(session)
 
 
-def _own_error(group: BaseExceptionGroup) -> BaseException:
-    """Of several parts that ended together, the first with a name of its own."""
+def _import_learners(session: Session) -> None:
+    """Import what a supervised stage needs while a builder runs in its own process: both take seconds."""
+    with session.start_up.phase("imports"):
+        importlib.import_module("learner.supervised.group")
+
+
+def _first_named(group: BaseExceptionGroup) -> BaseException:
+    """Return the first AntiphonError of a group, or its first error."""
     errors = list(_leaves(group))
     return next((error for error in errors if isinstance(error, AntiphonError)), errors[0])
 

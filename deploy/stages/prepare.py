@@ -1,13 +1,12 @@
-"""Build the model and data of a run and try the user's functions."""
+"""Prepares a run: builds its model and data, and tries the user's functions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster import user_code
-from cluster.actors.remote import stream_task
 from cluster.data.broken_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
 from cluster.files import replacing_folder
@@ -20,48 +19,41 @@ from reward_service.scorers.trial import try_functions as try_scorers
 from rollout_actors.environments.pool import try_out
 from rollout_actors.prompts import read_rows, scorer_columns
 
-if TYPE_CHECKING:
-    pass
-
 
 async def prepare(session: Session) -> None:
-    """Build the starting model and the data where the run file names builders."""
+    """Build the starting model and the data sets for which the run file names builders."""
     config, run = session.config, session.run
     data = [
         (data_folder(run.path, name), task.builder, config.key_of(name, "builder"))
         for name, task in config.by_task().items()
     ]
-    for target, path, key in ((run.path / "model", config.model.builder, "model.builder"), *data):
-        if path and not target.exists():
-            async for _ in stream_task(
-                _build, path, key, target, seed=config.run.seed, name=key, log_path=session.log_path(key)
-            ):
-                pass
+    for target, builder, key in ((run.path / "model", config.model.builder, "model.builder"), *data):
+        if builder and not target.exists():
+            await session.run_task(_build, builder, key, target, seed=config.run.seed, name=key)
 
 
-def _build(path: str, key: str, target: Path, *, seed: int) -> Iterator[None]:
-    """Run a builder in a process of its own; what it writes appears whole or not at all."""
-    builder = user_code.load(path, key)
+def _build(builder: str, key: str, target: Path, *, seed: int) -> Iterator[None]:
+    """Call a builder, in a separate process; the target folder appears complete or not at all."""
+    build = user_code.load(builder, key)
     with replacing_folder(target) as partial:
-        builder(partial, seed=seed)
+        build(partial, seed=seed)
     yield
 
 
 async def try_functions(session: Session) -> None:
-    """Raise InputError where a first try shows that an environment or a scorer breaks its protocol.
+    """Try each task's environment and scorer once; raises InputError if one breaks its protocol.
 
-    Nothing is loaded yet. A scorer, which may bring anything with it, is called in a process of its own.
+    Called before any engine is loaded. Scorers run in a separate process, since they may import anything.
     """
-    trials = [trial for task in session.config.by_task() if (trial := await _tried_environment(session, task))]
-    timeout_s, name = session.config.reward_service.timeout_s, "scorer_trial"
+    trials = [trial for task in session.config.by_task() if (trial := await _try_environment(session, task))]
     if trials:
-        log_path = session.log_path(name)
-        async for _ in stream_task(try_scorers, trials, timeout_s=timeout_s, name=name, log_path=log_path):
-            pass
+        await session.run_task(
+            try_scorers, trials, timeout_s=session.config.reward_service.timeout_s, name="scorer_trial"
+        )
 
 
-async def _tried_environment(session: Session, task: str) -> Trial | None:
-    """Try a task's environment; what its scorers are to be tried with, None where they are ours or somebody else's."""
+async def _try_environment(session: Session, task: str) -> Trial | None:
+    """Try a task's environment; return what to try its scorers with, or None if none of them is a user's function."""
     config = session.config
     environment = config.by_task()[task].environment
     scorers = {} if config.reward_service.url is not None else scorer_paths(config, task)
@@ -78,7 +70,7 @@ async def _tried_environment(session: Session, task: str) -> Trial | None:
 
 
 def _first_prompt(session: Session, task: str) -> tuple[str, dict[str, Any]]:
-    """The text of a task's first prompt, without a chat template, and its columns; nothing where there is none."""
+    """Return the text of a task's first prompt, without a chat template, and its columns; empty if there is none."""
     config = session.config
     path, reading = data_path(config, session.run.path, "prompts", task), config.data.reading()
     if not path.exists():

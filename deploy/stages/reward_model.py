@@ -1,13 +1,15 @@
-"""The reward model's stage, and `antiphon reward-model RUN`: training again on all preferences that there are by now.
+"""The reward model's stage, and `antiphon reward-model RUN`, which trains it again on all preferences so far.
 
-Those are the run's own, and what people said since on the labelling page, which is read in one place, here. Every
-version starts from the policy that PPO started from; a pair whose prompt was held out before is held out again.
+Those are the run's own pairs and the answers that people gave on the labelling page; only this module reads the
+answers for training. Each version starts from the policy that PPO starts from. A pair whose prompt was held out before
+is held out again.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +21,55 @@ from cluster.errors import InputError
 from deploy.config.schema import RunConfig
 from deploy.run.artifacts import policy_path, preferences_path
 from deploy.run.directory import RunDirectory
-from deploy.run.layout import FEEDBACK, FINGERPRINT_FILE, HELD_OUT, PREFERENCES, TRAINING
+from deploy.run.layout import FEEDBACK, FINGERPRINT_FILE, HELD_OUT, PREFERENCES, SERVING, TRAINING
+from deploy.run.open import open_run
 from deploy.run.reward_models import member_folder, publish
+from deploy.run.stages import require_stages
 from deploy.runtime.session import Session
-from deploy.stages.supervised import Supervised, train
+from deploy.runtime.status import running
+from deploy.stages.launch import run_function
+from deploy.stages.supervised import StartLearners, Supervised, start_learners, train
+from deploy.terminal.view import View
+
+
+def retrain(config: RunConfig, path: Path, view: View, *, launch: Callable[..., None] = run_function) -> list[int]:
+    """Train a run's reward model again and publish it to the run's services; returns the services' ports.
+
+    Settings of [reward_model] may differ from those before. Raises InputError if there are no preferences, or if other
+    settings have changed.
+    """
+    have = ["preferences"] if (path / FEEDBACK).exists() else []
+    require_stages(config, RunDirectory(path), ["reward_model"], have=have)
+    with open_run(config, path, may_change=["reward_model"]) as run:
+        begin(run, config)
+        with running(run), view:
+            launch(config, run, "reward_model", train_again, view)
+    if not (path / SERVING).is_dir():
+        return []
+    from deploy.runtime.services import publish_to_services
+
+    return publish_to_services(path)
 
 
 def begin(run: RunDirectory, config: RunConfig) -> None:
-    """Lay out what will be trained on; call it before anything of the run is opened.
+    """Write the preferences and settings to train on; call it before the session starts.
 
-    What an interrupted training has left is gone on with where it had the same preferences and settings, and deleted
-    where not, with the metrics of the version before.
+    Resumes an interrupted training if its preferences and settings are unchanged; otherwise deletes it and the metrics
+    of the version before.
     """
-    folder, made_of = run.path / TRAINING, _made_of(config)
+    folder, settings = run.path / TRAINING, json.loads(config.reward_model.model_dump_json())
     feedback = _read_feedback(run.path / FEEDBACK)
-    if _is_same(folder, made_of, feedback):
+    if _is_same(folder, settings, feedback):
         return
     _clear(run)
     folder.mkdir()
     if feedback is not None:
         pq.write_table(feedback, folder / PREFERENCES)
-    (folder / FINGERPRINT_FILE).write_text(json.dumps(made_of) + "\n")
+    (folder / FINGERPRINT_FILE).write_text(json.dumps(settings) + "\n")
 
 
 def _clear(run: RunDirectory) -> None:
-    """Delete what an interrupted training has left, and the metrics of the last one."""
+    """Delete the files of an interrupted training and the metrics of the last one."""
     shutil.rmtree(run.path / TRAINING, ignore_errors=True)
     shutil.rmtree(run.path / "checkpoints" / "reward_model", ignore_errors=True)
     for stage in {row["stage"] for row in run.metrics()}:
@@ -51,13 +77,11 @@ def _clear(run: RunDirectory) -> None:
             run.rewind_metrics(stage, 0)
 
 
-def has_feedback(run_path: Path) -> bool:
-    """Whether people have been asked."""
-    return (run_path / FEEDBACK).exists()
-
-
 def _read_feedback(store: Path) -> pa.Table | None:
-    """What people prefer, every answer a row: those who differ are the noise that label smoothing is for."""
+    """Return the answers of all annotators, one row each, or None if there are none.
+
+    Annotators that disagree are the noise that label smoothing is for.
+    """
     if not store.exists():
         return None
     from reward_service.feedback.store import read_preferences
@@ -66,13 +90,8 @@ def _read_feedback(store: Path) -> pa.Table | None:
     return table if table.num_rows else None
 
 
-def _made_of(config: RunConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(config.reward_model.model_dump_json())
-    return settings
-
-
-def _is_same(folder: Path, made_of: dict[str, Any], feedback: pa.Table | None) -> bool:
-    if not (folder / FINGERPRINT_FILE).exists() or json.loads((folder / FINGERPRINT_FILE).read_text()) != made_of:
+def _is_same(folder: Path, settings: dict[str, Any], feedback: pa.Table | None) -> bool:
+    if not (folder / FINGERPRINT_FILE).exists() or json.loads((folder / FINGERPRINT_FILE).read_text()) != settings:
         return False
     kept = folder / PREFERENCES
     if feedback is None or not kept.exists():
@@ -80,26 +99,29 @@ def _is_same(folder: Path, made_of: dict[str, Any], feedback: pa.Table | None) -
     return bool(pq.read_table(kept).equals(feedback))
 
 
-async def run_reward_model(session: Session) -> None:
-    """Train `reward_model/` on the run's preferences and report how it does on pairs it has not seen."""
+async def train_reward_model(session: Session, *, start: StartLearners = start_learners) -> None:
+    """Train `reward_model/` on the run's preferences and report its accuracy on unseen pairs."""
     run = session.run
     if (run.path / TRAINING / FINGERPRINT_FILE).exists():
-        raise InputError("reward_model", f"its training was interrupted (antiphon reward-model {run.path} goes on)")
-    await _train_members(session, preferences_path(session.config, run.path), more=None, by_prompt=False)
+        raise InputError("reward_model", f"its training was interrupted (antiphon reward-model {run.path} resumes it)")
+    preferences = preferences_path(session.config, run.path)
+    await _train_members(session, start, preferences, more=None, by_prompt=False)
 
 
-async def retrain(session: Session) -> None:
-    """Train it again on the run's preferences and what people said since; the old version is kept beside it."""
+async def train_again(session: Session, *, start: StartLearners = start_learners) -> None:
+    """Train it again on the run's preferences and the answers since; the old version stays in `reward_models/`."""
     run = session.run
     preferences, feedback = preferences_path(session.config, run.path), run.path / TRAINING / PREFERENCES
     more = feedback if feedback.exists() else None
     if more is not None and not preferences.exists():
         preferences, more = feedback, None
-    await _train_members(session, preferences, more=more, by_prompt=True)
+    await _train_members(session, start, preferences, more=more, by_prompt=True)
 
 
-async def _train_members(session: Session, preferences: Path, *, more: Path | None, by_prompt: bool) -> None:
-    """Train one member after the other, those that are done already left out, and publish them together."""
+async def _train_members(
+    session: Session, start: StartLearners, preferences: Path, *, more: Path | None, by_prompt: bool
+) -> None:
+    """Train the members that are not done, one after the other, and publish all of them together."""
     config, run = session.config, session.run
     session.view.stage("reward_model", 0)
     held_out = run.path / HELD_OUT
@@ -121,13 +143,13 @@ async def _train_members(session: Session, preferences: Path, *, more: Path | No
             by_prompt=by_prompt,
             member=member,
         )
-        await train(session, task)
-    _say(session, publish(run))
-    await _say_agreement(session)
+        await train(session, task, start=start)
+    _note_version(session, publish(run))
+    await _note_agreement(session)
 
 
-async def _say_agreement(session: Session) -> None:
-    """Report how far annotators agree who labelled the same pairs."""
+async def _note_agreement(session: Session) -> None:
+    """Report the agreement of annotators that labelled the same pairs."""
     path = session.run.path / FEEDBACK
     if not path.exists():
         return
@@ -146,11 +168,11 @@ async def _say_agreement(session: Session) -> None:
 
 
 def _name(member: int) -> str:
-    """What a member's metrics and checkpoints are kept under."""
+    """Return the name under which a member's metrics and checkpoints are kept."""
     return f"reward_model/member-{member}" if member else "reward_model"
 
 
-def _say(session: Session, entry: dict[str, Any]) -> None:
+def _note_version(session: Session, entry: dict[str, Any]) -> None:
     sources = ", ".join(f"{num:,} {source}" for source, num in entry["num_pairs_by_source"].items() if num)
     session.view.note(f"reward model: {entry['accuracy']:.1%} of fresh labels predicted")
     unsure = f", uncertainty {entry['uncertainty']:.3f}" if "uncertainty" in entry else ""

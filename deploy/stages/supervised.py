@@ -1,46 +1,24 @@
-"""The stages before PPO: model and data from their builders, SFT, preferences; and how a supervised one is run.
-
-Each leaves one artefact in the run directory, whole or not at all; its presence is what "done" means.
-"""
+"""Runs a supervised stage (SFT, reward model) on a learner group of its own and reports its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from cluster.data.datasets import Source
-from deploy.data.prompts import say_broken
-from deploy.run.artifacts import data_path, model_path
-from deploy.run.directory import checkpoint_step
+from deploy.data.prompts import note_broken
+from deploy.run.stages import checkpoint_step
 from deploy.runtime.session import Session, dtype_of
-
-if TYPE_CHECKING:
-    from learner.supervised.group import SupervisedLearnerGroup
-
-
-async def run_sft(session: Session) -> None:
-    """Supervised fine-tuning into `sft/`."""
-    config, run = session.config, session.run
-    session.view.stage("sft", config.sft.num_steps)
-    data = [
-        Source(data_path(config, run.path, "sft", name), task.weight)
-        for name, task in config.by_task().items()
-        if task.sft or task.builder
-    ]
-    model, output = model_path(config, run.path), run.path / "sft"
-    result = await train(session, Supervised("sft", "sft", model=model, data=data, output=output))
-    run.update_summary({f"sft.{name}": value for name, value in result.items()})
-    if "best_step" in result:
-        session.view.note(f"sft: held-out loss {result['held_out_loss']:.4f} at step {result['best_step']:,.0f}, kept")
 
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """What a supervised stage trains, on what and into what; metrics and checkpoints are kept under `name`.
+    """What a supervised stage trains, on which data, and where it writes the result.
 
-    `data` are its `sources`; the others are as in `SupervisedSettings`, without the endings _path.
+    Metrics and checkpoints are kept under `name`. `data` are the `sources` of `SupervisedSettings`; the other fields
+    are as there, without the suffix _path.
     """
 
     stage: Literal["sft", "reward_model"]
@@ -54,31 +32,21 @@ class Supervised:
     member: int = 0
 
 
-async def train(session: Session, task: Supervised) -> dict[str, float]:
-    """Run a supervised stage on learners of its own; returns what they yielded beside its steps.
+class Learners(Protocol):
+    """A started learner group of a supervised stage."""
 
-    A stage that goes on from a checkpoint yields some steps again; what is recorded already is not recorded twice.
-    """
-    result: dict[str, float] = {}
-    newest = session.run.newest_checkpoint(task.name)
-    recorded = {row["step"] for row in session.run.metrics() if row["stage"] == task.name} if newest else set()
-    if newest:
-        session.view.note(f"{task.name}: goes on after step {checkpoint_step(newest):,}")
-    learners = await _start_learners(session, task)
-    try:
-        async for metrics in learners.train():
-            if "step" not in metrics:
-                result |= metrics
-                _say_what_was_cut(session, task.name, metrics)
-            elif metrics["step"] not in recorded:
-                session.log_step(task.name, metrics)
-    finally:
-        await learners.shutdown()
-    return result
+    def train(self) -> AsyncIterator[dict[str, float]]:
+        """Train; yields each step's metrics, which include `step`, and other results without `step`."""
+
+    async def shutdown(self) -> None:
+        """Stop the ranks' processes."""
 
 
-async def _start_learners(session: Session, task: Supervised) -> SupervisedLearnerGroup:
-    """The learners of a stage. Brings RLlib and torch into this process; commands without a stage are spared that."""
+StartLearners = Callable[[Session, Supervised], Awaitable[Learners]]
+
+
+async def start_learners(session: Session, task: Supervised) -> Learners:
+    """Start the learner group of a stage. Imports RLlib and torch, so that commands without the stage need not."""
     with session.start_up.phase("imports"):
         from learner.supervised.group import SupervisedLearnerGroup
         from learner.supervised.rank import SupervisedSettings
@@ -103,12 +71,36 @@ async def _start_learners(session: Session, task: Supervised) -> SupervisedLearn
     return await SupervisedLearnerGroup.start(settings)
 
 
-def _say_what_was_cut(session: Session, stage: str, counts: dict[str, float]) -> None:
-    """Notes where examples were too long, broken or without a counterpart."""
+async def train(session: Session, task: Supervised, *, start: StartLearners = start_learners) -> dict[str, float]:
+    """Run a supervised stage; returns the results that its learners yield beside the steps.
+
+    A stage that resumes from a checkpoint repeats some steps; steps that are already in metrics.jsonl are not written
+    again.
+    """
+    result: dict[str, float] = {}
+    newest = session.run.newest_checkpoint(task.name)
+    recorded = {row["step"] for row in session.run.metrics() if row["stage"] == task.name} if newest else set()
+    if newest:
+        session.view.note(f"{task.name}: resumes after step {checkpoint_step(newest):,}")
+    learners = await start(session, task)
+    try:
+        async for metrics in learners.train():
+            if "step" not in metrics:
+                result |= metrics
+                _note_left_out(session, task.name, metrics)
+            elif metrics["step"] not in recorded:
+                session.log_step(task.name, metrics)
+    finally:
+        await learners.shutdown()
+    return result
+
+
+def _note_left_out(session: Session, stage: str, counts: dict[str, float]) -> None:
+    """Print a note if examples were too long, broken or unpaired."""
     if counts.get("num_cut") or counts.get("num_dropped"):
         kept = f"{counts['num_examples']:,} examples kept"
         session.view.note(f"{stage}: {kept}, {counts['num_cut']:,} of them cut, {counts['num_dropped']:,} dropped")
     if num := counts.get("num_broken"):
-        say_broken(session, stage, num, f"logs/broken_rows_{stage.partition('/')[0]}.txt")
+        note_broken(session, stage, num, f"logs/broken_rows_{stage.partition('/')[0]}.txt")
     if num := counts.get("num_unpaired"):
         session.view.note(f"{stage}: {num:,.0f} rows with a label have no counterpart: left out")

@@ -126,28 +126,24 @@ def test_a_finished_run_goes_on_with_more_steps(
     assert "done already" in antiphon("train", target, *more)[2]
 
 
-def test_the_reward_model_of_a_run_directory_is_trained_again_with_other_settings_of_its_own(
-    antiphon: Callable[..., tuple[int, str, str]], task: Path
+def test_the_reward_model_of_a_run_directory_is_trained_again(
+    antiphon: Callable[..., tuple[int, str, str]], task: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched = []
+    trained = []
 
-    def launch(config: RunConfig, run: RunDirectory, stages: list[str], view: Any, *, again: bool) -> None:
-        launched.append((config.reward_model.label_smoothing, stages, again))
+    def retrain(config: RunConfig, path: Path, view: Any) -> list[int]:
+        trained.append((config.reward_model.label_smoothing, path))
+        return [8000]
 
+    monkeypatch.setattr("deploy.stages.reward_model.retrain", retrain)
     antiphon("train", "run.toml", launch=train_to_the_end)
     run = task / "runs" / task.name
-    (run / "preferences.parquet").touch()
-    (run / "reward_model").mkdir()
-    (run / "reward_model" / "config.json").write_text("{}")
     smoothed = ("--set", "reward_model.label_smoothing = 0.1")
-    assert antiphon("reward-model", str(run), *smoothed, launch=launch)[0] == 0
-    assert launched == [(0.1, ["reward_model"], True)]
-    assert status(task)["state"] == "DONE"
-    code, _, last = antiphon("reward-model", str(run), "--set", "learner.clip = 0.1", launch=launch)
-    assert (code, "learner.clip" in last) == (2, True)
-    code, _, last = antiphon("reward-model", str(run), "--fresh", launch=launch)
+    assert antiphon("reward-model", str(run), *smoothed)[0] == 0
+    assert trained == [(0.1, run)]
+    code, _, last = antiphon("reward-model", str(run), "--fresh")
     assert (code, last.startswith("error: --fresh: would delete the run")) == (2, True)
-    assert len(launched) == 1
+    assert len(trained) == 1
 
 
 def test_a_failed_part_gives_its_own_error_and_leaves_its_traceback(

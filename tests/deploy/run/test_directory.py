@@ -12,8 +12,9 @@ import pytest
 from cluster.errors import InputError
 from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
-from deploy.run.directory import RunDirectory, checkpoint_step
-from deploy.run.open import open_run, read_target, require_run, require_same_settings, require_stages
+from deploy.run.directory import RunDirectory
+from deploy.run.open import open_run, read_target, require_run, require_same_settings
+from deploy.run.stages import checkpoint_step, require_stages
 
 TINY = '[run]\nstages = ["sft", "ppo"]\n[model]\nbuilder = "task:build"\n[data]\nbuilder = "task:data"\n'
 

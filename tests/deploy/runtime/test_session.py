@@ -1,12 +1,13 @@
-"""What the stages share and how they end, where no Ray is needed to tell."""
+"""The session that stages share, without Ray."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ from reward_service.client.retrying import RetryingRewardClient
         ("float32", {"dtype": "bfloat16"}, "float32"),
     ],
 )
-def test_engine_and_learner_compute_in_what_is_set_or_what_the_folder_says(
+def test_the_dtype_is_the_setting_or_that_of_the_policys_folder(
     tmp_path: Path, dtype: str, folder: dict[str, str], expected: str
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(folder))
@@ -38,7 +39,7 @@ def test_engine_and_learner_compute_in_what_is_set_or_what_the_folder_says(
 
 
 class Client:
-    """A reward client that says when it is closed."""
+    """A reward client that records its end."""
 
     is_closed = False
 
@@ -49,11 +50,10 @@ class Client:
         self.is_closed = True
 
 
-async def test_a_session_closes_the_client_that_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_closes_its_reward_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client()
     config = RunConfig.model_validate({"model": {"path": "model"}, "reward_service": {"url": "http://elsewhere:1"}})
-    monkeypatch.setattr(Session, "_new_reward_client", lambda _: RetryingRewardClient(client, 1.0))
-    session = Session(config, RunDirectory(tmp_path), View())
+    session = Session(config, RunDirectory(tmp_path), View(), reward_client=lambda: RetryingRewardClient(client, 1.0))
     await session.rewards()
     assert not client.is_closed
     monkeypatch.setattr(
@@ -64,16 +64,14 @@ async def test_a_session_closes_the_client_that_it_made(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
-async def test_a_run_that_has_lost_its_port_ends_with_the_error_that_says_so(
-    is_lost: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_command_ends_with_its_own_error_if_it_loses_its_port(is_lost: bool) -> None:
     lost, closed = InputError("reward_service.port", "cannot listen on 127.0.0.1:8000"), []
 
     async def follow_service() -> None:
         await (asyncio.sleep(0) if is_lost else asyncio.Event().wait())
         raise lost
 
-    async def stages(*_: object, **__: object) -> None:
+    async def work() -> None:
         if is_lost:
             await asyncio.Event().wait()
 
@@ -82,8 +80,7 @@ async def test_a_run_that_has_lost_its_port_ends_with_the_error_that_says_so(
 
     run = SimpleNamespace(update_status=lambda **_: None, update_summary=lambda _: None)
     session = SimpleNamespace(connect=lambda: "", run=run, follow_service=follow_service, close=close)
-    monkeypatch.setattr(launch, "_in_order", stages)
-    running = launch._run(session, [], again=False)  # type: ignore[arg-type]
+    running = launch.in_session(session, work)  # type: ignore[arg-type]
     if is_lost:
         with pytest.raises(InputError) as caught:
             await running
@@ -91,3 +88,12 @@ async def test_a_run_that_has_lost_its_port_ends_with_the_error_that_says_so(
     else:
         await running
     assert closed == [True]
+
+
+async def test_every_step_is_passed_to_the_callback(tmp_path: Path) -> None:
+    steps: list[tuple[str, Mapping[str, Any]]] = []
+    config = RunConfig.model_validate({"model": {"path": "model"}})
+    session = Session(config, RunDirectory(tmp_path), View(), on_step=lambda stage, row: steps.append((stage, row)))
+    session.log_step("sft", {"step": 1, "loss": 0.5})
+    session.record("held_out", {"step": 1})
+    assert steps == [("sft", {"step": 1, "loss": 0.5})]

@@ -1,4 +1,4 @@
-"""A reward model trained again: on what, how it takes the old one's place, and what a kill at any point leaves."""
+"""Training a reward model again: its data, how it replaces the old version, and a kill at any point."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +22,12 @@ from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import NEXT, TRAINING
-from deploy.run.open import open_run, require_stages
+from deploy.run.open import open_run
 from deploy.run.reward_models import entry_of, publish, published_folder, settle
+from deploy.run.stages import require_stages
 from deploy.stages import reward_model
 from deploy.stages.supervised import Supervised
+from deploy.terminal.view import View
 from reward_service.scorers.files import weights_digest
 
 RUN = """
@@ -67,7 +69,7 @@ def run(config: RunConfig, tmp_path: Path) -> RunDirectory:
 
 
 def write_model(folder: Path, weights: str, *, chosen: float = 1.0, data: list[str] | None = None, **more: Any) -> None:
-    """As much of a trained reward model as a run looks at."""
+    """Write the files of a trained reward model that a run reads."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_text(weights)
@@ -83,12 +85,12 @@ def weights_of(folder: Path) -> str:
 
 
 def kept(run: RunDirectory) -> list[str]:
-    """The weights of all versions that are kept."""
+    """Return the weights of all archived versions."""
     return sorted(weights_of(path) for path in (run.path / "reward_models").iterdir())
 
 
 class Session:
-    """As much of a session as the stage uses; what is trained is written down by `train`."""
+    """The part of a session that the stage uses."""
 
     def __init__(self, config: RunConfig, run: RunDirectory) -> None:
         self.config, self.run = config, run
@@ -96,24 +98,34 @@ class Session:
         self.view = SimpleNamespace(note=self.notes.append, stage=lambda *_: None)
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[Supervised]:
-    """The tasks that were trained, each in no time."""
-    tasks: list[Supervised] = []
+class Trainings:
+    """Starts learner groups that train in no time; `tasks` lists what was trained."""
 
-    async def train(session: Session, task: Supervised) -> dict[str, float]:
-        tasks.append(task)
+    def __init__(self) -> None:
+        self.tasks: list[Supervised] = []
+
+    async def start(self, session: Session, task: Supervised) -> Trainings:
+        self.tasks.append(task)
         data = [path.name for path in (*(source.path for source in task.data), task.more) if path]
         num_more = pq.read_metadata(task.more).num_rows if task.more else 0
-        write_model(task.output, f"weights {len(tasks)}", chosen=float(task.member), data=data, num_more=num_more)
-        return {}
+        weights = f"weights {len(self.tasks)}"
+        write_model(task.output, weights, chosen=float(task.member), data=data, num_more=num_more)
+        return self
 
-    monkeypatch.setattr(reward_model, "train", train)
-    return tasks
+    async def train(self) -> AsyncIterator[dict[str, float]]:
+        for metrics in ():
+            yield metrics
+
+    async def shutdown(self) -> None: ...
+
+
+@pytest.fixture
+def trained() -> Trainings:
+    return Trainings()
 
 
 class Agreeing:
-    """A store whose annotators agree on three pairs of four."""
+    """A feedback store whose annotators agree on three of four pairs."""
 
     def __init__(self, path: Path) -> None:
         assert path.name == "feedback.sqlite"
@@ -126,27 +138,27 @@ class Agreeing:
 
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch, run: RunDirectory) -> Callable[[pa.Table], None]:
-    """`answer(table)`: that is what people prefer."""
+    """`answer(table)` stores answers of annotators."""
 
     def put(table: pa.Table) -> None:
-        module = types.ModuleType("reward_service.feedback")
+        module = types.ModuleType("reward_service.feedback.store")
         module.read_preferences = lambda path: table  # type: ignore[attr-defined]
         module.FeedbackStore = Agreeing  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "reward_service.feedback", module)
+        monkeypatch.setitem(sys.modules, "reward_service.feedback.store", module)
         (run.path / "feedback.sqlite").touch()
 
     return put
 
 
-async def test_every_answer_is_trained_on_beside_the_runs_own_pairs(
-    config: RunConfig, run: RunDirectory, trained: list[Supervised], answer: Callable[[pa.Table], None]
+async def test_answers_are_trained_on_beside_the_runs_own_pairs(
+    config: RunConfig, run: RunDirectory, trained: Trainings, answer: Callable[[pa.Table], None]
 ) -> None:
     answer(FEEDBACK)
     reward_model.begin(run, config)
     feedback = pq.read_table(run.path / TRAINING / "feedback.parquet")
     assert feedback.equals(FEEDBACK.select(["prompt", "chosen", "rejected"]))
-    await reward_model.retrain(Session(config, run))
-    (task,) = trained
+    await reward_model.train_again(Session(config, run), start=trained.start)
+    (task,) = trained.tasks
     assert (task.data, task.more, task.by_prompt) == (
         [Source(run.path / "preferences.parquet")],
         run.path / TRAINING / "feedback.parquet",
@@ -160,76 +172,73 @@ async def test_every_answer_is_trained_on_beside_the_runs_own_pairs(
     assert not (run.path / TRAINING).exists()
 
 
-async def test_without_answers_the_runs_own_pairs_are_held_out_by_prompt(
-    config: RunConfig, run: RunDirectory, trained: list[Supervised], answer: Callable[[pa.Table], None]
+async def test_the_runs_own_pairs_are_held_out_by_prompt_without_answers(
+    config: RunConfig, run: RunDirectory, trained: Trainings, answer: Callable[[pa.Table], None]
 ) -> None:
     answer(FEEDBACK.slice(0, 0))
     reward_model.begin(run, config)
-    await reward_model.retrain(Session(config, run))
-    assert [(task.data[0].path.name, task.more, task.by_prompt) for task in trained] == [
+    await reward_model.train_again(Session(config, run), start=trained.start)
+    assert [(task.data[0].path.name, task.more, task.by_prompt) for task in trained.tasks] == [
         ("preferences.parquet", None, True)
     ]
     assert run.summary()["reward_model"]["num_pairs_by_source"] == {"stage": 8, "feedback": 0}
 
 
-async def test_answers_alone_are_enough(
-    config: RunConfig, run: RunDirectory, trained: list[Supervised], answer: Callable[[pa.Table], None]
+async def test_answers_are_enough_without_the_runs_own_pairs(
+    config: RunConfig, run: RunDirectory, trained: Trainings, answer: Callable[[pa.Table], None]
 ) -> None:
     (run.path / "preferences.parquet").unlink()
     with pytest.raises(InputError, match="preferences: not done"):
         require_stages(config, run, ["reward_model"])
     answer(FEEDBACK)
-    assert reward_model.has_feedback(run.path)
     require_stages(config, run, ["reward_model"], have=["preferences"])
     reward_model.begin(run, config)
-    await reward_model.retrain(Session(config, run))
-    assert [(task.data[0].path.name, task.more) for task in trained] == [("feedback.parquet", None)]
+    await reward_model.train_again(Session(config, run), start=trained.start)
+    assert [(task.data[0].path.name, task.more) for task in trained.tasks] == [("feedback.parquet", None)]
     assert run.summary()["reward_model"]["num_pairs_by_source"] == {"stage": 0, "feedback": 8}
 
 
-async def test_the_first_training_holds_out_as_before_and_publishes_alike(
-    config: RunConfig, run: RunDirectory, trained: list[Supervised]
+async def test_the_first_training_publishes_a_version_too(
+    config: RunConfig, run: RunDirectory, trained: Trainings
 ) -> None:
     session = Session(config, run)
-    await reward_model.run_reward_model(session)
-    assert [(task.more, task.by_prompt, task.fresh) for task in trained] == [(None, False, None)]
+    await reward_model.train_reward_model(session, start=trained.start)
+    assert [(task.more, task.by_prompt, task.fresh) for task in trained.tasks] == [(None, False, None)]
     assert weights_of(run.path / "reward_model") == "weights 1"
     assert "uncertainty" not in run.summary()["reward_model"]
     assert "reward model: 50.0% of fresh labels predicted" in session.notes
     assert kept(run) == ["weights 1"]
 
 
-async def test_members_lie_in_the_folder_of_the_first_and_tell_how_unsure_they_are(
-    run: RunDirectory, trained: list[Supervised]
-) -> None:
+async def test_members_are_kept_together_and_report_their_uncertainty(run: RunDirectory, trained: Trainings) -> None:
     config = load_run_config(Path("run.toml"), ["reward_model.num_members = 3", "run.seed = 4"])
     session = Session(config, run)
-    await reward_model.run_reward_model(session)
+    await reward_model.train_reward_model(session, start=trained.start)
     folder = run.path / "reward_model"
     weights = [weights_of(path) for path in (folder, folder / "member-1", folder / "member-2")]
     assert weights == ["weights 1", "weights 2", "weights 3"]
-    assert [task.name for task in trained] == ["reward_model", "reward_model/member-1", "reward_model/member-2"]
+    assert [task.name for task in trained.tasks] == ["reward_model", "reward_model/member-1", "reward_model/member-2"]
     assert session.notes[:3] == [f"reward model: member {k}, seed {4 + k}" for k in range(3)]
     summary = run.summary()["reward_model"]
     spread = (2 / 3) ** 0.5  # of 0, 1 and 2; the second pair's margins are all 1
     assert (summary["num_members"], summary["uncertainty"]) == (3, pytest.approx(spread / 2))
 
 
-async def test_members_that_are_done_are_not_trained_again(run: RunDirectory, trained: list[Supervised]) -> None:
+async def test_finished_members_are_not_trained_again(run: RunDirectory, trained: Trainings) -> None:
     config = load_run_config(Path("run.toml"), ["reward_model.num_members = 2"])
     write_model(run.path / TRAINING / "reward_model", "done before")
-    await reward_model.run_reward_model(Session(config, run))
-    assert [task.member for task in trained] == [1]
+    await reward_model.train_reward_model(Session(config, run), start=trained.start)
+    assert [task.member for task in trained.tasks] == [1]
     assert weights_of(run.path / "reward_model") == "done before"
 
 
 @pytest.mark.parametrize(
-    ("answers", "smoothing", "goes_on"),
+    ("answers", "smoothing", "is_resumed"),
     [(FEEDBACK, 0.0, True), (FEEDBACK.slice(1), 0.0, False), (FEEDBACK.slice(3), 0.0, False), (FEEDBACK, 0.1, False)],
     ids=["the same", "other answers", "no answers", "other settings"],
 )
-def test_an_interrupted_training_goes_on_with_what_it_was_made_of_alone(
-    run: RunDirectory, answer: Callable[[pa.Table], None], answers: pa.Table, smoothing: float, goes_on: bool
+def test_a_training_is_resumed_only_with_the_same_data_and_settings(
+    run: RunDirectory, answer: Callable[[pa.Table], None], answers: pa.Table, smoothing: float, is_resumed: bool
 ) -> None:
     answer(FEEDBACK)
     reward_model.begin(run, load_run_config(Path("run.toml")))
@@ -241,11 +250,34 @@ def test_an_interrupted_training_goes_on_with_what_it_was_made_of_alone(
     (run.path / "metrics.jsonl").write_text("".join(rows))
     answer(answers)
     reward_model.begin(run, load_run_config(Path("run.toml"), [f"reward_model.label_smoothing = {smoothing}"]))
-    assert (left.exists(), checkpoint.exists()) == (goes_on, goes_on)
-    assert [row["stage"] for row in run.metrics()] == (stages if goes_on else ["ppo"])
+    assert (left.exists(), checkpoint.exists()) == (is_resumed, is_resumed)
+    assert [row["stage"] for row in run.metrics()] == (stages if is_resumed else ["ppo"])
 
 
-def test_checkpoints_of_a_training_under_way_outlive_the_start_of_the_run(config: RunConfig, run: RunDirectory) -> None:
+def test_retraining_runs_in_the_locked_run_with_its_own_settings(run: RunDirectory) -> None:
+    launched = []
+
+    def launch(config: RunConfig, opened: RunDirectory, stage: str, function: Any, view: View) -> None:
+        assert function is reward_model.train_again
+        launched.append((opened.path, stage, config.reward_model.label_smoothing, opened.status().state))
+        with pytest.raises(InputError, match="another process"), open_run(config, opened.path):
+            pass
+
+    changed = load_run_config(Path("run.toml"), ["reward_model.label_smoothing = 0.1"])
+    assert reward_model.retrain(changed, run.path, View(), launch=launch) == []
+    assert launched == [(run.path, "reward_model", 0.1, "RUNNING")]
+    assert run.status().state == "DONE"
+
+
+def test_retraining_refuses_other_changed_settings_and_missing_pairs(run: RunDirectory) -> None:
+    with pytest.raises(InputError, match=r"learner\.clip"):
+        reward_model.retrain(load_run_config(Path("run.toml"), ["learner.clip = 0.1"]), run.path, View())
+    (run.path / "preferences.parquet").unlink()
+    with pytest.raises(InputError, match="preferences: not done"):
+        reward_model.retrain(load_run_config(Path("run.toml")), run.path, View())
+
+
+def test_checkpoints_of_an_unfinished_training_are_kept(config: RunConfig, run: RunDirectory) -> None:
     write_model(run.path / "reward_model", "old")
     checkpoint = run.path / "checkpoints" / "reward_model" / "step-000002"
     checkpoint.mkdir(parents=True)
@@ -255,15 +287,15 @@ def test_checkpoints_of_a_training_under_way_outlive_the_start_of_the_run(config
         assert checkpoint.exists()
 
 
-async def test_a_first_training_does_not_go_on_with_what_a_second_has_begun(
-    config: RunConfig, run: RunDirectory, trained: list[Supervised]
+async def test_a_first_training_refuses_to_resume_a_second_one(
+    config: RunConfig, run: RunDirectory, trained: Trainings
 ) -> None:
     reward_model.begin(run, config)
     with pytest.raises(InputError, match="its training was interrupted"):
-        await reward_model.run_reward_model(Session(config, run))
+        await reward_model.train_reward_model(Session(config, run), start=trained.start)
 
 
-def test_a_new_version_takes_the_old_ones_place_and_the_old_one_is_kept_by_its_digest(run: RunDirectory) -> None:
+def test_a_new_version_replaces_the_old_one_which_is_archived(run: RunDirectory) -> None:
     write_model(run.path / TRAINING / "reward_model", "first")
     first = publish(run)
     run.update_summary({"held_out.objective": 3.0, "reward_model.noise_ceiling": 0.9})
@@ -284,7 +316,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("num_done", range(9))
-def test_a_kill_at_any_point_leaves_a_whole_reward_model_or_one_that_the_next_start_puts_back(
+def test_a_kill_at_any_point_leaves_a_complete_reward_model(
     config: RunConfig, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, num_done: int
 ) -> None:
     write_model(run.path / "reward_model", "old")
@@ -320,7 +352,7 @@ def test_a_kill_at_any_point_leaves_a_whole_reward_model_or_one_that_the_next_st
     assert kept(run) == (["old"] if num_done == 0 else ["new", "old"])
 
 
-def test_a_published_folder_stays_as_it_was_when_a_new_version_comes_and_takes_no_room(run: RunDirectory) -> None:
+def test_an_archived_version_is_linked_and_never_changes(run: RunDirectory) -> None:
     write_model(run.path / "reward_model", "old", data=["preferences.parquet"])
     (run.path / "reward_model" / "member-1").mkdir()
     (run.path / "reward_model" / "member-1" / "model.safetensors").write_text("second member")
@@ -334,7 +366,7 @@ def test_a_published_folder_stays_as_it_was_when_a_new_version_comes_and_takes_n
     assert published_folder(run.path) != folder
 
 
-def test_where_there_can_be_no_links_a_version_is_copied(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_is_copied_if_it_cannot_be_linked(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -346,12 +378,12 @@ def test_where_there_can_be_no_links_a_version_is_copied(run: RunDirectory, monk
     assert not (folder / "model.safetensors").samefile(run.path / "reward_model" / "model.safetensors")
 
 
-def test_without_a_reward_model_nothing_is_published(run: RunDirectory) -> None:
+def test_nothing_is_published_without_a_reward_model(run: RunDirectory) -> None:
     assert published_folder(run.path) is None
     assert not (run.path / "reward_models").exists()
 
 
-def test_the_same_weights_again_are_no_new_version(run: RunDirectory) -> None:
+def test_the_same_weights_are_no_new_version(run: RunDirectory) -> None:
     for _ in range(3):
         write_model(run.path / TRAINING / "reward_model", "same")
         publish(run)
