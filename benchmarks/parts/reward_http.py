@@ -133,7 +133,7 @@ async def _contract_costs(http: httpx.AsyncClient, url: str, items: list[ScoreRe
     }
     spent: dict[str, list[float]] = {name: [] for name in ("handle", *contracts)}
     for _ in range(30):
-        for name, ask in (("handle", lambda: handle.score(items)), *contracts.items()):
+        for name, ask in (("handle", lambda: handle.outcomes(items)), *contracts.items()):
             started = time.monotonic()
             await ask()
             spent[name].append(1000 * (time.monotonic() - started) / BATCH)

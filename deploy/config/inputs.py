@@ -24,7 +24,7 @@ from deploy.config.functions import dotted_paths
 from deploy.config.schema import RunConfig
 from reward_service.config.composite import CompositeConfig
 from reward_service.config.scorers import ScorerConfig
-from reward_service.scorers.files import check_files
+from reward_service.scorers.registry import check_files
 
 KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "preferences", "evaluation": "prompts"}
 """What is in each data set that the run file names."""

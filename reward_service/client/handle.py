@@ -1,6 +1,6 @@
-"""Calls the reward service's application by its Serve handle. Knows nothing of what is asked.
+"""Calls the Serve application of a reward service by its handle.
 
-Scoring changes nothing, so what a replica that died had under way is asked of another one.
+Scoring has no side effects, so a call whose replica died is repeated on another replica.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from cluster.actors.remote import call_handle, within
 from cluster.errors import ActorDied, DeadlineExceeded, RewardError, RewardUnavailable
-from cluster.scoring import Outcome, Score, ScoreRequest
+from cluster.scoring import Outcome, ScoreRequest
 from reward_service.backend import ScorerInfo
-from reward_service.client.outcomes import all_scores, check_outcomes
+from reward_service.client.outcomes import WHERE, check_outcomes
 from reward_service.config.service import app_name
 
-WHERE = "reward_service"
 LOOK_EVERY_S = 2.0
-"""How often a call that waits looks whether the application is still there."""
-PAUSE_S = 0.05
-"""Before a call is made again whose replica died."""
+"""How often a waiting call checks that the application still exists."""
+REPLICA_PAUSE_S = 0.05
+"""Pause before a call whose replica died is repeated."""
 MAX_DEATHS = 4
-"""Replicas that may die with one call: a call that kills whoever has it must not kill all."""
+"""Replicas that may die during one call: a call that kills its replica must not kill all of them."""
 
 
 class ServiceHandle:
-    """A handle of one application on the Ray of this process; plain data until its first call, so it travels."""
+    """A handle of one application on this process's Ray; plain data until its first call, so it can be pickled."""
 
     def __init__(self, app_name: str) -> None:
         self.app_name = app_name
@@ -43,42 +42,35 @@ class ServiceHandle:
         return (ServiceHandle, (self.app_name,))
 
     async def call(self, method: str, *args: Any, timeout_s: float, waited_for: str) -> Any:
-        """The method's answer, from whichever replica gives it.
+        """Return the method's result from any replica.
 
-        Raises what the method raises; RewardError where it killed one replica after the other; RewardUnavailable where
-        the application is gone, broken or has too many calls waiting; DeadlineExceeded after `timeout_s`.
+        Raises what the method raises; RewardError if the call killed several replicas in a row; RewardUnavailable if
+        the application is gone, broken or has too many waiting calls; DeadlineExceeded after `timeout_s`.
         """
-        return await within(
-            self._answer(method, args), timeout_s, where=WHERE, waited_for=f"application {self.app_name} {waited_for}"
-        )
+        waited_for = f"application {self.app_name} {waited_for}"
+        return await within(self._call_any_replica(method, args), timeout_s, where=WHERE, waited_for=waited_for)
 
-    async def _answer(self, method: str, args: tuple[Any, ...]) -> Any:
+    async def _call_any_replica(self, method: str, args: tuple[Any, ...]) -> Any:
         for left in reversed(range(MAX_DEATHS)):
             try:
-                return await self._watched(method, args)
+                return await self._call(method, args)
             except ActorDied as error:
                 if not left:
                     what = f"{MAX_DEATHS} replicas of {self.app_name} died one after the other with this call"
                     raise RewardError(WHERE, f"{what}: {error.what}") from error
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(REPLICA_PAUSE_S)
             await self._look_up(max_age_s=0.0)
         raise AssertionError("unreachable")
 
-    async def _watched(self, method: str, args: tuple[Any, ...]) -> Any:
-        """Await one call, looking now and then whether anyone is left to answer it."""
-        answer = asyncio.ensure_future(self._call(method, args))
-        try:
-            while not (await asyncio.wait([answer], timeout=LOOK_EVERY_S))[0]:
-                await self._look_up(max_age_s=LOOK_EVERY_S)
-            return await answer
-        finally:
-            answer.cancel()
-
     async def _call(self, method: str, args: tuple[Any, ...]) -> Any:
+        """Await one call; check every LOOK_EVERY_S that the application still exists."""
         if self._handle is None:
             await self._look_up(max_age_s=0.0)
+        call = asyncio.ensure_future(call_handle(self._handle, method, *args, name=self.app_name))
         try:
-            return await call_handle(self._handle, method, *args, name=self.app_name)
+            while not (await asyncio.wait([call], timeout=LOOK_EVERY_S))[0]:
+                await self._look_up(max_age_s=LOOK_EVERY_S)
+            return await call
         except BackPressureError as error:
             raise RewardUnavailable(WHERE, f"application {self.app_name} has too many calls waiting", 1.0) from error
         except DeploymentUnavailableError as error:
@@ -88,9 +80,11 @@ class ServiceHandle:
             self._handle = None
             what = f"application {self.app_name}: {type(error).__name__}: {error}"
             raise RewardUnavailable(WHERE, what) from error
+        finally:
+            call.cancel()
 
     async def _look_up(self, *, max_age_s: float) -> None:
-        """Ask Serve for the application unless it was there `max_age_s` ago. Raises RewardUnavailable if it is gone."""
+        """Ask Serve for the application unless it existed `max_age_s` ago. Raises RewardUnavailable if it is gone."""
         if time.monotonic() - self._seen_at < max_age_s:
             return
         self._seen_at = time.monotonic()
@@ -104,13 +98,13 @@ class ServiceHandle:
 
 
 class HandleBackend:
-    """The application, as the HTTP face asks it."""
+    """The application as the backend of the HTTP server."""
 
     def __init__(self, app_name: str) -> None:
         self._service = ServiceHandle(app_name)
 
     async def score(self, requests: Sequence[ScoreRequest], *, scorer: str | None, timeout_s: float) -> list[Outcome]:
-        """One outcome a request, in their order."""
+        """Return one outcome per request, in order."""
         waited_for = f"to score {len(requests)} responses"
         outcomes: list[Outcome] = await self._service.call(
             "outcomes", list(requests), scorer, timeout_s=timeout_s, waited_for=waited_for
@@ -118,17 +112,17 @@ class HandleBackend:
         return outcomes
 
     async def models(self, *, timeout_s: float) -> list[ScorerInfo]:
-        """The scorers, the default first."""
+        """Return the scorers, the default first."""
         models: list[ScorerInfo] = await self._service.call(
-            "models", timeout_s=timeout_s, waited_for="to name its scorers"
+            "models", timeout_s=timeout_s, waited_for="to list its scorers"
         )
         return models
 
 
 class HandleRewardClient:
-    """Calls the reward service of a run, given by the run's name, on the Ray of this process.
+    """Calls the reward service of the run `run_name` on this process's Ray.
 
-    `scorer` is the one that is asked there; without it the service's default.
+    `scorer` names the scorer to use; None means the service's default.
     """
 
     def __init__(self, run_name: str, timeout_s: float, scorer: str | None = None) -> None:
@@ -140,12 +134,8 @@ class HandleRewardClient:
     def __reduce__(self) -> tuple[Any, ...]:
         return (HandleRewardClient, (self._run_name, self._timeout_s, self._scorer))
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """One score a request, in their order. Raises RewardError naming the scorer or the service."""
-        return all_scores(await self.outcomes(requests))
-
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """One outcome a request, in their order: its score, or the RewardError that its scorer gave in its place."""
+        """Return one outcome per request, in order: its score, or the RewardError of its scorer."""
         waited_for = f"to score {len(requests)} responses"
         try:
             outcomes = await self._service.call(
@@ -156,4 +146,4 @@ class HandleRewardClient:
         return check_outcomes(requests, outcomes)
 
     async def aclose(self) -> None:
-        """Nothing: a handle has no connection of its own."""
+        """Do nothing: a handle has no connection of its own to close."""

@@ -12,13 +12,14 @@ import httpx
 
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, all_scores, check_outcomes
+from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, check_outcomes
+from reward_service.retries import retry_after_s
 
 
 class HttpRewardClient:
-    """Calls `POST /v1/rewards` at `url` with one pooled connection set; every item goes under its own id.
+    """Calls `POST /v1/rewards` at `url` over pooled connections; every item keeps its id.
 
-    What is refused for a moment (429, 5xx) or not answered is tried again a few times, with jitter.
+    Calls that time out, fail to connect or get 429 or 5xx are tried `num_tries` times, with jitter.
     """
 
     def __init__(
@@ -34,12 +35,8 @@ class HttpRewardClient:
     def __reduce__(self) -> tuple[Any, ...]:
         return (_http_client, (self._url, self._token, self._timeout_s, self._scorer, self._num_tries))
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """One score a request, in their order. Raises RewardError naming the scorer or the service."""
-        return all_scores(await self.outcomes(requests))
-
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """One outcome a request, in their order: its score, or the RewardError that the service gave in its place."""
+        """Return one outcome per request, in order: its score, or the RewardError of its scorer."""
         for left in reversed(range(self._num_tries)):
             try:
                 response = await self._post(requests)
@@ -48,7 +45,7 @@ class HttpRewardClient:
                 if not left or (error.retry_after_s or 0.0) > LONGEST_PAUSE_S:
                     raise
                 await asyncio.sleep(max(PAUSE_S * random.uniform(0.5, 1.0), error.retry_after_s or 0.0))
-        return check_outcomes(requests, self._outcomes(requests, response))
+        return check_outcomes(requests, self._parsed(requests, response))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -57,7 +54,7 @@ class HttpRewardClient:
             self._client = None
 
     async def _post(self, requests: Sequence[ScoreRequest]) -> httpx.Response:
-        """A 200. Raises RewardUnavailable for what may pass, RewardError for a request that is refused."""
+        """Return a 200. Raises RewardUnavailable if a retry may succeed, RewardError if the request is rejected."""
         if self._client is None:
             headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
             self._client = httpx.AsyncClient(headers=headers, timeout=self._timeout_s, trust_env=False)
@@ -73,7 +70,7 @@ class HttpRewardClient:
             return response
         what = f"{url} answered {response.status_code}: {response.text[:500]}"
         if response.status_code == 429 or response.status_code >= 500:
-            raise RewardUnavailable(WHERE, what, _retry_after_s(response))
+            raise RewardUnavailable(WHERE, what, retry_after_s(response.headers))
         raise RewardError(WHERE, what)
 
     def _body(self, requests: Sequence[ScoreRequest]) -> dict[str, Any]:
@@ -89,7 +86,7 @@ class HttpRewardClient:
             body["columns"] = {name: _as_json(name, values) for name, values in columns.items()}
         return body | ({"scorer": self._scorer} if self._scorer else {})
 
-    def _outcomes(self, requests: Sequence[ScoreRequest], response: httpx.Response) -> list[Outcome]:
+    def _parsed(self, requests: Sequence[ScoreRequest], response: httpx.Response) -> list[Outcome]:
         try:
             body = response.json()
             version, items = body["model_version"], list(body["rewards"])
@@ -97,33 +94,27 @@ class HttpRewardClient:
                 raise TypeError(f"model_version is {version!r}")
             return [_outcome(item, request.id, version) for item, request in zip(items, requests, strict=True)]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"{self._url} answered what is no list of {len(requests)} rewards: {error!r}"
+            what = f"{self._url} did not answer a list of {len(requests)} rewards: {error!r}"
             raise RewardUnavailable(WHERE, what) from error
 
 
 def _outcome(item: Any, id: str, version: str) -> Outcome:
     if item["id"] != id:
-        raise ValueError(f"an answer for {item['id']!r} where {id} was asked")
+        raise ValueError(f"an answer for {item['id']!r} instead of {id}")
     if item.get("error") is None:
         return Score(id, item["reward"], item.get("parts", {}), version)
-    kind = RewardUnavailable if item.get("unavailable") is True else RewardError
-    return kind(WHERE, f"no reward for {id}: {item['error']}")
+    error = RewardUnavailable if item.get("unavailable") is True else RewardError
+    return error(WHERE, f"no reward for {id}: {item['error']}")
 
 
 def _as_json(name: str, values: list[Any]) -> list[Any]:
-    """The column, or RewardError naming it where it holds what JSON can't."""
+    """Return the column. Raises RewardError that names it if it contains what JSON can't represent."""
     try:
         json.dumps(values, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RewardError(WHERE, f"the column {name} can't travel over HTTP: {error}") from error
+        raise RewardError(WHERE, f"the column {name} can't be sent as JSON: {error}") from error
     return values
 
 
 def _http_client(url: str, token: str | None, timeout_s: float, scorer: str | None, num_tries: int) -> HttpRewardClient:
     return HttpRewardClient(url, token, timeout_s, scorer=scorer, num_tries=num_tries)
-
-
-def _retry_after_s(response: httpx.Response) -> float | None:
-    """Seconds that the service asked for; None where it gave a date or nothing."""
-    given = response.headers.get("Retry-After", "")
-    return float(given) if given.isascii() and given.isdigit() else None

@@ -1,4 +1,4 @@
-"""Check what a reward service answers."""
+"""The transport interface of reward clients, and the checks of what a service answers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 
 WHERE = "reward_service"
+PAUSE_S = 0.2
+"""Pause before the first retry; it doubles with each retry."""
+LONGEST_PAUSE_S = 5.0
 
 
-PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
-
-
-class Client(Protocol):
-    """Scores, or raises as the module says."""
+class RewardTransport(Protocol):
+    """Sends requests to a reward service. Plain data until the first call, so it can be sent to another process."""
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """One outcome a request, in their order."""
+        """Return one outcome per request, in order: its score, or the RewardError of its scorer.
+
+        Raises RewardUnavailable if the service is down, busy, silent or gives an invalid answer: a retry may succeed.
+        Raises RewardError if it rejects the whole call.
+        """
 
     async def aclose(self) -> None:
-        """Close its connections; it may be used again."""
+        """Close its connections; the next call opens them again."""
 
 
 def all_scores(outcomes: Sequence[Outcome]) -> list[Score]:
-    """The outcomes, all of them scores. Raises the first error among them."""
+    """Return the outcomes if all are scores. Raises the first error among them."""
     scores = []
     for outcome in outcomes:
         if isinstance(outcome, RewardError):
@@ -36,7 +40,10 @@ def all_scores(outcomes: Sequence[Outcome]) -> list[Score]:
 
 
 def check_outcomes(requests: Sequence[ScoreRequest], scores: Any) -> list[Outcome]:
-    """The outcomes, or RewardUnavailable where they are not one finite score, or error, a request under its own id."""
+    """Return the outcomes if there is one error or finite score per request, with the request's id.
+
+    Raises RewardUnavailable otherwise.
+    """
     if not isinstance(scores, list) or not all(isinstance(score, Score | RewardError) for score in scores):
         raise RewardUnavailable(WHERE, f"answered {type(scores).__name__}, not a list of scores")
     if len(scores) != len(requests):
@@ -45,7 +52,7 @@ def check_outcomes(requests: Sequence[ScoreRequest], scores: Any) -> list[Outcom
         if isinstance(score, RewardError):
             continue
         if score.id != request.id:
-            raise RewardUnavailable(WHERE, f"answered a score for {score.id} where {request.id} was asked")
+            raise RewardUnavailable(WHERE, f"answered a score for {score.id} instead of {request.id}")
         if isinstance(score.reward, bool) or not isinstance(score.reward, int | float):
             raise RewardUnavailable(WHERE, f"answered {score.reward!r} for {score.id}, not a number")
         if not _is_finite(score.reward):
@@ -56,7 +63,7 @@ def check_outcomes(requests: Sequence[ScoreRequest], scores: Any) -> list[Outcom
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether it is a number that a double holds."""
+    """Return whether the value is a number that fits a double."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

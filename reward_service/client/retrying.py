@@ -1,4 +1,4 @@
-"""Retry until every reward is available."""
+"""The reward client of a run: retries while the service is unavailable."""
 
 from __future__ import annotations
 
@@ -11,75 +11,77 @@ from typing import Any
 
 from cluster.errors import RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, Client, all_scores
+from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, RewardTransport, all_scores
 
 
 class RetryingRewardClient:
-    """Asks a client again while its service is unavailable, for at most `patience_s` since its last answer to anybody.
+    """Retries calls while the service is unavailable, for at most `patience_s` since its last answer to any call.
 
-    Nothing else is waited for meanwhile, so a run pauses; `waiting` says for what. Pauses between tries grow and are
-    jittered, and are as long as the service asks for, where that leaves one more try.
+    The run pauses meanwhile; `waiting` returns what it waits for. Pauses between retries grow, with jitter, and are at
+    least as long as the service asks for, but the last retry is always made before patience ends.
     """
 
-    def __init__(self, client: Client, patience_s: float) -> None:
-        self._client = client
+    def __init__(self, transport: RewardTransport, patience_s: float) -> None:
+        self._transport = transport
         self._patience_s = patience_s
         self._missing: dict[int, str] = {}
         self._calls = 0
         self._answered_at = -math.inf
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (RetryingRewardClient, (self._client, self._patience_s))
+        return (RetryingRewardClient, (self._transport, self._patience_s))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """One score a request, in their order. Raises what `outcomes` raises, and the first error among them."""
+        """Return one score per request, in order. Raises as `outcomes` does, and the first error among the outcomes."""
         return all_scores(await self.outcomes(requests))
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """One outcome a request, in their order; none of them is RewardUnavailable: that is waited for.
+        """Return one outcome per request, in order; none is RewardUnavailable, because those are retried.
 
-        Raises the last RewardUnavailable when patience is spent.
+        Raises the last RewardUnavailable when patience ends.
         """
         self._calls += 1
         call, started, pause_s = self._calls, time.monotonic(), PAUSE_S
         try:
             while True:
                 try:
-                    outcomes = _all_available(await self._client.outcomes(requests))
+                    outcomes = _all_available(await self._transport.outcomes(requests))
                     self._answered_at = time.monotonic()
                     return outcomes
                 except RewardUnavailable as error:
                     left_s = max(started, self._answered_at) + self._patience_s - time.monotonic()
                     wait_s = min(max(pause_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0), left_s)
                     if left_s <= 0:
-                        raise self._spent(requests, error) from error
-                    self._missing[call] = f"{len(requests)} rewards ({_named(requests)}): {error.what}"
+                        raise self._out_of_patience(requests, error) from error
+                    self._missing[call] = f"{len(requests)} rewards ({_id_range(requests)}): {error.what}"
                 await asyncio.sleep(wait_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         finally:
             self._missing.pop(call, None)
 
     async def aclose(self) -> None:
-        """Close the client's connections."""
-        await self._client.aclose()
+        """Close the transport's connections."""
+        await self._transport.aclose()
 
     def waiting(self) -> str | None:
-        """What is missing, where something has been missing since the last try; None when all is well."""
+        """Return which rewards are missing since the last attempt and why, or None if none are."""
         return next(iter(self._missing.values()), None)
 
-    def _spent(self, requests: Sequence[ScoreRequest], error: RewardUnavailable) -> RewardUnavailable:
-        what = f"no rewards for {_named(requests)} in {self._patience_s:g} s (reward_service.patience_s): {error.what}"
-        return RewardUnavailable(WHERE, what)
+    def _out_of_patience(self, requests: Sequence[ScoreRequest], error: RewardUnavailable) -> RewardUnavailable:
+        ids, limit = _id_range(requests), f"{self._patience_s:g} s (reward_service.patience_s)"
+        return RewardUnavailable(WHERE, f"no rewards for {ids} in {limit}: {error.what}")
 
 
 def _all_available(outcomes: list[Outcome]) -> list[Outcome]:
-    """The outcomes. Raises the first that may be another one later."""
+    """Return the outcomes. Raises the first RewardUnavailable among them."""
     for outcome in outcomes:
         if isinstance(outcome, RewardUnavailable):
             raise outcome
     return outcomes
 
 
-def _named(requests: Sequence[ScoreRequest]) -> str:
+def _id_range(requests: Sequence[ScoreRequest]) -> str:
+    if not requests:
+        return "no items"
     ids = [request.id for request in requests]
     return ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"

@@ -1,4 +1,4 @@
-"""The section of a composite scorer, and whether composites fit the scorers that they name.
+"""The section of a composite scorer, and checks that composites fit the scorers that they name.
 
 Imports neither torch nor ray.
 """
@@ -55,19 +55,19 @@ class CompositeConfig(Section):
         return self
 
     def members(self) -> list[str]:
-        """The scorers it is made of, each once."""
+        """Return the names of its scorers, each once."""
         return list(dict.fromkeys([*self.parts, *self.gates]))
 
 
 def reached(name: str, scorers: Mapping[str, Section]) -> set[str]:
-    """A scorer with all that it is made of, by name."""
+    """Return the scorer's name and the names of all scorers that it is made of."""
     config = scorers.get(name)
     members = config.members() if isinstance(config, CompositeConfig) else []
     return {name}.union(*(reached(member, scorers) for member in members))
 
 
 def check_composites(scorers: Mapping[str, Section]) -> None:
-    """Raise ValueError for a composite of unknown scorers or of itself, and for statistics that nothing has."""
+    """Raise ValueError for a composite of unknown scorers or of itself, or without the statistics that it needs."""
     for name, config in scorers.items():
         if isinstance(config, CompositeConfig):
             _check_members(name, config, scorers)
@@ -83,7 +83,7 @@ def _check_members(name: str, config: CompositeConfig, scorers: Mapping[str, Sec
     for member, statistics in config.normalize.items():
         is_model = member == REWARD_MODEL or getattr(scorers[member], "kind", None) == "reward_model"
         if statistics == "reward_statistics" and not is_model:
-            raise ValueError(f"{name}.normalize: {member!r} is no reward model: give mean and std")
+            raise ValueError(f"{name}.normalize: {member!r} is not a reward model: give mean and std")
 
 
 def _check_circle(path: tuple[str, ...], scorers: Mapping[str, Section]) -> None:

@@ -1,7 +1,7 @@
-"""The sections `[reward_service.scorers.NAME]`: one for each kind of scorer. Knows no scorer and opens no file.
+"""The sections `[reward_service.scorers.NAME]`: the settings of each scorer kind.
 
-Imports neither torch nor ray. A reference is what the prompt's data has in its column `references`: a value, or a
-list of acceptable ones.
+A reference is an acceptable answer: the prompt's data has one value or a list of them in the column `references`.
+Opens no file and imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import regex
 from pydantic import AfterValidator, Field, model_validator
@@ -25,7 +25,7 @@ def _compiles(pattern: str) -> str:
     try:
         regex.compile(pattern)
     except regex.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return pattern
 
 
@@ -35,17 +35,17 @@ def _valid_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_json_schema(schema: Any) -> None:
-    """Raise ValueError for what is no JSON Schema, or one that refers to another document."""
+    """Raise ValueError if it is not a JSON Schema, or refers to another document."""
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 
     try:
         validator_for(schema).check_schema(schema)
     except SchemaError as error:
-        raise ValueError(f"is no JSON schema: {error.message}") from None
+        raise ValueError(f"is not a JSON schema: {error.message}") from None
     for reference in _references(schema):
         if not reference.startswith("#"):
-            raise ValueError(f"refers to {reference}, which is not in the schema: nothing is fetched")
+            raise ValueError(f"refers to {reference}, which is outside the schema: only references to # are allowed")
 
 
 def _references(schema: Any) -> Iterable[str]:
@@ -63,7 +63,18 @@ def _references(schema: Any) -> Iterable[str]:
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiles)]
 
 
-class TrainedModelConfig(Section):
+class ScorerSection(Section):
+    """The settings of a scorer kind."""
+
+    MEASURES: ClassVar[tuple[str, ...] | None] = None
+    """Parts that every reward of the kind may have beside the reward itself; None if they are not known in advance."""
+
+    def measures(self) -> tuple[str, ...] | None:
+        """Return `MEASURES`, or what these settings make of them."""
+        return self.MEASURES
+
+
+class TrainedModelConfig(ScorerSection):
     """A trained reward model other than the run's own."""
 
     kind: Literal["reward_model"] = setting(..., may_change="recorded")
@@ -71,7 +82,7 @@ class TrainedModelConfig(Section):
     """Folder of a Hugging Face sequence classifier with one label."""
 
 
-class FunctionConfig(Section):
+class FunctionConfig(ScorerSection):
     """A Python function."""
 
     kind: Literal["function"] = setting(..., may_change="recorded")
@@ -79,8 +90,10 @@ class FunctionConfig(Section):
     """Dotted path `module:function`; `reward_service.scorers.signatures` lists the signatures."""
 
 
-class ExactConfig(Section):
+class ExactConfig(ScorerSection):
     """1 if the answer is one of the references, else 0."""
+
+    MEASURES = ("found",)
 
     kind: Literal["exact"] = setting(..., may_change="recorded")
     answer: Pattern | None = setting(None, may_change="recorded")
@@ -92,8 +105,10 @@ class ExactConfig(Section):
     """Ignore white space around answer and reference."""
 
 
-class NumericConfig(Section):
+class NumericConfig(ScorerSection):
     """1 if the answer is within the tolerance of one of the references, else 0."""
+
+    MEASURES = ("found", "answer")
 
     kind: Literal["numeric"] = setting(..., may_change="recorded")
     answer: Pattern | None = setting(None, may_change="recorded")
@@ -104,8 +119,10 @@ class NumericConfig(Section):
     """Maximum difference as a share of the reference; the larger of the two applies."""
 
 
-class MathConfig(Section):
+class MathConfig(ScorerSection):
     """1 if math-verify finds the response's last expression equal to one of the references, else 0."""
+
+    MEASURES = ("found",)
 
     kind: Literal["math"] = setting(..., may_change="recorded")
     timeout_s: float = setting(5.0, may_change="always", gt=0)
@@ -114,8 +131,10 @@ class MathConfig(Section):
     """Child processes that compare."""
 
 
-class RegexConfig(Section):
+class RegexConfig(ScorerSection):
     """One reward if the response matches a pattern, another if it does not."""
+
+    MEASURES = ("matched",)
 
     kind: Literal["regex"] = setting(..., may_change="recorded")
     pattern: Pattern = setting(..., may_change="recorded")
@@ -130,8 +149,8 @@ class RegexConfig(Section):
     """Maximum time of the pattern on an item; one that takes longer is an error."""
 
 
-class LengthConfig(Section):
-    """0 within the bounds, minus the penalty beyond them."""
+class LengthConfig(ScorerSection):
+    """0 if the length is within the bounds, minus the penalty beyond them."""
 
     kind: Literal["length"] = setting(..., may_change="recorded")
     unit: Literal["characters", "words"] = setting("characters", may_change="recorded")
@@ -145,6 +164,10 @@ class LengthConfig(Section):
     penalty: float = setting(1.0, may_change="recorded", ge=0)
     """Maximum that is subtracted."""
 
+    def measures(self) -> tuple[str, ...]:
+        """Return the name of the measured length."""
+        return (f"num_{self.unit}",)
+
     @model_validator(mode="after")
     def _bounds(self) -> LengthConfig:
         if not self.min and self.max is None:
@@ -154,11 +177,13 @@ class LengthConfig(Section):
         return self
 
 
-class TruncationConfig(Section):
+class TruncationConfig(ScorerSection):
     """0 if the response is complete, minus the penalty if it was cut off.
 
     The column `finish_reason` decides if the data has it ("length" is cut off); otherwise the last character decides.
     """
+
+    MEASURES = ("cut_off",)
 
     kind: Literal["truncation"] = setting(..., may_change="recorded")
     penalty: float = setting(1.0, may_change="recorded", ge=0)
@@ -167,8 +192,10 @@ class TruncationConfig(Section):
     """Characters that end a complete response, ignoring white space."""
 
 
-class JsonSchemaConfig(Section):
+class JsonSchemaConfig(ScorerSection):
     """1 if the response is JSON that is valid under the schema, else 0; of fenced blocks the last one is read."""
+
+    MEASURES = ("parsed",)
 
     kind: Literal["json_schema"] = setting(..., may_change="recorded")
     json_schema: Annotated[dict[str, Any], AfterValidator(_valid_schema)] | None = setting(None, may_change="recorded")
@@ -185,8 +212,10 @@ class JsonSchemaConfig(Section):
         return self
 
 
-class RepetitionConfig(Section):
+class RepetitionConfig(ScorerSection):
     """Minus the penalty times the share of n-grams that occurred before."""
+
+    MEASURES = ("repeated_share",)
 
     kind: Literal["repetition"] = setting(..., may_change="recorded")
     n: int = setting(4, may_change="recorded", ge=1)
@@ -197,8 +226,10 @@ class RepetitionConfig(Section):
     """What is subtracted if every n-gram is a repetition."""
 
 
-class LanguageConfig(Section):
+class LanguageConfig(ScorerSection):
     """1 if py3langid identifies the response as the language, else 0; a response without letters gets 0."""
+
+    MEASURES = ("probability",)
 
     kind: Literal["language"] = setting(..., may_change="recorded")
     language: str = setting(..., may_change="recorded", pattern=r"^[a-z]{2,3}$")
@@ -213,12 +244,14 @@ class LanguageConfig(Section):
         return self
 
 
-class CodeConfig(Section):
+class CodeConfig(ScorerSection):
     """The share of unit tests that the response's Python code passes, run in a sandboxed child process.
 
     The code is the last fenced block or the whole response. A test is Python source that raises if the code is wrong;
     it sees what the code defined. The child is one process without network or files.
     """
+
+    MEASURES = ("num_tests", "num_passed")
 
     kind: Literal["code"] = setting(..., may_change="recorded")
     tests: str = setting("references", may_change="recorded")
@@ -245,11 +278,13 @@ class CodeConfig(Section):
         return self
 
 
-class ForbiddenConfig(Section):
+class ForbiddenConfig(ScorerSection):
     """1 if the response has nothing forbidden, else 0; the part `violation` is the opposite.
 
     Phrases are found as whole words, regardless of case, white space and invisible characters.
     """
+
+    MEASURES = ("num_forbidden", "violation")
 
     kind: Literal["forbidden"] = setting(..., may_change="recorded")
     phrases: tuple[Annotated[str, Field(pattern=r"\S")], ...] = setting((), may_change="recorded")
@@ -262,6 +297,10 @@ class ForbiddenConfig(Section):
     """After a conversation (column `conversation`): look for phrases in all of the policy's messages, or in its last
     response only."""
 
+    def measures(self) -> tuple[str, ...] | None:
+        """Return None if there is a function, whose parts are not known in advance."""
+        return None if self.function is not None else self.MEASURES
+
     @model_validator(mode="after")
     def _something(self) -> ForbiddenConfig:
         if not self.phrases and self.path is None and self.function is None:
@@ -269,8 +308,10 @@ class ForbiddenConfig(Section):
         return self
 
 
-class JudgeConfig(Section):
+class JudgeConfig(ScorerSection):
     """A language model's score, requested from an OpenAI-compatible endpoint."""
+
+    MEASURES = ("opinion",)
 
     kind: Literal["judge"] = setting(..., may_change="recorded")
     url: str = setting(..., may_change="recorded", pattern=r"^https?://[^\s/]+(/[^\s]*)?$")
@@ -305,7 +346,7 @@ class JudgeConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> JudgeConfig:
         if "{response}" not in self.rubric:
-            raise ValueError("rubric: has no {response} in it")
+            raise ValueError("rubric: lacks the placeholder {response}")
         if (self.low is None) != (self.high is None):
             raise ValueError("low, high: give both or neither")
         if self.low is not None and self.high is not None and self.high <= self.low:
@@ -334,6 +375,6 @@ ScorerConfig = Annotated[
 
 
 def settings_text(config: Section) -> str:
-    """All settings of a section but where its files lie, defaults included, in one order: what a version digests."""
+    """Return all settings except file paths, including defaults, as sorted JSON; a scorer's version digests it."""
     files = {name for name, value in config if isinstance(value, Path)}
     return json.dumps(config.model_dump(mode="json", exclude=files), sort_keys=True)

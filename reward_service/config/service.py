@@ -14,15 +14,13 @@ from reward_service.config.composite import CompositeConfig, check_composites
 from reward_service.config.scorers import SCORER_NAME, FunctionConfig, ScorerConfig
 
 MIN_TIMEOUT_S = 0.1
-"""Shortest deadline of a call: what is shorter can only fail."""
-
-
+"""Shortest deadline of a call; a shorter one could only fail."""
 NO_SCORER = "none"
-"""Where the environment gives all the rewards there are."""
+"""The scorer of a run whose environment gives all rewards."""
 
 
 def app_name(run_name: str) -> str:
-    """The Ray Serve application of that run: runs that share a cluster have each their own."""
+    """Return the name of the run's Ray Serve application; runs that share a cluster have separate applications."""
     return f"antiphon-{run_name}-rewards"
 
 
@@ -60,7 +58,7 @@ class HttpConfig(Section):
 
 
 class RewardServiceConfig(Section):
-    """What scores responses, and where it can be reached."""
+    """The scorers of a run, and the address of the service."""
 
     scorer: str = setting(REWARD_MODEL, may_change="recorded", reevaluates=True)
     """Scorer of the run: `reward_model` (its trained reward model), a name in `scorers`, the dotted path of a function
@@ -100,7 +98,7 @@ class RewardServiceConfig(Section):
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError(f"max_replicas = {self.max_replicas} is less than num_replicas = {self.num_replicas}")
         if self.url is not None and self.port is not None:
-            raise ValueError("port opens a service of this run's own, and url names another one: set one of them")
+            raise ValueError("port opens the run's service to HTTP, and url names another service: set one of them")
         return self
 
     @field_validator("scorers")
@@ -108,16 +106,18 @@ class RewardServiceConfig(Section):
     def _names(cls, scorers: dict[str, ScorerConfig]) -> dict[str, ScorerConfig]:
         for name in scorers:
             if not SCORER_NAME.fullmatch(name):
-                raise ValueError(f"{name}: is no name: a letter, then letters, digits, '_', '.' and '-'")
+                raise ValueError(
+                    f"{name}: is not a valid name: start with a letter, then use letters, digits, '_', '.' and '-'"
+                )
             if name in (REWARD_MODEL, NO_SCORER):
-                raise ValueError(f"{name}: means something else here: take another name")
+                raise ValueError(f"{name}: is a reserved name: use another one")
         check_composites(scorers)
         return scorers
 
     def serving(self, scorers: Sequence[str]) -> RewardServiceConfig:
-        """The same service with all of these scorers, each by what it is called here, even a dotted path.
+        """Return the settings of a service that serves all of these scorers, each under its name or dotted path.
 
-        The run's reward model is the default where it is among them, else the first; none at all leave nothing.
+        The default is the run's reward model if it is one of them, else the first; `none` if there are none.
         """
         wanted = sorted(dict.fromkeys(s for s in scorers if s != NO_SCORER), key=lambda scorer: scorer != REWARD_MODEL)
         default, *others = wanted or [NO_SCORER]
@@ -125,6 +125,6 @@ class RewardServiceConfig(Section):
         return self.model_copy(update={"scorer": default, "scorers": {**self.scorers, **functions}})
 
     def needs_reward_model(self) -> bool:
-        """Whether what a run uses, or a part of any scorer, is the run's trained reward model."""
+        """Return whether the run's scorer, or a part of any composite, is the run's trained reward model."""
         composites = [scorer for scorer in self.scorers.values() if isinstance(scorer, CompositeConfig)]
         return self.scorer == REWARD_MODEL or any(REWARD_MODEL in composite.members() for composite in composites)

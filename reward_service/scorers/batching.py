@@ -1,6 +1,6 @@
-"""Forms batches out of concurrent calls: what arrives while one batch runs is the next batch.
+"""Groups concurrent calls into batches: items that arrive while a batch runs form the next batch.
 
-No timer: a lone call starts at once, and the busier the service the larger its batches. Knows nothing of rewards.
+There is no timer: a single call starts immediately, and batches grow with the load.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 class Batcher(Generic[Item, Result]):
     """Runs `function` over at most `max_batch_size` items at a time, in one thread, in order of arrival.
 
-    `function` answers one result an item; what it raises is raised to every caller with an item in that batch.
+    `function` returns one result per item. Its exception is raised to every caller with an item in that batch.
     """
 
     def __init__(self, function: Callable[[list[Item]], list[Result]], *, max_batch_size: int) -> None:
@@ -29,7 +29,7 @@ class Batcher(Generic[Item, Result]):
         self._running: asyncio.Task[None] | None = None
 
     async def run(self, items: Sequence[Item]) -> list[Result]:
-        """The items' results in their order; waits for the batches before theirs."""
+        """Return the items' results in order; waits for earlier batches first."""
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
         self._waiting.extend(zip(items, futures, strict=True))
@@ -38,7 +38,7 @@ class Batcher(Generic[Item, Result]):
         return list(await asyncio.gather(*futures))
 
     def close(self) -> None:
-        """Let the thread end after the batch it is in."""
+        """Let the thread end after its current batch."""
         self._thread.shutdown(wait=False)
 
     async def _drain(self) -> None:
@@ -50,7 +50,7 @@ class Batcher(Generic[Item, Result]):
                 answered = list(zip(batch, results, strict=True))
             except asyncio.CancelledError:
                 raise
-            except BaseException as error:  # noqa: BLE001 not swallowed: each caller raises it; a library may panic
+            except BaseException as error:  # noqa: BLE001 not swallowed: every caller of the batch raises it
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
@@ -60,7 +60,7 @@ class Batcher(Generic[Item, Result]):
                     future.set_result(result)
 
     def _next_batch(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        """The oldest items whose callers have not given up."""
+        """Return the oldest items whose callers were not cancelled."""
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._max_batch_size:
             item, future = self._waiting.popleft()

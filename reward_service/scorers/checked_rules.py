@@ -1,21 +1,28 @@
-"""Rules that a worker process decides, because they may take for ever on a hostile text: mathematics, JSON Schema."""
+"""Rules that run in a worker process because a hostile text could block them: mathematics and JSON Schema."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import JsonSchemaConfig, MathConfig
+from reward_service.sandbox import worker
 from reward_service.sandbox.worker import Workers
-from reward_service.scorers.rules import Rule, Verdict, references_of
+from reward_service.scorers.files import read_schema
+from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, references_of, rule_version
+from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer
 
 FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SOURCES = (Path(__file__), worker.CHILD)
+MATH_LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy")
 
 
 def math_rule(config: MathConfig, workers: Workers) -> Rule:
-    """1 where the response's last expression equals a reference. A reference without one is the item's error."""
+    """1 if the response's last expression equals a reference. Raises RewardError if a reference has no expression."""
 
     def rule(request: ScoreRequest) -> Verdict:
         question = {"references": list(map(str, references_of(request))), "response": request.response}
@@ -28,7 +35,7 @@ def math_rule(config: MathConfig, workers: Workers) -> Rule:
 
 
 def json_schema_rule(config: JsonSchemaConfig, workers: Workers) -> Rule:
-    """1 where the last fenced block, or the whole response, is JSON that the schema allows."""
+    """1 if the last fenced block, or the whole response, is JSON that the schema allows."""
 
     def rule(request: ScoreRequest) -> Verdict:
         answer = _ask(workers, last_block(request.response), config.timeout_s, request)
@@ -38,7 +45,7 @@ def json_schema_rule(config: JsonSchemaConfig, workers: Workers) -> Rule:
 
 
 def last_block(response: str) -> str:
-    """What stands in the response's last block fenced by ```; all of it where there is none."""
+    """Return the content of the response's last block fenced by ```, or the whole response without one."""
     blocks = FENCED.findall(response)
     return blocks[-1] if blocks else response
 
@@ -50,3 +57,25 @@ def _ask(workers: Workers, question: Any, timeout_s: float, request: ScoreReques
         raise RewardError("worker", f"{request.id} took longer than {timeout_s:g} s") from None
     except RewardError as error:
         raise RewardError("worker", f"{error.what} (scoring {request.id})") from error
+
+
+def _build_math(name: str, config: MathConfig, builder: Builder) -> Scorer:
+    num = config.num_processes
+    workers = Workers("math", None, timeout_s=config.timeout_s, num=num)
+    version = rule_version(name, config, *SOURCES, libraries=MATH_LIBRARIES)
+    return RuleScorer(name, math_rule(config, workers), version=version, num_threads=num, on_close=workers.close)
+
+
+def _build_json_schema(name: str, config: JsonSchemaConfig, builder: Builder) -> Scorer:
+    workers = Workers("json_schema", read_schema(config), timeout_s=config.timeout_s)
+    file = [config.path] if config.path is not None else []
+    version = rule_version(name, config, *SOURCES, *file, libraries=("jsonschema",))
+    return RuleScorer(name, json_schema_rule(config, workers), version=version, on_close=workers.close)
+
+
+def _check_schema(name: str, config: JsonSchemaConfig, folders: Mapping[str, Path]) -> None:
+    read_schema(config)
+
+
+SCORER_KINDS[MathConfig] = Kind(_build_math)
+SCORER_KINDS[JsonSchemaConfig] = Kind(_build_json_schema, _check_schema)

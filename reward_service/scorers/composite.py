@@ -1,7 +1,7 @@
-"""A reward made of others: a weighted sum, normalised by frozen statistics, that gates may veto.
+"""A reward made of other scorers: a weighted sum, normalized by fixed statistics, with vetoes by gates.
 
-Asks its scorers side by side, each once whatever its roles. Knows only that they are scorers. Nothing here remembers
-an item, so the same input always has the same answer.
+The scorers run concurrently, each once per call. A composite keeps no state, so the same input always has the same
+reward.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from cluster.errors import NotApplicable, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.composite import CompositeConfig, Statistics
 from reward_service.config.scorers import settings_text
-from reward_service.scorers.rules import VIOLATION
-from reward_service.scorers.scorer import Scorer, digest_of
+from reward_service.scorers.files import read_statistics
+from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer, digest_of
 
 
 class CompositeScorer:
-    """The weighted sum of `scorers`' rewards, whose parts are every scorer's own reward and parts, as they gave them.
+    """Returns the weighted sum of rewards; its parts are every scorer's reward and parts, before weighting.
 
-    An item that one of them can't score is an error naming it; a part that does not apply to an item is left out of
-    its sum, and where none applies the composite does not either.
+    If a scorer fails on an item, the outcome is an error that names the scorer. A scorer that does not apply to an
+    item is left out of its sum; if none applies, the composite does not apply either.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class CompositeScorer:
         self._config = config
         self._scorers = {member: scorers[member] for member in config.members()}
         self._statistics = statistics
-        frozen = [f"{member} {value.mean!r} {value.std!r}" for member, value in sorted(statistics.items())]
+        fixed = [f"{member} {value.mean!r} {value.std!r}" for member, value in sorted(statistics.items())]
         versions = [f"{member} {scorer.version}" for member, scorer in self._scorers.items()]
-        self.version = f"{name}@{digest_of(settings_text(config), *frozen, *versions)}"
+        self.version = f"{name}@{digest_of(settings_text(config), *fixed, *versions)}"
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """Return one outcome per request, in order."""
         answers = await asyncio.gather(*(scorer.score(requests) for scorer in self._scorers.values()))
         columns = zip(*answers, strict=True)
         return [
@@ -54,8 +56,8 @@ class CompositeScorer:
             if isinstance(outcome, Score):
                 scores[member] = outcome
             elif not isinstance(outcome, NotApplicable):
-                kind = RewardUnavailable if isinstance(outcome, RewardUnavailable) else RewardError
-                return kind(self.name, f"its part {member}: {outcome.what}")
+                error = RewardUnavailable if isinstance(outcome, RewardUnavailable) else RewardError
+                return error(self.name, f"its part {member}: {outcome.what}")
         weighted = [self._weighted(member, scores[member].reward) for member in self._config.parts if member in scores]
         if not weighted:
             return NotApplicable(self.name, f"none of its parts applies to {request.id}")
@@ -71,7 +73,7 @@ class CompositeScorer:
         return self._config.parts[member] * reward
 
     def _after_gates(self, weighted_sum: float, scores: Mapping[str, Score]) -> float:
-        """The weighted sum, or what a veto makes of it."""
+        """Return the weighted sum, or the reward of a vetoed response if a gate is at or below its threshold."""
         rewards = {gate: scores[gate].reward for gate in self._config.gates if gate in scores}
         vetoes = [reward for gate, reward in rewards.items() if reward <= self._config.thresholds.get(gate, 0.0)]
         if not vetoes:
@@ -80,7 +82,7 @@ class CompositeScorer:
 
 
 def _parts(scores: Mapping[str, Score]) -> dict[str, float]:
-    """Each scorer's reward under its name, and what that is made of beneath it."""
+    """Return each scorer's reward under its name, and its parts as `name/part`."""
     parts = {}
     for member, score in scores.items():
         parts[member] = score.reward
@@ -88,31 +90,19 @@ def _parts(scores: Mapping[str, Score]) -> dict[str, float]:
     return parts
 
 
-class GuardedScorer:
-    """A rule that finds what is forbidden, and a function that may forbid more: 0 where either does."""
+def _build(name: str, config: CompositeConfig, builder: Builder) -> Scorer:
+    scorers = {member: builder.scorer(member) for member in config.members()}
+    statistics = {
+        member: value if isinstance(value, Statistics) else read_statistics(builder.reward_model_folder(member))
+        for member, value in config.normalize.items()
+    }
+    return CompositeScorer(name, config, scorers, statistics)
 
-    def __init__(self, name: str, rule: Scorer, function: Scorer) -> None:
-        self.name = name
-        self.version = f"{name}@{digest_of(rule.version, function.version)}"
-        self._rule = rule
-        self._function = function
 
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        pairs = zip(*await asyncio.gather(self._rule.score(requests), self._function.score(requests)), strict=True)
-        return [self._both(*pair) for pair in pairs]
+def _check_files(name: str, config: CompositeConfig, folders: Mapping[str, Path]) -> None:
+    for member, statistics in config.normalize.items():
+        if statistics == "reward_statistics" and member in folders:
+            read_statistics(folders[member])
 
-    def _both(self, ruled: Outcome, called: Outcome) -> Outcome:
-        if not isinstance(ruled, Score):
-            return ruled
-        if isinstance(called, NotApplicable):
-            return Score(ruled.id, ruled.reward, ruled.parts, self.version)
-        if not isinstance(called, Score):
-            return RewardError(self.name, called.what)
-        reward = float(ruled.reward > 0 and called.reward > 0)
-        parts = {**ruled.parts, **called.parts, VIOLATION: 1 - reward, self.name: reward}
-        return Score(ruled.id, reward, parts, self.version)
 
-    def close(self) -> None:
-        """Let both go."""
-        for scorer in (self._rule, self._function):
-            scorer.close()  # type: ignore[attr-defined]
+SCORER_KINDS[CompositeConfig] = Kind(_build, _check_files)

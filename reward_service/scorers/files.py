@@ -1,44 +1,37 @@
-"""Reads the files that scorers' settings name: phrases, schemas, statistics, and whether a folder is a reward model.
+"""Reads the files that scorer settings name: phrases, JSON schemas, statistics and reward model folders.
 
-Raises InputError naming the file. Imports no torch, so that a run file is checked at once.
+Every function raises InputError that names the file. Imports no torch, so that checking a run file is fast.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.config import Section
 from cluster.errors import InputError
 from cluster.files import digest_files
-from reward_service.config.composite import REWARD_MODEL, CompositeConfig, Statistics
-from reward_service.config.scorers import (
-    ForbiddenConfig,
-    JsonSchemaConfig,
-    TrainedModelConfig,
-    check_json_schema,
-)
+from reward_service.config.composite import REWARD_MODEL, Statistics
+from reward_service.config.scorers import ForbiddenConfig, JsonSchemaConfig, check_json_schema
 
 REWARD_STATISTICS = "reward_statistics.json"
 UNSAFE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.joblib")
 
 
 def read_phrases(config: ForbiddenConfig) -> list[str]:
-    """All phrases that are forbidden, those of the file included."""
+    """Return all forbidden phrases: those of the settings and those of the file."""
     if config.path is None:
         return list(config.phrases)
     lines = [line.strip() for line in _read(config.path).splitlines()]
     if not any(lines):
-        raise InputError(str(config.path), "names nothing forbidden: it has no line")
+        raise InputError(str(config.path), "has no phrases: write one per line")
     return [*config.phrases, *filter(None, lines)]
 
 
 def read_schema(config: JsonSchemaConfig) -> dict[str, Any]:
-    """The JSON schema, of the settings or their file."""
+    """Return the JSON schema from the settings or their file."""
     if config.path is None:
         assert config.json_schema is not None
         return config.json_schema
@@ -51,7 +44,7 @@ def read_schema(config: JsonSchemaConfig) -> dict[str, Any]:
 
 
 def read_statistics(folder: Path) -> Statistics:
-    """The mean and std of a reward model's rewards, which its training put beside its weights."""
+    """Return the mean and std of a reward model's rewards, which training saved beside its weights."""
     path = folder / REWARD_STATISTICS
     values = _read_object(path)
     try:
@@ -62,23 +55,23 @@ def read_statistics(folder: Path) -> Statistics:
 
 
 def require_reward_model(folder: Path, where: str) -> None:
-    """Raise InputError where the folder is no model in safetensors, or has weights that only a pickle reader reads."""
+    """Raise InputError if the folder is not a safetensors model, or also has weights in a pickle format."""
     if not (folder / "config.json").is_file():
         raise InputError(where, f"no reward model in {folder}: it has no config.json")
     require_safetensors(folder, where)
 
 
 def require_safetensors(folder: Path, where: str) -> None:
-    """Raise InputError where the folder's weights are not safetensors, and safetensors alone."""
+    """Raise InputError if the folder has no safetensors, or has weights in another format."""
     if not any(folder.glob("*.safetensors")):
         raise InputError(where, f"no safetensors in {folder}")
     unsafe = sorted(path for pattern in UNSAFE_WEIGHTS for path in folder.glob(pattern))
     if unsafe:
-        raise InputError(where, f"{unsafe[0]} is no safetensors, and nothing else is loaded: take it away")
+        raise InputError(where, f"{unsafe[0]} is not safetensors, and no other format is loaded: remove the file")
 
 
 def member_folders(folder: Path) -> list[Path]:
-    """`member-1`, `member-2`, ... of an ensemble, in their order. Raises InputError where one is missing."""
+    """Return the folders `member-1`, `member-2`, ... of an ensemble, in order. Raises InputError if one is missing."""
     found = {path.name for path in folder.glob("member-*") if path.is_dir()}
     members = [f"member-{number}" for number in range(1, len(found) + 1)]
     if found != set(members):
@@ -88,31 +81,14 @@ def member_folders(folder: Path) -> list[Path]:
 
 
 def weights_digest(folder: Path) -> str:
-    """Tells a reward model's weights from others', those of all its members included.
+    """Return a digest of a reward model's weights and those of all its ensemble members.
 
-    Raises InputError for weights that are no safetensors.
+    Raises InputError for weights that are not safetensors.
     """
     folders = [folder, *member_folders(folder)]
     for each in folders:
         require_safetensors(each, REWARD_MODEL)
     return digest_files([path for each in folders for path in sorted(each.glob("*.safetensors"))])
-
-
-def check_files(scorers: Mapping[str, Section], reward_model_path: Path | None) -> None:
-    """Raise InputError for the first file or folder that the scorers need and that is not there or not right."""
-    folders = {name: config.path for name, config in scorers.items() if isinstance(config, TrainedModelConfig)}
-    for name, config in scorers.items():
-        if isinstance(config, TrainedModelConfig):
-            require_reward_model(config.path, f"reward_service.scorers.{name}.path")
-        elif isinstance(config, ForbiddenConfig):
-            read_phrases(config)
-        elif isinstance(config, JsonSchemaConfig):
-            read_schema(config)
-        elif isinstance(config, CompositeConfig):
-            for member, statistics in config.normalize.items():
-                folder = reward_model_path if member == REWARD_MODEL else folders.get(member)
-                if statistics == "reward_statistics" and folder is not None:
-                    read_statistics(folder)
 
 
 def _read(path: Path) -> str:

@@ -1,11 +1,12 @@
-"""What a scorer is, and the scorer that calls a user's Python function. Knows no model, no transport and no Ray.
+"""The kind `function`: a scorer that calls a user's Python function.
 
-A reward that cannot be had is an outcome of its own, a RewardError: nothing here puts a number in its place.
+A reward that the function does not give is a RewardError outcome, never a number.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -14,46 +15,49 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import NotApplicable, RewardError
+from cluster.errors import InputError, NotApplicable, RewardError
 from cluster.files import digest_files
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.scorers.signatures import Plugin, Returned, SignatureMismatch
+from reward_service.config.composite import REWARD_MODEL
+from reward_service.config.scorers import FunctionConfig
+from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer, setting_key
+from reward_service.scorers.signatures import FunctionCaller, Returned, SignatureMismatch
 
 
 class FunctionScorer:
-    """Calls a user's function, sync or async, in any of `plugin`'s signatures, and believes nothing it returns.
+    """Calls a user's function, sync or async, in any signature of `signatures`, and checks what it returns.
 
-    A sync function runs in one thread of its own, one call at a time, so it need not be thread-safe and never
-    blocks the service. Errors carry `name`, and of a
-    dotted path the function's name is what the reward's part is called.
+    A sync function runs in one separate thread, one call at a time: it need not be thread-safe and never blocks the
+    event loop. Errors carry `name`. If `name` is a dotted path, the reward's part has the function's name.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
         self.version = f"{name}@{_source_digest(function)}"
         self._part = name.rpartition(":")[2]
-        self._plugin = Plugin(function)
+        self._caller = FunctionCaller(function)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """Return one outcome per request, in order."""
         if not requests:
             return []
-        if self._plugin.kind == "verl" and len(requests) > 1:
+        if self._caller.kind == "verl" and len(requests) > 1:
             return [outcome for (outcome,) in await asyncio.gather(*(self.score([each]) for each in requests))]
         try:
             values = await self.call(requests)
         except SignatureMismatch as error:
             return self._all_failed(requests, str(error))
-        except Exception as error:  # noqa: BLE001 the boundary to a user's scorer: whatever it raises is an outcome
+        except Exception as error:  # noqa: BLE001 boundary to a user's scorer: whatever it raises is the outcome
             return self._all_failed(requests, f"raised {type(error).__name__}: {error}")
         return [self.outcome(request, value) for request, value in zip(requests, values, strict=True)]
 
     async def call(self, requests: Sequence[ScoreRequest]) -> list[Returned]:
-        """What the function gives for each request. Raises SignatureMismatch, and whatever the function raises."""
-        return await self._plugin(requests, self._thread)
+        """Return the function's value per request. Raises SignatureMismatch and whatever the function raises."""
+        return await self._caller(requests, self._thread)
 
     def close(self) -> None:
-        """Let the thread end after the call it is in."""
+        """Let the thread end after its current call."""
         self._thread.shutdown(wait=False)
 
     def _all_failed(self, requests: Sequence[ScoreRequest], what: str) -> list[Outcome]:
@@ -62,28 +66,54 @@ class FunctionScorer:
         return [RewardError(self.name, f"{what} (scoring {which})") for _ in requests]
 
     def outcome(self, request: ScoreRequest, returned: Returned) -> Outcome:
-        """The score that a value is, or why it is none."""
+        """Return the score of a returned value, or the reason why it is not a score."""
         value = returned.value
-        if value is None and self._plugin.kind == "trl":
+        if value is None and self._caller.kind == "trl":
             return NotApplicable(self.name, f"does not apply to {request.id} (it returned None)")
         if not isinstance(value, Real):
-            return RewardError(self.name, f"returned {_shown(value)} for {request.id}, not a number")
+            return RewardError(self.name, f"returned {_short(value)} for {request.id}, not a number")
         try:
             reward = float(value)
         except OverflowError:
             reward = math.inf
         if not math.isfinite(reward):
-            return RewardError(self.name, f"returned {_shown(value)} for {request.id}, not a finite number")
+            return RewardError(self.name, f"returned {_short(value)} for {request.id}, not a finite number")
         return Score(request.id, reward, {**returned.parts, self._part: reward}, self.version)
+
+
+def load_function(dotted_path: str, where: str) -> Callable[..., Any]:
+    """Import and return the function at ``package.module:function``. Raises InputError at `where` if it can't."""
+    module_name, _, function_name = dotted_path.partition(":")
+    if not module_name or not function_name:
+        raise InputError(where, f"{dotted_path!r} is neither {REWARD_MODEL!r} nor of the form module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # boundary to a user's scorer: its module may raise anything when it is imported
+        raise InputError(where, f"cannot import {module_name}: {type(error).__name__}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise InputError(where, f"module {module_name} has no function {function_name!r}")
+    return function  # type: ignore[no-any-return]
 
 
 def _source_digest(function: Callable[..., Any]) -> str:
     try:
         source = inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:  # built in, or an object with no file
+    except TypeError:  # a builtin, or an object without a source file
         return "builtin"
     return digest_files([Path(source)]) if source else "builtin"
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     return f"{type(value).__name__} {repr(value)[:60]}"
+
+
+def _build(name: str, config: FunctionConfig, builder: Builder) -> Scorer:
+    return FunctionScorer(name, load_function(config.path, setting_key(name, "path")))
+
+
+def _check_environment(name: str, config: FunctionConfig) -> None:
+    load_function(config.path, setting_key(name, "path"))
+
+
+SCORER_KINDS[FunctionConfig] = Kind(_build, check_environment=_check_environment)

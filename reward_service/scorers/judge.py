@@ -1,7 +1,7 @@
-"""Asks a language model behind an OpenAI-compatible endpoint what a response is worth.
+"""The kind `judge`: a language model behind an OpenAI-compatible endpoint scores a response by a rubric.
 
-The same question at temperature 0 mostly has the same answer, which no endpoint promises; the version digests the
-rubric and the model's name, not its weights. Knows nothing of what serves the model.
+At temperature 0 the same question usually gets the same answer, but no endpoint guarantees it. The version digests
+the rubric and the model's name, not the model's weights.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ import tenacity
 from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.scorers import JudgeConfig, settings_text
+from reward_service.retries import retry_after_s
 from reward_service.scorers.checked_rules import last_block
-from reward_service.scorers.rules import last_match, number_of, references_of
-from reward_service.scorers.scorer import digest_of
+from reward_service.scorers.rule_scorer import last_match, number_of, references_of
+from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer, digest_of, setting_key
 
 PLACEHOLDER = re.compile(r"\{(prompt|response|reference)\}")
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
-SHOWN_CHARACTERS = 200
+QUOTED_CHARACTERS = 200
 
 
 class Busy(Exception):
-    """The endpoint can't answer now; it may say after how many seconds it can."""
+    """The endpoint is busy or failed; `after_s` is the delay it asks for, if any."""
 
     def __init__(self, what: str, after_s: float | None = None) -> None:
         super().__init__(what)
@@ -40,10 +41,10 @@ class Busy(Exception):
 
 
 class JudgeScorer:
-    """Asks one question an item, a bounded number at a time. Raises InputError where the key's variable is not set.
+    """Asks one question per item, at most `max_concurrent` at a time. Raises InputError if the key is not set.
 
-    An opinion without a number is an error naming the item; one that can't be had within the item's deadline may be had
-    later (RewardUnavailable).
+    An answer without a number is a RewardError that names the item; no answer within the item's deadline is a
+    RewardUnavailable.
     """
 
     def __init__(self, name: str, config: JudgeConfig) -> None:
@@ -56,6 +57,7 @@ class JudgeScorer:
         self._client: httpx.AsyncClient | None = None
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """Return one outcome per request, in order."""
         return list(await asyncio.gather(*(self._outcome(request) for request in requests)))
 
     async def aclose(self) -> None:
@@ -79,17 +81,17 @@ class JudgeScorer:
         return Score(request.id, reward, {"opinion": number, self.name: reward}, self.version)
 
     def _messages(self, request: ScoreRequest) -> list[dict[str, str]]:
-        """The rubric with the item's texts in their places; what stands in a text is never taken for a place."""
+        """Return the rubric with the item's texts filled in; placeholders inside a text are left alone."""
         rubric = self._config.rubric
         values = {"prompt": request.prompt, "response": request.response}
         if "{reference}" in rubric:
             values["reference"] = "\n".join(map(str, references_of(request)))
-        filled = PLACEHOLDER.sub(lambda place: values[place[1]], rubric)
+        filled = PLACEHOLDER.sub(lambda match: values[match[1]], rubric)
         system = [{"role": "system", "content": self._config.system}] if self._config.system is not None else []
         return [*system, {"role": "user", "content": filled}]
 
     async def _opinion(self, messages: list[dict[str, str]]) -> str:
-        """What the model says. Raises RewardError where it is refused, RewardUnavailable where nobody answers."""
+        """Return the model's answer. Raises RewardError if it is refused, RewardUnavailable if none comes in time."""
         config = self._config
         body = {
             "model": config.model,
@@ -100,7 +102,7 @@ class JudgeScorer:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((Busy, httpx.TransportError)),
             wait=_wait,
-            stop=tenacity.stop_after_attempt(config.max_attempts) | _stop_where_too_late(config.timeout_s),
+            stop=tenacity.stop_after_attempt(config.max_attempts) | _stop_if_too_late(config.timeout_s),
             reraise=True,
         )
         try:
@@ -118,25 +120,25 @@ class JudgeScorer:
         url = self._config.url.rstrip("/") + "/chat/completions"
         answer = await self._client.post(url, json=body)
         if answer.status_code == 429 or answer.status_code >= 500:
-            raise Busy(f"answered {answer.status_code}: {_shown(answer.text)}", _retry_after_s(answer))
+            raise Busy(f"answered {answer.status_code}: {_quoted(answer.text)}", retry_after_s(answer.headers))
         if answer.status_code != 200:
-            raise RewardError("judge", f"{url} answered {answer.status_code}: {_shown(answer.text)}")
+            raise RewardError("judge", f"{url} answered {answer.status_code}: {_quoted(answer.text)}")
         try:
             content = answer.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            raise RewardError("judge", f"{url} answered no chat completion: {_shown(answer.text)}") from None
+            raise RewardError("judge", f"{url} answered no chat completion: {_quoted(answer.text)}") from None
         if not isinstance(content, str):
-            raise RewardError("judge", f"{url} answered without text: {_shown(answer.text)}")
+            raise RewardError("judge", f"{url} answered without text: {_quoted(answer.text)}")
         return content
 
     def _number(self, opinion: str, item: str) -> float:
-        """The number in an opinion. Raises RewardError quoting one that has none, or one out of bounds."""
+        """Return the number in an answer. Raises RewardError if there is none or it is out of bounds."""
         number = number_of(self._found(opinion, item))
         if number is None:
-            raise RewardError("judge", f"no number in its opinion: {_shown(opinion)}")
+            raise RewardError("judge", f"no number in its answer: {_quoted(opinion)}")
         low, high = self._config.low, self._config.high
         if low is not None and high is not None and not low <= number <= high:
-            raise RewardError("judge", f"{number:g} is not within {low:g} to {high:g}: {_shown(opinion)}")
+            raise RewardError("judge", f"{number:g} is not within {low:g} to {high:g}: {_quoted(opinion)}")
         return number
 
     def _found(self, opinion: str, item: str) -> Any:
@@ -150,40 +152,45 @@ class JudgeScorer:
 
 
 def api_key(config: JudgeConfig, name: str) -> str:
-    """The endpoint's key. Raises InputError where its variable is not set."""
+    """Return the endpoint's key. Raises InputError if its environment variable is not set."""
     variable = config.api_key_variable or ""
     key = os.environ.get(variable)
     if not key:
-        where = f"reward_service.scorers.{name}.api_key_variable"
-        raise InputError(where, f"{variable} is not set in the environment")
+        raise InputError(setting_key(name, "api_key_variable"), f"{variable} is not set in the environment")
     return key
 
 
-def _shown(text: str) -> str:
-    return repr(text[:SHOWN_CHARACTERS]) + ("..." if len(text) > SHOWN_CHARACTERS else "")
+def _quoted(text: str) -> str:
+    return repr(text[:QUOTED_CHARACTERS]) + ("..." if len(text) > QUOTED_CHARACTERS else "")
 
 
-def _retry_after_s(answer: httpx.Response) -> float | None:
-    """The seconds that the endpoint asks to wait; dates are not understood."""
-    seconds = number_of(answer.headers.get("retry-after"))
-    return seconds if seconds is not None and seconds >= 0 else None
-
-
-_backed_off = tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
+_backoff = tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """What the endpoint asked for, at least; else longer each time, with jitter."""
+    """Return the delay that the endpoint asked for, else an exponential backoff with jitter."""
     error = state.outcome.exception() if state.outcome else None
-    asked = error.after_s if isinstance(error, Busy) else None
-    return _backed_off(state) if asked is None else asked
+    after_s = error.after_s if isinstance(error, Busy) else None
+    return _backoff(state) if after_s is None else after_s
 
 
-def _stop_where_too_late(timeout_s: float) -> Any:
-    """Stop at once where the next attempt would be past the deadline."""
+def _stop_if_too_late(timeout_s: float) -> Any:
+    """Stop if the next attempt would be past the deadline."""
 
     def stop(state: tenacity.RetryCallState) -> bool:
         elapsed = state.seconds_since_start or 0.0
         return math.isfinite(timeout_s) and elapsed + state.upcoming_sleep >= timeout_s
 
     return stop
+
+
+def _build(name: str, config: JudgeConfig, builder: Builder) -> Scorer:
+    return JudgeScorer(name, config)
+
+
+def _check_environment(name: str, config: JudgeConfig) -> None:
+    if config.api_key_variable is not None:
+        api_key(config, name)
+
+
+SCORER_KINDS[JudgeConfig] = Kind(_build, check_environment=_check_environment)

@@ -1,8 +1,7 @@
 """Scores with a trained reward model: any Hugging Face sequence classifier with one label, read from a folder.
 
-Members of an ensemble are folders `member-1`, `member-2`, ... in that of the main model, which is one of them and
-whose tokenizer they share. Knows nothing of how it was trained. A score changes in its last bits (1e-7 in fp32) with
-the batch it is in.
+Ensemble members are the folders `member-1`, `member-2`, ... inside the folder of the main model, which is a member
+too and whose tokenizer they share. A score may differ in its last bits (1e-7 in fp32) with the batch it is in.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ UNCERTAINTY, MESSAGES = "uncertainty", "messages"
 
 
 class RewardModelScorer:
-    """Reads `prompt + response + eos` and answers the model's one logit; concurrent calls share forward passes.
+    """Returns the model's one logit for `prompt + response + eos`; concurrent calls share forward passes.
 
-    Of an ensemble the reward is the members' mean, and the part `uncertainty` their population standard deviation.
-    Texts of like length share a pass, so that a long one pads no short ones: at most `max_batch_tokens` with the
-    padding, or one text alone. Raises InputError when the folder holds no model of one label, or weights that are no
-    safetensors. A text longer than the model's context is an error naming the item, never cut.
+    With an ensemble the reward is the members' mean, and the part `uncertainty` their population standard deviation.
+    Texts of similar length share a pass of at most `max_batch_tokens` including padding; a longer text runs alone.
+    A text longer than the model's context is an error that names the item; it is never cut. Raises InputError if the
+    folder has no model with one label, or weights that are not safetensors.
     """
 
     def __init__(
@@ -63,30 +62,31 @@ class RewardModelScorer:
         if model.config.num_labels != 1:
             raise InputError(REWARD_MODEL, f"{folder} has {model.config.num_labels} labels; a reward model has one")
         if model.config.pad_token_id is None or self._tokenizer.pad_token_id is None:
-            raise InputError(REWARD_MODEL, f"{folder} names no padding token")
+            raise InputError(REWARD_MODEL, f"{folder} defines no padding token")
         if self._tokenizer.eos_token is None:
             raise InputError(REWARD_MODEL, f"the tokenizer of {folder} has no end-of-sequence token")
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
+        """Return one outcome per request, in order."""
         return await self._batcher.run(requests)
 
     def close(self) -> None:
-        """Let the thread end after the batch it is in."""
+        """Let the thread end after its current batch."""
         self._batcher.close()
 
     def score_batch(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """All requests that can be read and fit the model's context, in as few passes as their lengths allow."""
+        """Return one outcome per request, in as few forward passes as their lengths allow. Blocks."""
         outcomes: dict[int, Outcome] = {}
         token_ids = self._token_ids(requests, outcomes)
         fitting = list(token_ids)
-        for places in batches_by_length([len(token_ids[i]) for i in fitting], max_tokens=self._max_batch_tokens):
-            batch = [fitting[place] for place in places]
+        for positions in batches_by_length([len(token_ids[i]) for i in fitting], max_tokens=self._max_batch_tokens):
+            batch = [fitting[position] for position in positions]
             for i, rewards in zip(batch, self._forward([token_ids[i] for i in batch]), strict=True):
                 outcomes[i] = self._outcome(requests[i], rewards)
         return [outcomes[i] for i in range(len(requests))]
 
     def _token_ids(self, requests: Sequence[ScoreRequest], outcomes: dict[int, Outcome]) -> dict[int, list[int]]:
-        """The token ids of each request by its place; the errors of those that have none go into `outcomes`."""
+        """Return the token ids of each valid request by its index; errors of the others go into `outcomes`."""
         texts: dict[int, str] = {}
         for i, request in enumerate(requests):
             try:
@@ -103,14 +103,14 @@ class RewardModelScorer:
         return found
 
     def _prompt(self, request: ScoreRequest) -> str:
-        """The prompt, or what this model's chat template makes of the column `messages` where that stands for it."""
+        """Return the prompt, or the column `messages` rendered by the chat template if the prompt is empty."""
         if request.prompt or MESSAGES not in request.columns:
             return request.prompt
         require_template(self._tokenizer, MESSAGES)
         return render(self._tokenizer, request.columns[MESSAGES], MESSAGES, is_prompt=True)
 
     def _forward(self, token_ids: list[list[int]]) -> list[list[float]]:
-        """Every member's reward of each text, in one padded pass a member."""
+        """Return, per text, the reward of every member; one padded pass per member."""
         batch = self._tokenizer.pad({"input_ids": token_ids}, return_tensors="pt").to(self._models[0].device)
         with torch.inference_mode():
             logits = [
@@ -122,8 +122,8 @@ class RewardModelScorer:
 
     def _outcome(self, request: ScoreRequest, rewards: Sequence[float]) -> Outcome:
         if not all(map(math.isfinite, rewards)):
-            shown = next(reward for reward in rewards if not math.isfinite(reward))
-            return RewardError(self.name, f"{self.version} gave {shown} for {request.id}, not a finite number")
+            bad = next(reward for reward in rewards if not math.isfinite(reward))
+            return RewardError(self.name, f"{self.version} gave {bad} for {request.id}, not a finite number")
         mean = math.fsum(rewards) / len(rewards)
         parts = {REWARD_MODEL: mean}
         if len(rewards) > 1:
@@ -132,13 +132,15 @@ class RewardModelScorer:
 
 
 def batches_by_length(lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
-    """Positions of texts in batches, the shortest first; a batch padded to its longest has at most `max_tokens`, or is
-    one text."""
+    """Yield batches of text indices, shortest texts first.
+
+    A batch, padded to its longest text, has at most `max_tokens`, or is a single text.
+    """
     batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) + 1) * lengths[place] > max_tokens:
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[index] > max_tokens:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(index)
     if batch:
         yield batch

@@ -1,27 +1,71 @@
-"""The protocol of a scorer."""
+"""The protocol of a scorer, and the registry of scorer kinds.
+
+A kind is registered by its settings class, in the file of its scorer: `SCORER_KINDS[ExactConfig] = Kind(...)`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
+from cluster.config import Section
 from cluster.scoring import Outcome, ScoreRequest
+
+S = TypeVar("S", bound=Section)
 
 
 class Scorer(Protocol):
-    """Judges responses one by one: the same request and version always get the same reward."""
+    """Scores responses one by one: the same request and version always get the same reward."""
 
     name: str
     version: str
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """One outcome a request, in their order; what could not be scored is a RewardError naming its id."""
+        """Return one outcome per request, in order; an item without a reward is a RewardError that names its id."""
+
+
+class Builder(Protocol):
+    """The scorers and limits of the service that a scorer is built for."""
+
+    max_batch_size: int
+    max_batch_tokens: int
+
+    def scorer(self, name: str) -> Scorer:
+        """Return the scorer `name`, built once."""
+
+    def reward_model_folder(self, name: str) -> Path:
+        """Return the folder of the reward model that scorer `name` loads."""
+
+
+def _nothing_to_check(*_: Any) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Kind(Generic[S]):
+    """How scorers of one settings class are checked and built; each function gets the scorer's name and settings."""
+
+    build: Callable[[str, S, Builder], Scorer]
+    check_files: Callable[[str, S, Mapping[str, Path]], None] = _nothing_to_check
+    """Raises InputError for a missing or invalid file. Also gets the folders of reward models by scorer name."""
+    check_environment: Callable[[str, S], None] = _nothing_to_check
+    """Raises InputError for a function that can't be imported or a missing environment variable."""
+
+
+SCORER_KINDS: dict[type[Section], Kind[Any]] = {}
+"""Every scorer kind by its settings class; the modules that register kinds are imported by `registry`."""
+
+
+def setting_key(name: str, field: str) -> str:
+    """Return the run file's key of a scorer's setting, for error messages."""
+    return f"reward_service.scorers.{name}.{field}"
 
 
 async def close(scorer: Scorer) -> None:
-    """Let go of the threads, processes and connections that a scorer holds, where it holds any."""
+    """Release the threads, processes and connections of a scorer, if it has any."""
     if hasattr(scorer, "aclose"):
         await scorer.aclose()
     elif hasattr(scorer, "close"):
@@ -29,7 +73,7 @@ async def close(scorer: Scorer) -> None:
 
 
 def digest_of(*contents: str | Path) -> str:
-    """The first 12 hexadecimal digits of sha256 over texts and files' bytes, in the given order."""
+    """Return the first 12 hexadecimal digits of sha256 over texts and the bytes of files, in the given order."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(hashlib.sha256(content.read_bytes() if isinstance(content, Path) else content.encode()).digest())

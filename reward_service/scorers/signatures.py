@@ -1,17 +1,16 @@
-"""Calls a user's Python scorer in the signature it has, and reads what it returned as one value an item.
+"""Calls a user's Python scorer with the arguments that its signature asks for, and reads one value per item.
 
-The signature is told by the names of the parameters, looked at in this order:
+The names of the parameters decide the signature, in this order:
 
 - `solution_str` and `ground_truth`: verl's `compute_score(data_source, solution_str, ground_truth, extra_info=None)`,
-  once an item; a number, or a dict whose `score` is the reward and whose other finite numbers are parts;
-- `queries`: OpenRLHF's `reward_func(queries, prompts, labels)`, where a query is prompt + response; a list, a tensor or
-  a dict of `rewards`, `scores` and `extra_logs`;
-- `completions`: TRL's `f(prompts, completions, **columns)`; a list of numbers, None where it does not judge the item;
-- anything else: ours, `f(prompts, responses, **columns)`, the first two by position; a list of numbers.
+  called once per item; returns a number, or a dict of `score`, the reward, and other finite numbers, the parts;
+- `queries`: OpenRLHF's `reward_func(queries, prompts, labels)`, where a query is prompt + response; returns a list, a
+  tensor or a dict of `rewards`, `scores` and `extra_logs`;
+- `completions`: TRL's `f(prompts, completions, **columns)`; returns a list of numbers, None if it does not apply;
+- anything else: Antiphon's `f(prompts, responses, **columns)`, the first two by position; returns a list of numbers.
 
-Each may be sync or async. A column of the data is handed on where the function names it or takes `**columns`; a row
-that lacks it has None. Labels and ground truth are the column of that name, else `references`.
-Knows neither models nor transport; believes nothing it gets back.
+Each may be sync or async. A data column is passed if the function names it or takes `**columns`; a row without it has
+None. Labels and ground truth are the column of that name, else `references`. Returned values are not checked here.
 """
 
 from __future__ import annotations
@@ -32,18 +31,43 @@ Kind = Literal["ours", "trl", "openrlhf", "verl"]
 
 @dataclass(frozen=True)
 class Returned:
-    """What a function gave for one item, unchecked: the reward it means, and finite numbers beside it."""
+    """A function's value for one item, unchecked, and the finite numbers that came with it."""
 
     value: Any
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class SignatureMismatch(ValueError):
-    """What a function needs is not there, or what it returned is not what its signature says."""
+    """The item lacks what the function needs, or the function returned something else than its signature promises."""
+
+
+@dataclass(frozen=True)
+class ColumnParameters:
+    """The parameters of a function that take data columns by name."""
+
+    texts: frozenset[str]
+    """Leading parameters that take texts by position."""
+    named: Mapping[str, bool]
+    """The other parameters, each with whether it is required."""
+    takes_all: bool
+    """Whether the function has `**columns`."""
+
+    def takes(self, name: str) -> bool:
+        """Return whether the function takes a column of that name."""
+        return name not in self.texts and (self.takes_all or name in self.named)
+
+
+def column_parameters(function: Callable[..., Any], *, num_texts: int) -> ColumnParameters:
+    """Read which columns a function takes; its first `num_texts` parameters take texts by position."""
+    parameters = list(inspect.signature(function).parameters.values())
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    plain = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    named = {p.name: p.default is p.empty for p in plain[num_texts:]}
+    return ColumnParameters(frozenset(p.name for p in plain[:num_texts]), named, takes_all)
 
 
 def signature_kind(function: Callable[..., Any]) -> Kind:
-    """Whose signature the function has, by the names of its parameters."""
+    """Return whose signature the function has, by the names of its parameters."""
     names = set(inspect.signature(function).parameters)
     if {"solution_str", "ground_truth"} <= names:
         return "verl"
@@ -52,13 +76,13 @@ def signature_kind(function: Callable[..., Any]) -> Kind:
     return "trl" if "completions" in names else "ours"
 
 
-class Plugin:
-    """A user's function with its signature."""
+class FunctionCaller:
+    """Calls a user's function in its signature."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.kind = signature_kind(function)
         self._function = function
-        self._accepted = _accepted_names(function)
+        self._parameters = column_parameters(function, num_texts=2 if self.kind == "ours" else 0)
 
     async def __call__(self, requests: Sequence[ScoreRequest], executor: Executor) -> list[Returned]:
         """Return a value per item; run a sync function in `executor`. Raises SignatureMismatch and its errors."""
@@ -81,27 +105,26 @@ class Plugin:
         else:
             texts["queries"] = [request.prompt + request.response for request in requests]
             texts["labels"] = [_label(request, "labels") for request in requests]
-        return [], columns | {name: values for name, values in texts.items() if self._takes(name)}
+        return [], columns | {name: values for name, values in texts.items() if self._parameters.takes(name)}
 
     def _columns(self, requests: Sequence[ScoreRequest]) -> dict[str, list[Any]]:
-        """Every column that any request has and the function takes, one value a request (None where it has none)."""
+        """Return every column that a request has and the function takes: one value per request, None if missing."""
         names = dict.fromkeys(name for request in requests for name in request.columns)
-        return {name: [request.columns.get(name) for request in requests] for name in names if self._takes(name)}
-
-    def _takes(self, name: str) -> bool:
-        return self._accepted is None or name in self._accepted
+        return {
+            name: [request.columns.get(name) for request in requests] for name in names if self._parameters.takes(name)
+        }
 
     def _verl_arguments(self, request: ScoreRequest) -> dict[str, Any]:
         truth = _label(request, "ground_truth")
         if truth is None:
             raise SignatureMismatch("needs a ground truth, and the item has neither ground_truth nor references")
-        given = {
+        arguments = {
             "data_source": request.columns.get("data_source", ""),
             "solution_str": request.response,
             "ground_truth": truth,
             "extra_info": request.columns.get("extra_info"),
         }
-        return {name: value for name, value in given.items() if self._takes(name)}
+        return {name: value for name, value in arguments.items() if self._parameters.takes(name)}
 
     async def _call(self, executor: Executor, *positional: Any, **named: Any) -> Any:
         if inspect.iscoroutinefunction(self._function):
@@ -111,21 +134,12 @@ class Plugin:
         return await returned if inspect.isawaitable(returned) else returned
 
 
-def _accepted_names(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names that the function takes; None when it takes all (`**columns`). Ours have two by position first."""
-    parameters = list(inspect.signature(function).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    skipped = 2 if signature_kind(function) == "ours" else 0
-    return frozenset(parameter.name for parameter in parameters[skipped:])
-
-
 def _label(request: ScoreRequest, name: str) -> Any:
     return request.columns.get(name, request.columns.get("references"))
 
 
 def _plain(values: Any) -> Any:
-    """Lists for what tensors and arrays hold, without importing what they are of."""
+    """Convert a tensor or an array to lists, without importing its library."""
     return values.tolist() if hasattr(values, "tolist") else values
 
 
@@ -150,17 +164,17 @@ def _from_openrlhf(returned: Any, num: int) -> list[Returned]:
         values = _plain(values)
         if isinstance(values, list | tuple) and len(values) == num:
             for position, value in enumerate(values):
-                parts[position] |= _finite({str(name): value})
+                parts[position] |= _finite_numbers({str(name): value})
     return [Returned(reward.value, part) for reward, part in zip(rewards, parts, strict=True)]
 
 
 def _from_verl(returned: Any) -> Returned:
     if isinstance(returned, Mapping):
         others = {str(name): value for name, value in returned.items() if name != "score"}
-        return Returned(_plain(returned.get("score")), _finite(others))
+        return Returned(_plain(returned.get("score")), _finite_numbers(others))
     return Returned(_plain(returned))
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+def _finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     plain = {name: _plain(value) for name, value in values.items()}
     return {name: float(value) for name, value in plain.items() if isinstance(value, Real) and math.isfinite(value)}

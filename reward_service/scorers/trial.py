@@ -1,7 +1,4 @@
-"""A first call of the functions that people bring as scorers, so that a broken one is found before anything is loaded.
-
-Knows no service: it calls each function with one request, and looks at what comes back.
-"""
+"""Calls a user's scorer functions once, so that a broken one is found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,30 +11,29 @@ from cluster.errors import InputError, NotApplicable, RewardError
 from cluster.scoring import ScoreRequest
 from cluster.user_code import line_that_raised, place_of
 from reward_service.scorers import signatures
-from reward_service.scorers.function import FunctionScorer
-from reward_service.scorers.registry import load_function
+from reward_service.scorers.function import FunctionScorer, load_function
 
 SIGNATURES = {
-    "ours": "f(prompts, responses, **columns) gives a list of numbers, one a response",
-    "trl": "f(prompts, completions, **columns) gives a list of numbers, one a completion",
-    "openrlhf": "f(queries, prompts, labels) gives a list of numbers, or a dict with rewards",
-    "verl": "compute_score(data_source, solution_str, ground_truth) gives a number, or a dict with its score",
+    "ours": "f(prompts, responses, **columns) returns a list of numbers, one per response",
+    "trl": "f(prompts, completions, **columns) returns a list of numbers, one per completion",
+    "openrlhf": "f(queries, prompts, labels) returns a list of numbers, or a dict with rewards",
+    "verl": "compute_score(data_source, solution_str, ground_truth) returns a number, or a dict with its score",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The functions of a task, each at its dotted path, by the setting that names it; and what they are to score."""
+    """The scorer functions of a task, as dotted paths by the setting that names each, and a request to score."""
 
     paths: Mapping[str, str]
     request: ScoreRequest
 
 
 def try_functions(trials: Sequence[Trial], *, timeout_s: float) -> Iterator[int]:
-    """Score each task's request with each of its functions; yields how many there were.
+    """Score each task's request with each of its functions; yields the number of functions.
 
-    Raises InputError naming the file and line of one that raises, gives back something else than its signature says,
-    or takes longer than that.
+    Raises InputError with the file and line of a function that raises, returns something else than its signature
+    promises, or takes longer than `timeout_s`.
     """
     for trial in trials:
         for where, path in trial.paths.items():
@@ -54,9 +50,9 @@ async def _try(path: str, function: Callable[..., Any], request: ScoreRequest, t
             (value,) = await scorer.call([request])
     except signatures.SignatureMismatch as error:
         raise InputError(place_of(function), f"{error}: {signature}") from error
-    except Exception as error:  # the boundary to a user's scorer: whatever it raises is named
+    except Exception as error:  # boundary to a user's scorer: the error names what it raised
         if limit.expired():
-            raise InputError(place_of(function), f"{path} gave no answer within {timeout_s:g} s") from error
+            raise InputError(place_of(function), f"{path} did not return within {timeout_s:g} s") from error
         where = line_that_raised(function, error, caller=signatures.__file__)
         raise InputError(where, f"{path} raised {type(error).__name__}: {error} (for an empty response)") from error
     finally:

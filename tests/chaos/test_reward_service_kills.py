@@ -20,7 +20,7 @@ from reward_service.client.http import HttpRewardClient
 from reward_service.config.service import RewardServiceConfig
 from reward_service.scorers.reward_model import RewardModelScorer
 from reward_service.serving.application import service_url, start_reward_service, stop_reward_service
-from tests.support.building import replica_pids
+from tests.support.building import replica_pids, scores_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(1200)]
 NUM_CLIENTS, NUM_KILLS = 200, 10
@@ -64,7 +64,7 @@ async def test_two_hundred_clients_are_all_answered_rightly_while_replicas_are_k
         while not done.is_set():
             items = [ITEMS[(number + i) % len(ITEMS)] for i in range(4)]
             started = time.monotonic()
-            for score in await client.score(items):
+            for score in await scores_of(client, items):
                 worst = max(worst, abs(score.reward - expected[score.id]))
             seconds.append(time.monotonic() - started)
 

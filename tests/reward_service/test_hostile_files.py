@@ -59,7 +59,7 @@ def test_a_pickle_that_is_named_safetensors_is_not_loaded(model: Path, mark: Pat
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "model.pt"])
 def test_a_pickle_beside_the_weights_is_refused(model: Path, mark: Path, name: str) -> None:
     (model / name).write_bytes(pickle.dumps(Planted(mark)))
-    with pytest.raises(InputError, match=rf"{name} is no safetensors"):
+    with pytest.raises(InputError, match=rf"{name} is not safetensors"):
         RewardModelScorer(model)
     assert not mark.exists()
 

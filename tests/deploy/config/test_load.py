@@ -164,14 +164,14 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
         (
             'reward_service.scorers.a = { kind = "regex", pattern = "(" }',
             "reward_service.scorers.a.pattern",
-            "no regular expression",
+            "not a regular expression",
         ),
         (
             'reward_service.scorers.exact = { kind = "exact", ignore_case = 1 }',
             "reward_service.scorers.exact.ignore_case",
             "valid boolean",
         ),
-        ('reward_service.scorers.1a.kind = "exact"', "reward_service.scorers.1a", "is no name"),
+        ('reward_service.scorers.1a.kind = "exact"', "reward_service.scorers.1a", "is not a valid name"),
         (
             'reward_service.scorers.a = { kind = "composite", parts = { a = 1 } }',
             "reward_service.scorers.a.parts",

@@ -16,6 +16,7 @@ from reward_service.client.http import HttpRewardClient
 from reward_service.client.retrying import RetryingRewardClient
 from reward_service.client.run import NoClient, PerTaskClient, run_client
 from reward_service.config.service import RewardServiceConfig
+from tests.support.building import scores_of
 
 ITEM = ScoreRequest("x", "p", "a")
 GOOD = {"rewards": [{"id": "x", "reward": 2.0, "parts": {"n": 2.0}, "error": None}], "model_version": "v"}
@@ -48,9 +49,9 @@ def answering(*answers: Any) -> tuple[HttpRewardClient, list[httpx.Request]]:
     ("body", "what"),
     [
         ("no json", "JSONDecodeError"),
-        ([], "no list of 1 rewards"),
-        ({"rewards": [], "model_version": "v"}, "no list of 1 rewards"),
-        ({"rewards": [{"id": "y", "reward": 1.0}], "model_version": "v"}, "an answer for 'y' where x was asked"),
+        ([], "did not answer a list of 1 rewards"),
+        ({"rewards": [], "model_version": "v"}, "did not answer a list of 1 rewards"),
+        ({"rewards": [{"id": "y", "reward": 1.0}], "model_version": "v"}, "an answer for 'y' instead of x"),
         ({"rewards": [{"id": "x", "reward": "1"}], "model_version": "v"}, "'1' for x, not a number"),
         ({"rewards": [{"id": "x", "reward": True}], "model_version": "v"}, "True for x, not a number"),
         ({"rewards": [{"id": "x", "reward": None}], "model_version": "v"}, "None for x, not a number"),
@@ -61,7 +62,7 @@ def answering(*answers: Any) -> tuple[HttpRewardClient, list[httpx.Request]]:
 async def test_no_wrong_answer_is_taken_for_a_reward(body: Any, what: str) -> None:
     client, asked = answering((200, body))
     with pytest.raises(RewardUnavailable) as caught:
-        await client.score([ITEM])
+        await scores_of(client, [ITEM])
     assert caught.value.where == "reward_service"
     assert what in caught.value.what
     assert len(asked) == 1
@@ -70,17 +71,17 @@ async def test_no_wrong_answer_is_taken_for_a_reward(body: Any, what: str) -> No
 @pytest.mark.parametrize("trouble", [(503, "busy"), (429, "later"), (500, "oh"), httpx.ConnectError("refused")])
 async def test_what_may_pass_is_tried_again_a_few_times(trouble: Any) -> None:
     client, asked = answering(trouble, trouble, (200, GOOD))
-    assert await client.score([ITEM]) == [Score("x", 2.0, {"n": 2.0}, "v")]
+    assert await scores_of(client, [ITEM]) == [Score("x", 2.0, {"n": 2.0}, "v")]
     assert [request.content for request in asked] == [asked[0].content] * 3
     with pytest.raises(RewardUnavailable):
-        await answering(trouble)[0].score([ITEM])
+        await scores_of(answering(trouble)[0], [ITEM])
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
 async def test_what_is_refused_is_not_tried_again(status: int) -> None:
     client, asked = answering((status, "no"), (200, GOOD))
     with pytest.raises(RewardError, match=rf"answered {status}: no") as caught:
-        await client.score([ITEM])
+        await scores_of(client, [ITEM])
     assert not isinstance(caught.value, RewardUnavailable)
     assert len(asked) == 1
 
@@ -88,19 +89,19 @@ async def test_what_is_refused_is_not_tried_again(status: int) -> None:
 async def test_an_item_that_the_scorer_could_not_score_is_final_and_named() -> None:
     body = {"rewards": [{"id": "x", "reward": None, "error": "length: too long"}], "model_version": "v"}
     with pytest.raises(RewardError, match="no reward for x: length: too long") as caught:
-        await answering((200, body))[0].score([ITEM])
+        await scores_of(answering((200, body))[0], [ITEM])
     assert not isinstance(caught.value, RewardUnavailable)
 
 
 async def test_columns_travel_by_their_names() -> None:
     client, asked = answering((200, GOOD))
-    await client.score([ScoreRequest("x", "p", "a", {"references": ["r"], "level": 3})])
+    await scores_of(client, [ScoreRequest("x", "p", "a", {"references": ["r"], "level": 3})])
     assert b'"columns":{"level":[3],"references":[["r"]]}' in asked[0].content
 
 
 async def test_a_service_that_is_not_there_is_named() -> None:
     with pytest.raises(RewardUnavailable, match=r"^reward_service: http://127\.0\.0\.1:9/v1/rewards: ConnectError"):
-        await HttpRewardClient("http://127.0.0.1:9", None, 5.0).score([ITEM])
+        await scores_of(HttpRewardClient("http://127.0.0.1:9", None, 5.0), [ITEM])
 
 
 class Moody:
@@ -152,12 +153,12 @@ async def test_patience_waits_as_long_as_the_service_asks_and_tries_once_more_at
 )
 async def test_nonsense_of_every_kind_is_something_to_wait_for(body: Any) -> None:
     with pytest.raises(RewardUnavailable):
-        await answering((200, body))[0].score([ITEM])
+        await scores_of(answering((200, body))[0], [ITEM])
 
 
 async def test_a_column_that_json_cannot_hold_is_named() -> None:
-    with pytest.raises(RewardError, match="the column level can't travel over HTTP"):
-        await answering((200, GOOD))[0].score([ScoreRequest("x", "p", "a", {"level": float("nan")})])
+    with pytest.raises(RewardError, match="the column level can't be sent as JSON"):
+        await scores_of(answering((200, GOOD))[0], [ScoreRequest("x", "p", "a", {"level": float("nan")})])
 
 
 async def test_an_answer_that_is_final_is_not_waited_for() -> None:
@@ -189,8 +190,8 @@ def test_a_run_uses_its_own_service_or_the_one_it_is_pointed_at_and_both_clients
     elsewhere = run_client(RewardServiceConfig(url="http://other:1", scorer="quality"), "run", "secret")
     for patient, kind in ((own, HandleRewardClient), (elsewhere, HttpRewardClient)):
         copy = pickle.loads(pickle.dumps(patient))  # noqa: S301
-        assert isinstance(copy._client, kind)
-    assert elsewhere._client._body([ITEM])["scorer"] == "quality"  # type: ignore[attr-defined]
+        assert isinstance(copy._transport, kind)
+    assert elsewhere._transport._body([ITEM])["scorer"] == "quality"  # type: ignore[attr-defined]
 
 
 class Named:
@@ -242,7 +243,7 @@ def test_a_run_of_several_tasks_asks_for_each_tasks_scorer_by_its_name_and_the_c
     assert own.scorer == "reward_model"
     for config, kind in ((own, HandleRewardClient), (RewardServiceConfig(url="http://other:1"), HttpRewardClient)):
         patient = pickle.loads(pickle.dumps(run_client(config, "run", "secret", scorers)))  # noqa: S301
-        clients = patient._client._clients
+        clients = patient._transport._clients
         assert isinstance(clients["games"], NoClient)
         assert isinstance(clients["sums"], kind)
         assert (clients["sums"]._scorer, clients["texts"]._scorer) == ("answer", None)

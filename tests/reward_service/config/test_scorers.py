@@ -51,22 +51,22 @@ def test_every_kind_has_its_settings(section: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("section", "what"),
     [
-        ({"kind": "regex", "pattern": "("}, "is no regular expression"),
-        ({"kind": "exact", "answer": "["}, "is no regular expression"),
+        ({"kind": "regex", "pattern": "("}, "is not a regular expression"),
+        ({"kind": "exact", "answer": "["}, "is not a regular expression"),
         ({"kind": "length"}, "min, max: give one of them"),
         ({"kind": "length", "min": 3, "max": 2}, "max: 2 is less than min, 3"),
         ({"kind": "length", "max": 2, "penalty": -1}, "greater than or equal to 0"),
         ({"kind": "json_schema"}, "json_schema, path: give one of them"),
         ({"kind": "json_schema", "json_schema": {}, "path": "x"}, "json_schema, path: give one of them"),
-        ({"kind": "json_schema", "json_schema": {"type": "thing"}}, "is no JSON schema"),
-        ({"kind": "json_schema", "json_schema": {"items": {"$ref": "http://x/y"}}}, "nothing is fetched"),
+        ({"kind": "json_schema", "json_schema": {"type": "thing"}}, "is not a JSON schema"),
+        ({"kind": "json_schema", "json_schema": {"items": {"$ref": "http://x/y"}}}, "only references to #"),
         ({"kind": "language", "language": "English"}, "should match pattern"),
         ({"kind": "language", "language": "en", "among": ("de",)}, "among: lacks the expected language, en"),
         ({"kind": "code", "cpu_s": 9, "wall_s": 3}, "wall_s: 3 is less than cpu_s, 9"),
         ({"kind": "forbidden"}, "phrases, path, function: give one of them"),
         ({"kind": "forbidden", "phrases": (" ",)}, "should match pattern"),
         ({"kind": "numeric", "tolerance": float("nan")}, "finite number"),
-        (JUDGE | {"rubric": "is it good?"}, "rubric: has no {response} in it"),
+        (JUDGE | {"rubric": "is it good?"}, "rubric: lacks the placeholder {response}"),
         (JUDGE | {"low": 0}, "low, high: give both or neither"),
         (JUDGE | {"low": 1, "high": 1}, "high: 1 is not above low, 1"),
         (JUDGE | {"url": "ftp://x"}, "should match pattern"),
@@ -85,7 +85,7 @@ def test_settings_that_make_no_sense_are_refused(section: dict[str, Any], what: 
 
 @pytest.mark.parametrize("name", ["1a", "", "a b", "ä", "a/b", "-a", "reward_model"])
 def test_a_name_that_is_none_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=r"is no name|take another name"):
+    with pytest.raises(ValidationError, match=r"is not a valid name|is a reserved name"):
         config(**{name: EXACT})
 
 
@@ -101,7 +101,7 @@ def test_a_name_is_a_letter_then_letters_digits_and_signs(name: str) -> None:
         ({"a": EXACT, "c": composite(gates=("b",))}, "c.gates: there is no scorer 'b'"),
         ({"a": composite()}, "a.parts: goes in a circle: a -> a"),
         ({"a": composite(parts={"b": 1}), "b": composite(parts={"reward_model": 1}, gates=("a",))}, "a -> b -> a"),
-        ({"a": EXACT, "c": composite(normalize={"a": "reward_statistics"})}, "c.normalize: 'a' is no reward model"),
+        ({"a": EXACT, "c": composite(normalize={"a": "reward_statistics"})}, "c.normalize: 'a' is not a reward model"),
     ],
 )
 def test_a_composite_fits_the_scorers_it_names(scorers: dict[str, Any], what: str) -> None:

@@ -17,8 +17,7 @@ from reward_service.backend import Backend, ScorerInfo
 from reward_service.config.service import HttpConfig, RewardServiceConfig
 from reward_service.http.routes import build_app
 from reward_service.http.tokens import TokenBook
-from reward_service.scorers.function import FunctionScorer
-from reward_service.scorers.registry import load_function
+from reward_service.scorers.function import FunctionScorer, load_function
 from reward_service.serving.replica import RewardService
 
 
@@ -49,7 +48,7 @@ def face(
 ) -> httpx.AsyncClient:
     path = f"tests.support.scorers:{scorer}"
     service = RewardService(RewardServiceConfig(scorer=path))
-    service.take({path: FunctionScorer(path, load_function(path))})
+    service.take({path: FunctionScorer(path, load_function(path, "here"))})
     app = build_app(
         backend or ServiceBackend(service),
         tokens=TokenBook(token, tokens),

@@ -24,8 +24,7 @@ from reward_service.config.service import HttpConfig, RewardServiceConfig
 from reward_service.http.routes import build_app
 from reward_service.http.server import MAX_HEAD_BYTES, http_server, listening_socket
 from reward_service.http.tokens import TokenBook
-from reward_service.scorers.function import FunctionScorer
-from reward_service.scorers.registry import load_function
+from reward_service.scorers.function import FunctionScorer, load_function
 from reward_service.serving.replica import RewardService
 from tests.reward_service.http.test_contracts import ServiceBackend
 
@@ -45,7 +44,7 @@ def serve(
     """Host and port of a face over a scorer by length, until the generator is closed."""
     path = "tests.support.scorers:length"
     service = RewardService(RewardServiceConfig(scorer=path))
-    service.take({path: FunctionScorer(path, load_function(path))})
+    service.take({path: FunctionScorer(path, load_function(path, "here"))})
     config = HttpConfig(**limits)
     app = build_app(
         backend or ServiceBackend(service), tokens=TokenBook(token), limits=config, timeout_s=5.0, routers=routers

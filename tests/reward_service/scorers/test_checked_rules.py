@@ -12,7 +12,7 @@ from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import JsonSchemaConfig, MathConfig
 from reward_service.sandbox.worker import Worker, Workers
 from reward_service.scorers.checked_rules import json_schema_rule, last_block, math_rule
-from reward_service.scorers.rules import Rule
+from reward_service.scorers.rule_scorer import Rule
 
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "pattern": "^(a|aa)+$"}}}
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from cluster.errors import NotApplicable, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.composite import CompositeConfig, Statistics
-from reward_service.scorers.composite import CompositeScorer, GuardedScorer
+from reward_service.scorers.composite import CompositeScorer
+from reward_service.scorers.forbidden import GuardedScorer
 
 ITEM = ScoreRequest("i", "p", "r")
 

@@ -22,7 +22,7 @@ def test_phrases_of_settings_and_file_are_forbidden_together(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [(None, "cannot be read (No such file or directory)"), (b"\xff", "cannot be read"), (b" \n", "it has no line")],
+    [(None, "cannot be read (No such file or directory)"), (b"\xff", "cannot be read"), (b" \n", "has no phrases")],
 )
 def test_a_file_without_phrases_is_named(tmp_path: Path, content: bytes | None, what: str) -> None:
     path = tmp_path / "phrases.txt"
@@ -46,7 +46,7 @@ def test_a_schema_is_read_from_its_file(tmp_path: Path) -> None:
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
-        ('{"type": "x"}', "is no JSON schema"),
+        ('{"type": "x"}', "is not a JSON schema"),
         ('{"$ref": "y.json"}', "refers to y.json"),
     ],
 )
@@ -90,8 +90,8 @@ def test_statistics_that_are_none_are_named(tmp_path: Path, content: str | None,
         ([], "it has no config.json"),
         (["config.json"], "no safetensors in"),
         (["config.json", "pytorch_model.bin"], "no safetensors in"),
-        (["config.json", "model.safetensors", "pytorch_model.bin"], "pytorch_model.bin is no safetensors"),
-        (["config.json", "model.safetensors", "x.pkl"], "x.pkl is no safetensors"),
+        (["config.json", "model.safetensors", "pytorch_model.bin"], "pytorch_model.bin is not safetensors"),
+        (["config.json", "model.safetensors", "x.pkl"], "x.pkl is not safetensors"),
     ],
 )
 def test_a_folder_that_is_no_reward_model_in_safetensors_is_refused(

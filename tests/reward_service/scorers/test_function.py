@@ -6,13 +6,12 @@ import pytest
 
 from cluster.errors import RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
-from reward_service.scorers.function import FunctionScorer
-from reward_service.scorers.registry import load_function
+from reward_service.scorers.function import FunctionScorer, load_function
 
 
 def scorer(name: str) -> FunctionScorer:
     path = f"tests.support.scorers:{name}"
-    return FunctionScorer(path, load_function(path))
+    return FunctionScorer(path, load_function(path, "here"))
 
 
 def requests(*responses: str) -> list[ScoreRequest]:

@@ -81,7 +81,7 @@ class Endpoint:
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.setattr(judge, "FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(judge._backed_off, "multiplier", 0.001)
+    monkeypatch.setattr(judge._backoff, "multiplier", 0.001)
     endpoint = Endpoint()
     thread = threading.Thread(target=endpoint.server.serve_forever, args=(0.01,))
     thread.start()
@@ -150,13 +150,13 @@ async def test_the_number_is_read_and_scaled(
 @pytest.mark.parametrize(
     ("settings", "opinion", "what"),
     [
-        ({}, "I'd rather not", 'no number in its opinion: "I\'d rather not" (scoring i)'),
-        ({}, "", "no number in its opinion: '' (scoring i)"),
-        ({"json_field": "grade"}, "[1]", "no number in its opinion: '[1]'"),
-        ({"json_field": "grade"}, '{"score": 1}', "no number in its opinion"),
-        ({"json_field": "grade"}, '{"grade": NaN}', "no number in its opinion"),
-        ({"json_field": "grade"}, '{"grade": true}', "no number in its opinion"),
-        ({"json_field": "grade"}, "[" * 100_000, "no number in its opinion"),
+        ({}, "I'd rather not", 'no number in its answer: "I\'d rather not" (scoring i)'),
+        ({}, "", "no number in its answer: '' (scoring i)"),
+        ({"json_field": "grade"}, "[1]", "no number in its answer: '[1]'"),
+        ({"json_field": "grade"}, '{"score": 1}', "no number in its answer"),
+        ({"json_field": "grade"}, '{"grade": NaN}', "no number in its answer"),
+        ({"json_field": "grade"}, '{"grade": true}', "no number in its answer"),
+        ({"json_field": "grade"}, "[" * 100_000, "no number in its answer"),
         ({"low": 0, "high": 10}, "score: 11", "11 is not within 0 to 10: 'score: 11'"),
     ],
 )

@@ -3,16 +3,19 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from cluster.errors import InputError
 from cluster.scoring import Score, ScoreRequest
+from reward_service.config.scorers import ScorerConfig
 from reward_service.config.service import RewardServiceConfig
+from reward_service.sandbox import sandbox
 from reward_service.scorers.registry import build_scorers, check_scorers
-from reward_service.scorers.scorer import close
+from reward_service.scorers.scorer import SCORER_KINDS, close
 from tests.support.building import build_scorer
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,34 @@ def test_composites_share_the_scorers_they_are_made_of(reward_model_folder: Path
 def test_a_setting_that_changes_an_answer_changes_the_version(change: dict[str, Any]) -> None:
     first, second = (build_scorer(settings("a", a={"kind": "length"} | given), None) for given in ({"max": 3}, change))
     assert first.version != second.version
+
+
+RULE_SCORER, CHECKED_RULES = "scorers/rule_scorer.py", "scorers/checked_rules.py"
+SOURCES = {
+    "exact": (RULE_SCORER, "scorers/rules.py"),
+    "length": (RULE_SCORER, "scorers/rules.py"),
+    "forbidden": (RULE_SCORER, "scorers/forbidden.py"),
+    "math": (RULE_SCORER, CHECKED_RULES, "sandbox/worker_child.py"),
+    "json_schema": (RULE_SCORER, CHECKED_RULES, "sandbox/worker_child.py"),
+    "code": (RULE_SCORER, CHECKED_RULES, "scorers/code_rule.py", "sandbox/sandbox.py", "sandbox/sandbox_child.py"),
+}
+
+
+@pytest.mark.parametrize(("kind", "source"), [(kind, source) for kind, names in SOURCES.items() for source in names])
+def test_version_changes_with_one_byte_of_a_file_that_decides_a_score(
+    kind: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = ROOT / "reward_service" / source, Path.read_bytes
+    config = settings("a", a=ALL.get(kind, {"kind": kind}))
+    monkeypatch.setattr(sandbox, "check_confinement", lambda limits, where: None)
+    before = build_scorer(config, None).version
+    assert build_scorer(config, None).version == before
+    monkeypatch.setattr(Path, "read_bytes", lambda each: read(each) + (b"#" if each == path else b""))
+    assert build_scorer(config, None).version != before
+
+
+def test_every_settings_class_has_a_registered_kind() -> None:
+    assert set(SCORER_KINDS) == set(get_args(get_args(ScorerConfig)[0]))
 
 
 def test_the_version_of_what_is_forbidden_follows_from_the_files_content(tmp_path: Path) -> None:

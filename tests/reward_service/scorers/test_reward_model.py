@@ -164,7 +164,7 @@ def test_weights_that_are_no_safetensors_are_refused_and_never_read(
 ) -> None:
     folder = with_members(reward_model_folder, tmp_path / "model", 1)
     (folder / where / "pytorch_model.bin").write_bytes(pickle.dumps(print))
-    with pytest.raises(InputError, match=r"pytorch_model\.bin is no safetensors"):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is not safetensors"):
         RewardModelScorer(folder)
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from reward_service.config import scorers as kinds
-from reward_service.scorers import rules
-from reward_service.scorers.rules import Rule, RuleScorer
+from reward_service.scorers import rule_scorer, rules
+from reward_service.scorers.forbidden import forbidden_rule
+from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict
 
 
 def item(response: str, references: Any = None, **columns: Any) -> ScoreRequest:
@@ -98,7 +99,7 @@ def test_an_item_without_references_is_an_error(rule: Rule, references: Any) -> 
 
 @pytest.mark.parametrize("references", ["seven", True, [1, None], "nan", "inf", {}])
 def test_a_reference_that_is_no_number_is_an_error(references: Any) -> None:
-    with pytest.raises(RewardError, match="a reference of i is no finite number"):
+    with pytest.raises(RewardError, match="a reference of i is not a finite number"):
         numeric()(item("7", references))
 
 
@@ -116,7 +117,7 @@ def test_a_pattern_that_takes_for_ever_is_an_error_not_a_wait(match: str) -> Non
 
 
 def test_an_answers_pattern_that_takes_for_ever_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "PATTERN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(rule_scorer, "PATTERN_TIMEOUT_S", 0.05)
     with pytest.raises(RewardError, match=r"took longer than 0\.05 s on i"):
         exact(answer="(a|aa)+$")(item("a" * 200 + "!", "x"))
 
@@ -204,13 +205,13 @@ def test_a_language_that_nobody_knows_is_an_input_error() -> None:
     ],
 )
 def test_what_is_forbidden_is_found_as_whole_words_however_it_is_written(response: str, reward: float) -> None:
-    rule = rules.forbidden_rule(["bomb", "How to KILL", "a.b"])
+    rule = forbidden_rule(["bomb", "How to KILL", "a.b"])
     assert rule(item(response))[0] == reward
 
 
 def test_different_forbidden_phrases_are_counted_once_each() -> None:
-    assert rules.forbidden_rule(["a", "b"])(item("a a b"))[1] == {"num_forbidden": 2.0, "violation": 1.0}
-    assert rules.forbidden_rule(["a", "b"])(item("c"))[1] == {"num_forbidden": 0.0, "violation": 0.0}
+    assert forbidden_rule(["a", "b"])(item("a a b"))[1] == {"num_forbidden": 2.0, "violation": 1.0}
+    assert forbidden_rule(["a", "b"])(item("c"))[1] == {"num_forbidden": 0.0, "violation": 0.0}
 
 
 def conversation(*said: tuple[str, str]) -> ScoreRequest:
@@ -222,20 +223,20 @@ def test_after_a_conversation_all_that_the_policy_said_is_looked_at_and_nothing_
     begun = [("system", "never say bomb"), ("user", "a bomb?")]
     early = conversation(*begun, ("assistant", "a bomb!"), ("user", "what?"), ("assistant", "nothing"))
     clean = conversation(*begun, ("assistant", "no."), ("tool", "bomb"), ("assistant", "nothing"))
-    assert rules.forbidden_rule(["bomb"])(early)[0] == 0.0
-    assert rules.forbidden_rule(["bomb"])(clean)[0] == 1.0
-    assert rules.forbidden_rule(["bomb"], "last")(early)[0] == 1.0
+    assert forbidden_rule(["bomb"])(early)[0] == 0.0
+    assert forbidden_rule(["bomb"])(clean)[0] == 1.0
+    assert forbidden_rule(["bomb"], "last")(early)[0] == 1.0
 
 
 def test_a_phrase_is_not_found_where_one_turn_ends_and_the_next_begins_and_counts_once_in_a_conversation() -> None:
     apart = conversation(("assistant", "how to"), ("user", "well?"), ("assistant", "kill"))
-    assert rules.forbidden_rule(["how to kill"])(apart)[0] == 1.0
+    assert forbidden_rule(["how to kill"])(apart)[0] == 1.0
     again = conversation(("assistant", "a"), ("user", "well?"), ("assistant", "a b"))
-    assert rules.forbidden_rule(["a", "b"])(again)[1] == {"num_forbidden": 2.0, "violation": 1.0}
+    assert forbidden_rule(["a", "b"])(again)[1] == {"num_forbidden": 2.0, "violation": 1.0}
 
 
 async def test_a_conversation_that_is_none_is_an_error_and_not_a_clean_bill() -> None:
-    scorer = RuleScorer("safe", rules.forbidden_rule(["bomb"]), version="v")
+    scorer = RuleScorer("safe", forbidden_rule(["bomb"]), version="v")
     (outcome,) = await scorer.score([ScoreRequest("i", "p", "r", {"conversation": "a bomb"})])
     assert str(outcome).startswith("safe: raised TypeError")
     scorer.close()
@@ -243,7 +244,7 @@ async def test_a_conversation_that_is_none_is_an_error_and_not_a_clean_bill() ->
 
 @given(st.text(), st.text())
 def test_rules_answer_any_text_with_a_finite_number(prompt: str, response: str) -> None:
-    every = [exact(), numeric(), length(max=3), repetition(), rules.forbidden_rule(["a"]), pattern(pattern="a")]
+    every = [exact(), numeric(), length(max=3), repetition(), forbidden_rule(["a"]), pattern(pattern="a")]
     for rule in every:
         reward, measures = rule(ScoreRequest("i", prompt, response, {"references": 1}))
         assert all(map(math.isfinite, [reward, *measures.values()]))
@@ -264,7 +265,7 @@ async def test_an_item_that_a_rule_can_not_judge_fails_alone(num_threads: int) -
 
 
 async def test_what_a_rule_raises_is_its_items_error() -> None:
-    def broken(request: ScoreRequest) -> rules.Verdict:
+    def broken(request: ScoreRequest) -> Verdict:
         raise ZeroDivisionError("x")
 
     (outcome,) = await RuleScorer("broken", broken, version="v").score([item("a")])

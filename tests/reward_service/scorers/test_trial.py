@@ -63,8 +63,8 @@ def test_the_line_that_raises_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("too_few", "returned 0 rewards for 1 responses: f(prompts, responses, **columns) gives a list of numbers"),
-        ("not_a_list", "returned float, not a list: f(prompts, responses, **columns) gives a list"),
+        ("too_few", "returned 0 rewards for 1 responses: f(prompts, responses, **columns) returns a list of numbers"),
+        ("not_a_list", "returned float, not a list: f(prompts, responses, **columns) returns a list"),
     ],
 )
 def test_what_it_should_have_given_is_said_where_it_stands(name: str, what: str) -> None:
@@ -80,7 +80,7 @@ def test_a_value_that_is_no_number_is_named_with_its_signature() -> None:
 
 
 def test_one_that_takes_too_long_is_told_from_one_that_raises_a_timeout() -> None:
-    assert "sleeps gave no answer within 0.1 s" in refused(f"{__name__}:sleeps", 0.1)[1]
+    assert "sleeps did not return within 0.1 s" in refused(f"{__name__}:sleeps", 0.1)[1]
     assert "raised TimeoutError: the judge is away" in refused(f"{__name__}:asks_too_long")[1]
 
 

@@ -36,7 +36,7 @@ from reward_service.serving.application import (
     stop_reward_service,
 )
 from reward_service.serving.http_actor import face_name
-from tests.support.building import moved_model, replica_pids
+from tests.support.building import moved_model, replica_pids, scores_of
 
 pytestmark = pytest.mark.ray
 TOKEN = "a token of this test"
@@ -124,9 +124,9 @@ def test_stopping_a_service_where_no_serve_runs_hides_no_other_error(monkeypatch
 
 async def test_handle_and_http_give_the_rewards_of_a_direct_forward(url: str, reward_model_folder: Path) -> None:
     expected = RewardModelScorer(reward_model_folder).score_batch(ITEMS)
-    by_handle = await HandleRewardClient("models", 60.0).score(ITEMS)
+    by_handle = await scores_of(HandleRewardClient("models", 60.0), ITEMS)
     http = HttpRewardClient(url, TOKEN, 60.0)
-    by_http = await http.score(ITEMS)
+    by_http = await scores_of(http, ITEMS)
     await http.aclose()
     for item, offline, *scores in zip(ITEMS, expected, by_handle, by_http, strict=True):
         assert isinstance(offline, Score)
@@ -156,14 +156,14 @@ async def test_without_the_token_http_is_closed(url: str) -> None:
         assert (await http.get("/openapi.json")).status_code == 401
     wrong = HttpRewardClient(url, "wrong", 60.0)
     with pytest.raises(RewardError, match=r"^reward_service: .* answered 401"):
-        await wrong.score(ITEMS[:1])
+        await scores_of(wrong, ITEMS[:1])
     await wrong.aclose()
 
 
 async def test_concurrent_calls_are_each_answered_and_every_item_is_counted(url: str) -> None:
     before = await asyncio.to_thread(num_scored, "models")
     client = HandleRewardClient("models", 60.0)
-    calls = [client.score(ITEMS[i % 40 : i % 40 + 8]) for i in range(100)]
+    calls = [scores_of(client, ITEMS[i % 40 : i % 40 + 8]) for i in range(100)]
     answers = await asyncio.gather(*calls)
     assert all(
         [score.id for score in answer] == [item.id for item in ITEMS[i % 40 : i % 40 + 8]]
@@ -179,7 +179,7 @@ class Caller:
         self._client = client
 
     async def score(self, requests: list[ScoreRequest]) -> list[Score]:
-        return await self._client.score(requests)
+        return await scores_of(self._client, requests)
 
 
 async def test_a_client_travels_into_an_actor(url: str) -> None:
@@ -194,18 +194,18 @@ async def test_a_client_travels_into_an_actor(url: str) -> None:
 async def test_deleting_the_service_while_calls_wait_raises_naming_it(url: str) -> None:
     await asyncio.to_thread(start_function, "gone", "slow")
     client = HandleRewardClient("gone", 60.0)
-    waiting = asyncio.create_task(client.score(ITEMS[:1]))
+    waiting = asyncio.create_task(scores_of(client, ITEMS[:1]))
     with pytest.raises(RewardError, match=r"waited 0\.5 s for application antiphon-gone-rewards to score 1 responses"):
-        await HandleRewardClient("gone", 0.5).score(ITEMS[:1])
+        await scores_of(HandleRewardClient("gone", 0.5), ITEMS[:1])
     started = time.monotonic()
     await asyncio.to_thread(stop_reward_service, "gone")
     with pytest.raises(RewardError, match=r"^reward_service: .*antiphon-gone-rewards"):
         await waiting
     for late in (client, HandleRewardClient("gone", 60.0)):
         with pytest.raises(RewardError, match=r"^reward_service: application antiphon-gone-rewards is gone"):
-            await late.score(ITEMS[:1])
+            await scores_of(late, ITEMS[:1])
     assert time.monotonic() - started < 20
-    assert await HandleRewardClient("models", 60.0).score(ITEMS[:1])
+    assert await scores_of(HandleRewardClient("models", 60.0), ITEMS[:1])
 
 
 async def test_a_new_version_is_served_without_a_failed_request_and_the_old_one_can_still_be_asked_for(
@@ -217,19 +217,19 @@ async def test_a_new_version_is_served_without_a_failed_request_and_the_old_one_
     published = asyncio.create_task(asyncio.to_thread(publish_reward_model, "models", other))
     answers = []
     while not published.done():
-        answers.append(await http.score(ITEMS[:8]))
+        answers.append(await scores_of(http, ITEMS[:8]))
     await published
-    answers.append(await http.score(ITEMS[:8]))
+    answers.append(await scores_of(http, ITEMS[:8]))
     for answer in answers:
         expected = new if answer[0].scorer_version == new[0].scorer_version else old
         assert close(answer, expected[:8])
     assert [answers[i][0].scorer_version for i in (0, -1)] == [old[0].scorer_version, new[0].scorer_version]
     older = HttpRewardClient(url, TOKEN, 60.0, scorer=old[0].scorer_version)
-    assert close(await older.score(ITEMS[:8]), old[:8])
+    assert close(await scores_of(older, ITEMS[:8]), old[:8])
     (pid,) = await asyncio.to_thread(replica_pids, "models")
     os.kill(pid, signal.SIGKILL)  # the one that is started in its place serves both versions too
-    assert close(await http.score(ITEMS[:8]), new[:8])
-    assert close(await older.score(ITEMS[:8]), old[:8])
+    assert close(await scores_of(http, ITEMS[:8]), new[:8])
+    assert close(await scores_of(older, ITEMS[:8]), old[:8])
     await older.aclose()
     await http.aclose()
     await asyncio.to_thread(publish_reward_model, "models", reward_model_folder)
@@ -240,15 +240,15 @@ async def test_a_folder_that_is_no_model_is_not_published(url: str, tmp_path: Pa
         await asyncio.to_thread(publish_reward_model, "models", tmp_path)
     with pytest.raises(InputError, match="no such application runs"):
         await asyncio.to_thread(publish_reward_model, "nobody", tmp_path)
-    assert await HandleRewardClient("models", 60.0).score(ITEMS[:1])
+    assert await scores_of(HandleRewardClient("models", 60.0), ITEMS[:1])
 
 
 async def test_a_service_that_is_started_again_with_other_settings_scores_by_those(ray_session: None) -> None:
     await asyncio.to_thread(start_function, "again", "length")
     client = HandleRewardClient("again", 60.0)
-    (before,) = await client.score(ITEMS[:1])
+    (before,) = await scores_of(client, ITEMS[:1])
     await asyncio.to_thread(start_function, "again", "length_async", timeout_s=30.0)
-    (after,) = await client.score(ITEMS[:1])
+    (after,) = await scores_of(client, ITEMS[:1])
     assert before.reward == after.reward == 3.0
     versions = [score.scorer_version.partition("@")[0] for score in (before, after)]
     assert versions == ["tests.support.scorers:length", "tests.support.scorers:length_async"]
@@ -291,7 +291,7 @@ async def _bound(taken: socket.socket, port: int) -> None:
 async def test_what_a_replica_that_dies_had_under_way_is_answered_by_another(ray_session: None, tmp_path: Path) -> None:
     await asyncio.to_thread(start_function, "mortal", "die_once", num_replicas=2)
     mortal = [replace(item, columns={"references": str(tmp_path / "died")}) for item in ITEMS[:8]]
-    scores = await asyncio.gather(*(HandleRewardClient("mortal", 60.0).score([item]) for item in mortal))
+    scores = await asyncio.gather(*(scores_of(HandleRewardClient("mortal", 60.0), [item]) for item in mortal))
     assert (tmp_path / "died").exists()
     assert [score.id for (score,) in scores] == [item.id for item in ITEMS[:8]]
     await asyncio.to_thread(stop_reward_service, "mortal")
@@ -301,9 +301,9 @@ async def test_runs_that_share_a_cluster_have_each_their_own_service_and_port(ur
     port = free_port()
     await asyncio.to_thread(start_function, "second", "length_async", port=port)
     other = HttpRewardClient(f"http://127.0.0.1:{port}", None, 60.0)
-    assert [score.reward for score in await other.score(ITEMS[:2])] == [3.0, 6.0]
+    assert [score.reward for score in await scores_of(other, ITEMS[:2])] == [3.0, 6.0]
     await asyncio.to_thread(stop_reward_service, "second")
     with pytest.raises(RewardUnavailable):
-        await other.score(ITEMS[:1])
+        await scores_of(other, ITEMS[:1])
     await other.aclose()
-    assert await HandleRewardClient("models", 60.0).score(ITEMS[:1])
+    assert await scores_of(HandleRewardClient("models", 60.0), ITEMS[:1])
