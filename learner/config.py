@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from cluster.config import Section, setting
+from learner.estimators import check_name, needs_of
 
 
 class LoraConfig(Section):
@@ -118,13 +119,11 @@ class LearnerConfig(Section):
     """Lambda of the critic's returns, if it differs (decoupled GAE, arXiv:2503.01491); 1 gives unbiased returns."""
     gae_lambda_alpha: float | None = setting(None, may_change="recorded", gt=0)
     """Replaces `gae_lambda` by 1 - 1 / (alpha n) for a response of n tokens (arXiv:2504.05118)."""
-    advantages: Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline"] = setting(
-        "gae", may_change="never"
-    )
-    """How rewards become advantages. `gae` uses a critic; the others use none. Each response is compared with the
-    others to the same prompt: `grpo` (arXiv:2402.03300), `dr_grpo` (arXiv:2503.20783), `rloo` (arXiv:2402.14740).
-    REINFORCE++ (arXiv:2501.03262) compares rewards to come with those of the batch: `reinforce_pp`;
-    `reinforce_pp_baseline` first subtracts the mean over the responses to the same prompt."""
+    advantages: Annotated[str, AfterValidator(check_name)] = setting("gae", may_change="never")
+    """Advantage estimator. `gae` uses a critic (arXiv:1506.02438). These compare the responses to a prompt: `grpo`
+    (arXiv:2402.03300), `dr_grpo` (arXiv:2503.20783), `rloo` (arXiv:2402.14740). REINFORCE++ (arXiv:2501.03262) uses
+    the discounted rewards, `reinforce_pp`, or these less the mean reward of the prompt, `reinforce_pp_baseline`. Or
+    the dotted path of your own function of `learner.ppo.advantages.Signals`, which returns advantages [B, T]."""
     whiten_advantages: bool | None = setting(None, may_change="recorded")
     """Scale the advantages of the batch to mean 0 and variance 1. If unset: with `gae` and REINFORCE++."""
     normalize_by: Literal["task", "batch"] = setting("task", may_change="never")
@@ -204,13 +203,9 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-GROUP_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
-"""Estimators that compare the responses to one prompt."""
-
-
 def critic_of(config: LearnerConfig) -> Literal["shared", "separate", "none"]:
-    """Return the kind of critic that these settings train."""
-    return config.critic if config.advantages == "gae" else "none"
+    """Return the critic that these settings train. Imports an estimator of the user's own."""
+    return config.critic if needs_of(config.advantages).critic else "none"
 
 
 def learner_threads(config: LearnerConfig) -> int:

@@ -28,7 +28,9 @@ from learner.config import LearnerConfig, critic_of
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
+from learner.place import Place
 from learner.ppo.group import PPOLearnerGroup
+from learner.ppo.rank import LearnerSettings
 from learner.ppo.shares import Share
 from learner.ppo.step import PPOStep
 
@@ -152,7 +154,7 @@ async def _ranks(model: Path) -> list[Row]:
     settings = letters_config(num_steps=100, max_policy_lag=0)
     groups = [
         await PPOLearnerGroup.start(
-            settings.learner.model_copy(update={"num_learners": num}), model_path=model, reference_path=model
+            LearnerSettings(settings.learner.model_copy(update={"num_learners": num}), Place(model))
         )
         for num in (1, 2)
     ]
@@ -174,7 +176,7 @@ async def _publication(models: dict[str, Path]) -> list[Row]:
     rows = []
     for name, path in models.items():
         config = LearnerConfig(num_learners=1, num_threads=1, advantages="grpo")
-        group = await PPOLearnerGroup.start(config, model_path=path, reference_path=path)
+        group = await PPOLearnerGroup.start(LearnerSettings(config, Place(path)))
         taken = []
         try:
             for _ in range(REPEATS + 1):

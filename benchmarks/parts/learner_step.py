@@ -14,7 +14,9 @@ from benchmarks.results import Row
 from benchmarks.tasks.letters import letters_config
 from cluster.actors.remote import kill_actor, start_actor
 from cluster.trajectory import Segment, Trajectory, Turn
+from learner.place import Place
 from learner.ppo.group import PPOLearnerGroup
+from learner.ppo.rank import LearnerSettings
 
 NUM_WARM, NUM_STEPS = 3, 20
 PROMPT_TOKENS, RESPONSE_TOKENS, NUM_LETTERS = 9, 16, 42
@@ -46,7 +48,7 @@ async def measure(model: Path) -> list[Row]:
     """The ratio of every pair of steps after the first few, and the seconds of both."""
     settings = letters_config(num_steps=NUM_STEPS, max_policy_lag=0)
     bare = start_actor(BareLoop, str(model), settings.learner, name="bare")
-    group = await PPOLearnerGroup.start(settings.learner, model_path=model, reference_path=model)
+    group = await PPOLearnerGroup.start(LearnerSettings(settings.learner, Place(model)))
     ours, theirs = [], []
     try:
         for step in range(1, NUM_WARM + NUM_STEPS + 1):

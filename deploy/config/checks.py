@@ -16,7 +16,8 @@ from deploy.config.schema import (
     AdversarialConfig,
     TaskConfig,
 )
-from learner.config import GROUP_ADVANTAGES, LearnerConfig
+from learner.config import LearnerConfig
+from learner.estimators import ESTIMATORS
 from reward_service.config.parts import may_have_part, part_names
 from reward_service.config.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
 from reward_service.http.address import require_token
@@ -163,7 +164,8 @@ def _check_batch(config: RunConfig) -> None:
     groups, size = config.trajectory_queue.groups_per_step, config.rollout_actors.responses_per_prompt
     parts, ranks = config.learner.num_minibatches, max(1, config.learner.num_learners)
     batch = f"the {groups * size} responses of a step ({groups} groups_per_step x {size} responses_per_prompt)"
-    if size == 1 and config.learner.advantages in GROUP_ADVANTAGES:
+    needs = ESTIMATORS.get(config.learner.advantages)
+    if size == 1 and needs is not None and needs.groups:
         what = (
             f"{config.learner.advantages} compares the responses to a prompt; rollout_actors.responses_per_prompt is 1"
         )
@@ -215,8 +217,8 @@ def _check_learner(learner: LearnerConfig) -> None:
 
 
 def _check_critic(config: RunConfig) -> None:
-    learner = config.learner
-    if learner.advantages != "gae":
+    learner, needs = config.learner, ESTIMATORS.get(config.learner.advantages)
+    if needs is not None and not needs.critic:
         for key, is_set in (
             ("critic_warmup_steps", learner.critic_warmup_steps > 0),
             ("gae_lambda_alpha", learner.gae_lambda_alpha is not None),

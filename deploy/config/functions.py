@@ -7,6 +7,7 @@ from collections.abc import Collection
 from deploy.config.schema import (
     RunConfig,
 )
+from learner.estimators import ESTIMATORS
 from reward_service.config.composite import reached
 from reward_service.config.scorers import ForbiddenConfig, FunctionConfig
 from reward_service.config.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
@@ -20,6 +21,7 @@ def dotted_paths(config: RunConfig) -> dict[str, str]:
         **_named_scorer_paths(config.reward_service, config.reward_service.scorers),
         "preferences.annotator": config.preferences.annotator,
         "preferences.oracle": config.preferences.oracle,
+        "learner.advantages": None if config.learner.advantages in ESTIMATORS else config.learner.advantages,
     }
     return {key: path for key, path in named.items() if path is not None}
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from deploy.run.artifacts import policy_path
 from deploy.runtime.session import Session, dtype_of
+from learner.place import Place
 from learner.ppo.group import PPOLearnerGroup
+from learner.ppo.rank import LearnerSettings
 from learner.ppo.schedule import Lengths
 
 
@@ -18,17 +20,20 @@ async def start_learners(
     `lengths` are pairs (version, number of steps): the run's planned length from each version on.
     """
     config, policy = session.config, policy_path(session.config, session.run.path)
-    return await PPOLearnerGroup.start(
-        config.learner,
-        model_path=policy,
-        reference_path=policy,
-        dtype=dtype_of(config, policy),
-        temperature=config.rollout_actors.temperature,
-        seed=config.run.seed,
-        tasks=list(config.tasks),
-        lengths=lengths,
-        first_step=first_step,
-        checkpoint_path=checkpoint,
+    place = Place(
+        policy,
+        dtype_of(config, policy),
+        config.run.seed,
         log_dir=session.run.path / "logs",
         critic_path=session.run.path / "reward_model",
+        checkpoint_path=checkpoint,
     )
+    settings = LearnerSettings(
+        config.learner,
+        place,
+        config.rollout_actors.temperature,
+        tasks=tuple(config.tasks),
+        lengths=tuple(lengths),
+        version=first_step - 1,
+    )
+    return await PPOLearnerGroup.start(settings)

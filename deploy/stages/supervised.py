@@ -48,6 +48,7 @@ StartLearners = Callable[[Session, Supervised], Awaitable[Learners]]
 async def start_learners(session: Session, task: Supervised) -> Learners:
     """Start the learner group of a stage. Imports RLlib and torch, so that commands without the stage need not."""
     with session.start_up.phase("imports"):
+        from learner.place import Place
         from learner.supervised.group import SupervisedLearnerGroup
         from learner.supervised.rank import SupervisedSettings
 
@@ -55,18 +56,15 @@ async def start_learners(session: Session, task: Supervised) -> Learners:
     settings = SupervisedSettings(
         config=config.learner,
         stage=getattr(config, task.stage),
-        model_path=task.model,
+        place=Place(task.model, dtype_of(config, task.model), config.run.seed, log_dir=path / "logs"),
         sources=tuple(task.data),
         output_path=task.output,
-        seed=config.run.seed,
-        dtype=dtype_of(config, task.model),
         checkpoints_path=path / "checkpoints" / task.name,
         fresh_path=task.fresh,
         more_path=task.more,
         by_prompt=task.by_prompt,
         member=task.member,
         reading=config.data.reading(),
-        log_dir=path / "logs",
     )
     return await SupervisedLearnerGroup.start(settings)
 

@@ -24,12 +24,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cluster.errors import InputError
-from learner.config import LoraConfig
+from learner.config import LearnerConfig, LoraConfig
 from learner.model.compiled import distributions, fuse_layers, fused_distributions
 from learner.model.indexing import at, on_device, places_of
 from learner.model.lora import adapters_off, add_adapters
 from learner.model.packing import PACKED, make_pack
+from learner.place import Place
 
+Critic = Literal["shared", "separate", "none"]
 CHUNK_ELEMENTS = 2**26
 """Numbers of a [tokens, V] table that are held at once, unless the settings say otherwise: 256 MiB in float32."""
 FUSED_CHUNK_ELEMENTS = 2**31
@@ -46,7 +48,7 @@ class ModelSettings:
 
     path: Path
     dtype: str
-    critic: Literal["shared", "separate", "none"]
+    critic: Critic
     temperature: float
     packing: bool = True
     logprob_chunk_tokens: int | None = None
@@ -57,6 +59,27 @@ class ModelSettings:
     seed: int = 0
     is_trained: bool = True
     fused: bool = True
+
+    @classmethod
+    def from_config(cls, config: LearnerConfig, place: Place, temperature: float, *, critic: Critic) -> ModelSettings:
+        """Derive the settings of trained networks. Raises InputError if the critic needs a missing reward model."""
+        from_reward_model = config.critic_from == "reward_model"
+        if from_reward_model and place.critic_path is None:
+            raise InputError("learner.critic_from", "there is no reward model to start the critic from")
+        return cls(
+            place.model_path,
+            place.dtype,
+            critic,
+            temperature,
+            packing=config.packing,
+            logprob_chunk_tokens=config.logprob_chunk_tokens,
+            activation_checkpointing=config.activation_checkpointing,
+            with_entropy_gradient=config.entropy_coefficient > 0,
+            critic_path=place.critic_path if from_reward_model else None,
+            lora=config.lora,
+            seed=place.seed,
+            fused=config.fused,
+        )
 
     @property
     def kept_dtype(self) -> str:

@@ -30,8 +30,8 @@ class Watched:
         self._uid = uid
         self._kept: list[list[float]] = []
 
-    def judged(self, experience: Experience) -> None:
-        """Hear of the step's experience."""
+    def keep(self, experience: Experience) -> None:
+        """Keep the trajectory's part of the step's experience."""
         row = experience.batch.uids.index(self._uid)
         length, mask = experience.batch.lengths[row], experience.batch.mask[row]
         kept = (experience.values[row], experience.advantages[row], experience.proximal[row])

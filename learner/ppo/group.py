@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +10,11 @@ from pathlib import Path
 from cluster.errors import LearnerError
 from cluster.trajectory import Trajectory
 from cluster.weights.manifest import Manifest
-from learner.config import LearnerConfig
 from learner.distributed.calls import GroupCalls
 from learner.distributed.group import RankGroup, build
 from learner.ppo.explanation import Explanation
-from learner.ppo.rank import LearnerSettings, RankResult, model_settings
+from learner.ppo.rank import LearnerSettings, RankResult
 from learner.ppo.rllib import TrajectoryLearner
-from learner.ppo.schedule import Lengths
 from learner.ppo.shares import StepData, split
 from learner.training_loop import Groups, StepResult
 
@@ -30,42 +27,11 @@ class PPOLearnerGroup(GroupCalls):
         self._next_step = settings.version + 1
 
     @classmethod
-    async def start(
-        cls,
-        config: LearnerConfig,
-        *,
-        model_path: Path,
-        reference_path: Path,
-        dtype: str = "float32",
-        temperature: float = 1.0,
-        seed: int = 0,
-        tasks: Sequence[str] = (),
-        lengths: Lengths = (),
-        first_step: int = 1,
-        checkpoint_path: Path | None = None,
-        probe_token_ids: Sequence[Sequence[int]] | None = None,
-        incarnation: str | None = None,
-        log_dir: Path | None = None,
-        critic_path: Path | None = None,
-    ) -> PPOLearnerGroup:
-        """Start the ranks with the weights of version `first_step` - 1: the checkpoint's, or else the model folder's.
+    async def start(cls, settings: LearnerSettings) -> PPOLearnerGroup:
+        """Start the ranks and wait until all have loaded their models; the first step is `settings.version` + 1.
 
-        `probe_token_ids` are whole sequences (default: drawn from the vocabulary). Waits for all ranks to have loaded
-        their models. Raises the error of one that did not, DeadlineExceeded after START_TIMEOUT_S.
+        Raises the error of a rank that failed to start, DeadlineExceeded after START_TIMEOUT_S.
         """
-        settings = LearnerSettings(
-            config=config,
-            model=model_settings(config, Path(model_path), dtype, temperature, seed=seed, critic_path=critic_path),
-            reference_path=Path(reference_path),
-            seed=seed,
-            tasks=tuple(tasks),
-            lengths=tuple(lengths),
-            version=first_step - 1,
-            checkpoint_path=checkpoint_path,
-            probe_token_ids=tuple(map(tuple, probe_token_ids)) if probe_token_ids else None,
-            log_dir=log_dir,
-            incarnation=incarnation or uuid.uuid4().hex,
-        )
         return cls(await build(settings, TrajectoryLearner), settings)
 
     async def step(self, step: int, groups: Groups) -> StepResult:

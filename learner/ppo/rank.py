@@ -6,8 +6,9 @@ Knows the other ranks by `Ranks` alone, whoever started them; nothing of RLlib a
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,8 +23,10 @@ from learner.distributed.sharding import shard
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.model.lora import adapter_tensors, write_adapter
 from learner.model.tensors import policy_tensors
+from learner.place import Place
 from learner.ppo.batch import make_batch
 from learner.ppo.explanation import Explanation, Watched
+from learner.ppo.schedule import Lengths
 from learner.ppo.shares import Share
 from learner.ppo.step import PPOStep
 from learner.ppo.weights import WeightPublisher, default_probe
@@ -32,46 +35,36 @@ ADAPTER_FOLDER = "adapter"
 """Where a policy's folder holds its adapters, if it has some."""
 
 
+def _new_incarnation() -> str:
+    return uuid.uuid4().hex
+
+
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """All that a rank is built from. `version` is that of the weights: `model`'s, or the checkpoint's where one is.
+    """Everything that a rank is built from. `version` is that of the weights: the checkpoint's, or else the model's.
 
-    `tasks` are the names of a run's tasks, where it names some; `lengths` say how long it was to be at which version.
+    `tasks` are the run's task names, if it names any. `lengths` are the planned numbers of steps, by version.
+    `probe_token_ids` are whole sequences (default: drawn from the vocabulary).
     """
 
     config: LearnerConfig
-    model: ModelSettings
-    reference_path: Path
-    seed: int
+    place: Place
+    temperature: float = 1.0
     tasks: tuple[str, ...] = ()
-    lengths: tuple[tuple[int, int], ...] = ()
+    lengths: Lengths = ()
     version: int = 0
-    incarnation: str = ""
-    checkpoint_path: Path | None = None
+    incarnation: str = field(default_factory=_new_incarnation)
     probe_token_ids: tuple[tuple[int, ...], ...] | None = None
-    log_dir: Path | None = None
 
+    @property
+    def log_dir(self) -> Path | None:
+        """The folder of the ranks' logs."""
+        return self.place.log_dir
 
-def model_settings(
-    config: LearnerConfig, path: Path, dtype: str, temperature: float, *, seed: int, critic_path: Path | None = None
-) -> ModelSettings:
-    """The networks that these settings ask for. Raises InputError where they want a reward model and there is none."""
-    if config.critic_from == "reward_model" and critic_path is None:
-        raise InputError("learner.critic_from", "there is no reward model to start the critic from")
-    return ModelSettings(
-        path,
-        dtype,
-        critic_of(config),
-        temperature,
-        packing=config.packing,
-        logprob_chunk_tokens=config.logprob_chunk_tokens,
-        activation_checkpointing=config.activation_checkpointing,
-        with_entropy_gradient=config.entropy_coefficient > 0,
-        critic_path=critic_path if config.critic_from == "reward_model" else None,
-        lora=config.lora,
-        seed=seed,
-        fused=config.fused,
-    )
+    def model(self) -> ModelSettings:
+        """Return the settings of the networks. Raises InputError if the critic needs a reward model that is missing."""
+        critic = critic_of(self.config)
+        return ModelSettings.from_config(self.config, self.place, self.temperature, critic=critic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +78,7 @@ class RankResult:
 def shard_actor_critic(model: ActorCritic, settings: LearnerSettings, num_ranks: int, device: torch.device) -> None:
     """Cut the networks up among the ranks, which all call; the value head stays in full precision."""
     heads = ("value_head",) if model.value_head is not None else ()
-    shard(model, num_ranks, device, half=settings.model.dtype == "bfloat16", heads=heads)
+    shard(model, num_ranks, device, half=settings.place.dtype == "bfloat16", heads=heads)
 
 
 class PPORank:
@@ -108,20 +101,20 @@ class PPORank:
         reference = self._load_reference()
         parts = (settings.config, model, reference, optimizer, ranks)
         tasks, lengths = settings.tasks, settings.lengths
-        self._step = PPOStep(*parts, device=device, seed=settings.seed, tasks=tasks, lengths=lengths)
-        if settings.checkpoint_path is not None:
-            self._restore(settings.checkpoint_path)
-        probe = settings.probe_token_ids or default_probe(model.policy.config, settings.seed)
-        self._publisher = WeightPublisher(model, probe, device, settings.model.dtype, settings.incarnation)
+        self._step = PPOStep(*parts, device=device, seed=settings.place.seed, tasks=tasks, lengths=lengths)
+        if settings.place.checkpoint_path is not None:
+            self._restore(settings.place.checkpoint_path)
+        probe = settings.probe_token_ids or default_probe(model.policy.config, settings.place.seed)
+        self._publisher = WeightPublisher(model, probe, device, settings.place.dtype, settings.incarnation)
 
     def _load_reference(self) -> Reference:
         """The frozen policy that the KL is to: the model without its adapters, or one of its own."""
         settings = self._settings
         if settings.config.lora.rank:
-            if settings.reference_path != settings.model.path:
+            if settings.place.reference != settings.place.model_path:
                 raise InputError("learner.lora", "the reference is the model without its adapters, not another one")
             return Reference(self._model)
-        plain = replace(settings.model, path=settings.reference_path, critic="none", is_trained=False)
+        plain = replace(settings.model(), path=settings.place.reference, critic="none", is_trained=False)
         model = ActorCritic(plain).to(self._device).requires_grad_(False)
         if self._model.is_sharded:
             shard_actor_critic(model, settings, self._ranks.size, self._device)
@@ -141,7 +134,7 @@ class PPORank:
         if not own:
             raise LearnerError(f"trajectory {uid}", "it was not trained in this step", uids=[uid])
         watched = Watched(uid)
-        self._step.run(step, share, judged=watched.judged)
+        self._step.run(step, share, on_experience=watched.keep)
         self._version = step
         return watched.explained(self._step.logprobs(make_batch(own, device=self._device))[0])
 
@@ -166,7 +159,7 @@ class PPORank:
             trained = checkpoint.trained_tensors(self._model)
             optimizer = checkpoint.optimizer_tensors(self._optimizer, self._model)
             with self._ranks.agreed():
-                checkpoint.write_state(folder, {**trained, **optimizer, **self._step.judge.state()}, self._ranks)
+                checkpoint.write_state(folder, {**trained, **optimizer, **self._step.computer.state()}, self._ranks)
             self._write_policy(folder / checkpoint.POLICY)
             with self._ranks.agreed():
                 for name, text in extra.items() if first else ():
@@ -182,14 +175,16 @@ class PPORank:
     def _write_policy(self, folder: Path) -> None:
         """Gather the policy, which takes every rank, and write it on the first; adapters merged, and on their own."""
         policy, first = self._model.policy, self._ranks.rank == 0
-        dtype = getattr(torch, self._settings.model.dtype)
+        dtype = getattr(torch, self._settings.place.dtype)
         gathered = {name: tensor.cpu() for name, tensor in policy_tensors(policy, dtype) if first}
         adapter = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in adapter_tensors(policy) if first}
         with self._ranks.agreed():
             if first:
-                checkpoint.write_policy(folder, policy.config, gathered, self._settings.model.path)
+                checkpoint.write_policy(folder, policy.config, gathered, self._settings.place.model_path)
             if adapter:
-                write_adapter(folder / ADAPTER_FOLDER, adapter, self._settings.config.lora, self._settings.model.path)
+                write_adapter(
+                    folder / ADAPTER_FOLDER, adapter, self._settings.config.lora, self._settings.place.model_path
+                )
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.State(path)
@@ -198,4 +193,4 @@ class PPORank:
                 str(path), f"holds version {state.version}, but step {self._version + 1} starts from {self._version}"
             )
         checkpoint.restore(state, self._optimizer, self._model)
-        self._step.judge.load({name: state.read(name) for name in self._step.judge.state()})
+        self._step.computer.load({name: state.read(name) for name in self._step.computer.state()})

@@ -21,7 +21,7 @@ class ActorCriticModule(RankModule):
 
     def load(self, settings: LearnerSettings) -> ActorCritic:
         """Load the actor-critic that the settings ask for."""
-        return ActorCritic(settings.model)
+        return ActorCritic(settings.model())
 
 
 class TrajectoryLearner(RankLearner):

@@ -25,7 +25,8 @@ from learner.model.microbatches import micro_batches
 from learner.ppo import advantages as adv
 from learner.ppo import losses
 from learner.ppo.batch import Batch, make_batch, minibatch_order
-from learner.ppo.experience import Experience, Judge
+from learner.ppo.experience import AdvantageComputer, Evaluation, Experience
+from learner.ppo.experience_metrics import log_experience
 from learner.ppo.schedule import Lengths, length_at, scheduled
 from learner.ppo.shares import Share
 
@@ -68,35 +69,36 @@ class PPOStep:
         self._device = device
         self._seed = seed
         self._lengths = lengths
-        self.judge = Judge(config, ranks, tasks)
+        self._graph: Outputs | None = None
+        self.computer = AdvantageComputer(config, ranks, tasks)
 
     def run(
-        self, step: int, share: Share, *, judged: Callable[[Experience], None] = lambda experience: None
+        self, step: int, share: Share, *, on_experience: Callable[[Experience], None] = lambda experience: None
     ) -> dict[str, float]:
-        """All epochs and mini-batches on one batch; returns its metrics, equal on all ranks.
+        """Train all epochs and mini-batches on one batch; returns its metrics, equal on all ranks.
 
-        `judged` is shown what the weights before the step make of the batch, all of which it is trained with.
-        Waits for the other ranks. Raises LearnerError naming trajectories before the weights are touched by anything
-        that is not finite, and StoppedWithPeer where another rank did.
+        Calls `on_experience` with the experience before training on it. Collective. Raises LearnerError naming the
+        trajectories if anything is not finite, before the weights change, and StoppedWithPeer if another rank did.
         """
         with self._ranks.agreed():
             batch = make_batch(share.trajectories, device=self._device, cost=self._config.constraint.cost)
             _refuse_future(batch, step)
-            self.judge.require_known(batch)
+            self.computer.require_known(batch)
             plan = self._plan(step, share)
-        experience = self._evaluate(batch, keep_graph=self._config.num_minibatches == 1)
+        evaluation = self._evaluate(batch, keep_graph=self._config.num_minibatches == 1)
         with self._ranks.agreed():
-            made = experience.proximal + experience.reference + experience.values
-            _check_finite(batch, made, "a log-probability or value")
-        tally = StepMetrics(self._ranks)
-        self.judge.judge(step, experience, tally)
-        judged(experience)
-        num_done = self._train(step, experience, self._counted(batch, plan, share), tally)
-        tally.constant("learner/num_optimizer_steps", num_done)
-        metrics = tally.metrics()
-        self.judge.steer_kl(metrics["learner/kl_nats"], share.num_total)
-        self.judge.steer_multiplier(metrics)
-        return metrics
+            total = evaluation.proximal + evaluation.reference + evaluation.values
+            _check_finite(batch, total, "a log-probability or value")
+        experience = self.computer.compute(step, evaluation)
+        on_experience(experience)
+        metrics = StepMetrics(self._ranks)
+        log_experience(step, experience, self.computer, self._ranks, metrics)
+        num_done = self._train(step, experience, self._counted(batch, plan, share), metrics)
+        metrics.constant("learner/num_optimizer_steps", num_done)
+        values = metrics.metrics()
+        self.computer.steer_kl(values["learner/kl_nats"], share.num_total)
+        self.computer.steer_multiplier(values)
+        return values
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
@@ -140,8 +142,11 @@ class PPOStep:
         counts = self._ranks.all_sum(own).tolist()
         return [MiniBatch(rows, num, num_sequences) for rows, num in zip(plan, counts, strict=True)]
 
-    def _evaluate(self, batch: Batch, *, keep_graph: bool) -> Experience:
-        """Proximal and reference log-probabilities, entropies and values, before the first epoch."""
+    def _evaluate(self, batch: Batch, *, keep_graph: bool) -> Evaluation:
+        """Compute log-probabilities, entropies and values with the weights before the step.
+
+        With `keep_graph`, the first optimiser step uses this forward pass again if it fits in one micro-batch.
+        """
         pieces = self._pieces(batch.lengths)
         empty = torch.zeros(batch.mask.shape, dtype=self._model.numbers, device=self._device)
         proximal, reference, values, entropy = (empty.clone() for _ in range(4))
@@ -151,15 +156,15 @@ class PPOStep:
             lengths, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
             with torch.set_grad_enabled(keep_graph):
                 outputs = self._model(token_ids, mask, lengths)
-            given = self._reference.logprobs(token_ids, mask, lengths)
+            reference_logprobs = self._reference.logprobs(token_ids, mask, lengths)
             if rows:
                 index, width = on_device(rows, self._device), mask.shape[1]
                 proximal[index, :width] = outputs.logprobs.detach()
                 entropy[index, :width] = outputs.entropy.detach()
                 values[index, :width] = outputs.values.detach()
-                reference[index, :width] = given
-        graph = outputs if keep_graph else None
-        return Experience(batch, proximal, reference, values, entropy, empty, empty, empty, empty, graph)
+                reference[index, :width] = reference_logprobs
+        self._graph = outputs if keep_graph else None
+        return Evaluation(batch, proximal, reference, values, entropy)
 
     def _pieces(self, lengths: Sequence[int]) -> list[list[int]]:
         """Micro-batches of sequences with these lengths, at least one; as many on every rank that calls in step."""
@@ -169,26 +174,26 @@ class PPOStep:
             pieces += [[] for _ in range(num - len(pieces))]
         return pieces
 
-    def _train(self, step: int, experience: Experience, minibatches: Sequence[MiniBatch], tally: StepMetrics) -> int:
+    def _train(self, step: int, experience: Experience, minibatches: Sequence[MiniBatch], metrics: StepMetrics) -> int:
         """All optimiser steps, or those before the policy has moved too far; returns how many were done."""
         learning_rate = self._scheduled(self._config.learning_rate, self._config.learning_rate_schedule, step)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         for num_done, minibatch in enumerate(minibatches):
-            if not self._optimize(step, experience, minibatch, tally):
+            if not self._optimize(step, experience, minibatch, metrics):
                 return num_done
         return len(minibatches)
 
     def _scheduled(self, value: float, schedule: str, step: int) -> float:
         return scheduled(value, schedule, step, length_at(step, self._lengths, self._config.num_steps))
 
-    def _optimize(self, step: int, experience: Experience, minibatch: MiniBatch, tally: StepMetrics) -> bool:
+    def _optimize(self, step: int, experience: Experience, minibatch: MiniBatch, metrics: StepMetrics) -> bool:
         """One optimiser step, unless the policy has moved too far since the step's start; whether it was done."""
         self._optimizer.zero_grad(set_to_none=True)
         batch, rows = experience.batch, minibatch.rows
         step_kl, bad = torch.zeros((), dtype=torch.float64, device=self._device), list[str]()
         for piece in self._pieces([batch.lengths[row] for row in rows]):
-            kl, uids = self._accumulate(step, experience, [rows[index] for index in piece], minibatch, tally)
+            kl, uids = self._accumulate(step, experience, [rows[index] for index in piece], minibatch, metrics)
             step_kl, bad = step_kl + kl, bad + uids
         parameters = self._trained(step)
         uids = [batch.uids[row] for row in rows]
@@ -203,7 +208,7 @@ class PPOStep:
         norm = self._check_gradients(parameters, uids)
         clip_gradients(parameters, norm, self._config.max_grad_norm)
         self._optimizer.step()
-        tally.constant("learner/grad_norm", float(norm))
+        metrics.constant("learner/grad_norm", float(norm))
         return True
 
     def _has_gone_too_far(self, step_kl: Tensor, num_tokens: float) -> bool:
@@ -222,7 +227,7 @@ class PPOStep:
         return chosen
 
     def _accumulate(
-        self, step: int, experience: Experience, rows: list[int], minibatch: MiniBatch, tally: StepMetrics
+        self, step: int, experience: Experience, rows: list[int], minibatch: MiniBatch, metrics: StepMetrics
     ) -> tuple[Tensor, list[str]]:
         """Add the gradient of these rows' share of the loss.
 
@@ -230,11 +235,11 @@ class PPOStep:
         """
         config, batch = self._config, experience.batch
         lengths, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
-        outputs, experience.graph = experience.graph or self._model(token_ids, mask, lengths), None
+        outputs, self._graph = self._graph or self._model(token_ids, mask, lengths), None
         places = places_of(mask)
-        per_token = self._value_loss(outputs, experience, rows, places, tally)
+        per_token = self._value_loss(outputs, experience, rows, places, metrics)
         if step > config.critic_warmup_steps:
-            per_token = per_token + self._policy_loss(step, outputs, experience, rows, places, tally)
+            per_token = per_token + self._policy_loss(step, outputs, experience, rows, places, metrics)
         loss = losses.aggregate(
             per_token,
             mask,
@@ -246,21 +251,21 @@ class PPOStep:
         _, (proximal,) = _piece(batch, rows, experience.proximal)
         kl = at(places, adv.kl_k3(outputs.logprobs.detach(), proximal))
         bad = [] if torch.isfinite(loss) else _not_finite(batch, torch.where(mask, per_token, 0.0), rows)
-        tally.mean("learner/step_kl_nats_per_token", kl)
+        metrics.mean("learner/step_kl_nats_per_token", kl)
         return kl.sum(dtype=torch.float64), bad
 
     def _value_loss(
-        self, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, tally: StepMetrics
+        self, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, metrics: StepMetrics
     ) -> Tensor:
         """The critic's loss of each token, weighted."""
         _, (old_values, returns) = _piece(experience.batch, rows, experience.values, experience.returns)
         value = losses.value_loss(outputs.values, old_values=old_values, returns=returns, clip=self._config.value_clip)
-        tally.mean("learner/value_loss", at(places, value.loss))
-        tally.mean("learner/value_clip_fraction", at(places, value.is_clipped))
+        metrics.mean("learner/value_loss", at(places, value.loss))
+        metrics.mean("learner/value_clip_fraction", at(places, value.is_clipped))
         return self._config.value_coefficient * value.loss
 
     def _policy_loss(
-        self, step: int, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, tally: StepMetrics
+        self, step: int, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, metrics: StepMetrics
     ) -> Tensor:
         """The policy's loss of each token, importance weights, entropy bonus and KL penalty included."""
         config, batch = self._config, experience.batch
@@ -277,13 +282,13 @@ class PPOStep:
             objective=config.policy_objective,
         )
         per_token = policy.loss * weights
-        tally.mean("learner/policy_loss", at(places, per_token))
-        tally.mean("learner/clip_fraction", at(places, policy.is_clipped))
-        tally.mean("learner/ratio_mean", at(places, policy.ratio))
-        tally.max("learner/ratio_max", at(places, policy.ratio))
+        metrics.mean("learner/policy_loss", at(places, per_token))
+        metrics.mean("learner/clip_fraction", at(places, policy.is_clipped))
+        metrics.mean("learner/ratio_mean", at(places, policy.ratio))
+        metrics.max("learner/ratio_max", at(places, policy.ratio))
         if config.kl_in == "loss":
             penalty = adv.KL_ESTIMATORS[config.kl_estimator](outputs.logprobs, reference)
-            per_token = per_token + self.judge.kl_coefficient * penalty
+            per_token = per_token + self.computer.kl_coefficient * penalty
         if config.entropy_coefficient:
             weight = self._scheduled(config.entropy_coefficient, config.entropy_schedule, step)
             per_token = per_token - weight * outputs.entropy

@@ -28,6 +28,7 @@ from learner.model.microbatches import balanced, cost, micro_batches
 from learner.model.reward_net import RewardNet
 from learner.model.tensors import policy_tensors
 from learner.model.tokenizer import load_tokenizer
+from learner.place import Place
 from learner.supervised.batches import mixed_batches, split, split_by_draw
 from learner.supervised.examples import Completion, Limit, Pair, read_completions, read_pairs
 from learner.supervised.loop import Row, checkpoints_of, descend
@@ -49,18 +50,20 @@ class SupervisedSettings:
 
     config: LearnerConfig
     stage: SftConfig | RewardModelConfig
-    model_path: Path
+    place: Place
     sources: tuple[Source, ...]
     output_path: Path
-    seed: int
-    dtype: str = "float32"
     checkpoints_path: Path | None = None
     fresh_path: Path | None = None
     more_path: Path | None = None
     by_prompt: bool = False
     member: int = 0
     reading: Reading = Reading()
-    log_dir: Path | None = None
+
+    @property
+    def log_dir(self) -> Path | None:
+        """The folder of the ranks' logs."""
+        return self.place.log_dir
 
     @property
     def name(self) -> Literal["sft", "reward_model"]:
@@ -70,7 +73,7 @@ class SupervisedSettings:
     @property
     def member_seed(self) -> int:
         """What draws a member's new head and its order of batches."""
-        return self.seed + self.member
+        return self.place.seed + self.member
 
 
 def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
@@ -78,15 +81,15 @@ def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
     config = settings.config
     if settings.name == "reward_model":
         return RewardNet(
-            settings.model_path,
-            settings.dtype,
+            settings.place.model_path,
+            settings.place.dtype,
             packing=config.packing,
             activation_checkpointing=config.activation_checkpointing,
             seed=settings.member_seed,
         )
-    dtype = settings.dtype if settings.dtype in ("bfloat16", "float64") else "float32"
+    dtype = settings.place.dtype if settings.place.dtype in ("bfloat16", "float64") else "float32"
     model = ModelSettings(
-        settings.model_path,
+        settings.place.model_path,
         dtype,
         "none",
         temperature=1.0,
@@ -100,7 +103,7 @@ def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
 def shard_net(net: nn.Module, settings: SupervisedSettings, num_ranks: int, device: torch.device) -> None:
     """Cut the networks up among the ranks, which all call; a reward model's head stays in full precision."""
     heads = ("model.score",) if isinstance(net, RewardNet) else ()
-    shard(net, num_ranks, device, half=settings.dtype == "bfloat16", heads=heads)
+    shard(net, num_ranks, device, half=settings.place.dtype == "bfloat16", heads=heads)
 
 
 class SupervisedRank:
@@ -121,11 +124,11 @@ class SupervisedRank:
         self._net = net
         self._adamw = adamw
         self._ranks = ranks
-        self._tokenizer = load_tokenizer(settings.model_path)
+        self._tokenizer = load_tokenizer(settings.place.model_path)
         self._model: Any = net.policy if isinstance(net, ActorCritic) else net.model
         self._loss: Any = _loss(settings, net, ranks, device)
         parts, counts = self._read_all()
-        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._generator = torch.Generator().manual_seed(settings.place.seed)
         training, held_out = zip(*map(self._split, parts, settings.sources), strict=True)
         self._sizes = list(map(len, training))
         self._training, self._held_out = ([row for part in of for row in part] for of in (training, held_out))
@@ -230,7 +233,9 @@ class SupervisedRank:
         result: Row = {name: kept[name] for name in ("held_out_loss", "held_out_accuracy") if name in kept}
         if kept:
             result["best_step"] = kept["step"]
-        dtype = AutoConfig.from_pretrained(self._settings.model_path, local_files_only=True).dtype or torch.float32
+        dtype = (
+            AutoConfig.from_pretrained(self._settings.place.model_path, local_files_only=True).dtype or torch.float32
+        )
         measured = self._measured_rewards(dtype) if self._settings.name == "reward_model" else None
         if measured:
             result |= measured.measures()
@@ -273,7 +278,7 @@ class SupervisedRank:
 
     def _write(self, folder: Path, dtype: torch.dtype) -> None:
         """Gather the model, which takes every rank, and write it on the first in `dtype`, as its source came."""
-        first, source = self._ranks.rank == 0, self._settings.model_path
+        first, source = self._ranks.rank == 0, self._settings.place.model_path
         tensors = {name: tensor.cpu() for name, tensor in policy_tensors(self._model, dtype) if first}
         auto_class = AutoModelForCausalLM if self._settings.name == "sft" else AutoModelForSequenceClassification
         with self._ranks.agreed():

@@ -14,8 +14,9 @@ from learner.config import LearnerConfig
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
 from learner.model.packing import make_pack, packed_attention
+from learner.place import Place
 from learner.ppo.batch import make_batch
-from learner.ppo.rank import model_settings
+from learner.ppo.rank import LearnerSettings
 from learner.ppo.shares import Share
 from learner.ppo.step import PPOStep
 from tests.learner.conftest import make_trajectory, write_policy
@@ -46,7 +47,7 @@ class Steps(NamedTuple):
 def two_steps(path: Path, device: str, dtype: str, **changed: Any) -> Steps:
     """By plain gradient descent, so that weights move as their gradients say."""
     config, place = CONFIG.model_copy(update=changed), torch.device(device)
-    model = ActorCritic(model_settings(config, path, dtype, 0.7, seed=0)).to(place)
+    model = ActorCritic(LearnerSettings(config, Place(path, dtype), 0.7).model()).to(place)
     frozen = ActorCritic(ModelSettings(path, dtype, "none", 0.7, is_trained=False)).to(place).requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate)
     ranks = Ranks(place, distributed=False)

@@ -28,7 +28,9 @@ from cluster.weights.store import WeightStore
 from deploy.ring.calls import RingCalls
 from examples.letters.scorers import count_a
 from learner.config import LearnerConfig
+from learner.place import Place
 from learner.ppo.group import PPOLearnerGroup
+from learner.ppo.rank import LearnerSettings
 from learner.training_loop import Groups, StepResult, train
 from reward_service.client.handle import HandleRewardClient
 from reward_service.config.service import RewardServiceConfig
@@ -101,14 +103,8 @@ async def parts(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 async def start_learners(parts: Parts, num_steps: int, num_learners: int = 0, **changes: Any) -> PPOLearnerGroup:
     settings = {"learning_rate": 1e-3, "kl_coefficient": 0.01, "num_cpus": 0} | changes
-    return await PPOLearnerGroup.start(
-        LearnerConfig(num_learners=num_learners, num_steps=num_steps, **settings),
-        model_path=parts.model,
-        reference_path=parts.model,
-        dtype="float32",
-        temperature=1.0,
-        seed=0,
-    )
+    config = LearnerConfig(num_learners=num_learners, num_steps=num_steps, **settings)
+    return await PPOLearnerGroup.start(LearnerSettings(config, Place(parts.model)))
 
 
 Gate = Callable[[int], Awaitable[None]]

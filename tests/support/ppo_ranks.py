@@ -15,8 +15,9 @@ from learner.config import ConstraintConfig, LearnerConfig, LoraConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic
+from learner.place import Place
 from learner.ppo import weights
-from learner.ppo.rank import LearnerSettings, PPORank, model_settings, shard_actor_critic
+from learner.ppo.rank import LearnerSettings, PPORank, shard_actor_critic
 from learner.ppo.shares import Share
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
 
@@ -51,10 +52,9 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 def settings(path: Path, network: str, data_parallel: str, checkpoint_path: Path | None = None) -> LearnerSettings:
     dtype, changes = NETWORKS[network]
     config = LearnerConfig(**{**BASE, **changes, "data_parallel": data_parallel})
-    model = model_settings(config, path, dtype, 0.7, seed=0)
     version = 0 if checkpoint_path is None else 2
-    given = {"tasks": ("other", "test"), "version": version, "checkpoint_path": checkpoint_path}
-    return LearnerSettings(config, model, path, seed=0, **given)
+    place = Place(path, dtype, checkpoint_path=checkpoint_path)
+    return LearnerSettings(config, place, 0.7, tasks=("other", "test"), version=version)
 
 
 def trajectories(step: int) -> list[Trajectory]:
@@ -75,7 +75,7 @@ def share(step: int, rank: int, size: int) -> Share:
 
 
 def make_rank(given: LearnerSettings, ranks: Ranks) -> PPORank:
-    model = ActorCritic(given.model)
+    model = ActorCritic(given.model())
     if given.config.data_parallel == "fsdp2":
         shard_actor_critic(model, given, ranks.size, CPU)
     return PPORank(given, model, make_adamw(model.parameters()), ranks, CPU)

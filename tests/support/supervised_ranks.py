@@ -17,6 +17,7 @@ from cluster.data.datasets import Source
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
+from learner.place import Place
 from learner.supervised.loop import Row
 from learner.supervised.rank import SupervisedRank, SupervisedSettings, load_net, shard_net
 from tests.support.chat import write_chat_model
@@ -67,11 +68,9 @@ def settings(folder: Path, stage: str, place: Path, **changes: Any) -> Supervise
     return SupervisedSettings(
         LearnerConfig(**changes),
         STAGES[stage],
-        folder / "model",
+        Place(folder / "model", dtype),
         (Source(data),),
         place / "out",
-        seed=0,
-        dtype=dtype,
         checkpoints_path=place / "checkpoints",
         fresh_path=data if stage == "reward_model" else None,
     )

@@ -25,6 +25,7 @@ from deploy.ring.healing import RestartingLearners
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
 from learner.config import LearnerConfig
+from learner.place import Place
 from learner.ppo.batch import make_batch
 from learner.training_loop import Groups, StepResult
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, rank_process_ids, write_policy
@@ -290,18 +291,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def real_rig(path: Path, policy: Path, **changes: Any) -> Rig:
     from learner.ppo.group import PPOLearnerGroup
+    from learner.ppo.rank import LearnerSettings
 
     config = CONFIG.model_copy(update=changes)
 
     async def start(checkpoint: Path | None, first_step: int) -> Any:
-        return await PPOLearnerGroup.start(
-            config,
-            model_path=policy,
-            reference_path=policy,
-            temperature=0.7,
-            checkpoint_path=checkpoint,
-            first_step=first_step,
-        )
+        place = Place(policy, checkpoint_path=checkpoint)
+        return await PPOLearnerGroup.start(LearnerSettings(config, place, 0.7, version=first_step - 1))
 
     return Rig(path, start=start, **changes)
 

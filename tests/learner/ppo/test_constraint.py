@@ -18,10 +18,10 @@ from learner.config import ConstraintConfig, LearnerConfig
 from learner.ppo import weights
 from learner.ppo.batch import make_batch
 from learner.ppo.constraint import updated_multiplier
-from learner.ppo.experience import Judge
+from learner.ppo.experience import AdvantageComputer
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 from tests.learner.ppo.test_bandit import BETA, REWARDS, distribution, sampled
-from tests.learner.ppo.test_experience import ALONE, judged, on_tokens, rewards_of
+from tests.learner.ppo.test_experience import ALONE, computed, on_tokens, rewards_of
 from tests.learner.ppo.test_rllib import OneRank
 from tests.support import ppo_ranks
 
@@ -91,7 +91,7 @@ def test_what_is_trained_is_reward_less_multiplier_times_cost_over_one_plus_mult
     trajectories = [*(make_trajectory(i, version=4) for i in range(3)), make_two_turn_trajectory(3, version=3)]
     batch = make_batch(trajectories, cost="cost")
     settings = bounded(initial_multiplier=multiplier)
-    made, metrics = judged(batch, advantages="reinforce_pp", kl_coefficient=0.3, whiten_advantages=False, **settings)
+    made, metrics = computed(batch, advantages="reinforce_pp", kl_coefficient=0.3, whiten_advantages=False, **settings)
     for row in range(len(trajectories)):
         rewards = constrained_rewards(row, made, kl=0.3, multiplier=multiplier)
         expected = [sum(rewards[t:]) for t in range(len(rewards))]
@@ -103,7 +103,7 @@ def test_what_is_trained_is_reward_less_multiplier_times_cost_over_one_plus_mult
 def test_responses_to_a_prompt_are_compared_with_their_costs_in() -> None:
     trajectories = [replace(make_trajectory(i, version=4), group=i // 2) for i in range(4)]
     batch = make_batch(trajectories, cost="cost")
-    found, _ = judged(batch, advantages="dr_grpo", kl_coefficient=0.0, **bounded(initial_multiplier=2.0))
+    found, _ = computed(batch, advantages="dr_grpo", kl_coefficient=0.0, **bounded(initial_multiplier=2.0))
     worth = [(float(t.reward or 0.0) - 2 * t.reward_parts["cost"]) / 3 for t in trajectories]
     expected = [worth[i] - (worth[i // 2 * 2] + worth[i // 2 * 2 + 1]) / 2 for i in range(4)]
     assert [row[0] for row in on_tokens(found.advantages, batch)] == pytest.approx(expected, abs=1e-6)
@@ -111,18 +111,18 @@ def test_responses_to_a_prompt_are_compared_with_their_costs_in() -> None:
 
 def test_whitened_advantages_do_not_depend_on_the_division() -> None:
     batch = make_batch([make_trajectory(i, version=4) for i in range(6)], cost="cost")
-    found, _ = judged(batch, advantages="reinforce_pp", kl_coefficient=0.2, **bounded(initial_multiplier=4.0))
+    found, _ = computed(batch, advantages="reinforce_pp", kl_coefficient=0.2, **bounded(initial_multiplier=4.0))
     plain = replace(batch, scores=batch.scores - 4 * batch.costs)
-    expected, _ = judged(plain, advantages="reinforce_pp", kl_coefficient=0.2)
+    expected, _ = computed(plain, advantages="reinforce_pp", kl_coefficient=0.2)
     torch.testing.assert_close(found.advantages, expected.advantages, atol=1e-5, rtol=1e-5)
 
 
 def test_without_a_bound_costs_are_neither_read_nor_told_nor_kept() -> None:
     batch = make_batch([replace(make_trajectory(i, version=4), reward_parts={}) for i in range(4)])
-    made, metrics = judged(batch)
+    made, metrics = computed(batch)
     assert batch.costs.tolist() == [0.0] * 4
     assert not {"learner/cost_mean", "learner/constraint_multiplier"} & metrics.keys()
-    assert "constraint_multiplier" not in Judge(LearnerConfig(), ALONE).state()
+    assert "constraint_multiplier" not in AdvantageComputer(LearnerConfig(), ALONE).state()
     assert not made.advantages.isnan().any()
 
 

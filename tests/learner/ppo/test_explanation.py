@@ -8,6 +8,7 @@ import pytest
 
 from cluster.errors import LearnerError
 from learner.config import LearnerConfig
+from learner.place import Place
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, write_policy
 
 CONFIG = LearnerConfig(num_learners=0, num_epochs=2, num_minibatches=2, learning_rate=1e-2, critic="separate")
@@ -16,11 +17,12 @@ CONFIG = LearnerConfig(num_learners=0, num_epochs=2, num_minibatches=2, learning
 @pytest.mark.ray
 async def test_a_step_is_explained_by_what_it_was_trained_with(tmp_path: Path, ray_session: None) -> None:
     from learner.ppo.group import PPOLearnerGroup
+    from learner.ppo.rank import LearnerSettings
 
     policy = write_policy(tmp_path / "policy")
     groups = [[make_two_turn_trajectory(0)], *([make_trajectory(index)] for index in range(1, 4))]
-    given = {"model_path": policy, "reference_path": policy, "first_step": 2}
-    plain, asked = [await PPOLearnerGroup.start(CONFIG, **given) for _ in range(2)]
+    settings = LearnerSettings(CONFIG, Place(policy), version=1)
+    plain, asked = [await PPOLearnerGroup.start(settings) for _ in range(2)]
     result = await plain.step(2, groups)
     told = await asked.explain(2, groups, "0-0-two")
     after = {tensor.name: tensor.checksum for tensor in (await asked.publish_initial()).tensors}

@@ -21,6 +21,7 @@ from cluster.trajectory import Trajectory
 from cluster.weights.manifest import Manifest
 from cluster.weights.object_store import fetch_tensors
 from learner.config import ConstraintConfig, LearnerConfig
+from learner.place import Place
 from learner.training_loop import StepResult
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, rank_process_ids
 
@@ -40,10 +41,12 @@ PROBE = ((1, 2, 3, 4), (5, 6))
 
 async def start_group(num_learners: int, policy_path: Path, *, path: Path | None = None, **options: Any) -> Any:
     from learner.ppo.group import PPOLearnerGroup
+    from learner.ppo.rank import LearnerSettings
 
-    changes = {"num_learners": num_learners, **options.pop("changes", {})}
-    given = {"model_path": path or policy_path, "reference_path": policy_path, "temperature": 0.7, **options}
-    return await PPOLearnerGroup.start(CONFIG.model_copy(update=changes), probe_token_ids=PROBE, **given)
+    config = CONFIG.model_copy(update={"num_learners": num_learners, **options.pop("changes", {})})
+    checkpoint = options.pop("checkpoint_path", None)
+    place = Place(path or policy_path, reference_path=policy_path, checkpoint_path=checkpoint)
+    return await PPOLearnerGroup.start(LearnerSettings(config, place, 0.7, probe_token_ids=PROBE, **options))
 
 
 @dataclass
@@ -165,7 +168,7 @@ async def test_a_resumed_run_goes_on_bit_for_bit(start: Start, tmp_path: Path) -
     await steps(whole, range(1, 3))
     await whole.save_checkpoint(tmp_path / "step-2", extra={"position.json": "{}"})
     uninterrupted = await steps(whole, range(3, 5))
-    resumed = await start(0, checkpoint_path=tmp_path / "step-2", first_step=3)
+    resumed = await start(0, checkpoint_path=tmp_path / "step-2", version=2)
     assert (await resumed.publish_initial()).version == 2
     assert checksums((await steps(resumed, range(3, 5))).manifest) == checksums(uninterrupted.manifest)
 
@@ -186,7 +189,7 @@ async def test_a_checkpoint_of_another_version_than_the_first_step_needs_is_refu
     await steps(group, range(1, 2))
     await group.save_checkpoint(tmp_path / "step-1")
     with pytest.raises(InputError, match="holds version 1, but step 5 starts from 4"):
-        await start(0, checkpoint_path=tmp_path / "step-1", first_step=5)
+        await start(0, checkpoint_path=tmp_path / "step-1", version=4)
 
 
 @pytest.mark.ray

@@ -15,8 +15,10 @@ from cluster.trajectory import Trajectory
 from learner.config import LearnerConfig, LoraConfig
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
+from learner.place import Place
 from learner.ppo.batch import make_batch
-from learner.ppo.rank import model_settings
+from learner.ppo.experience import Experience
+from learner.ppo.rank import LearnerSettings
 from learner.ppo.schedule import Lengths
 from learner.ppo.shares import Share
 from learner.ppo.step import PPOStep
@@ -27,6 +29,10 @@ CPU = torch.device("cpu")
 CONFIG = LearnerConfig(num_epochs=2, num_minibatches=2, learning_rate=1e-3, entropy_coefficient=0.01)
 
 FROZEN: dict[str, Any] = {"value_coefficient": 0.0, "num_epochs": 1}
+
+
+def trained_settings(config: LearnerConfig, place: Place) -> ModelSettings:
+    return LearnerSettings(config, place, 0.7).model()
 
 
 class OneRank:
@@ -44,7 +50,7 @@ class OneRank:
         dtype: str = "float32",
     ) -> None:
         config = config.model_copy(update={"micro_batch_tokens": max_tokens})
-        self.model = ActorCritic(model_settings(config, path, dtype, 0.7, seed=0))
+        self.model = ActorCritic(trained_settings(config, Place(path, dtype)))
         own = ActorCritic(ModelSettings(reference or path, dtype, "none", 0.7)).requires_grad_(False)
         self.reference = Reference(self.model if config.lora.rank else own)
         adam = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
@@ -292,9 +298,7 @@ def test_a_critic_can_start_as_the_reward_model(policy_path: Path, tmp_path: Pat
         reward_model.score.weight.normal_(generator=torch.Generator().manual_seed(0))
     reward_model.save_pretrained(tmp_path / "reward_model")
     config = LearnerConfig(critic="separate", critic_from="reward_model")
-    model = ActorCritic(
-        model_settings(config, policy_path, "float32", 0.7, seed=0, critic_path=tmp_path / "reward_model")
-    )
+    model = ActorCritic(trained_settings(config, Place(policy_path, critic_path=tmp_path / "reward_model")))
     padded = make_batch(batch())
     values = model(padded.token_ids, padded.mask, padded.lengths).values
     for row, length in enumerate(padded.lengths):
@@ -302,7 +306,7 @@ def test_a_critic_can_start_as_the_reward_model(policy_path: Path, tmp_path: Pat
         expected = reward_model(input_ids=before_last).logits[0, 0]
         torch.testing.assert_close(values[row, length - 1], expected, atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="critic_from: there is no reward model"):
-        model_settings(config, policy_path, "float32", 0.7, seed=0)
+        trained_settings(config, Place(policy_path))
 
 
 def test_with_adapters_only_they_move_and_without_them_the_model_is_the_reference(policy_path: Path) -> None:
@@ -342,13 +346,14 @@ def test_a_loss_that_is_not_finite_stops_the_step_before_the_optimiser_and_names
 ) -> None:
     learner = OneRank(policy_path, CONFIG.model_copy(update={"num_minibatches": 1}))
     start = learner.weights()
-    judge = learner._step.judge.judge
+    compute = learner._step.computer.compute
 
-    def spoiled(step: int, experience: Any, tally: Any) -> None:
-        judge(step, experience, tally)
+    def spoiled(step: int, evaluation: Any) -> Experience:
+        experience = compute(step, evaluation)
         experience.advantages[2] = float("nan")
+        return experience
 
-    monkeypatch.setattr(learner._step.judge, "judge", spoiled)
+    monkeypatch.setattr(learner._step.computer, "compute", spoiled)
     with pytest.raises(LearnerError, match="trajectories 0-2-0: the loss is not finite") as caught:
         learner.step(1, batch())
     assert caught.value.uids == ("0-2-0",)

@@ -21,6 +21,7 @@ from examples.reviews.grammar import all_prompts, sample_review, topic_of
 from examples.reviews.model import build_model
 from examples.reviews.oracle import praise
 from learner.config import LearnerConfig, RewardModelConfig
+from learner.place import Place
 from learner.supervised.batches import split, split_by_draw
 from learner.supervised.calibration import measures
 from learner.supervised.examples import Pair, draw_of
@@ -35,7 +36,8 @@ CONFIG = RewardModelConfig(num_epochs=2, batch_size=32, learning_rate=5e-3)
 def train_reward_model(
     model: Path, data: Path, output: Path, config: RewardModelConfig, *, seed: int, fresh: Path | None = None
 ) -> Iterator[Row]:
-    return stream(SupervisedSettings(LearnerConfig(), config, model, (Source(data),), output, seed, fresh_path=fresh))
+    place = Place(model, seed=seed)
+    return stream(SupervisedSettings(LearnerConfig(), config, place, (Source(data),), output, fresh_path=fresh))
 
 
 def write_pairs(path: Path, num: int, seed: int) -> Path:
@@ -175,14 +177,11 @@ def test_members_hold_out_the_same_pairs_and_differ_in_head_and_order(
     trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     preferences = write_pairs(tmp_path / "preferences.parquet", 40, seed=0)
-    config = RewardModelConfig(num_epochs=1, batch_size=8)
+    config, place = RewardModelConfig(num_epochs=1, batch_size=8), Place(trained[0] / "model", seed=7)
+    sources = (Source(preferences),)
     ranks = [
-        make_rank(
-            SupervisedSettings(
-                LearnerConfig(), config, trained[0] / "model", (Source(preferences),), tmp_path / "out", 7, member=k
-            )
-        )
-        for k in (0, 1, 2, 1)
+        make_rank(SupervisedSettings(LearnerConfig(), config, place, sources, tmp_path / "out", member=member))
+        for member in (0, 1, 2, 1)
     ]
     held_out, training = ([getattr(rank, name) for rank in ranks] for name in ("_held_out", "_training"))
     assert held_out[0] == held_out[1] == held_out[2]
@@ -202,7 +201,7 @@ def test_pairs_held_out_by_prompt_stay_held_out_when_pairs_are_added(
     few, more = (write_pairs(tmp_path / f"{num}.parquet", num, seed=num) for num in (60, 50))
     config = RewardModelConfig(num_epochs=1, batch_size=8, held_out_share=0.3)
     given = SupervisedSettings(
-        LearnerConfig(), config, trained[0] / "model", (Source(few),), tmp_path / "out", 0, by_prompt=True
+        LearnerConfig(), config, Place(trained[0] / "model"), (Source(few),), tmp_path / "out", by_prompt=True
     )
     before, after = make_rank(given), make_rank(replace(given, more_path=more))
     assert after.counts()["num_more"] == 50
@@ -221,11 +220,12 @@ def test_broken_pairs_are_left_out_counted_and_listed_where_that_is_wanted(
     rows[3]["chosen"], rows[5]["rejected"] = None, None
     pq.write_table(pa.Table.from_pylist(rows), preferences)
     settings = SupervisedSettings(
-        LearnerConfig(), CONFIG, trained[0] / "model", (Source(preferences),), tmp_path / "out", 0
+        LearnerConfig(), CONFIG, Place(trained[0] / "model"), (Source(preferences),), tmp_path / "out"
     )
     with pytest.raises(InputError, match=r"preferences\.parquet, row 3: column 'chosen': not text but None"):
         make_rank(settings)
-    rank = make_rank(replace(settings, reading=Reading(broken_rows="skip"), log_dir=tmp_path / "logs"))
+    place = replace(settings.place, log_dir=tmp_path / "logs")
+    rank = make_rank(replace(settings, reading=Reading(broken_rows="skip"), place=place))
     assert (rank.counts()["num_examples"], rank.counts()["num_broken"]) == (18, 2)
     lines = (tmp_path / "logs" / "broken_rows_reward_model.txt").read_text().splitlines()
     assert lines == [

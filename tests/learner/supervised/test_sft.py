@@ -21,6 +21,7 @@ from cluster.errors import InputError
 from examples.reviews.model import build_model
 from learner.config import LearnerConfig, SftConfig
 from learner.model.tokenizer import load_tokenizer
+from learner.place import Place
 from learner.supervised.batches import mixed_batches, shuffled_batches
 from learner.supervised.examples import Completion, tokenize
 from learner.supervised.loop import Row
@@ -44,7 +45,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_sft(model: Path, data: Path, output: Path, config: SftConfig, *, seed: int) -> Iterator[Row]:
-    return stream(SupervisedSettings(LearnerConfig(), config, model, (Source(data),), output, seed))
+    return stream(SupervisedSettings(LearnerConfig(), config, Place(model, seed=seed), (Source(data),), output))
 
 
 def written(path: Path, columns: dict[str, list[str]]) -> Path:
@@ -98,7 +99,7 @@ def test_the_loss_is_over_completion_tokens_of_all_rows_alone(model_path: Path, 
             logits[start - 1 : -1], torch.tensor(ids[start:], dtype=torch.long), reduction="sum"
         ).item()
     config = LearnerConfig(packing=packing)
-    net: Any = load_net(SupervisedSettings(config, CONFIG, model_path, (Source(Path("data")),), Path("out"), 0))
+    net: Any = load_net(SupervisedSettings(config, CONFIG, Place(model_path), (Source(Path("data")),), Path("out")))
     assert completion_nll(net, batch, CPU).item() == pytest.approx(total, rel=1e-6)
     assert completion_nll(net, [], CPU).item() == 0
 
@@ -205,7 +206,7 @@ def test_the_held_out_loss_is_that_of_examples_never_trained_on(model_path: Path
     _, *steps, last = train_sft(model_path, data, tmp_path / "out", config, seed=0)
     assert [step["step"] for step in steps if "held_out_loss" in step] == [5, 10, 15, 20]
     net: Any = load_net(
-        SupervisedSettings(LearnerConfig(), config, tmp_path / "out", (Source(data),), tmp_path / "out", 0)
+        SupervisedSettings(LearnerConfig(), config, Place(tmp_path / "out"), (Source(data),), tmp_path / "out")
     )
     with torch.no_grad():
         losses = [
@@ -240,6 +241,6 @@ def test_several_sources_are_counted_together_held_out_from_apart_and_all_learnt
     )
     config = CONFIG.model_copy(update={"held_out_share": 0.25, "batch_size": 4})
     out = tmp_path / "out"
-    counts, *_ = stream(SupervisedSettings(LearnerConfig(), config, model_path, sources, out, 0))
+    counts, *_ = stream(SupervisedSettings(LearnerConfig(), config, Place(model_path), sources, out))
     assert (counts["num_examples"], counts["num_held_out"]) == (24, 6)
     assert [greedy(out, prompt).strip() for prompt in PROMPTS] == COMPLETIONS
