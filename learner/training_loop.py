@@ -1,7 +1,4 @@
-"""The learner's story: take a batch, step, publish. What is made of the results is the caller's affair.
-
-Knows neither Ray nor RLlib nor files: the queue, the weights and the learner group are whatever has their methods.
-"""
+"""The training loop: take a batch, train a step, publish the weights, report. Imports neither Ray nor RLlib."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ Groups = Sequence[Sequence[Trajectory]]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step gave: the version to publish, metrics by their full names, optimiser steps done in it."""
+    """Result of a step: the version to publish, metrics by their full names, the number of optimiser steps."""
 
     manifest: Manifest
     metrics: dict[str, float]
@@ -25,24 +22,24 @@ class StepResult:
 
 
 class TakesGroups(Protocol):
-    """The queue, as the loop sees it."""
+    """The queue's interface for the loop."""
 
     def take(self, step: int) -> Awaitable[list[list[Trajectory]]]:
-        """The groups of a step, in admission order."""
+        """Return the groups of a step, in admission order."""
 
 
 class PublishesWeights(Protocol):
-    """The weights, as the loop sees them."""
+    """The weights' interface for the loop."""
 
     def publish(self, manifest: Manifest) -> Awaitable[None]:
-        """Make a version available to the actors and admit what waited for it."""
+        """Make a version available to the actors and admit the groups that waited for it."""
 
 
 class LearnsFromGroups(Protocol):
-    """The learner group, as the loop sees it."""
+    """The learner group's interface for the loop."""
 
     def step(self, step: int, groups: Groups) -> Awaitable[StepResult]:
-        """All epochs and mini-batches on one batch."""
+        """Train all epochs and mini-batches on one batch."""
 
 
 async def train(
@@ -54,9 +51,9 @@ async def train(
     weights: PublishesWeights,
     report: Callable[[int, Groups, StepResult], Awaitable[None]],
 ) -> None:
-    """Steps `first_step` to `num_steps`. Waits for the queue, which the rollout actors fill.
+    """Train steps `first_step` to `num_steps`. Waits for the queue, which the rollout actors fill.
 
-    Publishing version s admits the groups of step s + 1 + max_policy_lag, so sampling goes on during the next step.
+    Publishing version s admits the groups of step s + 1 + max_policy_lag, so sampling continues during the next step.
     """
     for step in range(first_step, num_steps + 1):
         groups = await queue.take(step)

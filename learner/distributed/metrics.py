@@ -1,4 +1,4 @@
-"""Sums up the figures of a step over its pieces and its ranks. Knows none of the figures."""
+"""Aggregates the metrics of a step over micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from learner.distributed.ranks import Ranks
 
 
 class StepMetrics:
-    """The figures of a step, for all ranks at its end. Every rank must tally the same names."""
+    """Collects the metrics of a step. Every rank must add the same names."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -21,23 +21,23 @@ class StepMetrics:
         self._constants: dict[str, list[float]] = defaultdict(list)
 
     def mean(self, name: str, values: Tensor) -> None:
-        """Take `values` into the mean over everything tallied under `name`; 0 if that is nothing."""
+        """Add `values` to the mean over everything added under `name`; 0 if nothing was."""
         self._sums[name].append(values.detach().sum(dtype=torch.float64))
         self._counts[name] += values.numel()
 
     def max(self, name: str, values: Tensor) -> None:
-        """Take `values` into the maximum; 0 if there is none."""
+        """Add `values` to the maximum under `name`; 0 if nothing was added."""
         if values.numel():
             self._maxima[name].append(values.detach().max().double())
         else:
             self._maxima[name].append(values.new_zeros((), dtype=torch.float64))
 
     def constant(self, name: str, value: float) -> None:
-        """A figure that is the same on all ranks; the mean of those given."""
+        """Add a value that is the same on all ranks; reported as the mean of the values added."""
         self._constants[name].append(value)
 
     def metrics(self) -> dict[str, float]:
-        """All figures; waits for the other ranks."""
+        """Return all metrics. Collective."""
         sums = torch.stack([torch.stack(values).sum() for values in self._sums.values()])
         counts = sums.new_tensor(list(self._counts.values()))
         sums, counts = self._ranks.all_sum(torch.stack([sums, counts]))

@@ -1,6 +1,6 @@
-"""What the ranks of a learner group tell each other: sums, maxima, gradients, and that one of them failed.
+"""Communication between the ranks of a learner group: sums, maxima, gradients, and failures.
 
-Knows nothing of PPO. With one rank every method is the identity and `torch.distributed` is not touched.
+With one rank every method is the identity and `torch.distributed` is not used.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ BUCKET_ELEMENTS = 2**25
 
 
 class StoppedWithPeer(LearnerError):
-    """This rank stopped because another failed; that one's error says why."""
+    """Raised by a rank that stopped because another rank failed; the other rank's error is the cause."""
 
 
 class Ranks:
-    """This process's place among the ranks of its group."""
+    """This process's rank and the size of its group."""
 
     def __init__(self, device: torch.device, *, distributed: bool) -> None:
         self._device = device
@@ -31,11 +31,11 @@ class Ranks:
         self.rank = dist.get_rank() if distributed else 0
 
     def all_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks; waits for all of them."""
+        """Sum a tensor over ranks. Collective."""
         return self._reduced(tensor, dist.ReduceOp.SUM)
 
     def all_max(self, tensor: Tensor) -> Tensor:
-        """The element-wise maximum over ranks; waits for all of them."""
+        """Compute the element-wise maximum over ranks. Collective."""
         return self._reduced(tensor, dist.ReduceOp.MAX)
 
     def _reduced(self, tensor: Tensor, operation: dist.ReduceOp) -> Tensor:
@@ -47,10 +47,10 @@ class Ranks:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """Leave the block on all ranks or on none: an error on one rank is an error on all.
+        """Raise on every rank if the block raised on any rank. Collective.
 
-        A small all-reduce at the end of the block, so that no rank waits in a large one for a rank that gave up.
-        Raises the block's own error, or StoppedWithPeer where another rank's block raised.
+        A small all-reduce at the end of the block keeps ranks from waiting in a later one for a rank that gave up.
+        Raises the block's own error, or StoppedWithPeer if another rank's block raised.
         """
         failed = 1.0
         try:
@@ -62,9 +62,9 @@ class Ranks:
             raise StoppedWithPeer(f"learner rank {self.rank}", f"stopped with {num_failed:g} other ranks")
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks, bucket by bucket; a missing one counts as zeros.
+        """Replace every gradient by its sum over ranks, bucket by bucket; a missing gradient counts as zeros.
 
-        Gradients in shards are summed by the backward pass already.
+        Sharded gradients are skipped: the backward pass has summed them.
         """
         if self.size == 1:
             return
@@ -89,5 +89,5 @@ class Ranks:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of one that lies in shards: then every rank must call, and waits for the others."""
+    """Return the whole tensor; collective if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,7 +1,7 @@
-"""Tensors in shards (FSDP2, arXiv:2304.11277): who holds which rows, and the model cut up so.
+"""Shards models over ranks (FSDP2, arXiv:2304.11277) and finds which rows of a tensor a rank holds.
 
-A tensor is cut along its first dimension into as many equal parts as there are ranks, the last ones shorter or empty.
-Everything here takes ordinary tensors as well: they lie whole on every rank. Knows neither PPO nor files.
+A tensor is split along its first dimension into one equal part per rank; the last parts may be shorter or empty. All
+functions also take ordinary tensors, which every rank holds whole.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def shard(model: nn.Module, num_ranks: int, device: torch.device, *, half: bool, heads: tuple[str, ...] = ()) -> None:
-    """Cut the model up among the ranks, layer by layer; every rank calls.
+    """Shard the model over the ranks, layer by layer. Collective.
 
-    From then on it is called through its `forward` alone, on every rank alike, and its gradients are sums over ranks.
-    `half` gathers weights in bfloat16 (gradients are summed in float32), but for the modules named in `heads`.
+    Afterwards call only its `forward`, on every rank; its gradients are sums over ranks. `half` gathers weights in
+    bfloat16 (gradients are summed in float32), except in the modules named in `heads`.
     """
     mesh = init_device_mesh(device.type, (num_ranks,))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -38,12 +38,12 @@ def shard(model: nn.Module, num_ranks: int, device: torch.device, *, half: bool,
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of the tensor lies on this rank."""
+    """Return this rank's part of the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def first_row(tensor: Tensor) -> int:
-    """Which row of the whole tensor the local part begins with."""
+    """Return the index, in the whole tensor, of the local part's first row."""
     if not isinstance(tensor, DTensor):
         return 0
     size = -(-tensor.shape[0] // tensor.device_mesh.size())
@@ -51,5 +51,5 @@ def first_row(tensor: Tensor) -> int:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ranks hold shards of the model, so that they must call it in step."""
+    """Whether the model is sharded, so that ranks must call it together."""
     return isinstance(model, FSDPModule)

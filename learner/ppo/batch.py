@@ -1,6 +1,4 @@
-"""Trajectories into padded tensors, and which of them are computed together.
-
-Pads on the right; nothing downstream depends on how far. Knows neither models nor losses.
+"""Turns trajectories into tensors padded on the right, and draws mini-batches.
 
 Shapes: B trajectories, T tokens of the longest.
 """
@@ -27,7 +25,7 @@ class Batch:
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
     token_ids: Tensor
-    """[B, T] int64; 0 behind the end."""
+    """[B, T] int64; 0 after the end."""
     mask: Tensor
     """[B, T] bool."""
     behavior_logprobs: Tensor
@@ -37,21 +35,21 @@ class Batch:
     scores: Tensor
     """[B] float32: the final rewards."""
     groups: Tensor
-    """[B] int64: the number of the prompt that the row is a response to."""
+    """[B] int64: the number of the row's prompt."""
     ends: Tensor
-    """[B] bool: the response ended by itself and was not cut off."""
+    """[B] bool: the response ended with the end-of-sequence token and was not cut off."""
     turn_rewards: Tensor
     """[B, T] float32: each turn's immediate reward at its last token."""
     costs: Tensor
-    """[B] float32: the part of the reward that is bounded; 0 where none is."""
+    """[B] float32: the part of the reward that the constraint bounds; 0 without a constraint."""
 
 
 def make_batch(
     trajectories: Sequence[Trajectory], *, device: torch.device | None = None, cost: str | None = None
 ) -> Batch:
-    """Pad to the longest; `cost` names the part of the reward that is the cost.
+    """Pad trajectories to the longest; `cost` names the part of the reward that is the cost.
 
-    Raises LearnerError naming a trajectory that has no finite reward or cost, or nothing to learn.
+    Raises LearnerError naming a trajectory without a finite reward or cost, or without a sampled token.
     """
     for trajectory in trajectories:
         _check(trajectory)
@@ -106,9 +104,9 @@ def _cost(trajectory: Trajectory, name: str) -> float:
 
 
 def minibatch_order(num: int, *, num_minibatches: int, seed: int, step: int, epoch: int) -> list[list[int]]:
-    """Which of a step's `num` trajectories, of all ranks, form each mini-batch; a function of its arguments alone.
+    """Draw the mini-batches of a step's `num` trajectories of all ranks; depends on the arguments only.
 
-    Within a mini-batch the order is that of admission. Raises LearnerError when the batch does not divide.
+    Each mini-batch is in admission order. Raises LearnerError if the batch does not divide.
     """
     if num % num_minibatches:
         raise LearnerError("learner.num_minibatches", f"{num} trajectories do not divide by {num_minibatches}")

@@ -1,7 +1,4 @@
-"""What a step made of one trajectory, token by token, for whoever wants to know why it was trained as it was.
-
-Plain numbers that travel. Knows neither how they were computed nor how they are shown.
-"""
+"""Explains how one trajectory was trained, token by token, as plain numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +11,10 @@ from learner.ppo.experience import Experience
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """[T] each, 0 where others spoke. `before` and `after` are the log-probabilities around the step, `values` and
-    `advantages` those that it was trained with."""
+    """The numbers of one trajectory, [T] each, 0 on tokens that the policy did not sample.
+
+    `values` and `advantages` are those of the training, `before` and `after` the log-probabilities around the step.
+    """
 
     values: list[float]
     advantages: list[float]
@@ -24,7 +23,7 @@ class Explanation:
 
 
 class Watched:
-    """Keeps of a step's experience what belongs to the trajectory `uid`, which is one of the step's."""
+    """Keeps the numbers of the trajectory `uid` from its step's experience."""
 
     def __init__(self, uid: str) -> None:
         self._uid = uid
@@ -38,6 +37,6 @@ class Watched:
         self._kept = [(tensor * mask)[:length].tolist() for tensor in kept]
 
     def explained(self, after: Tensor) -> Explanation:
-        """With the log-probabilities after the step."""
+        """Return the explanation, given the log-probabilities after the step."""
         values, advantages, before = self._kept
         return Explanation(values, advantages, before, after.tolist())

@@ -1,4 +1,4 @@
-"""PPO's learner as the driver sees it: a few async calls. Knows no mathematics."""
+"""The PPO learner group as the driver calls it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from learner.training_loop import Groups, StepResult
 
 
 class PPOLearnerGroup(GroupCalls):
-    """The learners of a run."""
+    """Calls the learners of a run. After an error the group is shut down, and later calls raise."""
 
     def __init__(self, group: RankGroup, settings: LearnerSettings) -> None:
         super().__init__(group, settings.config)
@@ -35,7 +35,7 @@ class PPOLearnerGroup(GroupCalls):
         return cls(await build(settings, TrajectoryLearner), settings)
 
     async def step(self, step: int, groups: Groups) -> StepResult:
-        """All epochs and mini-batches on one batch; the manifest is version `step`, to be published."""
+        """Train all epochs and mini-batches on one batch; returns the manifest of version `step`, to be published."""
         started = time.monotonic()
         if step != self._next_step:
             raise LearnerError("learner group", f"step {step} was asked for, but the next one is {self._next_step}")
@@ -48,9 +48,9 @@ class PPOLearnerGroup(GroupCalls):
         return StepResult(results[0].manifest, metrics, num_done)
 
     async def explain(self, step: int, groups: Groups, uid: str) -> Explanation:
-        """Train a step as `step` does, on a single rank, and tell what it made of one of its trajectories."""
+        """Train a step as `step` does, on a single rank; returns the explanation of one of its trajectories."""
         if self._num_ranks != 1:
-            raise LearnerError("learner.num_learners", f"a step is explained by one rank, not by {self._num_ranks}")
+            raise LearnerError("learner.num_learners", f"explaining a step takes one rank, not {self._num_ranks}")
         if step != self._next_step:
             raise LearnerError("learner group", f"step {step} was asked for, but the next one is {self._next_step}")
         (share,) = split(groups, 1)
@@ -59,7 +59,7 @@ class PPOLearnerGroup(GroupCalls):
         return explanation  # type: ignore[no-any-return]
 
     async def publish_initial(self) -> Manifest:
-        """The manifest of the weights that the group started with."""
+        """Return the manifest of the weights that the group started with."""
         manifest: Manifest = (await self.call_rank("publish"))[0]
         return manifest
 
@@ -68,7 +68,7 @@ class PPOLearnerGroup(GroupCalls):
         await self.call_rank("set_incarnation", incarnation)
 
     async def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        """k1 to the reference policy summed over each response, in nats, from the behaviour log-probabilities."""
+        """Compute k1 from the behaviour policy to the reference, summed over each response, in nats."""
         if not trajectories:
             return []
         total, ranks = len(trajectories), self._num_ranks
@@ -78,9 +78,9 @@ class PPOLearnerGroup(GroupCalls):
         return [kl for answer, (a, b) in zip(answers, bounds, strict=True) for kl in answer[: b - a]]
 
     async def save_checkpoint(self, path: Path, *, extra: Mapping[str, str] | None = None) -> None:
-        """Write all that is needed to go on exactly, whole or not at all; `extra` are text files beside it by name."""
+        """Write a checkpoint to resume from exactly, atomically; `extra` are further text files by name."""
         await self.call_rank("save_checkpoint", path, dict(extra or {}))
 
     async def save_policy(self, path: Path) -> None:
-        """Write the policy as a Hugging Face folder with its tokenizer, whole or not at all."""
+        """Write the policy as a Hugging Face folder with its tokenizer, atomically."""
         await self.call_rank("save_policy", path)

@@ -1,8 +1,8 @@
-"""PPO's losses, token by token, and how tokens become one number.
+"""PPO's losses per token, and their aggregation.
 
-Pure functions over tensors; knows no model, no rank and no RLlib. Every function takes tensors of one shape, `[B, T]`
-(B trajectories, T tokens of the longest) or `[N]` (N chosen tokens), and returns a value for each token, so that the
-caller alone decides over which tokens of which ranks the mean goes.
+Pure functions over tensors. Every function takes tensors of one shape, `[B, T]` (B trajectories, T tokens of the
+longest) or `[N]` (N selected tokens), and returns a value per token, so that the caller decides which tokens of which
+ranks to average.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Objective = Literal["ppo", "gspo", "cispo"]
 
 
 class PolicyLoss(NamedTuple):
-    """The loss of each token and what is worth counting about it."""
+    """The loss of each token, its probability ratio, and whether the clip decides the loss."""
 
     loss: Tensor
     ratio: Tensor
@@ -26,14 +26,14 @@ class PolicyLoss(NamedTuple):
 
 
 class ValueLoss(NamedTuple):
-    """The loss of each token, and where the clip decides it."""
+    """The loss of each token, and whether the clip decides it."""
 
     loss: Tensor
     is_clipped: Tensor
 
 
 def _bounded_exp(log_ratio: Tensor) -> Tensor:
-    """exp, held finite: one absurd token cannot give infinity."""
+    """Exponentiate a clamped log-ratio, so that a single extreme token cannot give infinity."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
@@ -47,12 +47,12 @@ def importance_weights(
     floor: float = 0.0,
     outside: Literal["truncate", "mask"] = "truncate",
 ) -> Tensor:
-    """Weights [B, T], without gradient, that correct for tokens sampled by another policy than the proximal one.
+    """Compute weights [B, T], without gradient, that correct for tokens sampled by another policy than the proximal.
 
-    proximal / behaviour of each token, or (`sequence`) the product of a row's, on each of its tokens. A weight above
+    proximal / behaviour of each token, or (`sequence`) the product over the row, on each of its tokens. A weight above
     `cap` becomes `cap` ("truncated importance sampling", arXiv:1802.01561, eq. 1), or with `outside="mask"` one above
-    `cap` or below `floor` becomes 0 (IcePop's band, arXiv:2510.18855, eq. 3). Where behaviour and proximal agree it is
-    exactly 1.
+    `cap` or below `floor` becomes 0 (IcePop's band, arXiv:2510.18855, eq. 3). If behaviour and proximal agree it
+    is exactly 1.
     """
     log_ratio = torch.where(mask, proximal_logprobs - behavior_logprobs, 0.0).detach()
     if level == "sequence":
@@ -74,13 +74,13 @@ def policy_loss(
     dual_clip: float | None = None,
     objective: Objective = "ppo",
 ) -> PolicyLoss:
-    """The policy's loss of each token before importance weights; u = current / proximal probability, A the advantage.
+    """Compute the policy loss per token before importance weights; u = current / proximal probability, A = advantage.
 
     `ppo`: max(-A u, -A clip(u, 1 - clip, 1 + clip)) (arXiv:1707.06347, eq. 7); with weights proximal / behaviour it is
     the decoupled objective (arXiv:2110.00641, eq. 8; arXiv:2505.24298, eq. 5).
     `gspo`: the same with the geometric mean of u over the row in place of u (arXiv:2507.18071, eq. 13).
     `cispo`: -clip(u) A log p, the clipped ratio without gradient (arXiv:2506.13585, eq. 4).
-    `clip_high` replaces the upper clip (arXiv:2503.14476, eq. 10); where A < 0 the maximum is held below
+    `clip_high` replaces the upper clip (arXiv:2503.14476, eq. 10); if A < 0 the maximum is at most
     -A dual_clip (arXiv:1912.09729, eq. 5).
     """
     log_ratio = logprobs - proximal_logprobs
@@ -100,23 +100,23 @@ def policy_loss(
 
 
 def _sequence_mean(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """The row's mean log-ratio in value, on each token with the gradient of that token alone (GSPO-token, eq. 14)."""
+    """Compute the row's mean log-ratio; each token's gradient is that of its own log-ratio (GSPO-token, eq. 14)."""
     counts = mask.sum(1, keepdim=True).clamp(min=1)
     mean = torch.where(mask, log_ratio, 0.0).detach().sum(1, keepdim=True) / counts
     return mean + (log_ratio - log_ratio.detach())
 
 
 def value_loss(values: Tensor, *, old_values: Tensor, returns: Tensor, clip: float) -> ValueLoss:
-    """max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2 per token (PPO's released code; TRL, verl)."""
+    """Compute max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2 per token (as PPO's released code)."""
     clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
     free = (values - returns).square()
     return ValueLoss(torch.maximum(free, clipped) / 2, clipped > free)
 
 
 def token_mean(per_token: Tensor, mask: Tensor, count: float) -> Tensor:
-    """Sum over unmasked tokens divided by `count`: the number of such tokens of *all* ranks and micro-batches.
+    """Sum the unmasked tokens and divide by `count`, the number of such tokens of *all* ranks and micro-batches.
 
-    Dividing by the global count makes gradients add up over micro-batches and ranks to the gradient of the whole.
+    With the global count, gradients of micro-batches and ranks add up to the gradient of the whole batch.
     """
     return torch.where(mask, per_token, 0.0).sum() / count
 
@@ -127,7 +127,7 @@ Aggregation = Literal["token_mean", "sequence_mean_token_sum", "sequence_mean_to
 def aggregate(
     per_token: Tensor, mask: Tensor, aggregation: Aggregation, *, num_tokens: float, num_sequences: float
 ) -> Tensor:
-    """One number of the unmasked tokens [B, T], by *global* counts, so that pieces add up to the whole.
+    """Aggregate the unmasked tokens [B, T] to one number, by *global* counts, so that micro-batches add up.
 
     `token_mean`: each token weighs 1 / num_tokens. The others: each sequence weighs 1 / num_sequences, as the sum or
     the mean of its own tokens.

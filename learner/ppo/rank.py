@@ -1,7 +1,4 @@
-"""One rank of the learner: its networks, optimiser and step, and all it can be told to do.
-
-Knows the other ranks by `Ranks` alone, whoever started them; nothing of RLlib and of the driver.
-"""
+"""One rank of the PPO learner: its networks, optimiser, step, publication and checkpoints. Imports no RLlib."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ from learner.ppo.step import PPOStep
 from learner.ppo.weights import WeightPublisher, default_probe
 
 ADAPTER_FOLDER = "adapter"
-"""Where a policy's folder holds its adapters, if it has some."""
+"""The folder of the adapters in a policy's folder."""
 
 
 def _new_incarnation() -> str:
@@ -76,13 +73,13 @@ class RankResult:
 
 
 def shard_actor_critic(model: ActorCritic, settings: LearnerSettings, num_ranks: int, device: torch.device) -> None:
-    """Cut the networks up among the ranks, which all call; the value head stays in full precision."""
+    """Shard the networks over the ranks; the value head stays in full precision. Collective."""
     heads = ("value_head",) if model.value_head is not None else ()
     shard(model, num_ranks, device, half=settings.place.dtype == "bfloat16", heads=heads)
 
 
 class PPORank:
-    """Every method must be called on every rank alike. `model` and `optimizer` are this rank's, ready to train."""
+    """Trains and saves one rank. Every method is collective. `model` and `optimizer` must be ready to train."""
 
     def __init__(
         self,
@@ -108,7 +105,7 @@ class PPORank:
         self._publisher = WeightPublisher(model, probe, device, settings.place.dtype, settings.incarnation)
 
     def _load_reference(self) -> Reference:
-        """The frozen policy that the KL is to: the model without its adapters, or one of its own."""
+        """Load the frozen reference policy: the model without its adapters, or a separate model."""
         settings = self._settings
         if settings.config.lora.rank:
             if settings.place.reference != settings.place.model_path:
@@ -129,7 +126,7 @@ class PPORank:
         return RankResult({**metrics, "learner/step_s": time.monotonic() - started}, manifest)
 
     def explain(self, step: int, share: Share, uid: str) -> Explanation:
-        """Train one step as `update` does, and tell what it made of one trajectory of this rank's share."""
+        """Train one step as `update` does; returns the values and advantages of one trajectory of this rank's share."""
         own = [trajectory for trajectory in share.trajectories if trajectory.uid == uid]
         if not own:
             raise LearnerError(f"trajectory {uid}", "it was not trained in this step", uids=[uid])
@@ -147,13 +144,13 @@ class PPORank:
         self._publisher.incarnation = incarnation
 
     def reference_kl(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        """k1 from the behaviour policy to the reference, summed over each response, in nats."""
+        """Compute k1 from the behaviour policy to the reference, summed over each response, in nats."""
         with self._ranks.agreed():
             batch = make_batch(trajectories, device=self._device)
         return self._step.reference_kl(batch)
 
     def save_checkpoint(self, path: Path, extra: Mapping[str, str]) -> None:
-        """Write all state, each rank what it alone holds; `extra` are text files by their names."""
+        """Write a checkpoint, each rank its own part of the state; `extra` are further text files by name."""
         first = self._ranks.rank == 0
         with checkpoint.shared_folder(path, self._ranks) as folder:
             trained = checkpoint.trained_tensors(self._model)
@@ -168,12 +165,12 @@ class PPORank:
                     checkpoint.write_index(folder, self._version)
 
     def save_policy(self, path: Path) -> None:
-        """Write the policy as a Hugging Face folder."""
+        """Write the policy as a Hugging Face model folder."""
         with checkpoint.shared_folder(path, self._ranks) as folder:
             self._write_policy(folder)
 
     def _write_policy(self, folder: Path) -> None:
-        """Gather the policy, which takes every rank, and write it on the first; adapters merged, and on their own."""
+        """Gather the policy and write it on the first rank, with merged adapters and the adapters separately."""
         policy, first = self._model.policy, self._ranks.rank == 0
         dtype = getattr(torch, self._settings.place.dtype)
         gathered = {name: tensor.cpu() for name, tensor in policy_tensors(policy, dtype) if first}

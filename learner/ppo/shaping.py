@@ -1,7 +1,7 @@
-"""What becomes of a score before advantages are made of it: normalised, clipped, less penalties.
+"""Normalises and clips scores and subtracts penalties, before advantages are computed from them.
 
-Pure but for the running statistics, which every rank keeps alike; knows no model and no RLlib. Shapes: B trajectories
-of this rank, in admission order.
+Pure functions, except for the running statistics, which are the same on every rank. Shapes: B trajectories of this
+rank, in admission order.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from learner.ppo.advantages import AllSum
 
 
 class RunningMoments:
-    """Mean and unbiased variance of all values given so far, by all ranks (Chan, Golub and LeVeque 1979).
+    """Mean and unbiased variance of all values so far, over all ranks (Chan, Golub and LeVeque 1979).
 
-    A function of which values came in which batch: ranks and micro-batches change nothing but last bits.
+    Depends only on the values and their batches: the number of ranks and micro-batches changes only rounding.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class RunningMoments:
         return (self._squares / (self.count - 1)) ** 0.5 if self.count > 1 else 0.0
 
     def update(self, values: Tensor, all_sum: AllSum) -> None:
-        """Take in the values [B] of this batch, on this rank or on all of them perhaps none; waits for the others."""
+        """Add this rank's values [B] of a batch; B may be 0 on any rank. Collective."""
         values = values.detach().double()
         count, total = all_sum(torch.stack([values.new_tensor(len(values)), values.sum()])).tolist()
         if not count:
@@ -43,19 +43,18 @@ class RunningMoments:
         self.count = both
 
     def state(self) -> Tensor:
-        """All there is to it [3], float64."""
+        """Return the state [3], float64."""
         return torch.tensor([self.count, self.mean, self._squares], dtype=torch.float64)
 
     def load(self, state: Tensor) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
         self.count, self.mean, self._squares = state.tolist()
 
 
 def normalized_scores(scores: Tensor, parts: Sequence[tuple[Tensor, RunningMoments]], all_sum: AllSum) -> Tensor:
-    """The scores [B] less the running mean of their part, over its running deviation.
+    """Normalise the scores [B] of each part by its running mean and deviation. Collective.
 
-    Each part is a mask [B] and its statistics, which take its scores in first, so that the first batch is normalised
-    too. Waits for the other ranks.
+    Each part is a mask [B] and its statistics, which are updated first, so that the first batch is normalised too.
     """
     normalized = scores.clone()
     for chosen, moments in parts:
@@ -65,9 +64,9 @@ def normalized_scores(scores: Tensor, parts: Sequence[tuple[Tensor, RunningMomen
 
 
 def shaped_scores(scores: Tensor, *, lengths: Tensor, ends: Tensor, config: LearnerConfig) -> Tensor:
-    """The scores [B] that advantages are made of, by the settings: clipped, then less the penalties.
+    """Clip the scores [B], then subtract the penalties, by the settings.
 
-    `lengths` are sampled tokens, `ends` true where the response ended by itself.
+    `lengths` are numbers of sampled tokens; `ends` is true if the response ended with the end-of-sequence token.
     """
     if config.reward_clip is not None:
         scores = scores.clamp(-config.reward_clip, config.reward_clip)
@@ -80,5 +79,5 @@ def shaped_scores(scores: Tensor, *, lengths: Tensor, ends: Tensor, config: Lear
 
 
 def overlong_penalty(lengths: Tensor, *, start: int, buffer: int, penalty: float) -> Tensor:
-    """0 up to `start` tokens, then a line to `penalty` at `start` + `buffer` (DAPO, arXiv:2503.14476, eq. 13)."""
+    """Penalise lengths: 0 up to `start`, then linear to `penalty` at `start` + `buffer` (arXiv:2503.14476, eq. 13)."""
     return penalty * ((lengths - start) / buffer).clamp(0, 1)

@@ -17,7 +17,7 @@ from learner.training_loop import Groups
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """This rank's trajectories of a step with their places among its `num_total`, in admission order."""
+    """A rank's trajectories of a step, and their places among the step's `num_total`, in admission order."""
 
     trajectories: Sequence[Trajectory]
     places: Sequence[int]
@@ -25,7 +25,7 @@ class Share:
 
 
 def split(groups: Groups, num_ranks: int) -> list[Share]:
-    """Whole groups for each rank, in admission order, that cost about the same to compute."""
+    """Split groups among ranks, in admission order, so that the ranks' costs are about equal. Groups stay whole."""
     if len(groups) < num_ranks:
         raise LearnerError("learner.num_learners", f"{len(groups)} groups are too few for {num_ranks} learners")
     ends = [0, *accumulate(map(len, groups))]
@@ -39,23 +39,23 @@ def split(groups: Groups, num_ranks: int) -> list[Share]:
 
 @dataclass
 class StepData(TrainingData):
-    """A step's trajectories, one share a rank: what RLlib carries from the group to its learners."""
+    """A step's trajectories, one share per rank, as RLlib carries them to its learners."""
 
     step: int = 0
     shares: Sequence[Share] = ()
 
     def validate(self) -> None:
-        """Nothing to choose between: there are only shares."""
+        """No-op: RLlib's alternatives to shares are not used."""
 
     def shard(self, num_shards: int, **_: Any) -> list[tuple[StepData, dict[str, Any]]]:
-        """One part for each rank."""
+        """Return one part per rank."""
         return [(StepData(step=self.step, shares=[share]), {}) for share in self.shares]
 
     def solve_refs(self) -> None:
-        """Nothing: trajectories travel by value."""
+        """No-op: trajectories are passed by value."""
 
     @property
     def share(self) -> Share:
-        """The only share, on the rank that it was sent to."""
+        """The only share, on the rank that received it."""
         (share,) = self.shares
         return share

@@ -1,7 +1,4 @@
-"""One PPO step on one rank: from scored trajectories to changed weights and the figures of the step.
-
-The step's story: evaluate the batch, judge it, then all epochs and mini-batches. Knows neither RLlib nor publication
-nor files.
+"""One PPO step on one rank: evaluates a batch, computes its advantages, then trains all epochs and mini-batches.
 
 Shapes: B trajectories of this rank, T tokens of the longest.
 """
@@ -34,7 +31,7 @@ MAX_NAMED = 8
 
 
 class MiniBatch(NamedTuple):
-    """This rank's rows of an optimiser step, and what the ranks' shares of it hold together."""
+    """This rank's rows of an optimiser step, and its numbers of tokens and sequences over all ranks."""
 
     rows: list[int]
     num_tokens: float
@@ -42,10 +39,10 @@ class MiniBatch(NamedTuple):
 
 
 class PPOStep:
-    """Proximal Policy Optimization (arXiv:1707.06347) on `model`, in place; every rank calls it for every step.
+    """Proximal Policy Optimization (arXiv:1707.06347) on `model`, in place. Collective: call it on every rank.
 
-    `judge` holds what is carried from step to step; `tasks` are the names of a run's tasks, where it names some;
-    `lengths` say how long the run was to be (`config.num_steps` where they do not).
+    `computer` holds the state between steps. `tasks` are the run's task names, if it names any. `lengths` are the
+    planned numbers of steps (default: `config.num_steps`).
     """
 
     def __init__(
@@ -102,7 +99,7 @@ class PPOStep:
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
-        """[B, T]: those of the present weights, 0 where the mask is false."""
+        """Compute log-probabilities [B, T] with the current weights, 0 where the mask is false."""
         found = torch.zeros(batch.mask.shape, dtype=self._model.numbers, device=self._device)
         for rows in self._pieces(batch.lengths):
             lengths, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
@@ -112,7 +109,7 @@ class PPOStep:
         return found
 
     def reference_kl(self, batch: Batch) -> list[float]:
-        """k1 from the behaviour policy to the reference, summed over each row, in nats."""
+        """Compute k1 from the behaviour policy to the reference, summed over each row, in nats."""
         sums = [0.0] * len(batch.uids)
         for rows in self._pieces(batch.lengths):
             lengths, (token_ids, mask, behavior) = _piece(
@@ -124,7 +121,7 @@ class PPOStep:
         return sums
 
     def _plan(self, step: int, share: Share) -> list[list[int]]:
-        """This rank's rows of every optimiser step, epoch after epoch."""
+        """Return this rank's rows of every optimiser step, epoch after epoch."""
         row_of = {place: row for row, place in enumerate(share.places)}
         num_minibatches = self._config.num_minibatches
         return [
@@ -136,7 +133,7 @@ class PPOStep:
         ]
 
     def _counted(self, batch: Batch, plan: list[list[int]], share: Share) -> list[MiniBatch]:
-        """The plan with the tokens and sequences of all ranks; waits for them."""
+        """Add to the plan the numbers of tokens and sequences of all ranks. Collective."""
         own = torch.tensor([float(batch.mask[rows].sum()) for rows in plan], dtype=torch.float64)
         num_sequences = share.num_total / self._config.num_minibatches
         counts = self._ranks.all_sum(own).tolist()
@@ -167,7 +164,7 @@ class PPOStep:
         return Evaluation(batch, proximal, reference, values, entropy)
 
     def _pieces(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Micro-batches of sequences with these lengths, at least one; as many on every rank that calls in step."""
+        """Plan micro-batches of these sequences; at least one, and equally many on every rank if sharded."""
         pieces = micro_batches(lengths, self._config.micro_batch_tokens, packed=self._config.packing) or [[]]
         if self._model.is_sharded:
             num = int(self._ranks.all_max(torch.tensor(float(len(pieces)))))
@@ -175,7 +172,7 @@ class PPOStep:
         return pieces
 
     def _train(self, step: int, experience: Experience, minibatches: Sequence[MiniBatch], metrics: StepMetrics) -> int:
-        """All optimiser steps, or those before the policy has moved too far; returns how many were done."""
+        """Run the optimiser steps until the policy has moved too far; returns the number done."""
         learning_rate = self._scheduled(self._config.learning_rate, self._config.learning_rate_schedule, step)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -188,7 +185,7 @@ class PPOStep:
         return scheduled(value, schedule, step, length_at(step, self._lengths, self._config.num_steps))
 
     def _optimize(self, step: int, experience: Experience, minibatch: MiniBatch, metrics: StepMetrics) -> bool:
-        """One optimiser step, unless the policy has moved too far since the step's start; whether it was done."""
+        """Run one optimiser step; returns false, without it, if the policy has moved too far since the step's start."""
         self._optimizer.zero_grad(set_to_none=True)
         batch, rows = experience.batch, minibatch.rows
         step_kl, bad = torch.zeros((), dtype=torch.float64, device=self._device), list[str]()
@@ -216,7 +213,7 @@ class PPOStep:
         return limit is not None and float(self._ranks.all_sum(step_kl)) / num_tokens > limit
 
     def _trained(self, step: int) -> list[nn.Parameter]:
-        """What this step's optimiser may move; in the critic's warm-up the gradients of the policy are dropped."""
+        """Return the parameters to train; in the critic's warm-up the policy's gradients are dropped."""
         warming_up = step <= self._config.critic_warmup_steps
         chosen = []
         for name, parameter in self._model.named_parameters():
@@ -229,9 +226,9 @@ class PPOStep:
     def _accumulate(
         self, step: int, experience: Experience, rows: list[int], minibatch: MiniBatch, metrics: StepMetrics
     ) -> tuple[Tensor, list[str]]:
-        """Add the gradient of these rows' share of the loss.
+        """Add the gradient of these rows' part of the loss.
 
-        Returns the sum of their tokens' KL from the step's start and the uids whose loss is not finite.
+        Returns the sum of their tokens' KL from the step's start, and the uids whose loss is not finite.
         """
         config, batch = self._config, experience.batch
         lengths, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
@@ -257,7 +254,7 @@ class PPOStep:
     def _value_loss(
         self, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, metrics: StepMetrics
     ) -> Tensor:
-        """The critic's loss of each token, weighted."""
+        """Compute the weighted value loss of each token."""
         _, (old_values, returns) = _piece(experience.batch, rows, experience.values, experience.returns)
         value = losses.value_loss(outputs.values, old_values=old_values, returns=returns, clip=self._config.value_clip)
         metrics.mean("learner/value_loss", at(places, value.loss))
@@ -267,10 +264,10 @@ class PPOStep:
     def _policy_loss(
         self, step: int, outputs: Outputs, experience: Experience, rows: list[int], places: Tensor, metrics: StepMetrics
     ) -> Tensor:
-        """The policy's loss of each token, importance weights, entropy bonus and KL penalty included."""
+        """Compute the policy loss of each token, with importance weights, entropy bonus and KL penalty."""
         config, batch = self._config, experience.batch
-        given = (experience.anchor, experience.importance, experience.advantages, experience.reference)
-        _, (mask, anchor, weights, advantages, reference) = _piece(batch, rows, batch.mask, *given)
+        fields = (experience.anchor, experience.importance, experience.advantages, experience.reference)
+        _, (mask, anchor, weights, advantages, reference) = _piece(batch, rows, batch.mask, *fields)
         policy = losses.policy_loss(
             outputs.logprobs,
             proximal_logprobs=anchor,
@@ -295,7 +292,7 @@ class PPOStep:
         return per_token
 
     def _check_gradients(self, parameters: Sequence[nn.Parameter], uids: Sequence[str]) -> Tensor:
-        """The gradients' global norm. Raises LearnerError naming the trajectories where it is not finite."""
+        """Return the gradients' global norm. Raises LearnerError naming the trajectories if it is not finite."""
         norm = gradient_norm(parameters)
         if not torch.isfinite(norm):
             raise LearnerError(_named(uids), f"the gradient is not finite (norm {float(norm)})", uids=uids)
@@ -303,9 +300,9 @@ class PPOStep:
 
 
 def _piece(batch: Batch, rows: list[int], *tensors: Tensor) -> tuple[list[int], list[Tensor]]:
-    """The lengths of these rows, and tensors [B, T] of them, cut to the longest.
+    """Return the lengths of these rows, and their part of the tensors [B, T], cut to the longest.
 
-    No rows at all give one of two tokens with nothing but zeros: ranks that call in step need something to call with.
+    Without rows, returns one row of two zero tokens: ranks that call the model together need an input.
     """
     if not rows:
         return [2], [torch.zeros_like(tensor[:1, :2]) for tensor in tensors]
@@ -320,8 +317,8 @@ def _piece(batch: Batch, rows: list[int], *tensors: Tensor) -> tuple[list[int], 
 def _refuse_future(batch: Batch, step: int) -> None:
     for uid, versions in zip(batch.uids, batch.versions, strict=True):
         if int(versions.max()) > step - 1:
-            what = f"sampled by version {int(versions.max())}, step {step} starts from {step - 1}"
-            raise LearnerError(f"trajectory {uid}", what, uids=[uid])
+            problem = f"sampled by version {int(versions.max())}, step {step} starts from {step - 1}"
+            raise LearnerError(f"trajectory {uid}", problem, uids=[uid])
 
 
 def _not_finite(batch: Batch, per_token: Tensor, rows: Sequence[int]) -> list[str]:
@@ -329,10 +326,10 @@ def _not_finite(batch: Batch, per_token: Tensor, rows: Sequence[int]) -> list[st
     return [batch.uids[row] for row, ok in zip(rows, finite, strict=True) if not ok]
 
 
-def _check_finite(batch: Batch, per_token: Tensor, what: str) -> None:
+def _check_finite(batch: Batch, per_token: Tensor, name: str) -> None:
     bad = _not_finite(batch, per_token, range(len(batch.uids)))
     if bad:
-        raise LearnerError(_named(bad), f"{what} is not finite", uids=bad)
+        raise LearnerError(_named(bad), f"{name} is not finite", uids=bad)
 
 
 def _named(uids: Sequence[str]) -> str:
