@@ -1,11 +1,11 @@
 """The networks of PPO: a Hugging Face causal model as the policy, and a value head on its trunk or on a second one.
 
-Turns token ids into log-probabilities, entropies and values of the sampled tokens. Knows neither losses nor ranks.
+Computes log-probabilities, entropies and values of the sampled tokens.
 
 Shapes: B trajectories, T tokens of the longest, N sampled tokens of a batch, H hidden size, V vocabulary. Outputs
-[B, T] stand at the token they are about and are 0 where the mask is false: the log-probability of token t and the
-value of the state before it both come from position t - 1. Sequences are packed, or padded on the right, where causal
-attention cannot see it. Nothing is dropped out: the model stays in evaluation mode.
+[B, T] are at the token that they describe, and 0 if the mask is false: the log-probability of token t and the value of
+the state before it are both computed from position t - 1. Sequences are packed, or padded on the right, which causal
+attention ignores. There is no dropout: the model stays in evaluation mode.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from learner.place import Place
 
 Critic = Literal["shared", "separate", "none"]
 CHUNK_ELEMENTS = 2**26
-"""Numbers of a [tokens, V] table that are held at once, unless the settings say otherwise: 256 MiB in float32."""
+"""Elements of a [tokens, V] table in memory at once, unless the settings limit them: 256 MiB in float32."""
 FUSED_CHUNK_ELEMENTS = 2**31
-"""The same where the table is fused away but for the logits: 4 GiB in bfloat16."""
+"""The same if compilation leaves only the logits in memory: 4 GiB in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Where the networks come from and how they are computed; the names are the run file's, `critic` may be none.
+    """Where the networks come from and how they are computed; field names are those of the run file.
 
-    Trained weights are kept in float32 and computed in `dtype`; frozen ones are kept in it. `critic_path` is a
-    reward model that a separate critic starts as. `fused`: what can be is compiled, on a GPU.
+    Trained weights are kept in float32 and computed in `dtype`; frozen ones are kept in `dtype`. `critic_path` is the
+    reward model that a separate critic starts from. `fused` compiles layers and distributions on a GPU.
     """
 
     path: Path
@@ -88,7 +88,7 @@ class ModelSettings:
 
 
 class Outputs(NamedTuple):
-    """What a batch comes out as, [B, T] each, float32."""
+    """The outputs for a batch, [B, T] each, float32."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -96,10 +96,10 @@ class Outputs(NamedTuple):
 
 
 def load_causal_model(path: Path, dtype: str, *, packing: bool = False) -> Any:
-    """The causal model of a folder, in evaluation mode. Raises InputError where there is none or it is not plain.
+    """Load the causal model of a folder, in evaluation mode. Raises InputError if it is missing or not supported.
 
-    Plain means: its logits are its output embedding of its trunk's hidden states, without scaling or capping; and,
-    where sequences are to be packed, that its attention keeps them apart.
+    Supported means: its logits are its output embedding of its trunk's hidden states, without scaling or capping; and,
+    if sequences are packed, its attention keeps them apart.
     """
     model = load_model(AutoModelForCausalLM, path, dtype)
     probe = torch.arange(min(8, model.config.get_text_config().vocab_size))[None]
@@ -120,17 +120,17 @@ def require_model_folder(path: Path) -> None:
 
 
 def load_model(auto_class: Any, path: Path, dtype: str, **options: Any) -> Any:
-    """The model of a folder, in evaluation mode. Raises InputError where the folder is missing or holds no model."""
+    """Load the model of a folder, in evaluation mode. Raises InputError if the folder or its model is missing."""
     require_model_folder(path)
-    given = {"attn_implementation": "sdpa", "trust_remote_code": False, "local_files_only": True, **options}
+    settings = {"attn_implementation": "sdpa", "trust_remote_code": False, "local_files_only": True, **options}
     try:
-        return auto_class.from_pretrained(path, dtype=getattr(torch, dtype), **given).eval()
+        return auto_class.from_pretrained(path, dtype=getattr(torch, dtype), **settings).eval()
     except (OSError, ValueError) as error:
         raise InputError(str(path), f"no model can be loaded: {error}") from error
 
 
 def pack_attention(model: Any, path: Path, probe: Tensor, alone: Tensor) -> None:
-    """Let the model's attention take packs, and see that a sequence behind another comes out as it did alone."""
+    """Switch the model to packed attention, and check that a packed sequence has the same output as alone."""
     model.set_attn_implementation(PACKED)
     length = probe.shape[1]
     packed = trunk_of_pack(model.base_model, torch.cat([probe, probe], 1), [length, length])[length:]
@@ -141,7 +141,7 @@ def pack_attention(model: Any, path: Path, probe: Tensor, alone: Tensor) -> None
 
 
 def trunk_of_pack(trunk: Any, token_ids: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Hidden states [N, H] of sequences that lie end to end in token_ids [1, N]."""
+    """Compute hidden states [N, H] of sequences packed end to end in token_ids [1, N]."""
     pack = make_pack(lengths, token_ids.device)
     output = trunk(input_ids=token_ids, position_ids=pack.positions, use_cache=False, pack=pack)
     hidden: Tensor = output.last_hidden_state[0]
@@ -149,7 +149,7 @@ def trunk_of_pack(trunk: Any, token_ids: Tensor, lengths: Sequence[int]) -> Tens
 
 
 class ActorCritic(nn.Module):
-    """Policy and critic. The value head starts at zero (or as a reward model's), so training starts from the policy."""
+    """Policy and critic. The value head starts at zero, or as a reward model's head."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class ActorCritic(nn.Module):
                 checkpoint_activations(trunk)
 
     def _make_critic(self, dtype: str) -> None:
-        """A head of zeros on the policy's trunk or on a copy of it; or trunk and head of a reward model."""
+        """Create a value head of zeros on the policy's trunk or on a copy; or load trunk and head of a reward model."""
         settings = self._settings
         self.value_head = nn.Linear(self.policy.config.get_text_config().hidden_size, 1, dtype=self.numbers)
         nn.init.zeros_(self.value_head.weight)
@@ -184,18 +184,20 @@ class ActorCritic(nn.Module):
             model.set_attn_implementation(PACKED)
         self.critic = model.base_model
         if model.score.weight.shape != self.value_head.weight.shape:
-            raise InputError(str(settings.critic_path), "no critic for this policy: its hidden size is another")
+            raise InputError(
+                str(settings.critic_path), "no critic for this policy: its hidden size differs from the policy's"
+            )
         with torch.no_grad():
             self.value_head.weight.copy_(model.score.weight)
 
     @property
     def numbers(self) -> torch.dtype:
-        """The dtype of what comes out."""
+        """The dtype of the outputs."""
         return torch.float64 if self._settings.dtype == "float64" else torch.float32
 
     @property
     def is_sharded(self) -> bool:
-        """Whether ranks hold shards, so that they must call in step."""
+        """Whether the model is sharded, so that ranks must call it together."""
         return isinstance(self, FSDPModule)
 
     def forward(
@@ -207,10 +209,10 @@ class ActorCritic(nn.Module):
         logprobs_only: bool = False,
         temperature: float | None = None,
     ) -> Outputs:
-        """Outputs for rows of token ids [B, T] of these lengths and the mask [B, T] of sampled tokens.
+        """Compute outputs for rows of token ids [B, T] of these lengths, with the mask [B, T] of sampled tokens.
 
-        The first column of the mask is false. Without a critic, and with `logprobs_only`, all values are 0; with the
-        latter all entropies too. `temperature` is that of sampling unless given.
+        The first column of the mask must be false. Without a critic, or with `logprobs_only`, all values are 0; with
+        the latter, entropies too. `temperature` defaults to that of sampling.
         """
         settings = self._settings
         if settings.fused and token_ids.is_cuda and not self._is_fused:
@@ -237,34 +239,34 @@ class ActorCritic(nn.Module):
         return Outputs(_spread(logprobs, mask), _spread(entropy, mask), _spread(values, mask))
 
     def _hidden(self, trunk: Any, token_ids: Tensor, places: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The trunk's hidden states [N, H] before each sampled token, which stand at `places` of the token ids."""
+        """Compute the trunk's hidden states [N, H] before the sampled tokens, which are at `places`."""
         inputs = token_ids[:, :-1]
         before = places - places // token_ids.shape[1] - 1
         if not self._settings.packing:
             return at(before, trunk(input_ids=inputs, use_cache=False).last_hidden_state)
-        given = [length - 1 for length in lengths]
-        if min(given) == inputs.shape[1]:
-            return trunk_of_pack(trunk, inputs.reshape(1, -1), given).index_select(0, before)
-        is_token = np.arange(inputs.shape[1]) < np.array(given)[:, None]
+        inner = [length - 1 for length in lengths]
+        if min(inner) == inputs.shape[1]:
+            return trunk_of_pack(trunk, inputs.reshape(1, -1), inner).index_select(0, before)
+        is_token = np.arange(inputs.shape[1]) < np.array(inner)[:, None]
         tokens, ranks = np.flatnonzero(is_token), np.cumsum(is_token) - 1
-        packed = trunk_of_pack(trunk, at(on_device(tokens, inputs.device), inputs)[None], given)
+        packed = trunk_of_pack(trunk, at(on_device(tokens, inputs.device), inputs)[None], inner)
         return packed.index_select(0, on_device(ranks, inputs.device)[before])
 
 
 class Reference:
-    """The frozen policy that the KL is to: a model of its own, or `model` with its adapters off."""
+    """The frozen reference policy of the KL: a separate model, or `model` with its adapters off."""
 
     def __init__(self, model: ActorCritic) -> None:
         self._model = model
 
     def logprobs(self, token_ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Log-probabilities [B, T], as `ActorCritic` gives them, without gradient."""
+        """Compute log-probabilities [B, T] as `ActorCritic` does, without gradient."""
         with torch.no_grad(), adapters_off(self._model):
             return self._model(token_ids, mask, lengths, logprobs_only=True).logprobs
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Have the layers compute again what is inside them; nothing else is in training mode, so nothing drops out."""
+    """Enable activation checkpointing. Only the layers enter training mode, so that there is still no dropout."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -281,10 +283,10 @@ def token_logprobs(
     entropy_gradient: bool | None = True,
     fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies [N] of tokens [N], each given by the hidden state [N, H] before it.
+    """Compute log-probabilities and entropies [N] of tokens [N], each from the hidden state [N, H] before it.
 
-    At the sampling temperature, normalised in float32. More than `chunk_tokens` at once are computed in chunks, and
-    again in the backward pass, so that [N, V] is never held whole. `entropy_gradient`: None leaves entropies 0.
+    At `temperature`, normalised in float32. More than `chunk_tokens` tokens are computed in chunks, and again in the
+    backward pass, so that [N, V] is never in memory as a whole. With `entropy_gradient` None, entropies are 0.
     """
     vocabulary = getattr(head, "out_features", None) or head.weight.shape[0]
     size = chunk_tokens or max(1, (FUSED_CHUNK_ELEMENTS if fused else CHUNK_ELEMENTS) // vocabulary)
@@ -315,5 +317,5 @@ def _distributions(
 
 
 def _spread(chosen: Tensor, mask: Tensor) -> Tensor:
-    """[N] back to [B, T], zeros where the mask is false."""
+    """Scatter values [N] to [B, T], 0 where the mask is false."""
     return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen)

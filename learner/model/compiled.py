@@ -1,8 +1,7 @@
-"""What is fused on a GPU, where memory traffic costs more than arithmetic: layers, and distributions over tokens.
+"""Compiles layers and token distributions on a GPU, since memory traffic costs more than arithmetic there.
 
-Each kernel of PyTorch's reads and writes all it is given; compiled together, a norm is one kernel and a distribution
-over the vocabulary two. On a CPU nothing is compiled, so that its numbers are bit for bit what they always were. Knows
-neither losses nor ranks.
+Each uncompiled kernel reads and writes its whole input; compiled, a norm is one kernel and a distribution over the
+vocabulary two. On a CPU nothing is compiled, so that its results stay the same bit for bit.
 
 Shapes: N tokens, V vocabulary.
 """
@@ -24,7 +23,7 @@ Distributions = Callable[[Tensor, Tensor, float, bool | None], tuple[Tensor, Ten
 
 
 def fuse_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Have the model's layers compiled when they are first called, for any number of tokens; attention stays apart."""
+    """Compile the model's layers on their first call, for any number of tokens; attention is not compiled."""
     AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -34,9 +33,9 @@ def fuse_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor"
 def distributions(
     logits: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool | None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of tokens [N] and entropies [N] of logits [N, V] at a temperature, normalised in float32.
+    """Compute log-probabilities of tokens [N] and entropies [N] from logits [N, V] at a temperature, in float32.
 
-    `entropy_gradient`: None leaves entropies 0, false gives them no gradient.
+    `entropy_gradient`: with None entropies are 0, with false they have no gradient.
     """
     if logits.dtype != torch.float64:
         logits = logits.float()
@@ -49,11 +48,11 @@ def distributions(
 
 @functools.cache
 def fused_distributions() -> Distributions:
-    """The same function, compiled: the logits are kept for the backward pass in the numbers they came in."""
+    """Return `distributions` compiled; it keeps the logits for the backward pass in their own dtype."""
     compiled: Distributions = torch.compile(distributions, dynamic=True)
     return compiled
 
 
 def entropy(logprobs: Tensor) -> Tensor:
-    """Entropy in nats of each distribution; `logprobs` [..., V] are normalised over the vocabulary V."""
+    """Compute each distribution's entropy in nats; `logprobs` [..., V] are normalised over the vocabulary V."""
     return -(logprobs.exp() * logprobs).sum(-1)

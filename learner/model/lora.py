@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) through peft: only they are trained, and the model without them is the
-reference.
+"""Adds, merges and writes low-rank adapters (LoRA, arXiv:2106.09685) through peft.
 
-Adapters are put into the model in place, so that it stays the transformers model it was. Knows neither PPO nor files.
+Only the adapters are trained; the model without them is the reference. They are added in place, so that the model stays
+the same transformers model.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _BASE = ".base_layer"
 
 
 def add_adapters(model: Any, settings: LoraSettings, *, seed: int) -> None:
-    """Put an adapter beside every linear layer of that name, or beside all but the head's; freeze everything else.
+    """Add an adapter to every linear layer with a target name, or to all but the head; freeze everything else.
 
-    An adapter's second matrix is 0, so that nothing changes yet. Raises InputError where no module has such a name.
+    An adapter's second matrix starts at 0, so that the output does not change. Raises InputError if no module has a
+    target name.
     """
     targets: Any = list(settings.target_modules) or "all-linear"
     config = _peft_config(settings, targets)
@@ -51,7 +52,7 @@ def _peft_config(settings: LoraSettings, targets: Any) -> LoraConfig:
 
 
 def adapter_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The adapters' own tensors whole, by the names that peft and vLLM read; every rank calls where they are shards."""
+    """Yield the adapters' whole tensors by the names that peft and vLLM read. Collective if sharded."""
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             yield f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}", whole(parameter.detach())
@@ -68,7 +69,7 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], settings: LoraSet
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """In this block the model computes what it did before the adapters."""
+    """Disable the adapters within the block."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         layer._disable_adapters = True
@@ -80,9 +81,9 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def merged(name: str, tensor: Tensor, model: nn.Module) -> tuple[str, Tensor] | None:
-    """A tensor of a model with adapters as a model without them has it: W + (alpha / r) B A; None for an adapter's own.
+    """Merge the adapter into a weight, W + (alpha / r) B A; returns None for an adapter's own tensor.
 
-    `name` and `tensor` are an item of the model's state; `tensor` is whole.
+    `name` and the whole `tensor` are an item of the model's state; the result has the name without adapters.
     """
     if ".lora_" in name:
         return None
@@ -94,6 +95,6 @@ def merged(name: str, tensor: Tensor, model: nn.Module) -> tuple[str, Tensor] | 
 
 
 def delta(layer: Any) -> Tensor:
-    """What a layer's adapter adds to its weight; every rank calls where it lies in shards."""
+    """Compute what a layer's adapter adds to its weight. Collective if sharded."""
     down, up = (whole(getattr(layer, part)[ADAPTER].weight.detach()) for part in ("lora_A", "lora_B"))
     return layer.scaling[ADAPTER] * (up @ down)

@@ -1,4 +1,4 @@
-"""Plan micro-batches."""
+"""Plans micro-batches, and balances work by cost."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int, *, packed: bool) -> list[list[int]]:
-    """Indices of sequences to compute together, so that each piece has at most `max_tokens` tokens.
+    """Group sequences, by index, into micro-batches of at most `max_tokens` tokens.
 
-    Everything in one piece, in the given order, where it fits. Otherwise `packed` pieces hold nothing but tokens and
-    cost about the same; padded ones are sorted by length, so that little is padding. A sequence longer than
-    `max_tokens` is a piece by itself.
+    If everything fits, returns one micro-batch in the given order. Otherwise `packed` ones contain no padding and cost
+    about the same; padded ones are sorted by length, so that there is little padding. A sequence longer than
+    `max_tokens` gets its own micro-batch.
     """
     if not lengths:
         return []
@@ -31,7 +31,7 @@ def _sorted(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def _packed(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """As few pieces as hold it when balanced."""
+    """Split into the smallest number of balanced micro-batches that fit."""
     num = -(-sum(lengths) // max_tokens)
     while True:
         pieces = balanced([cost(length) for length in lengths], num)
@@ -41,19 +41,18 @@ def _packed(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 ATTENTION_TOKENS = 24_576
-"""The length at which causal attention costs as much as all else in a model of hidden size 2,048."""
+"""The length at which causal attention costs as much as everything else in a model of hidden size 2,048."""
 
 
 def cost(length: int) -> float:
-    """What a sequence costs to compute, in tokens of a short one."""
+    """Estimate the cost of computing a sequence, in tokens of a short one."""
     return length * (1 + length / ATTENTION_TOKENS)
 
 
 def balanced(costs: Sequence[float], num: int) -> list[list[int]]:
-    """`num` lists of indices whose costs are about the same: the costliest first, each to the list that has least.
+    """Split indices into `num` lists of similar cost: the costliest first, each to the cheapest list so far.
 
-    (Graham 1969: never above 4/3 of the best.) Within a list the order is the given one; with fewer costs than lists,
-    some are left out.
+    At most 4/3 of the optimum (Graham 1969). Each list keeps the given order. Empty lists are omitted.
     """
     totals, lists = [0.0] * num, [list[int]() for _ in range(num)]
     for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):

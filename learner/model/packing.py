@@ -1,8 +1,8 @@
-"""Sequences end to end without padding: what a model is given, and the attention that keeps them apart.
+"""Packs sequences end to end without padding, with attention that keeps them apart.
 
-Every layer but attention treats tokens one by one, so a pack is one long row; attention sees each sequence alone.
-On a GPU in half precision that is variable-length flash attention, elsewhere sequences of like length are computed
-together by PyTorch's own attention. Knows neither policies nor losses.
+All layers except attention treat tokens independently, so a pack is one long row; attention is within each sequence.
+On a GPU in half precision this uses variable-length flash attention. Elsewhere, sequences of similar length are padded
+and computed together by PyTorch's attention.
 
 Shapes: S sequences, N tokens of all, A attention heads (K of keys and values), D their size.
 """
@@ -23,41 +23,41 @@ from cluster.errors import InputError
 from learner.model.indexing import on_device
 
 PACKED = "antiphon_packed"
-LIKE = 1.25
-"""Sequences up to so many times longer than the shortest are computed together."""
-NEAR = 8
-"""Or longer by so many tokens."""
+MAX_LENGTH_RATIO = 1.25
+"""Sequences of a bucket are at most this many times as long as its shortest one, or"""
+MAX_LENGTH_DIFFERENCE = 8
+"""at most this many tokens longer."""
 
 
 class Bucket(NamedTuple):
-    """Sequences of like length, padded for attention alone."""
+    """Sequences of similar length, padded for attention only."""
 
     places: Tensor
-    """[b * t]: which token of the pack stands there; 0 on padding."""
+    """[b * t]: index of the pack's token at this position; 0 on padding."""
     num: int
     width: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Where sequences lie in one row of N tokens."""
+    """The layout of sequences in one row of N tokens."""
 
     lengths: tuple[int, ...]
     positions: Tensor
-    """[1, N]: each token's place in its own sequence."""
+    """[1, N]: each token's position in its own sequence."""
     ends: Tensor
-    """[S + 1] int32: cumulated lengths."""
+    """[S + 1] int32: cumulative lengths."""
     buckets: tuple[Bucket, ...]
     places: Tensor | None
-    """[N]: where the buckets, end to end, hold each token; None where they hold the pack as it is."""
+    """[N]: each token's position in the concatenated buckets; None if the only bucket is the pack itself."""
 
 
 def make_pack(lengths: Sequence[int], device: torch.device) -> Pack:
-    """The pack of sequences with these lengths, in this order."""
+    """Lay out sequences of these lengths, in this order."""
     starts = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.concatenate([np.arange(length) for length in lengths])
     buckets, places, offset = [], np.zeros(starts[-1], np.int64), 0
-    for rows in _alike(lengths):
+    for rows in _buckets(lengths):
         width = max(lengths[row] for row in rows)
         index: np.ndarray = np.zeros((len(rows), width), np.int64)
         for number, row in enumerate(rows):
@@ -66,22 +66,22 @@ def make_pack(lengths: Sequence[int], device: torch.device) -> Pack:
             places[tokens] = offset + number * width + np.arange(len(tokens))
         offset += index.size
         buckets.append(Bucket(on_device(index.reshape(-1), device), len(rows), width))
-    as_it_is = len(buckets) == 1 and offset == len(places)
+    is_unchanged = len(buckets) == 1 and offset == len(places)
     return Pack(
         tuple(lengths),
         on_device(positions, device)[None],
         on_device(starts.astype(np.int32), device),
         tuple(buckets),
-        None if as_it_is else on_device(places, device),
+        None if is_unchanged else on_device(places, device),
     )
 
 
-def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Sequence numbers by like length, the shortest first; all in order where all are alike."""
+def _buckets(lengths: Sequence[int]) -> list[list[int]]:
+    """Group sequence numbers by similar length, shortest first; within a group they keep their order."""
     buckets: list[list[int]] = []
     shortest = 0
     for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        if buckets and lengths[row] <= max(LIKE * shortest, shortest + NEAR):
+        if buckets and lengths[row] <= max(MAX_LENGTH_RATIO * shortest, shortest + MAX_LENGTH_DIFFERENCE):
             buckets[-1].append(row)
         else:
             buckets.append([row])
@@ -101,16 +101,16 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence: query [1, A, N, D], key and value [1, K, N, D] to [1, N, A, D].
+    """Compute causal attention within each sequence: query [1, A, N, D], key and value [1, K, N, D] to [1, N, A, D].
 
-    Has the form of transformers' attention functions. Dropout is left out: learners stay in evaluation mode. Raises
-    InputError where a sequence is longer than a window that the model's attention would slide over it.
+    An attention function of transformers. There is no dropout: learners stay in evaluation mode. Raises InputError if a
+    sequence is longer than the model's sliding window.
     """
     if sliding_window is not None and max(pack.lengths) > sliding_window:
-        what = (
+        problem = (
             f"the model's attention slides a window of {sliding_window} tokens over {max(pack.lengths)}: set it false"
         )
-        raise InputError("learner.packing", what)
+        raise InputError("learner.packing", problem)
     by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _flash(by_token, pack, scaling), None
@@ -130,7 +130,7 @@ def _flash(by_token: list[Tensor], pack: Pack, scaling: float | None) -> Tensor:
 
 
 def _attend(by_token: list[Tensor], bucket: Bucket, pack: Pack, scaling: float | None) -> Tensor:
-    """[b * t, A, D] of one bucket; what stands at its padding means nothing."""
+    """Compute attention [b * t, A, D] of one bucket; values at its padding are undefined."""
     rows = by_token if pack.places is None else [tensor.index_select(0, bucket.places) for tensor in by_token]
     query, key, value = (row.unflatten(0, (bucket.num, bucket.width)).transpose(1, 2) for row in rows)
     grouped = key.shape[1] != query.shape[1]

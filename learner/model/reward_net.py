@@ -1,7 +1,7 @@
-"""A reward model in training: a Hugging Face sequence classifier with one label, read at a sequence's last token.
+"""The reward model in training: a Hugging Face sequence classifier with one label, read at a sequence's last token.
 
-Gives what transformers' own model gives for each sequence alone. Knows neither losses nor ranks. Sequences are packed,
-or padded on the right, where causal attention cannot see it; nothing is dropped out.
+Each sequence's reward equals that of transformers' model for the sequence alone. Sequences are packed, or padded on
+the right, which causal attention ignores. There is no dropout.
 
 Shapes: B sequences, N tokens of all, H hidden size.
 """
@@ -23,7 +23,7 @@ from learner.model.tokenizer import load_tokenizer, pad
 
 
 class RewardNet(nn.Module):
-    """The trunk of a folder with a new head, which `seed` draws, or with its own where it has one."""
+    """The trunk of a model folder with its head, or with a new head drawn by `seed`."""
 
     def __init__(self, path: Path, dtype: str, *, packing: bool, activation_checkpointing: bool, seed: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class RewardNet(nn.Module):
         pack_attention(self.model, path, probe, self.model.base_model(input_ids=probe, use_cache=False)[0])
 
     def forward(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Rewards [B] of sequences of token ids."""
+        """Compute the rewards [B] of sequences of token ids."""
         device = self.model.score.weight.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
             hidden = self._hidden(sequences, device)
@@ -54,7 +54,7 @@ class RewardNet(nn.Module):
         return rewards[:, 0]
 
     def _hidden(self, sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-        """The hidden states [B, H] that rewards are read from."""
+        """Compute the hidden states [B, H] that rewards are read from."""
         lengths = [len(ids) for ids in sequences]
         lasts = torch.tensor([last_place(ids, self.model.config.pad_token_id) for ids in sequences])
         if self._packing:
@@ -67,5 +67,5 @@ class RewardNet(nn.Module):
 
 
 def last_place(token_ids: Sequence[int], pad_token_id: int) -> int:
-    """Where transformers reads a sequence's reward: at its last token that is not the padding token."""
+    """Return the index at which transformers reads the reward: the last token that is not the padding token."""
     return next((place for place in reversed(range(len(token_ids))) if token_ids[place] != pad_token_id), 0)

@@ -1,4 +1,4 @@
-"""Name the policy's tensors as its checkpoint does."""
+"""Lists the policy's tensors by their names in a model folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from learner.model.lora import merged
 
 
 def policy_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The policy's tensors whole, by their names in a model folder, adapters merged; a tied head is left out."""
+    """Yield the policy's whole tensors by their names in a model folder, with adapters merged, without a tied head."""
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor is None or id(tensor) in seen:

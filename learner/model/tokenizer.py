@@ -1,4 +1,4 @@
-"""Load tokenizers and pad token ids."""
+"""Loads tokenizers and pads token ids."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from learner.model.actor_critic import require_model_folder
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a folder; it always has a padding token and pads on the right.
+    """Load the tokenizer of a folder; it always has a padding token and pads on the right.
 
-    Raises InputError where the folder is missing or its tokenizer names no end-of-sequence token.
+    Raises InputError if the folder is missing or its tokenizer has no end-of-sequence token.
     """
     require_model_folder(path)
     try:
@@ -32,6 +32,6 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """One tensor [B, T] of sequences, padded on the right to the longest."""
+    """Pad sequences on the right to the longest: [B, T]."""
     rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

@@ -1,7 +1,4 @@
-"""What both supervised stages share: the tokenizer, the order of the batches, the optimiser.
-
-Knows no loss and nothing of stages.
-"""
+"""Order of batches and held-out rows of the supervised stages."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ T = TypeVar("T")
 
 
 def shuffled_batches(num_rows: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Row numbers in batches, for ever: each pass in a new order, its last batch perhaps smaller."""
+    """Yield row numbers in batches, without end: each pass in a new order, its last batch perhaps smaller."""
     while True:
         order = torch.randperm(num_rows, generator=generator).tolist()
         for start in range(0, num_rows, batch_size):
@@ -30,10 +27,10 @@ def shuffled_batches(num_rows: int, batch_size: int, generator: torch.Generator)
 def mixed_batches(
     sizes: Sequence[int], weights: Sequence[float], batch_size: int, generator: torch.Generator
 ) -> Iterator[list[int]]:
-    """Row numbers in batches, for ever, of sources whose rows stand one source after the other.
+    """Yield row numbers in batches, without end, from sources of these sizes, whose rows are numbered consecutively.
 
-    Each source has passes of its own, in a new order each; how often one comes its weight says. A single one comes as
-    in `shuffled_batches`.
+    Each source has its own passes, each in a new order, and is drawn from in proportion to its weight. A single source
+    is batched as in `shuffled_batches`.
     """
     if len(sizes) == 1:
         yield from shuffled_batches(sizes[0], batch_size, generator)
@@ -45,7 +42,7 @@ def mixed_batches(
 
 
 def split(rows: Sequence[T], share: float, generator: torch.Generator, path: Path) -> tuple[list[T], list[T]]:
-    """Rows to train on and rows held out, at least one of each. Raises InputError on a single row."""
+    """Split rows into training and held-out rows, at least one of each. Raises InputError on a single row."""
     if len(rows) < 2:
         raise InputError(str(path), "a single row: one is needed for training and one to be held out")
     order = torch.randperm(len(rows), generator=generator).tolist()
@@ -55,10 +52,10 @@ def split(rows: Sequence[T], share: float, generator: torch.Generator, path: Pat
 
 
 def split_by_draw(rows: Sequence[T], draws: Sequence[float], share: float, path: Path) -> tuple[list[T], list[T]]:
-    """Rows to train on and rows held out: those whose draw in [0, 1) is below the share.
+    """Split rows into training and held-out rows: hold out those whose draw in [0, 1) is below the share.
 
-    A row that is held out among some rows is so among more of them, but where few rows would leave one side empty,
-    the lowest draw alone is held out, or the highest alone trained on. Raises InputError where all draws are one.
+    A held-out row stays held out when rows are added. If one side would be empty, holds out only the rows of the lowest
+    draw, or trains only on those of the highest. Raises InputError if all draws are equal.
     """
     if len(set(draws)) < 2:
         raise InputError(str(path), "all pairs have one prompt: one is needed for training and one to be held out")
@@ -71,5 +68,5 @@ def split_by_draw(rows: Sequence[T], draws: Sequence[float], share: float, path:
 
 
 def _above(number: float) -> float:
-    """The next number."""
+    """Return the next larger float."""
     return math.nextafter(number, math.inf)

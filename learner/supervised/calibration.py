@@ -1,7 +1,7 @@
-"""How far a reward model's probabilities can be believed, from the rewards of pairs that it was not trained on.
+"""Measures accuracy and calibration of a reward model on pairs that it was not trained on. Imports no torch.
 
-A pair's margin is the reward of the chosen response less that of the rejected one; its sigmoid is the probability that
-the model gives to what was chosen (Bradley and Terry 1952). Knows neither models nor files, and imports no torch.
+A pair's margin is the reward of the chosen response minus that of the rejected one; its sigmoid is the probability that
+the model gives to the choice (Bradley and Terry 1952).
 
 Shapes: N pairs, M members of an ensemble.
 """
@@ -20,7 +20,7 @@ Numbers: TypeAlias = Sequence[float] | npt.NDArray[np.float64]
 
 
 def measures(chosen: Numbers, rejected: Numbers) -> dict[str, float]:
-    """`accuracy`, `ece`, `nll` and `margin_mean` of N pairs with these rewards."""
+    """Compute `accuracy`, `ece`, `nll` and `margin_mean` of N pairs with these rewards."""
     margins = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
     return {
         "accuracy": accuracy(margins),
@@ -31,7 +31,7 @@ def measures(chosen: Numbers, rejected: Numbers) -> dict[str, float]:
 
 
 def accuracy(margins: Numbers) -> float:
-    """Share of pairs whose chosen response has the higher reward; a tie counts half."""
+    """Compute the share of pairs whose chosen response has the higher reward; a tie counts half."""
     return float(_is_right(np.asarray(margins, dtype=np.float64)).mean())
 
 
@@ -40,22 +40,21 @@ def _is_right(margins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def num_ties(margins: Numbers) -> int:
-    """Pairs with equal rewards."""
+    """Count the pairs with equal rewards."""
     return int((np.asarray(margins, dtype=np.float64) == 0).sum())
 
 
 def negative_log_likelihood(margins: Numbers) -> float:
-    """Mean of -log sigmoid(margin), in nats."""
+    """Compute the mean of -log sigmoid(margin), in nats."""
     return float(np.logaddexp(0.0, -np.asarray(margins, dtype=np.float64)).mean())
 
 
 def expected_calibration_error(margins: Numbers, num_bins: int = NUM_BINS) -> float:
-    """How far confidence is from accuracy (Guo et al. 2017, arXiv:1706.04599, eq. 3), from 0 to 1.
+    """Compute the expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3), from 0 to 1.
 
-    The confidence in the response that the model prefers is sigmoid(|margin|); it is right where that response was
-    chosen, by half on a tie. In each of the equal-width bins of [0, 1] the gap between mean confidence and share of
-    right ones is taken, weighted by the bin's share of the pairs. (Bins of the chosen response's own probability would
-    tell nothing: it was chosen every time.)
+    The confidence in the response that the model prefers is sigmoid(|margin|); it is right if that response was chosen,
+    and half right on a tie. Sums over equal-width bins of [0, 1] the gap between mean confidence and accuracy, weighted
+    by the bin's share of the pairs. (Bins of the chosen response's probability would be useless: it was always chosen.)
     """
     values = np.asarray(margins, dtype=np.float64)
     confidences = np.exp(-np.logaddexp(0.0, -np.abs(values)))
@@ -65,14 +64,14 @@ def expected_calibration_error(margins: Numbers, num_bins: int = NUM_BINS) -> fl
 
 
 def ensemble_uncertainty(margins: Sequence[Numbers]) -> float:
-    """How far M >= 2 members disagree: the standard deviation over members of a pair's margin, mean over the N pairs.
+    """Compute how far M >= 2 members disagree: a margin's standard deviation over members, mean over the N pairs.
 
-    Of margins, not rewards: preferences leave each member's level open.
+    Uses margins, not rewards: preferences do not determine each member's offset.
     """
     return float(np.asarray(margins, dtype=np.float64).std(axis=0).mean())
 
 
 def reward_statistics(chosen: Numbers, rejected: Numbers) -> dict[str, float]:
-    """`mean`, `std` (of the population) and `num` of the rewards of both responses."""
+    """Compute `mean`, `std` (of the population) and `num` of the rewards of both responses."""
     rewards = np.concatenate([np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)])
     return {"mean": float(rewards.mean()), "std": float(rewards.std()), "num": len(rewards)}

@@ -1,7 +1,4 @@
-"""What the supervised stages train on: rows of a data set as token ids, the long ones cut or dropped as it is asked.
-
-Knows neither models nor losses.
-"""
+"""Reads the examples of the supervised stages as token ids, and cuts or drops the long ones."""
 
 from __future__ import annotations
 
@@ -28,11 +25,11 @@ from cluster.data.datasets import Examples, read_examples
 from cluster.errors import InputError
 
 END_MARK = "\ue000"
-"""A character of Unicode's private use area, which no text should have."""
+"""A character of Unicode's private use area, which texts should not contain."""
 
 
 class Completion(NamedTuple):
-    """A prompt with its completion: the ids of all tokens, and how many of them are the prompt's."""
+    """A prompt with its completion: all token ids, and the number of the prompt's tokens."""
 
     token_ids: list[int]
     num_prompt: int
@@ -41,14 +38,14 @@ class Completion(NamedTuple):
         return len(self.token_ids)
 
     def cut(self, max_tokens: int) -> Completion | None:
-        """The prompt and as much of the completion as fits; None where nothing of it does."""
+        """Cut the completion to fit; returns None if none of its tokens fits."""
         return self._replace(token_ids=self.token_ids[:max_tokens]) if self.num_prompt < max_tokens else None
 
 
 class Pair(NamedTuple):
-    """Two responses to a prompt, each as the ids of prompt and response; `margin` is how far apart they should be.
+    """Two responses to a prompt, each as token ids of prompt and response.
 
-    `draw` is `draw_of` the prompt.
+    `margin` is the least difference that their rewards should have, `draw` is `draw_of` the prompt.
     """
 
     chosen: list[int]
@@ -58,11 +55,11 @@ class Pair(NamedTuple):
     draw: float = 0.0
 
     def num_tokens(self) -> int:
-        """Tokens of the longer one."""
+        """Return the number of tokens of the longer one."""
         return max(len(self.chosen), len(self.rejected))
 
     def cut(self, max_tokens: int) -> Pair | None:
-        """Both with as much of the response as fits; None where nothing fits or nothing is left to tell them apart."""
+        """Cut both responses to fit; returns None if no token fits or the rest is equal."""
         chosen, rejected = self.chosen[:max_tokens], self.rejected[:max_tokens]
         if self.num_prompt >= max_tokens or chosen == rejected:
             return None
@@ -70,7 +67,7 @@ class Pair(NamedTuple):
 
 
 class Example(Protocol):
-    """What a limit is applied to."""
+    """An example that a limit can be applied to."""
 
     def num_tokens(self) -> int: ...
     def cut(self, max_tokens: int) -> Self | None: ...
@@ -82,7 +79,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How many tokens an example may have, why, and what becomes of a longer one."""
+    """The most tokens that an example may have, the reason, and the treatment of longer ones."""
 
     max_tokens: float
     why: str
@@ -90,9 +87,9 @@ class Limit:
 
     @classmethod
     def of(cls, model: Any, config: Any, section: str) -> Limit:
-        """The limit that a section of the run file sets, or without one the model's context.
+        """Return the limit that a section of the run file sets, by default the model's context.
 
-        Raises InputError when the section allows more than the context.
+        Raises InputError if the section allows more than the context.
         """
         context = getattr(model.config, "max_position_embeddings", None) or math.inf
         if config.max_tokens is None:
@@ -102,9 +99,9 @@ class Limit:
         return cls(config.max_tokens, f"{section}.max_tokens is {config.max_tokens}", config.long_examples)
 
     def applied(self, examples: Sequence[E], path: Path) -> tuple[list[E], dict[str, float]]:
-        """The examples that are kept, and how many there are, were cut and were dropped.
+        """Return the examples to keep, and the numbers of those kept, cut and dropped.
 
-        Raises InputError naming the first row that is too long where that is an error, and where none is left.
+        Raises InputError naming the first row that is too long if that is an error, and if no example is left.
         """
         kept: list[E] = []
         num_cut = 0
@@ -125,9 +122,9 @@ class Limit:
 def read_completions(
     tokenizer: Any, path: Path, columns: Mapping[str, str] | None = None, broken: BrokenRows | None = None
 ) -> list[Completion]:
-    """The examples of a data set of prompts and completions.
+    """Read the examples of a data set of prompts and completions.
 
-    Raises InputError naming the file, and the column or row, that is wrong; `broken` may leave rows out.
+    Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
     examples = read_examples(path, "sft", columns=columns, broken=broken)
@@ -145,21 +142,21 @@ def read_completions(
 
 
 def _halves(examples: Examples, row: int) -> tuple[Sequence[Message], Sequence[Message]]:
-    """Prompt and completion of a conversation."""
+    """Split a conversation into prompt and completion."""
     if examples.form.columns == ("messages",):
         return split_at_last_answer(examples.columns["messages"][row], examples.where(row))
     return examples.columns["prompt"][row], examples.columns["completion"][row]
 
 
 def _some(examples: list[T], path: Path, broken: BrokenRows) -> list[T]:
-    """The examples; raises InputError where all rows were left out."""
+    """Return the examples. Raises InputError if all rows were skipped."""
     if not examples:
         raise InputError(str(path), f"all {len(broken.errors)} rows are broken; {broken.errors[0]}")
     return examples
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[Completion]:
-    """Each row's token ids, prompt then completion then end of sequence, with the length of its prompt."""
+    """Tokenize each row as prompt, completion and end of sequence."""
     prompt_ids = tokenizer(list(prompts)).input_ids
     completion_ids = tokenizer(list(completions), add_special_tokens=False).input_ids
     return [
@@ -171,7 +168,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str])
 def _tokenize_rendered(
     tokenizer: Any, examples: Examples, rendered: Sequence[tuple[RenderedPrompt, RenderedPrompt]], broken: BrokenRows
 ) -> list[Completion]:
-    """The same of conversations as the chat template writes them, with an end of sequence where it writes none."""
+    """Tokenize conversations as the chat template renders them; adds an end of sequence if it writes none."""
     completions = []
     halves = (token_ids(tokenizer, [half[side] for half in rendered]) for side in (0, 1))
     for row, (prompt, whole) in enumerate(zip(*halves, strict=True)):
@@ -184,7 +181,7 @@ def _tokenize_rendered(
 
 @dataclass(frozen=True, slots=True)
 class PairTexts:
-    """Pairs as texts, in the order of `examples`, which has where they stand and their other columns."""
+    """Pairs as texts, in the order of `examples`, which holds their locations and other columns."""
 
     prompts: list[str]
     chosen: list[str]
@@ -200,9 +197,9 @@ def read_pair_texts(
     columns: Mapping[str, str] | None = None,
     broken: BrokenRows | None = None,
 ) -> PairTexts:
-    """The pairs of a data set of preferences as texts; conversations as the tokenizer's chat template writes them.
+    """Read the pairs of a data set of preferences as texts; conversations as the chat template renders them.
 
-    Raises InputError naming the file, and the column or row, that is wrong; `broken` may leave rows out.
+    Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
     examples = read_examples(path, "preferences", others=others, columns=columns, broken=broken)
@@ -210,7 +207,7 @@ def read_pair_texts(
         prompts, chosen, rejected = (examples.columns[name] for name in examples.form.columns)
         return PairTexts(prompts, chosen, rejected, examples)
     if tokenizer is None:
-        raise InputError(str(path), "holds messages: a tokenizer is needed, whose chat template writes them")
+        raise InputError(str(path), "holds messages: a tokenizer with a chat template is needed")
     require_template(tokenizer, str(path))
     rows, texts = list[int](), list[tuple[str, str, str]]()
     for row in range(len(examples)):
@@ -224,9 +221,9 @@ def read_pair_texts(
 def read_pairs(
     tokenizer: Any, path: Path, columns: Mapping[str, str] | None = None, broken: BrokenRows | None = None
 ) -> list[Pair]:
-    """The pairs of a data set of preferences, prompt + response + end of sequence read as what serves them reads it.
+    """Read the pairs of a data set of preferences; prompt + response + end of sequence is tokenized as in serving.
 
-    Raises InputError naming the file, and the column or row, that is wrong; `broken` may leave rows out.
+    Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
     texts = read_pair_texts(path, tokenizer, others=("margin",), columns=columns, broken=broken)
@@ -241,13 +238,13 @@ def read_pairs(
     pairs = []
     for row, (chosen, rejected, num, margin) in enumerate(zip(*whole, num_prompt, margins, strict=True)):
         with broken.row():
-            given = _margin(texts.examples, row, margin)
-            pairs.append(Pair(chosen, rejected, num, given, draw_of(texts.prompts[row])))
+            distance = _margin(texts.examples, row, margin)
+            pairs.append(Pair(chosen, rejected, num, distance, draw_of(texts.prompts[row])))
     return _some(pairs, path, broken)
 
 
 def draw_of(prompt: str) -> float:
-    """A number in [0, 1) that a prompt always draws (the first 53 bits of blake2b of its UTF-8)."""
+    """Return a number in [0, 1) that depends on the prompt only (the first 53 bits of blake2b of its UTF-8)."""
     digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
@@ -259,7 +256,7 @@ def _margin(examples: Examples, row: int, value: Any) -> float:
 
 
 def _rendered_pair(tokenizer: Any, examples: Examples, row: int) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected response as texts."""
+    """Render prompt, chosen and rejected response as texts."""
     where, columns = examples.where(row), examples.columns
     chosen, rejected = columns["chosen"][row], columns["rejected"][row]
     if "prompt" in examples.form.columns:
@@ -274,14 +271,14 @@ def _rendered_pair(tokenizer: Any, examples: Examples, row: int) -> tuple[str, s
 def _response(
     tokenizer: Any, prompt: Sequence[Message], prompt_text: str, messages: Sequence[Message], where: str
 ) -> str:
-    """A response as text, as the policy would give it: the template's, up to the end of its last message's content.
+    """Render a response as the policy would write it: up to the end of its last message's content.
 
-    Where that is, a mark put there shows.
+    A mark at the end of the content shows where that is in the rendered text.
     """
     last = {**messages[-1], "content": messages[-1]["content"].rstrip() + END_MARK}
     whole = render(tokenizer, [*prompt, *messages], where, is_prompt=False)
     marked = render(tokenizer, [*prompt, *messages[:-1], last], where, is_prompt=False)
     before, mark, _ = marked.partition(END_MARK)
     if not mark or not whole.startswith(before):
-        raise InputError(where, "the chat template does not write the end of the last message as it stands")
+        raise InputError(where, "the chat template changes the end of the last message")
     return str(completion_after(prompt_text, before, where))

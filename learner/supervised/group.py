@@ -1,4 +1,4 @@
-"""A supervised stage as the driver sees it: a stream of metrics. Knows neither models nor data."""
+"""The learner group of a supervised stage as the driver calls it: a stream of metrics."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from learner.supervised.rank import SupervisedSettings
 from learner.supervised.rllib import SupervisedLearner
 
 CALL_S = 0.5
-"""How long a call should take, so that its own cost of milliseconds is nothing and a screen still moves."""
+"""How long a call should take: long against its overhead of milliseconds, short enough for a live view."""
 
 
 class SupervisedLearnerGroup(GroupCalls):
-    """The learners of a supervised stage."""
+    """Calls the learners of a supervised stage."""
 
     @classmethod
     async def start(cls, settings: SupervisedSettings) -> Self:
-        """Start the ranks with their models and data. Raises the error of one that could not, and DeadlineExceeded."""
+        """Start the ranks with their models and data. Raises the error of a rank that failed, or DeadlineExceeded."""
         return cls(await build(settings, SupervisedLearner), settings.config)
 
     async def train(self) -> AsyncIterator[Row]:
         """Train to the end, from the newest checkpoint if there is one, and write the model.
 
-        First of all yields the examples' counts, then the metrics of each step, last what was measured of the model.
+        Yields the examples' counts first, then the metrics of each step, and the model's measurements last.
         """
         yield (await self.call_rank("counts"))[0]
         num, started, rows = 1, time.monotonic(), list[Row]()
@@ -42,5 +42,5 @@ class SupervisedLearnerGroup(GroupCalls):
 
 
 def _next_num(num: int, took_s: float) -> int:
-    """How many steps the next call should have, where `num` took so long; at most twice as many."""
+    """Return the number of steps for the next call, given that `num` took `took_s`; at most twice as many."""
     return max(1, min(2 * num, int(num * CALL_S / took_s)))

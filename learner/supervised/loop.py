@@ -1,7 +1,7 @@
-"""The loop of both supervised stages: optimiser steps, measurements on held-out rows, the best weights, checkpoints.
+"""The loop of both supervised stages: optimiser steps, evaluation on held-out rows, best weights, checkpoints.
 
-Knows neither losses nor data: a stage hands in how a batch's loss is descended and how held-out rows are measured.
-Every rank runs the same loop, in step.
+A stage passes in the functions that compute a batch's gradient and evaluate held-out rows. Every rank runs the same
+loop, in step with the others.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ Row = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how fast to descend, how often to measure and to write checkpoints."""
+    """Number of steps, learning rate, and how often to evaluate and to write checkpoints."""
 
     num_steps: int
     learning_rate: float
     evaluate_every_steps: int
     keeps_best: bool
-    """Whether the weights of the lowest `held_out_loss` are kept, not the last."""
+    """Whether to keep the weights of the lowest `held_out_loss` instead of the last."""
     patience: int | None
     checkpoint_every_steps: int
     unit: str
-    """What a batch is told to have as `num_UNIT`; the rate is reported as `UNIT_per_s`."""
+    """The batch metric `num_UNIT` is reported as the rate `UNIT_per_s`."""
 
 
 def checkpoints_of(
     folder: Path | None, config: Any, seed: int, rows: Sequence[Any], ranks: Ranks
 ) -> Checkpoints | None:
-    """The checkpoints of a stage with these settings and rows in that folder, if there is one."""
+    """Return the checkpoints of a stage with these settings and rows; None without a folder."""
     if folder is None:
         return None
     digest = hashlib.sha256(f"{seed} {config.model_dump_json()}".encode())
@@ -61,11 +61,11 @@ def descend(
     plan: Plan,
     checkpoints: Checkpoints | None,
 ) -> Generator[Row, None, Row]:
-    """Train to the plan's last step or until its patience ends; yields each step's metrics.
+    """Train to the plan's last step or until its patience runs out; yields each step's metrics.
 
-    `accumulate` leaves the gradient of a batch's loss, as far as it is this rank's, and returns what is told of the
-    batch; `evaluate` gives `held_out_loss`. Goes on from the newest checkpoint, and first yields again the rows since
-    the one before it. Returns what was measured of the weights that the model has in the end: empty where nothing was.
+    `accumulate` adds this rank's gradient of the batch loss and returns the batch's metrics; `evaluate` returns
+    `held_out_loss`. Resumes from the newest checkpoint, and first repeats the rows since the one before it. Returns the
+    metrics of the weights that the model has at the end; empty if they were not measured.
     """
     progress, best = checkpoints.load(model, optimizer.adamw) if checkpoints else (Progress(), {})
     optimizer.num_done = progress.step
@@ -91,7 +91,7 @@ def descend(
 
 
 def _step(optimizer: Optimizer, accumulate: Callable[[list[int]], Row], batch: list[int], unit: str) -> Row:
-    """One optimiser step; returns its row of metrics."""
+    """Run one optimiser step; returns its metrics."""
     started = time.perf_counter()
     optimizer.clear()
     metrics = accumulate(batch)
@@ -101,7 +101,7 @@ def _step(optimizer: Optimizer, accumulate: Callable[[list[int]], Row], batch: l
 
 
 def _is_kept(progress: Progress, row: dict[str, float], plan: Plan) -> bool:
-    """Whether the weights just measured are those to keep, by the plan; takes note of it."""
+    """Update the progress with a measurement; returns whether its weights are the ones to keep."""
     before = progress.kept.get("held_out_loss", math.inf)
     if progress.kept and plan.keeps_best and not _number(row["held_out_loss"]) < _number(before):
         progress.num_worse += 1
@@ -111,5 +111,5 @@ def _is_kept(progress: Progress, row: dict[str, float], plan: Plan) -> bool:
 
 
 def _number(loss: float) -> float:
-    """A loss to compare; what is no number is worse than any."""
+    """Return the loss for comparison; NaN is worse than any number."""
     return math.inf if math.isnan(loss) else loss

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule of the supervised stages."""
+"""Optimiser and learning-rate schedule of the supervised stages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_GRAD_NORM = 1.0
 class Optimizer:
     """AdamW with gradients clipped to norm 1; linear warm-up over a tenth of the steps, then cosine to a tenth.
 
-    `num_done` is the optimiser steps done: where in that schedule the next one is.
+    `num_done` is the number of optimiser steps done, which is the position in the schedule.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class Optimizer:
         self._factor = warmup_then_cosine(num_steps)
 
     def clear(self) -> None:
-        """Forget all gradients."""
+        """Clear all gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """Sum the gradients over ranks and descend by one optimiser step; waits for the other ranks.
+        """Sum the gradients over ranks and run one optimiser step. Collective.
 
-        Raises LearnerError, on all of them, before the weights are touched by a gradient that is not finite.
+        Raises LearnerError on all ranks, before the weights change, if the gradient is not finite.
         """
         for group in self.adamw.param_groups:
             group["lr"] = self._learning_rate * self._factor(self.num_done)
@@ -52,7 +52,7 @@ class Optimizer:
 
 
 def warmup_then_cosine(num_steps: int) -> Callable[[int], float]:
-    """Factor of the peak learning rate at optimiser step 0, 1, ...: up over a tenth, then a cosine down to 0.1."""
+    """Return the factor of the peak learning rate by step: up over a tenth of the steps, then a cosine to 0.1."""
     warmup = max(1, num_steps // 10)
 
     def factor(step: int) -> float:

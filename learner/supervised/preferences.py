@@ -1,7 +1,4 @@
-"""Reward model training: what is learnt from preferences, by the model of Bradley and Terry.
-
-Knows nothing of who prefers and of stages. B pairs.
-"""
+"""Reward model training on preferences, by the model of Bradley and Terry. Shapes: B pairs."""
 
 from __future__ import annotations
 
@@ -25,16 +22,16 @@ from learner.supervised.examples import Pair
 from learner.supervised.loop import Plan, Row
 
 STATISTICS, RECORD, HELD_OUT_REWARDS = "reward_statistics.json", "training.json", "held_out_rewards.parquet"
-"""What lies in a reward model's folder beside the model."""
+"""Further files in a reward model's folder."""
 CENTERING = 0.01
-"""Weight of the squared mean reward of a batch: preferences leave the level of rewards open, this keeps it near 0."""
+"""Weight of the squared mean reward of a batch, which keeps the rewards' offset, free otherwise, near 0."""
 
 
 class PreferenceLoss:
-    """Mean negative log-likelihood of preferences (Bradley and Terry 1952), in training centred and of smoothed labels.
+    """Mean negative log-likelihood of preferences (Bradley and Terry 1952); in training centred, with smoothed labels.
 
-    A pair's margin is by how much the chosen reward should be higher (Llama 2, arXiv:2307.09288, eq. 2). All methods
-    wait for the other ranks; `pieces` are this rank's part of `rows`, in micro-batches.
+    A pair's margin is how much higher the chosen reward should be (Llama 2, arXiv:2307.09288, eq. 2). All methods are
+    collective; `pieces` are this rank's part of `rows`, in micro-batches.
     """
 
     unit = "pairs"
@@ -46,10 +43,10 @@ class PreferenceLoss:
         self._device = device
 
     def accumulate(self, pieces: Sequence[Sequence[Pair]], rows: Sequence[Pair]) -> Row:
-        """Leave the gradient of this rank's part of the loss of `rows`; returns what is told of them.
+        """Add the gradient of this rank's part of the loss of `rows`; returns their metrics.
 
-        The gradient of the squared mean m of all ranks' rewards is 2 m times that of m, whose parts add up. So m has
-        to be known first: a single piece's graph is kept for that, several are computed twice.
+        The gradient of the squared mean m of all ranks' rewards is 2 m times that of m, whose parts add up. So m is
+        computed first: the graph of a single micro-batch is kept for this, several are computed twice.
         """
         num, sums = len(rows), self._zeros(2)
         graphs = [pair_rewards(self._net, piece) for piece in pieces] if len(pieces) == 1 else []
@@ -64,7 +61,7 @@ class PreferenceLoss:
 
     @torch.no_grad()
     def _level(self, graphs: Sequence[tuple[Tensor, Tensor]], pieces: Sequence[Sequence[Pair]]) -> float:
-        """The sum of all ranks' rewards."""
+        """Sum all ranks' rewards."""
         total = self._zeros(1)
         for chosen, rejected in graphs or (pair_rewards(self._net, piece) for piece in pieces):
             total += (chosen + rejected).sum(dtype=torch.float64)
@@ -72,17 +69,17 @@ class PreferenceLoss:
 
     @torch.no_grad()
     def rewards(self, pieces: Sequence[Sequence[Pair]], places: Sequence[Sequence[int]], num: int) -> list[list[float]]:
-        """Rewards of the chosen and of the rejected responses of all ranks' `num` rows; `places` are the pieces'."""
+        """Compute chosen and rejected rewards of all ranks' `num` rows; `places` are the row numbers of `pieces`."""
         rewards = torch.zeros(2, num, dtype=torch.float64, device=self._device)
         for piece, own in zip(pieces, places, strict=True):
-            for side, given in enumerate(pair_rewards(self._net, piece)):
-                rewards[side, list(own)] = given.double()
+            for side, values in enumerate(pair_rewards(self._net, piece)):
+                rewards[side, list(own)] = values.double()
         numbers: list[list[float]] = self._ranks.all_sum(rewards).tolist()
         return numbers
 
     @torch.no_grad()
     def measure(self, pieces: Sequence[Sequence[Pair]], rows: Sequence[Pair]) -> Row:
-        """Accuracy and loss, not centred, of `rows`."""
+        """Compute accuracy and loss of `rows`, not centred."""
         sums = self._zeros(2)
         for piece in pieces:
             chosen, rejected = pair_rewards(self._net, piece)
@@ -96,17 +93,17 @@ class PreferenceLoss:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRewards:
-    """The rewards of pairs that a model was not trained on, and what follows from them."""
+    """The rewards of pairs that a model was not trained on, and their metrics."""
 
     chosen: Sequence[float]
     rejected: Sequence[float]
 
     def measures(self) -> Row:
-        """`accuracy`, `ece`, `nll` and `margin_mean`."""
+        """Compute `accuracy`, `ece`, `nll` and `margin_mean`."""
         return calibration.measures(self.chosen, self.rejected)
 
     def write(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write beside the model its rewards, their statistics and `record`, how it was trained and how well."""
+        """Write the rewards, their statistics and `record`, on the training and its result, into the model's folder."""
         rewards = pa.table({"chosen": list(self.chosen), "rejected": list(self.rejected)})
         pq.write_table(rewards, folder / HELD_OUT_REWARDS)
         statistics = calibration.reward_statistics(self.chosen, self.rejected)
@@ -115,21 +112,21 @@ class MeasuredRewards:
 
 
 def pair_rewards(net: RewardNet, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Rewards [B] of the chosen and of the rejected responses, from one forward pass over all of them.
+    """Compute rewards [B] of the chosen and of the rejected responses, in one forward pass.
 
-    No pairs at all give none, but for the pass.
+    Without pairs, still runs the forward pass: ranks must call a sharded model together.
     """
-    given = pairs or [Pair([0], [0])]
-    rewards = net([pair.chosen for pair in given] + [pair.rejected for pair in given])
-    chosen, rejected = rewards[: len(given)], rewards[len(given) :]
+    inputs = pairs or [Pair([0], [0])]
+    rewards = net([pair.chosen for pair in inputs] + [pair.rejected for pair in inputs])
+    chosen, rejected = rewards[: len(inputs)], rewards[len(inputs) :]
     return chosen[: len(pairs)], rejected[: len(pairs)]
 
 
 def preference_nll(chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair], label_smoothing: float = 0.0) -> Tensor:
-    """[B]: each preference's negative log-likelihood, given the rewards [B].
+    """Compute each preference's negative log-likelihood [B], given the rewards [B].
 
-    With label smoothing e the mean of that and of the opposite preference's, weighted 1 - e and e: its minimum is at
-    the odds (1 - e) / e, where labels are wrong with probability e (Mitchell 2023, "A note on DPO with noisy
+    With label smoothing e, its mean with that of the opposite preference, weighted 1 - e and e: the minimum is at odds
+    (1 - e) / e, which is right if labels are wrong with probability e (Mitchell 2023, "A note on DPO with noisy
     preferences & relationship to IPO", eq. 3).
     """
     margins = torch.tensor([pair.margin for pair in pairs], dtype=chosen.dtype, device=chosen.device)
@@ -141,12 +138,12 @@ def preference_nll(chosen: Tensor, rejected: Tensor, pairs: Sequence[Pair], labe
 
 
 def agreement(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """[B]: 1 where the chosen response got the higher reward, 0 where the lower, 0.5 on a tie."""
+    """Return [B]: 1 if the chosen response has the higher reward, 0 if the lower, 0.5 on a tie."""
     return ((chosen > rejected).double() + (chosen >= rejected).double()) / 2
 
 
 def reward_model_plan(config: RewardModelConfig, num_training: int) -> Plan:
-    """The loop of these settings: measured after every epoch."""
+    """Return the plan of these settings: evaluates after every epoch."""
     steps_per_epoch = -(-num_training // config.batch_size)
     return Plan(
         num_steps=config.num_epochs * steps_per_epoch,

@@ -1,8 +1,8 @@
-"""Where a supervised stage stands, on disk: what it needs to go on to the very same weights.
+"""Checkpoints of a supervised stage, from which it resumes to exactly the same weights.
 
-A checkpoint is a folder `step-000010`, whole or not there: the state that `checkpoint` writes, the best weights among
-it where there are better ones than the last, and `progress.json`. The newest replaces the one before it. There is no
-random state to keep: nothing drops out, and the order of batches is a function of the seed.
+A checkpoint is a folder `step-000010`, written atomically: the state that `learner.checkpoint` writes, which includes
+the best weights if they are not the last, and `progress.json`. Each checkpoint replaces the one before. No random state
+is saved: there is no dropout, and the order of batches depends on the seed only.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _NAME = re.compile(r"step-(\d+)")
 
 @dataclass
 class Progress:
-    """How far a stage has come: optimiser steps done, their metrics since the last checkpoint, the best so far."""
+    """Progress of a stage: optimiser steps done, metrics since the last checkpoint, the best measurement."""
 
     step: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     kept: dict[str, float] = field(default_factory=dict)
-    """What was measured of the weights to be kept, with their `step`; empty before the first measurement."""
+    """Metrics of the weights to keep, with their `step`; empty before the first measurement."""
     num_worse: int = 0
-    """Measurements since."""
+    """Measurements since then, all worse."""
 
 
 Weights = Mapping[str, Rows]
-"""What of a model's weights lies on this rank, in the CPU's memory."""
+"""This rank's part of a model's weights, in CPU memory."""
 
 
 def copied_weights(model: nn.Module) -> Weights:
-    """The weights as they are now."""
+    """Copy the current weights to CPU memory."""
     return {name: _copied(weights) for name, weights in checkpoint.trained_tensors(model).items()}
 
 
@@ -55,16 +55,16 @@ def _copied(weights: Tensor) -> Rows:
 
 @torch.no_grad()
 def put_weights(model: nn.Module, weights: Weights) -> None:
-    """Give the model weights that were its own before."""
+    """Restore weights that `copied_weights` returned."""
     trained = checkpoint.trained_tensors(model)
     for name, rows in weights.items():
         Rows.of(trained[name]).tensor.copy_(rows.tensor)
 
 
 class Checkpoints:
-    """The checkpoints of one stage, made of one set of data and settings, which `made_of` tells from others.
+    """Saves and loads the checkpoints of one stage; `made_of` identifies its data and settings.
 
-    Every rank calls every method.
+    All methods are collective.
     """
 
     def __init__(self, folder: Path, made_of: str, ranks: Ranks) -> None:
@@ -73,7 +73,7 @@ class Checkpoints:
         self._ranks = ranks
 
     def save(self, model: nn.Module, adamw: torch.optim.Optimizer, progress: Progress, best: Weights) -> None:
-        """Write a checkpoint; the one before it goes once this one is whole."""
+        """Write a checkpoint, then delete the one before."""
         path, first = self._folder / f"step-{progress.step:06d}", self._ranks.rank == 0
         tensors: dict[str, Tensor | Rows] = {
             **checkpoint.trained_tensors(model),
@@ -93,27 +93,27 @@ class Checkpoints:
                 shutil.rmtree(old)
 
     def load(self, model: nn.Module, adamw: torch.optim.Optimizer) -> tuple[Progress, Weights]:
-        """Put model and optimiser where the newest checkpoint has them; how far that was, and the best weights.
+        """Restore model and optimiser from the newest checkpoint; returns its progress and the best weights.
 
-        Raises InputError where it was made of other data or settings.
+        Raises InputError if it was made from other data or settings.
         """
         newest = next(reversed(self._all()), None)
         if newest is None:
             return Progress(), {}
         record = _read(newest / "progress.json")
         if record["made_of"] != self._made_of:
-            raise InputError(str(newest), "made of other data or settings than these; without it the stage starts over")
+            raise InputError(str(newest), "was made from other data or settings: delete it to start the stage over")
         state = checkpoint.State(newest)
         checkpoint.restore(state, adamw, model)
         return Progress(**record["progress"]), _best(state, model)
 
     def remove(self) -> None:
-        """Delete them all: the stage is done."""
+        """Delete all checkpoints, after the stage is done."""
         if self._ranks.rank == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _all(self) -> list[Path]:
-        """Oldest first."""
+        """List the checkpoints, oldest first."""
         found = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)] if self._folder.is_dir() else []
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 

@@ -1,7 +1,6 @@
-"""One rank of a supervised stage: its networks, data and loop, and all it can be told to do.
+"""One rank of a supervised stage: its networks, data, loop and result. Imports no RLlib.
 
-Every rank reads the same data and draws the same batches, of which it computes its own part. Knows the other ranks by
-`Ranks` alone, whoever started them; nothing of RLlib and of the driver.
+Every rank reads the same data and draws the same batches, of which it computes its own part.
 """
 
 from __future__ import annotations
@@ -39,13 +38,12 @@ from learner.supervised.sft import CompletionLoss, sft_plan
 
 @dataclass(frozen=True, slots=True)
 class SupervisedSettings:
-    """All that a rank is built from: `stage` is what is learnt, `config` how learners share it out.
+    """Everything that a rank is built from: `stage` says what is trained, `config` how ranks divide the work.
 
-    `dtype` is what is computed in; weights are kept in float32 (or float64). The trained model replaces `output_path`.
-    Several `sources` are mixed by their weights, and each is held out from by itself. `fresh_path` has pairs that the
-    reward model is measured on in the end, those held out where there are none.
-    `more_path` has more pairs. With `by_prompt` pairs are held out by their prompts alone, so that what was held out
-    before still is when pairs are added. `member` numbers the reward models of an ensemble, which hold out the same.
+    The trained model replaces `output_path`. Several `sources` are mixed by their weights, and rows are held out of
+    each separately. The reward model is evaluated on the pairs of `fresh_path`, by default on the held-out ones.
+    `more_path` has further pairs. With `by_prompt`, pairs are held out by their prompt only, so that held-out
+    pairs stay held out when pairs are added. `member` numbers the reward models of an ensemble, which hold out the same pairs.
     """
 
     config: LearnerConfig
@@ -67,17 +65,17 @@ class SupervisedSettings:
 
     @property
     def name(self) -> Literal["sft", "reward_model"]:
-        """The stage's name, which its section of the run file has too."""
+        """The stage's name, which is also that of its section of the run file."""
         return "sft" if isinstance(self.stage, SftConfig) else "reward_model"
 
     @property
     def member_seed(self) -> int:
-        """What draws a member's new head and its order of batches."""
+        """The seed of a member's new head and of its order of batches."""
         return self.place.seed + self.member
 
 
 def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
-    """The networks that the stage trains."""
+    """Load the networks that the stage trains."""
     config = settings.config
     if settings.name == "reward_model":
         return RewardNet(
@@ -101,13 +99,13 @@ def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
 
 
 def shard_net(net: nn.Module, settings: SupervisedSettings, num_ranks: int, device: torch.device) -> None:
-    """Cut the networks up among the ranks, which all call; a reward model's head stays in full precision."""
+    """Shard the networks over the ranks; a reward model's head stays in full precision. Collective."""
     heads = ("model.score",) if isinstance(net, RewardNet) else ()
     shard(net, num_ranks, device, half=settings.place.dtype == "bfloat16", heads=heads)
 
 
 class SupervisedRank:
-    """Every method must be called on every rank alike. `net` and `adamw` are this rank's, ready to train.
+    """Trains and writes one rank. Every method is collective. `net` and `adamw` must be ready to train.
 
     Raises InputError naming the file and what is wrong with it.
     """
@@ -131,7 +129,7 @@ class SupervisedRank:
         self._generator = torch.Generator().manual_seed(settings.place.seed)
         training, held_out = zip(*map(self._split, parts, settings.sources), strict=True)
         self._sizes = list(map(len, training))
-        self._training, self._held_out = ([row for part in of for row in part] for of in (training, held_out))
+        self._training, self._held_out = ([row for part in side for row in part] for side in (training, held_out))
         if settings.member:
             self._generator.manual_seed(settings.member_seed)
         self._counts = counts | {"num_held_out": len(self._held_out)}
@@ -146,7 +144,7 @@ class SupervisedRank:
         self._rows = self._train()
 
     def _read_all(self) -> tuple[list[list[Any]], Row]:
-        """Each source's examples, and their numbers as they are told; the first rank writes down what is broken."""
+        """Read each source's examples and count them; the first rank logs broken rows."""
         settings = self._settings
         broken = BrokenRows(settings.reading.broken_rows)
         read = [self._read(source.path, broken) for source in settings.sources]
@@ -156,22 +154,22 @@ class SupervisedRank:
         for examples, _ in more:
             parts[-1] = parts[-1] + examples
             counts["num_more"] = float(len(examples))
-        told = {"num_broken": len(broken.errors), "num_unpaired": broken.num_unpaired}
+        skipped = {"num_broken": len(broken.errors), "num_unpaired": broken.num_unpaired}
         if broken.errors and settings.log_dir is not None and self._ranks.rank == 0:
             settings.log_dir.mkdir(parents=True, exist_ok=True)
             lines = "".join(f"{error}\n" for error in broken.errors)
             (settings.log_dir / f"broken_rows_{settings.name}.txt").write_text(lines)
-        return parts, counts | {name: float(num) for name, num in told.items() if num}
+        return parts, counts | {name: float(num) for name, num in skipped.items() if num}
 
     def _read(self, path: Path, broken: BrokenRows) -> tuple[list[Any], Row]:
-        """The examples of a file that are kept, and the numbers of those cut and dropped."""
+        """Read the examples of a file; returns those to keep and the numbers of those cut and dropped."""
         name, stage = self._settings.name, self._settings.stage
         read: Any = read_completions if name == "sft" else read_pairs
         examples: list[Any] = read(self._tokenizer, path, self._settings.reading.columns, broken)
         return Limit.of(self._model, stage, name).applied(examples, path)
 
     def _split(self, examples: list[Any], source: Source) -> tuple[list[Any], list[Any]]:
-        """Examples of a source to train on, and those held out."""
+        """Split a source's examples into training and held-out ones."""
         settings = self._settings
         share = settings.stage.held_out_share
         if not share:
@@ -181,13 +179,15 @@ class SupervisedRank:
         return split(examples, share, self._generator, source.path)
 
     def counts(self) -> Row:
-        """`num_examples`, `num_cut`, `num_dropped` and `num_held_out`; where there are any `num_broken`, rows left out
-        as such, `num_unpaired`, rows with a label without a counterpart, and `num_more`, examples of `more_path`.
+        """Return `num_examples`, `num_cut`, `num_dropped` and `num_held_out`.
+
+        If there are any, also `num_broken` (rows skipped), `num_unpaired` (labelled rows without a counterpart) and
+        `num_more` (examples of `more_path`).
         """
         return self._counts
 
     def advance(self, num: int) -> list[Row]:
-        """The metrics of the next `num` steps, or of fewer where training ends."""
+        """Train up to `num` steps; returns their metrics, fewer if training ends."""
         return list(itertools.islice(self._rows, num))
 
     def _train(self) -> Generator[Row, None, None]:
@@ -212,11 +212,11 @@ class SupervisedRank:
         return measured
 
     def _pieces(self, rows: Sequence[Any]) -> list[list[Any]]:
-        """This rank's part of the rows, in micro-batches."""
+        """Return this rank's part of the rows, in micro-batches."""
         return [[rows[place] for place in places] for places in self._places(rows)]
 
     def _places(self, rows: Sequence[Any]) -> list[list[int]]:
-        """The places of this rank's rows, in micro-batches; as many on every rank that calls in step."""
+        """Return the indices of this rank's rows, in micro-batches; equally many on every rank if sharded."""
         config = self._settings.config
         sizes = [_size(row, packed=config.packing) for row in rows]
         parts = balanced([cost(size) for size in sizes], self._ranks.size)
@@ -228,7 +228,7 @@ class SupervisedRank:
         return [[own[index] for index in piece] for piece in pieces]
 
     def finish(self) -> Row:
-        """Write the trained model, whole or not at all; says what was measured of it. The checkpoints go."""
+        """Write the trained model atomically and delete the checkpoints; returns the model's measurements."""
         kept = self._kept
         result: Row = {name: kept[name] for name in ("held_out_loss", "held_out_accuracy") if name in kept}
         if kept:
@@ -249,7 +249,7 @@ class SupervisedRank:
         return result
 
     def _measured_rewards(self, dtype: torch.dtype) -> MeasuredRewards:
-        """What the model as it is written gives to pairs that it has not seen: the fresh ones, or those held out."""
+        """Compute the rewards, in the written dtype, of the fresh pairs or else of the held-out ones."""
         self._round(dtype)
         settings, pairs = self._settings, self._held_out
         if settings.fresh_path is not None:
@@ -259,7 +259,7 @@ class SupervisedRank:
         return MeasuredRewards(*self._loss.rewards(pieces, places, len(pairs)))
 
     def _record(self) -> dict[str, Any]:
-        """How the model was trained, as its folder tells it."""
+        """Return the record of the training for the model's folder."""
         settings, paths = self._settings, [source.path for source in self._settings.sources]
         return {
             "data": [path.name for path in (*paths, settings.more_path) if path is not None],
@@ -271,13 +271,13 @@ class SupervisedRank:
 
     @torch.no_grad()
     def _round(self, dtype: torch.dtype) -> None:
-        """Have the numbers that are written."""
+        """Round the weights to the dtype in which they are written."""
         for parameter in self._net.parameters():
             rows = local(parameter)
             rows.copy_(rows.to(dtype))
 
     def _write(self, folder: Path, dtype: torch.dtype) -> None:
-        """Gather the model, which takes every rank, and write it on the first in `dtype`, as its source came."""
+        """Gather the model and write it on the first rank in `dtype`, that of its source. Collective."""
         first, source = self._ranks.rank == 0, self._settings.place.model_path
         tensors = {name: tensor.cpu() for name, tensor in policy_tensors(self._model, dtype) if first}
         auto_class = AutoModelForCausalLM if self._settings.name == "sft" else AutoModelForSequenceClassification
@@ -299,7 +299,7 @@ def _loss(
 
 
 def _size(row: Completion | Pair, *, packed: bool) -> int:
-    """Tokens that a row has in a micro-batch; both responses of a pair are computed together."""
+    """Count a row's tokens in a micro-batch, which holds both responses of a pair."""
     if isinstance(row, Completion):
         return len(row.token_ids)
     return len(row.chosen) + len(row.rejected) if packed else 2 * row.num_tokens()

@@ -1,7 +1,4 @@
-"""Supervised fine-tuning: what is learnt from prompts and completions, the loss over the completions alone.
-
-Knows nothing of rewards, of files and of stages. B rows, T tokens of the longest.
-"""
+"""Supervised fine-tuning on prompts and completions, with the loss over the completions only."""
 
 from __future__ import annotations
 
@@ -19,9 +16,9 @@ from learner.supervised.loop import Plan, Row
 
 
 class CompletionLoss:
-    """Mean negative log-likelihood over the completion tokens of rows: every token weighs the same.
+    """Mean negative log-likelihood over the completion tokens of rows; every token has the same weight.
 
-    All methods wait for the other ranks; `pieces` are this rank's part of `rows`, in micro-batches.
+    All methods are collective; `pieces` are this rank's part of `rows`, in micro-batches.
     """
 
     unit = "tokens"
@@ -32,16 +29,16 @@ class CompletionLoss:
         self._device = device
 
     def accumulate(self, pieces: Sequence[Sequence[Completion]], rows: Sequence[Completion]) -> Row:
-        """Leave the gradient of this rank's part of the loss of `rows`; returns what is told of them."""
+        """Add the gradient of this rank's part of the loss of `rows`; returns their metrics."""
         return {"loss": self._mean(pieces, rows), "num_tokens": float(sum(len(row.token_ids) for row in rows))}
 
     def measure(self, pieces: Sequence[Sequence[Completion]], rows: Sequence[Completion]) -> Row:
-        """The loss of `rows`."""
+        """Compute the loss of `rows`."""
         with torch.no_grad():
             return {"held_out_loss": self._mean(pieces, rows)}
 
     def _mean(self, pieces: Sequence[Sequence[Completion]], rows: Sequence[Completion]) -> float:
-        """The loss, and where gradients are wanted they are added up piece by piece."""
+        """Compute the loss and, if gradients are enabled, add them up over the micro-batches."""
         num = max(1, sum(map(_num_learnt, rows)))
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for piece in pieces:
@@ -53,23 +50,23 @@ class CompletionLoss:
 
 
 def _num_learnt(row: Completion) -> int:
-    """Tokens of the completion that have one before them."""
+    """Count the completion's tokens that have a token before them."""
     return len(row.token_ids) - max(1, row.num_prompt)
 
 
 def completion_nll(net: ActorCritic, rows: Sequence[Completion], device: torch.device) -> Tensor:
-    """Negative log-likelihood [], summed over the completion tokens; no rows at all are computed as zeros."""
-    given = list(rows) or [Completion([0, 0], 2)]
-    lengths = [max(2, len(row.token_ids)) for row in given]
-    token_ids = pad([[*row.token_ids, 0][: max(2, len(row.token_ids))] for row in given], 0)
-    places, ends = torch.arange(token_ids.shape[1]), torch.tensor([len(row.token_ids) for row in given])
-    starts = torch.tensor([max(1, row.num_prompt) for row in given])
+    """Compute the negative log-likelihood [], summed over the completion tokens; 0 without rows."""
+    inputs = list(rows) or [Completion([0, 0], 2)]
+    lengths = [max(2, len(row.token_ids)) for row in inputs]
+    token_ids = pad([[*row.token_ids, 0][: max(2, len(row.token_ids))] for row in inputs], 0)
+    places, ends = torch.arange(token_ids.shape[1]), torch.tensor([len(row.token_ids) for row in inputs])
+    starts = torch.tensor([max(1, row.num_prompt) for row in inputs])
     mask = (places >= starts[:, None]) & (places < ends[:, None])
     return -net(token_ids.to(device), mask.to(device), lengths, logprobs_only=True).logprobs.sum()
 
 
 def sft_plan(config: SftConfig) -> Plan:
-    """The loop of these settings."""
+    """Return the plan of these settings."""
     return Plan(
         num_steps=config.num_steps,
         learning_rate=config.learning_rate,

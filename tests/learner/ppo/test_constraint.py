@@ -164,7 +164,8 @@ def test_a_bound_is_not_taken_up_from_a_checkpoint_of_a_run_without_one(
     monkeypatch.setattr(weights, "put_tensors", tuple)
     with_bound = ppo_ranks.settings(policy_path, "separate", "ddp", tmp_path / "step-2")
     config = with_bound.config.model_copy(update={"constraint": ConstraintConfig()})
-    rank = ppo_ranks.make_rank(replace(with_bound, config=config, version=0, checkpoint_path=None), ALONE)
+    place = replace(with_bound.place, checkpoint_path=None)
+    rank = ppo_ranks.make_rank(replace(with_bound, config=config, version=0, place=place), ALONE)
     for step in (1, 2):
         rank.update(step, ppo_ranks.share(step, 0, 1))
     rank.save_checkpoint(tmp_path / "step-2", {})

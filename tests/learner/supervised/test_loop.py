@@ -75,8 +75,8 @@ def test_a_checkpoint_is_safetensors_and_json_alone_with_the_best_weights(
 def test_a_checkpoint_of_other_data_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     given = settings(folder, "sft", tmp_path)
     interrupted_after(stream(given), 4)
-    with pytest.raises(InputError, match=r"step-000003: made of other data or settings"):
-        list(stream(replace(given, seed=1)))
+    with pytest.raises(InputError, match=r"step-000003: was made from other data or settings"):
+        list(stream(replace(given, place=replace(given.place, seed=1))))
     (tmp_path / "checkpoints" / "step-000003" / "progress.json").write_text("{}")
     with pytest.raises(InputError, match=r"step-000003/progress.json: no checkpoint"):
         list(stream(given))
