@@ -1,10 +1,9 @@
-"""Writes and reads what a learner needs to go on exactly: safetensors and JSON, whole or not at all.
+"""Writes and reads checkpoints, from which a learner resumes exactly: safetensors and JSON, written atomically.
 
-A checkpoint is a folder: `state-*.safetensors` hold everything that is trained and the optimiser, each rank's rows in
-files of its own, `checkpoint.json` says which version this is and where each tensor's rows lie, so that any number of
-ranks can read it, and `policy/` is an ordinary Hugging Face model folder of the policy for whoever wants to use it.
-There is no random state to keep: a step draws nothing but the order of its mini-batches, which is a function of (seed,
-step, epoch). Knows no RLlib.
+A checkpoint is a folder. `state-*.safetensors` hold the trained tensors and the optimiser, each rank's rows in separate
+files. `checkpoint.json` holds the version and the location of each tensor's rows, so that any number of ranks can read
+them. `policy/` is an ordinary Hugging Face model folder of the policy. No random state is saved: a step draws only the
+order of its mini-batches, which depends on (seed, step, epoch).
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ CARRIED_FILES = (
 
 
 def write_policy(folder: Path, config: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Write a Hugging Face model folder of these tensors, with tokenizer and generation config as in `source`."""
+    """Write a Hugging Face model folder of these tensors, with tokenizer and generation config from `source`."""
     write_model(folder, AutoModelForCausalLM, config, tensors)
     for pattern in CARRIED_FILES:
         for file in source.glob(pattern):
@@ -55,7 +54,7 @@ def write_policy(folder: Path, config: Any, tensors: Mapping[str, Tensor], sourc
 
 
 def write_model(folder: Path, auto_class: Any, config: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Write weights and configuration of a Hugging Face model that has these tensors."""
+    """Write weights and configuration of a Hugging Face model with these tensors."""
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     with torch.device("meta"):
         model = auto_class.from_config(config, dtype=dtype)
@@ -80,7 +79,7 @@ def shared_folder(path: Path, ranks: Ranks) -> Iterator[Path]:
 
 
 class Rows(NamedTuple):
-    """What of a tensor lies on this rank: its rows from `first` on, or all of it on every rank."""
+    """This rank's part of a tensor: its rows from `first` on, or, if `is_whole`, the whole tensor."""
 
     tensor: Tensor
     first: int
@@ -88,20 +87,20 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Rows:
-        """The rows of an ordinary tensor or of one in shards."""
+        """Return the rows of an ordinary or a sharded tensor."""
         here = local(tensor)
         return cls(here, first_row(tensor), here is tensor)
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor | Rows], ranks: Ranks) -> None:
-    """Write this rank's rows of the tensors into files of bounded size; whole tensors are the first rank's.
+    """Write this rank's rows of the tensors into files of bounded size; the first rank writes whole tensors.
 
-    What a file holds stands in its header: each tensor's first row.
+    A file's header holds the index of each tensor's first row.
     """
-    given = {name: tensor if isinstance(tensor, Rows) else Rows.of(tensor) for name, tensor in tensors.items()}
+    parts = {name: tensor if isinstance(tensor, Rows) else Rows.of(tensor) for name, tensor in tensors.items()}
     shards: list[dict[str, Tensor]] = [{}]
     size_bytes = 0
-    for name, (rows, _, is_whole) in given.items():
+    for name, (rows, _, is_whole) in parts.items():
         if ranks.rank > 0 and (is_whole or rows.numel() == 0):
             continue
         if size_bytes and size_bytes + rows.nbytes > MAX_SHARD_BYTES:
@@ -110,13 +109,13 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor | Rows], ranks: Ranks
         size_bytes += rows.nbytes
         shards[-1][name] = rows.detach().cpu().contiguous()
     for number, shard in enumerate(filter(None, shards)):
-        starts = {name: given[name].first for name in shard}
+        starts = {name: parts[name].first for name in shard}
         file = folder / f"state-{ranks.rank:05d}-{number:05d}.safetensors"
         save_file(shard, file, metadata={"first_rows": json.dumps(starts, sort_keys=True)})
 
 
 def write_index(folder: Path, version: int) -> None:
-    """Write which version the folder's state is and where each tensor's rows lie."""
+    """Write the version of the folder's state and the location of each tensor's rows."""
     parts: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for file in sorted(folder.glob("state-*.safetensors")):
         with safe_open(file, framework="pt") as shard:
@@ -127,7 +126,7 @@ def write_index(folder: Path, version: int) -> None:
 
 
 class State:
-    """The state in a checkpoint's folder. Raises InputError where it is not one."""
+    """Reads the state of a checkpoint. Raises InputError if the folder is not a checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,25 +141,25 @@ class State:
 
     @property
     def names(self) -> set[str]:
-        """The tensors that are there."""
+        """The names of the stored tensors."""
         return set(self._parts)
 
     def read(self, name: str) -> Tensor:
-        """A whole tensor."""
+        """Read a whole tensor."""
         rows = []
-        for _, file in self._of(name):
+        for _, file in self._locations(name):
             with safe_open(self.path / file, framework="pt") as shard:
                 rows.append(shard.get_tensor(name))
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def fill(self, name: str, target: Tensor) -> None:
-        """Put into `target` the rows that lie on this rank. Raises InputError where the shapes differ."""
+        """Read this rank's rows into `target`. Raises InputError if the shapes differ."""
         here = local(target)
         if here.ndim == 0:
             here.copy_(self.read(name))
             return
         start, stop, num = first_row(target), first_row(target) + len(here), 0
-        for first, file in self._of(name):
+        for first, file in self._locations(name):
             with safe_open(self.path / file, framework="pt") as shard:
                 stored = shard.get_slice(name)
                 shape = stored.get_shape()
@@ -173,19 +172,19 @@ class State:
         if num != len(here):
             raise InputError(str(self.path), f"{name} has {num} of the {len(here)} rows that the model has here")
 
-    def _of(self, name: str) -> list[tuple[int, str]]:
+    def _locations(self, name: str) -> list[tuple[int, str]]:
         if name not in self._parts:
             raise InputError(str(self.path), f"has no {name}: it was made with other settings")
         return self._parts[name]
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that training moves, by their names."""
+    """Return the trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state by `optimizer.PARAMETER.STATE`, in the names of `model`."""
+    """Return the optimiser's state by `optimizer.PARAMETER.STATE`, with parameter names of `model`."""
     return {
         f"{OPTIMIZER}{name}.{key}": value
         for name, parameter in model.named_parameters()
@@ -194,7 +193,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def restore(state: State, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Give model and optimiser what `trained_tensors` and `optimizer_tensors` gave, whatever the number of ranks."""
+    """Restore `trained_tensors` and `optimizer_tensors`, saved with any number of ranks."""
     with torch.no_grad():
         for name, parameter in trained_tensors(model).items():
             state.fill(name, parameter)
