@@ -48,8 +48,8 @@ class ConstraintConfig(Section):
         if self.cost is None and changed:
             raise ValueError(f"cost: {changed[0]} is set, but no cost: name the part of the reward that is the cost")
         if self.max_multiplier is not None and self.max_multiplier < self.initial_multiplier:
-            what = f"{self.max_multiplier:g} is less than initial_multiplier = {self.initial_multiplier:g}"
-            raise ValueError(f"max_multiplier: {what}")
+            problem = f"{self.max_multiplier:g} is less than initial_multiplier = {self.initial_multiplier:g}"
+            raise ValueError(f"max_multiplier: {problem}")
         return self
 
 

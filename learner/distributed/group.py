@@ -78,7 +78,7 @@ class RankGroup:
         Blocks until all ranks answered. If one raises or dies, waits at most GRACE_S for the others, which may wait
         for it indefinitely, and raises the error that explains the rest.
         """
-        return self._call("call_rank", [{"name": name, "arguments": given} for given in arguments])
+        return self._call("call_rank", [{"name": name, "arguments": own} for own in arguments])
 
     def update(self, training_data: TrainingData) -> list[Any]:
         """Train one step, each rank on its own part of the data. As RLlib's `update`, but waits as `call_rank` does."""

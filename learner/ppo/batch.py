@@ -98,8 +98,8 @@ def _cost(trajectory: Trajectory, name: str) -> float:
     cost = trajectory.reward_parts.get(name)
     if cost is None or not np.isfinite(cost):
         found = f"there are {', '.join(sorted(trajectory.reward_parts)) or 'none'}" if cost is None else f"it is {cost}"
-        what = f"its reward has no finite part {name!r} (learner.constraint.cost): {found}"
-        raise LearnerError(f"trajectory {trajectory.uid}", what, uids=[trajectory.uid])
+        problem = f"its reward has no finite part {name!r} (learner.constraint.cost): {found}"
+        raise LearnerError(f"trajectory {trajectory.uid}", problem, uids=[trajectory.uid])
     return cost
 
 

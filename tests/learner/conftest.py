@@ -1,4 +1,4 @@
-"""Small policies and trajectories made from a seed, for the learner's tests."""
+"""Small policies and trajectories, drawn from a seed, for the learner's tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VOCABULARY = 48
 
 
 def write_policy(path: Path, *, seed: int = 0, **overrides: Any) -> Path:
-    """A random two-layer Llama as a Hugging Face folder, with a tokenizer of one letter a token."""
+    """Write a random two-layer Llama as a Hugging Face folder, with a tokenizer of one letter per token."""
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -47,7 +47,7 @@ def write_policy(path: Path, *, seed: int = 0, **overrides: Any) -> Path:
 
 
 def make_trajectory(index: int, *, version: int = 0, seed: int = 0, reward: float | None = None) -> Trajectory:
-    """One turn of 3 to 9 tokens behind a prompt of 2 to 5, with random log-probabilities near those of the policy."""
+    """Make one turn of 3 to 9 tokens after a prompt of 2 to 5, with random log-probabilities near the policy's."""
     draw = random.Random(f"{seed}:{index}")
     prompt, response = draw.randint(2, 5), draw.randint(3, 9)
     return Trajectory(
@@ -67,7 +67,7 @@ def make_trajectory(index: int, *, version: int = 0, seed: int = 0, reward: floa
 
 
 def make_two_turn_trajectory(index: int, *, version: int = 0, seed: int = 0) -> Trajectory:
-    """Prompt, a response sampled across a swap, somebody else's turn, and a second response; both turns rewarded."""
+    """Make a prompt, a response sampled across a swap, another speaker's turn and a second response; both rewarded."""
     draw = random.Random(f"two:{seed}:{index}")
     spans = [Turn(2, 4, 0.25), Turn(9, 3, -0.5)]
     mask = [any(turn.start <= t < turn.start + turn.length for turn in spans) for t in range(12)]
@@ -92,7 +92,7 @@ def make_two_turn_trajectory(index: int, *, version: int = 0, seed: int = 0) -> 
 
 
 def run_two_ranks(module: str, folder: Path) -> None:
-    """Run `python -m MODULE RANK 2 FOLDER` as two processes, which find each other in the folder."""
+    """Run `python -m MODULE RANK 2 FOLDER` as two processes, which connect through the folder."""
     command = [sys.executable, "-m", module]
     started = [
         subprocess.Popen([*command, str(rank), "2", str(folder)], stderr=subprocess.PIPE, text=True)
@@ -103,7 +103,7 @@ def run_two_ranks(module: str, folder: Path) -> None:
 
 
 async def rank_process_ids(group: Any) -> list[int]:
-    """The process ids of a learner group's remote ranks, in rank order."""
+    """Return the process ids of a learner group's remote ranks, in rank order."""
     return [await rank.handle.__ray_call__.remote(lambda learner: os.getpid()) for rank in group._group.ranks]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, exact, and free of anything that runs when it is read."""
+"""Checkpoints are atomic and exact, and contain nothing that is executed when read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_policy(folder: Path, model: Any, source: Path) -> None:
     checkpoint.write_policy(folder, model.config, dict(policy_tensors(model, torch.float32)), source)
 
 
-def test_tensors_come_back_bit_for_bit_from_several_files(
+def test_tensors_are_restored_bit_for_bit_from_several_files(
     tmp_path: Path, policy_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 100)
@@ -48,17 +48,17 @@ def test_tensors_come_back_bit_for_bit_from_several_files(
     assert len(list((tmp_path / "step-3").glob("state-*.safetensors"))) > 1
 
 
-def test_a_tensor_of_another_shape_or_that_is_not_there_is_refused_by_name(tmp_path: Path, policy_path: Path) -> None:
+def test_an_error_names_a_missing_tensor_or_one_of_another_shape(tmp_path: Path, policy_path: Path) -> None:
     save(tmp_path / "step-3", policy_path, {"t": torch.zeros(4, 2)})
     state = checkpoint.State(tmp_path / "step-3")
-    for wrong, what in ((torch.zeros(4, 3), r"t is \[4, 2\]"), (torch.zeros(5, 2), "t has 4 of the 5 rows")):
-        with pytest.raises(InputError, match=what):
+    for wrong, message in ((torch.zeros(4, 3), r"t is \[4, 2\]"), (torch.zeros(5, 2), "t has 4 of the 5 rows")):
+        with pytest.raises(InputError, match=message):
             state.fill("t", wrong)
     with pytest.raises(InputError, match="has no u: it was made with other settings"):
         state.read("u")
 
 
-def test_a_checkpoint_holds_safetensors_and_text_alone(tmp_path: Path, policy_path: Path) -> None:
+def test_a_checkpoint_holds_only_safetensors_and_text(tmp_path: Path, policy_path: Path) -> None:
     save(tmp_path / "step-3", policy_path, {"t": torch.zeros(2)})
     files = [path for path in (tmp_path / "step-3").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json"}
@@ -67,9 +67,7 @@ def test_a_checkpoint_holds_safetensors_and_text_alone(tmp_path: Path, policy_pa
             json.loads(path.read_text())
 
 
-def test_the_policy_is_a_folder_that_transformers_loads_with_tokenizer_and_generation_config(
-    tmp_path: Path, policy_path: Path
-) -> None:
+def test_transformers_loads_the_policy_with_tokenizer_and_config(tmp_path: Path, policy_path: Path) -> None:
     model = load_causal_model(policy_path, "float32")
     write_policy(tmp_path / "policy", model, policy_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float32)
@@ -79,7 +77,7 @@ def test_the_policy_is_a_folder_that_transformers_loads_with_tokenizer_and_gener
     assert GenerationConfig.from_pretrained(tmp_path / "policy").temperature == 0.7
 
 
-def test_what_is_no_checkpoint_is_refused_with_its_path(tmp_path: Path, policy_path: Path) -> None:
+def test_an_error_names_a_folder_that_is_not_a_checkpoint(tmp_path: Path, policy_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint"):
         checkpoint.State(tmp_path)
     save(tmp_path / "step-3", policy_path, {"t": torch.zeros(2)})

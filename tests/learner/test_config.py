@@ -8,7 +8,7 @@ from learner import config
 from learner.config import LearnerConfig, learner_threads
 
 
-def test_learners_have_the_threads_asked_for_or_share_all_cores_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learners_divide_all_cores_but_one_unless_threads_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "num_cores", lambda: 8)
     assert learner_threads(LearnerConfig(num_threads=5)) == 5
     assert learner_threads(LearnerConfig()) == 7

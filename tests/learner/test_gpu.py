@@ -1,4 +1,4 @@
-"""What only a GPU runs: flash attention of packs, and whole steps, against the same without either."""
+"""On a GPU: flash attention of packs, and whole steps, against the same without them."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ CONFIG = LearnerConfig(num_epochs=2, num_minibatches=2, learning_rate=0.03, entr
 NUM_TRAJECTORIES = 24
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 UNCLIPPED = {"clip": 10.0, "value_clip": 10.0}
-"""In half precision a token more or less within a clip moves the weights by a tenth of their way."""
+"""In half precision one token inside or outside a clip changes the update of the weights by a tenth."""
 
 
 @pytest.fixture(scope="module")
 def grouped_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy whose two heads of queries share one of keys and values, in a size that flash attention takes."""
+    """A policy whose two query heads share one key and value head, in a size that flash attention supports."""
     path = tmp_path_factory.mktemp("grouped") / "policy"
     return write_policy(path, hidden_size=128, intermediate_size=256, num_key_value_heads=1, initializer_range=0.05)
 
 
 class Steps(NamedTuple):
-    """What two steps came to: the last one's metrics, and how far all weights moved, in one vector on the CPU."""
+    """The last of two steps' metrics, and the change of all weights, as one vector on the CPU."""
 
     metrics: dict[str, float]
     moved: torch.Tensor
 
 
 def two_steps(path: Path, device: str, dtype: str, **changed: Any) -> Steps:
-    """By plain gradient descent, so that weights move as their gradients say."""
+    """Train two steps by plain gradient descent, so that the weights' change shows the gradients."""
     config, place = CONFIG.model_copy(update=changed), torch.device(device)
     model = ActorCritic(LearnerSettings(config, Place(path, dtype), 0.7).model()).to(place)
     frozen = ActorCritic(ModelSettings(path, dtype, "none", 0.7, is_trained=False)).to(place).requires_grad_(False)
@@ -64,12 +64,12 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
 
 
 def assert_alike(first: Steps, second: Steps, tolerance: float) -> None:
-    """Metrics, but for a token more or less at a clip, and weights relative to how far these moved."""
+    """Compare metrics, except one token at a clip, and weights relative to their change."""
     assert first.metrics == pytest.approx(second.metrics, rel=tolerance, abs=1e-2)
     assert (first.moved - second.moved).norm() < tolerance * second.moved.norm()
 
 
-def test_flash_attention_keeps_packed_sequences_apart_as_plain_attention_of_each_does() -> None:
+def test_flash_attention_matches_plain_attention_of_each_sequence() -> None:
     lengths, device = [5, 64, 1, 30], torch.device("cuda")
     shapes = [(1, heads, sum(lengths), 64) for heads in (4, 2, 2)]
     query, key, value = (torch.randn(s, device=device, dtype=torch.bfloat16) for s in shapes)
@@ -82,7 +82,7 @@ def test_flash_attention_keeps_packed_sequences_apart_as_plain_attention_of_each
         start += length
 
 
-def test_the_gradient_of_flash_attention_is_that_of_plain_attention() -> None:
+def test_the_gradient_of_flash_attention_matches_plain_attention() -> None:
     lengths, device = [9, 33, 2], torch.device("cuda")
     shapes = [(1, heads, sum(lengths), 64) for heads in (4, 2, 2)]
     whole = [torch.randn(s, device=device, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
@@ -96,7 +96,7 @@ def test_the_gradient_of_flash_attention_is_that_of_plain_attention() -> None:
         torch.testing.assert_close(gradient, other, atol=4e-2, rtol=4e-2)
 
 
-def test_packed_and_padded_sequences_come_out_alike_in_half_precision(grouped_path: Path) -> None:
+def test_packed_and_padded_outputs_match_in_half_precision(grouped_path: Path) -> None:
     device = torch.device("cuda")
     batch = make_batch([make_trajectory(index) for index in range(NUM_TRAJECTORIES)], device=device)
     settings = ModelSettings(grouped_path, "bfloat16", "none", 0.7)
@@ -109,7 +109,7 @@ def test_packed_and_padded_sequences_come_out_alike_in_half_precision(grouped_pa
     assert (packed.logprobs - padded.logprobs)[batch.mask].abs().mean() < 1e-2
 
 
-def test_steps_on_a_gpu_are_those_on_a_cpu(grouped_path: Path) -> None:
+def test_steps_on_a_gpu_match_those_on_a_cpu(grouped_path: Path) -> None:
     on_gpu, on_cpu = (two_steps(grouped_path, device, "float32") for device in ("cuda", "cpu"))
     assert_alike(on_gpu, on_cpu, TOLERANCE["float32"])
 
@@ -121,12 +121,12 @@ def test_micro_batches_of_any_size_give_the_same_steps(grouped_path: Path, dtype
     assert_alike(whole, cut, TOLERANCE[dtype])
 
 
-def test_the_same_steps_twice_are_alike_in_half_precision(grouped_path: Path) -> None:
+def test_repeated_steps_match_in_half_precision(grouped_path: Path) -> None:
     first, second = (two_steps(grouped_path, "cuda", "bfloat16") for _ in range(2))
     assert_alike(first, second, TOLERANCE["bfloat16"])
 
 
 @pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"packing": False}])
-def test_what_saves_memory_or_time_changes_no_step(grouped_path: Path, settings: dict[str, Any]) -> None:
-    plain, other = (two_steps(grouped_path, "cuda", "float32", **given) for given in ({}, settings))
+def test_settings_that_save_memory_or_time_change_no_step(grouped_path: Path, settings: dict[str, Any]) -> None:
+    plain, other = (two_steps(grouped_path, "cuda", "float32", **changes) for changes in ({}, settings))
     assert_alike(plain, other, TOLERANCE["float32"])

@@ -1,4 +1,4 @@
-"""A small letters task for the whole-run tests: the example's prompts and scorer, a model a tenth of its size."""
+"""The letters task for whole-run tests: the example's prompts and scorer with a model of a tenth of the size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from examples.letters.model import build_tokenizer
 
 
 def build_model(directory: Path, *, seed: int) -> None:
-    """Two layers with two heads of 32, untrained; sixteen tokens are what the run file asks for."""
+    """Write an untrained model of two layers with two heads of 32."""
     tokenizer = build_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),

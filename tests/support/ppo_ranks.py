@@ -1,4 +1,4 @@
-"""Ranks without Ray: `python -m tests.support.ppo_ranks RANK SIZE FOLDER` trains every case, with checkpoints."""
+"""Trains PPO ranks without Ray: `python -m tests.support.ppo_ranks RANK SIZE FOLDER` runs every case."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def settings(path: Path, network: str, data_parallel: str, checkpoint_path: Path
 
 
 def trajectories(step: int) -> list[Trajectory]:
-    """Seven of different lengths and one of two turns, half of them a version late where there was one.
+    """Make seven trajectories of different lengths and one of two turns, half of them sampled by the version before.
 
-    Two are of another task than the others, and of two ranks the first has both.
+    Two belong to another task; of two ranks the first has both.
     """
     plain = [make_trajectory(i, version=max(0, step - 1 - i % 2), seed=step) for i in range(7)]
     plain = [replace(t, task="other", reward=50.0 + i) if i in (0, 4) else t for i, t in enumerate(plain)]
@@ -68,23 +68,23 @@ def trajectories(step: int) -> list[Trajectory]:
 
 
 def share(step: int, rank: int, size: int) -> Share:
-    """Unequal shares: the first rank has one more than the others."""
+    """Make unequal shares: the first rank has one trajectory more than the others."""
     everything = trajectories(step)
     places = [place for place in range(len(everything)) if (place * 5 // 8 if size > 1 else 0) % size == rank]
     return Share([everything[place] for place in places], places, len(everything))
 
 
-def make_rank(given: LearnerSettings, ranks: Ranks) -> PPORank:
-    model = ActorCritic(given.model())
-    if given.config.data_parallel == "fsdp2":
-        shard_actor_critic(model, given, ranks.size, CPU)
-    return PPORank(given, model, make_adamw(model.parameters()), ranks, CPU)
+def make_rank(rank_settings: LearnerSettings, ranks: Ranks) -> PPORank:
+    model = ActorCritic(rank_settings.model())
+    if rank_settings.config.data_parallel == "fsdp2":
+        shard_actor_critic(model, rank_settings, ranks.size, CPU)
+    return PPORank(rank_settings, model, make_adamw(model.parameters()), ranks, CPU)
 
 
-def train(given: LearnerSettings, ranks: Ranks, folder: Path) -> dict[str, float]:
-    """Steps up to the third, from the first or from the checkpoint; each leaves its checkpoint below `folder`."""
-    rank = make_rank(given, ranks)
-    for step in range(given.version + 1, 4):
+def train(rank_settings: LearnerSettings, ranks: Ranks, folder: Path) -> dict[str, float]:
+    """Train to step 3, from the start or from the checkpoint; writes a checkpoint per step below `folder`."""
+    rank = make_rank(rank_settings, ranks)
+    for step in range(rank_settings.version + 1, 4):
         result = rank.update(step, share(step, ranks.rank, ranks.size))
         rank.save_checkpoint(folder / f"step-{step}", {"position.json": "{}"})
     metrics = {name: value for name, value in result.metrics.items() if name != "learner/step_s"}
@@ -92,7 +92,7 @@ def train(given: LearnerSettings, ranks: Ranks, folder: Path) -> dict[str, float
 
 
 def main(rank: int, size: int, folder: Path) -> None:
-    """Every network with ddp and with fsdp2, and each again from its own second checkpoint."""
+    """Train every network with ddp and fsdp2, and each again from its second checkpoint."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     torch.set_num_threads(1)
     ranks = Ranks(CPU, distributed=True)
@@ -106,6 +106,6 @@ def main(rank: int, size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    # The carrier is Ray's object store, and there is no Ray here.
+    # Tensors are put into Ray's object store, but there is no Ray here.
     weights.put_tensors = tuple  # type: ignore[assignment]
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""Supervised ranks without Ray: `python -m tests.support.supervised_ranks RANK SIZE FOLDER` trains every case."""
+"""Trains supervised ranks without Ray: `python -m tests.support.supervised_ranks RANK SIZE FOLDER`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def write_inputs(folder: Path, num_rows: int = 12) -> Path:
-    """A model, and data of many lengths for both stages."""
+    """Write a model, and data of many lengths for both stages."""
     write_chat_model(folder / "model")
     words = ["good", "bad", "fine and long", "dull", "new", "old and very much longer"]
     rows = [
@@ -61,8 +61,8 @@ def write_inputs(folder: Path, num_rows: int = 12) -> Path:
     return folder
 
 
-def settings(folder: Path, stage: str, place: Path, **changes: Any) -> SupervisedSettings:
-    """Of a stage on the model and data in `folder`, with everything it writes below `place`."""
+def settings(folder: Path, stage: str, output: Path, **changes: Any) -> SupervisedSettings:
+    """Return the settings of a stage on the model and data in `folder`; it writes below `output`."""
     dtype = changes.pop("dtype", "float32")
     data = folder / ("sft.parquet" if stage == "sft" else "preferences.parquet")
     return SupervisedSettings(
@@ -70,23 +70,23 @@ def settings(folder: Path, stage: str, place: Path, **changes: Any) -> Supervise
         STAGES[stage],
         Place(folder / "model", dtype),
         (Source(data),),
-        place / "out",
-        checkpoints_path=place / "checkpoints",
+        output / "out",
+        checkpoints_path=output / "checkpoints",
         fresh_path=data if stage == "reward_model" else None,
     )
 
 
-def make_rank(given: SupervisedSettings, ranks: Ranks | None = None) -> SupervisedRank:
+def make_rank(rank_settings: SupervisedSettings, ranks: Ranks | None = None) -> SupervisedRank:
     ranks = ranks or Ranks(CPU, distributed=False)
-    net = load_net(given)
-    if given.config.data_parallel == "fsdp2":
-        shard_net(net, given, ranks.size, CPU)
-    return SupervisedRank(given, net, make_adamw(net.parameters()), ranks, CPU)
+    net = load_net(rank_settings)
+    if rank_settings.config.data_parallel == "fsdp2":
+        shard_net(net, rank_settings, ranks.size, CPU)
+    return SupervisedRank(rank_settings, net, make_adamw(net.parameters()), ranks, CPU)
 
 
-def stream(given: SupervisedSettings, ranks: Ranks | None = None) -> Iterator[Row]:
-    """Counts, steps and result of a stage, as a learner group gives them."""
-    rank = make_rank(given, ranks)
+def stream(rank_settings: SupervisedSettings, ranks: Ranks | None = None) -> Iterator[Row]:
+    """Yield counts, steps and result of a stage, as a learner group does."""
+    rank = make_rank(rank_settings, ranks)
     yield rank.counts()
     while rows := rank.advance(1):
         yield from rows
@@ -94,7 +94,7 @@ def stream(given: SupervisedSettings, ranks: Ranks | None = None) -> Iterator[Ro
 
 
 def interrupted_after(training: Iterator[Row], step: int) -> None:
-    """Let it run until it has yielded that step, and end it there."""
+    """Run a training until it has yielded the step, then stop it."""
     while next(training).get("step") != step:
         pass
 
@@ -104,7 +104,7 @@ def untimed(rows: list[Row]) -> list[Row]:
 
 
 def main(rank: int, size: int, folder: Path) -> None:
-    """Every stage and layout with ddp and with fsdp2, and each again, interrupted after its first checkpoint."""
+    """Train every stage and layout with ddp and fsdp2, and each again, interrupted after its first checkpoint."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     torch.set_num_threads(1)
     ranks = Ranks(CPU, distributed=True)

@@ -1,4 +1,4 @@
-"""The networks' outputs against transformers' own, and what they do not depend on."""
+"""The networks' outputs match those of transformers and do not depend on padding."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def settings(path: Path, critic: str = "shared") -> ModelSettings:
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_logprobs_and_entropy_are_those_of_transformers_at_the_sampling_temperature(
-    policy_path: Path, critic: str
-) -> None:
+def test_logprobs_and_entropy_match_transformers_at_the_temperature(policy_path: Path, critic: str) -> None:
     trajectory = make_two_turn_trajectory(0)
     batch = make_batch([make_trajectory(1), trajectory])
     outputs = ActorCritic(settings(policy_path, critic))(batch.token_ids, batch.mask, batch.lengths)
@@ -41,7 +39,7 @@ def test_logprobs_and_entropy_are_those_of_transformers_at_the_sampling_temperat
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize("packing", [True, False])
-def test_outputs_do_not_depend_on_padding_and_values_see_only_what_came_before(
+def test_outputs_ignore_padding_and_values_see_only_earlier_tokens(
     policy_path: Path, critic: str, packing: bool
 ) -> None:
     model = ActorCritic(replace(settings(policy_path, critic), packing=packing))
@@ -72,7 +70,7 @@ def test_values_start_at_zero(policy_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_is_published_names_the_head_even_where_it_is_tied(tmp_path: Path, tied: bool) -> None:
+def test_published_tensors_include_the_head_even_if_tied(tmp_path: Path, tied: bool) -> None:
     path = write_policy(tmp_path / "policy", tie_word_embeddings=tied)
     model = load_causal_model(path, "float32")
     tensors = dict(published_tensors(model, torch.float32))
@@ -80,7 +78,7 @@ def test_what_is_published_names_the_head_even_where_it_is_tied(tmp_path: Path, 
     assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]) == tied
 
 
-def test_probe_logprobs_are_those_of_the_whole_sequence_at_temperature_one(policy_path: Path) -> None:
+def test_probe_logprobs_match_the_whole_sequence_at_temperature_one(policy_path: Path) -> None:
     actor_critic = ActorCritic(settings(policy_path))
     model = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float32).eval()
     sequences = (*default_probe(model.config, seed=0), (3, 1, 4), (5,))
@@ -91,7 +89,7 @@ def test_probe_logprobs_are_those_of_the_whole_sequence_at_temperature_one(polic
     assert default_probe(model.config, seed=0) == default_probe(model.config, seed=0)
 
 
-def test_a_folder_without_a_model_and_a_model_that_caps_its_logits_are_refused(tmp_path: Path) -> None:
+def test_a_missing_model_and_capped_logits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model folder"):
         load_causal_model(tmp_path, "float32")
     from transformers import CohereConfig, CohereForCausalLM

@@ -1,4 +1,4 @@
-"""Compiled layers and distributions: the same numbers as plain ones, compiled once for packs of any shape."""
+"""Compiled layers and distributions give the same numbers as plain ones, and are compiled once for all packs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attention_given_back() -> Iterator[None]:
 
 
 def outputs(model: ActorCritic, lengths: Sequence[int]) -> list[Tensor]:
-    """Log-probabilities and entropies of a pack, and the gradients of their sum."""
+    """Compute log-probabilities and entropies of a pack, and the gradients of their sum."""
     generator = torch.Generator().manual_seed(len(lengths))
     token_ids = torch.randint(VOCABULARY, (len(lengths), max(lengths)), generator=generator)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
@@ -39,7 +39,7 @@ def outputs(model: ActorCritic, lengths: Sequence[int]) -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("attention_given_back")
-def test_compiled_layers_give_the_same_and_are_not_compiled_again_for_another_pack(
+def test_compiled_layers_are_exact_and_compiled_once_for_any_pack(
     policy_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_compiled = 0
@@ -66,7 +66,7 @@ def test_compiled_layers_give_the_same_and_are_not_compiled_again_for_another_pa
     )
 
 
-def test_on_a_cpu_nothing_is_compiled(policy_path: Path) -> None:
+def test_nothing_is_compiled_on_a_cpu(policy_path: Path) -> None:
     model = ActorCritic(ModelSettings(policy_path, "float32", "none", 0.7))
     outputs(model, [5, 6])
     assert not model._is_fused

@@ -1,4 +1,4 @@
-"""Advantages against slow versions written token by token, and at their edges."""
+"""Advantages match slow versions written token by token, also in edge cases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from learner.ppo import advantages as adv
 
 
 def slow_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> list[list[float]]:
-    """Sum over k of (gamma lam)^k delta_{t+k}, over the sampled tokens alone: eq. 16 of arXiv:1506.02438 as printed."""
+    """Compute eq. 16 of arXiv:1506.02438: the sum over k of (gamma lam)^k delta_{t+k}, over the sampled tokens only."""
     advantages = [[0.0] * values.shape[1] for _ in values]
     for row in range(values.shape[0]):
         sampled = [t for t in range(values.shape[1]) if mask[row, t]]
@@ -42,9 +42,7 @@ def random_inputs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 1.0), (0.99, 0.0)])
-def test_gae_is_the_sum_of_the_paper_over_sampled_tokens_whatever_stands_under_the_mask(
-    seed: int, gamma: float, lam: float
-) -> None:
+def test_gae_is_the_papers_sum_over_sampled_tokens_only(seed: int, gamma: float, lam: float) -> None:
     rewards, values, mask = random_inputs(seed)
     advantages, returns = adv.gae(rewards, values, mask, gamma=gamma, lam=lam)
     expected = torch.tensor(slow_gae(rewards, values, mask, gamma, lam), dtype=torch.float64)
@@ -52,7 +50,7 @@ def test_gae_is_the_sum_of_the_paper_over_sampled_tokens_whatever_stands_under_t
     torch.testing.assert_close(returns, torch.where(mask, expected + values, 0.0), atol=1e-12, rtol=0)
 
 
-def test_the_score_stands_at_the_last_sampled_token_and_turn_rewards_at_their_turns() -> None:
+def test_the_score_is_at_the_last_token_and_turn_rewards_at_turns() -> None:
     mask = torch.tensor([[False, True, True, False, True], [False, True, False, False, False], [False] * 5])
     turn_rewards = torch.tensor([[9.0, 0.0, 0.5, 9.0, -1.0], [9.0, 2.0, 9.0, 9.0, 9.0], [9.0] * 5])
     kl = torch.tensor([[math.nan, 1.0, -2.0, math.nan, 3.0], [math.nan, 1.0] + [math.nan] * 3, [math.nan] * 5])
@@ -64,7 +62,7 @@ def test_the_score_stands_at_the_last_sampled_token_and_turn_rewards_at_their_tu
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_whitening_over_ranks_is_whitening_of_the_whole(num_ranks: int) -> None:
+def test_whitening_over_ranks_equals_whitening_of_the_batch(num_ranks: int) -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(6, 5, dtype=torch.float64, generator=generator)
     mask = torch.rand(6, 5, generator=generator) < 0.7
@@ -75,7 +73,7 @@ def test_whitening_over_ranks_is_whitening_of_the_whole(num_ranks: int) -> None:
     calls = iter([None] * 2)
 
     def sum_of_all(own: Tensor) -> Tensor:
-        """Plays the other ranks: first counts and sums, then squared deviations."""
+        """Stand in for the other ranks: first counts and sums, then squared deviations."""
         if own.ndim:
             return torch.stack([torch.stack([m.sum().double(), v[m].sum()]) for v, m in pieces]).sum(0)
         next(calls)
@@ -96,7 +94,7 @@ def test_whitening_of_equal_values_one_value_or_none_is_finite() -> None:
 
 
 @given(st.integers(0, 99), st.integers(1, 3), st.integers(1, 4))
-def test_whitening_by_parts_is_whitening_of_each_part_of_all_ranks_alone(seed: int, num_ranks: int, num: int) -> None:
+def test_whitening_by_parts_whitens_each_part_over_all_ranks(seed: int, num_ranks: int, num: int) -> None:
     draw = np.random.default_rng(seed)
     values, mask, part = draw.normal(size=(6, 5)), draw.random((6, 5)) < 0.7, draw.integers(0, num, 6)
     values += 100.0 * part[:, None]
@@ -116,7 +114,7 @@ def test_whitening_by_parts_is_whitening_of_each_part_of_all_ranks_alone(seed: i
 
 
 def gathered(values: np.ndarray, masks: list[Tensor], num_ranks: int) -> adv.AllSum:
-    """Plays all ranks: of each part first its counts and sums, then its squared deviations."""
+    """Stand in for all ranks: per part first counts and sums, then squared deviations."""
     sums = []
     for mask in masks:
         pieces = zip(torch.from_numpy(values).chunk(num_ranks), mask.chunk(num_ranks), strict=True)
@@ -128,7 +126,7 @@ def gathered(values: np.ndarray, masks: list[Tensor], num_ranks: int) -> adv.All
     return lambda own: next(calls)
 
 
-def test_explained_variance_is_one_for_a_perfect_critic_and_zero_where_nothing_varies() -> None:
+def test_explained_variance_is_one_if_perfect_and_zero_if_constant() -> None:
     returns = torch.tensor([[1.0, 2.0, 5.0]])
     mask = torch.ones(1, 3, dtype=torch.bool)
     assert adv.explained_variance(returns - 3, returns, mask) == pytest.approx(1.0)
@@ -137,7 +135,7 @@ def test_explained_variance_is_one_for_a_perfect_critic_and_zero_where_nothing_v
     assert adv.explained_variance(returns, torch.ones(1, 3), mask) == 0.0
 
 
-def test_k3_is_never_negative_and_all_estimators_vanish_where_the_policies_agree() -> None:
+def test_k3_is_never_negative_and_estimators_vanish_at_equality() -> None:
     draw = random.Random(0)
     p = torch.tensor([draw.uniform(-5, 0) for _ in range(100)], dtype=torch.float64)
     q = torch.tensor([draw.uniform(-5, 0) for _ in range(100)], dtype=torch.float64)
@@ -151,7 +149,7 @@ def test_k3_is_never_negative_and_all_estimators_vanish_where_the_policies_agree
     rewards=st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
-def test_a_response_is_judged_against_its_own_group_whatever_the_order(
+def test_a_response_is_compared_with_its_group_in_any_order(
     estimator: Any, rewards: list[list[float]], seed: int
 ) -> None:
     rows = [(7 * group, reward) for group, of_group in enumerate(rewards) for reward in of_group]

@@ -1,4 +1,4 @@
-"""One-token responses with a fixed reward for each: the optimum is known, and PPO must reach it."""
+"""PPO reaches the known optimum on one-token responses with fixed rewards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REWARDS = torch.sin(torch.arange(VOCABULARY, dtype=torch.float64))
 
 
 def distribution(learner: OneRank) -> torch.Tensor:
-    """pi(a) of every token after the prompt."""
+    """Compute pi(a) of every token after the prompt."""
     with torch.no_grad():
         pack = make_pack([len(PROMPT)], torch.device("cpu"))
         logits = learner.model.policy(input_ids=torch.tensor([PROMPT]), pack=pack).logits[0, -1] / 0.7
@@ -49,7 +49,7 @@ def sampled(policy: torch.Tensor, step: int, generator: torch.Generator) -> list
 
 
 @pytest.mark.parametrize("changes", [{}, {"kl_in": "loss", "kl_estimator": "k2"}, {"advantages": "rloo"}])
-def test_the_policy_reaches_the_closed_form_of_the_regularised_optimum(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_the_policy_reaches_the_closed_form_optimum(tmp_path: Path, changes: dict[str, Any]) -> None:
     """pi_ref(a) exp(r(a) / beta) / Z, within 2 % total variation."""
     settings = {"num_epochs": 2, "num_minibatches": 2, "learning_rate": 5e-3, "learning_rate_schedule": "linear"}
     config = LearnerConfig(

@@ -1,4 +1,4 @@
-"""Trajectories into tensors, pieces and mini-batches."""
+"""Trajectories become tensors, micro-batches and mini-batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_batch_is_padded_on_the_right_with_the_version_of_every_token() -> Non
     assert batch.uids == (short.uid, two_turns.uid)
 
 
-def test_a_two_turn_trajectory_goes_through_arrow_batching_advantages_and_loss() -> None:
+def test_a_two_turn_trajectory_passes_from_arrow_to_the_loss() -> None:
     table = to_table([make_two_turn_trajectory(0), make_trajectory(1)])
     with pa.BufferOutputStream() as sink:
         with pa.ipc.new_file(sink, table.schema) as writer:
@@ -60,7 +60,7 @@ def test_a_two_turn_trajectory_goes_through_arrow_batching_advantages_and_loss()
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "message"),
     [
         ({"reward": None}, "its reward is None"),
         ({"reward": float("nan")}, "its reward is nan"),
@@ -68,7 +68,7 @@ def test_a_two_turn_trajectory_goes_through_arrow_batching_advantages_and_loss()
         ({"mask": [False] * 3, "segments": [], "turns": []}, "no sampled token"),
     ],
 )
-def test_what_cannot_be_learned_from_is_refused_by_name(change: dict[str, object], what: str) -> None:
+def test_an_error_names_a_trajectory_that_cannot_be_trained_on(change: dict[str, object], message: str) -> None:
     whole = make_trajectory(7)
     plain = replace(
         whole,
@@ -79,17 +79,17 @@ def test_what_cannot_be_learned_from_is_refused_by_name(change: dict[str, object
         turns=[replace(whole.turns[0], start=2, length=1)],
     )
     make_batch([plain])
-    with pytest.raises(LearnerError, match=f"trajectory 0-7-0: .*{what}"):
+    with pytest.raises(LearnerError, match=f"trajectory 0-7-0: .*{message}"):
         make_batch([plain, replace(plain, **change)])
 
 
-def test_lengths_that_disagree_are_refused_by_name() -> None:
+def test_an_error_names_a_trajectory_with_inconsistent_lengths() -> None:
     with pytest.raises(TrajectoryRefused, match="0-7-0: per-token lengths disagree"):
         make_batch([replace(make_trajectory(7), behavior_logprobs=[0.0])])
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_pieces_hold_every_sequence_once_within_the_budget_and_keep_their_order_where_one_is_enough(
+def test_micro_batches_hold_every_sequence_once_within_the_budget(
     packed: bool,
 ) -> None:
     lengths = [5, 30, 7, 7, 12, 64, 3]
@@ -107,7 +107,7 @@ def test_pieces_hold_every_sequence_once_within_the_budget_and_keep_their_order_
     assert micro_batches([], 40, packed=packed) == []
 
 
-def test_packed_pieces_cost_about_the_same() -> None:
+def test_packed_micro_batches_cost_about_the_same() -> None:
     draw = random.Random(0)
     lengths = [max(1, round(draw.lognormvariate(4, 1))) for _ in range(200)]
     pieces = micro_batches(lengths, 2000, packed=True)
@@ -116,14 +116,14 @@ def test_packed_pieces_cost_about_the_same() -> None:
     assert max(sizes) <= 1.05 * sum(sizes) / len(sizes)
 
 
-def test_costs_are_balanced_and_as_many_lists_as_there_are_costs_at_most() -> None:
+def test_costs_are_balanced_without_empty_lists() -> None:
     assert balanced([8, 7, 6, 5, 4], 2) == [[0, 3, 4], [1, 2]]
     assert balanced([1, 1], 3) == [[0], [1]]
     assert cost(10) == pytest.approx(10, rel=1e-3)
     assert cost(24_576) == 2 * 24_576
 
 
-def test_the_order_of_minibatches_is_a_function_of_seed_step_and_epoch() -> None:
+def test_the_order_of_minibatches_depends_on_seed_step_and_epoch() -> None:
     def order(seed: int = 0, step: int = 1, epoch: int = 0) -> list[list[int]]:
         return minibatch_order(12, num_minibatches=3, seed=seed, step=step, epoch=epoch)
 

@@ -1,4 +1,4 @@
-"""A bound on the mean cost: the multiplier and what it makes of rewards, against plain Python and closed forms."""
+"""The bound on the mean cost: multiplier and rewards match plain Python and closed forms."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.learner.ppo.test_rllib import OneRank
 from tests.support import ppo_ranks
 
 COSTS = (REWARDS > 0.9).double()
-"""Of the bandit's tokens: what pays most is what is forbidden."""
+"""Costs of the bandit's tokens: those with the highest rewards are forbidden."""
 
 
 def bounded(**settings: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def costing(cost: float, num: int = 8) -> list[Trajectory]:
 
 
 def multipliers(batches: list[list[float]], settings: ConstraintConfig) -> list[float]:
-    """After each batch, moved response by response; the clips are said in words, not by minima and maxima."""
+    """Compute the multiplier after each batch, response by response, with explicit conditions as bounds."""
     found, multiplier = [], settings.initial_multiplier
     for costs in batches:
         for cost in costs:
@@ -57,7 +57,7 @@ def multipliers(batches: list[list[float]], settings: ConstraintConfig) -> list[
     st.floats(0.01, 20),
     st.sampled_from([None, 1.0, 5.0]),
 )
-def test_the_multiplier_climbs_the_dual_and_stays_within_its_bounds(
+def test_the_multiplier_ascends_the_dual_within_its_bounds(
     batches: list[list[float]], max_mean: float, learning_rate: float, largest: float | None
 ) -> None:
     settings = ConstraintConfig(cost="cost", max_mean=max_mean, learning_rate=learning_rate, max_multiplier=largest)
@@ -68,7 +68,7 @@ def test_the_multiplier_climbs_the_dual_and_stays_within_its_bounds(
     assert found == pytest.approx(multipliers(batches, settings), rel=1e-9, abs=1e-9)
 
 
-def test_it_rises_beyond_the_bound_falls_below_it_and_ends_at_zero_and_at_its_maximum() -> None:
+def test_the_multiplier_rises_above_the_bound_and_falls_below_it() -> None:
     settings = ConstraintConfig(cost="cost", max_mean=0.1, learning_rate=2.0, max_multiplier=1.5)
     assert updated_multiplier(1.0, 0.2, settings) == pytest.approx(1.2)
     assert updated_multiplier(1.0, 0.1, settings) == 1.0
@@ -78,7 +78,7 @@ def test_it_rises_beyond_the_bound_falls_below_it_and_ends_at_zero_and_at_its_ma
 
 
 def constrained_rewards(row: int, made: Any, *, kl: float, multiplier: float) -> list[float]:
-    """A row's token rewards in plain Python: (reward - lambda cost) / (1 + lambda), the KL penalty divided as well."""
+    """Compute a row's token rewards: (reward - lambda cost) / (1 + lambda), the KL penalty divided as well."""
     rewards = rewards_of(made.batch, made, kl)[row]
     tokens = made.batch.mask[row].nonzero()[:, 0].tolist()
     rewards = [r + float(made.batch.turn_rewards[row, t]) for r, t in zip(rewards, tokens, strict=True)]
@@ -87,7 +87,7 @@ def constrained_rewards(row: int, made: Any, *, kl: float, multiplier: float) ->
 
 
 @pytest.mark.parametrize("multiplier", [0.0, 0.5, 30.0])
-def test_what_is_trained_is_reward_less_multiplier_times_cost_over_one_plus_multiplier(multiplier: float) -> None:
+def test_rewards_are_reward_less_weighted_cost_over_one_plus_weight(multiplier: float) -> None:
     trajectories = [*(make_trajectory(i, version=4) for i in range(3)), make_two_turn_trajectory(3, version=3)]
     batch = make_batch(trajectories, cost="cost")
     settings = bounded(initial_multiplier=multiplier)
@@ -100,7 +100,7 @@ def test_what_is_trained_is_reward_less_multiplier_times_cost_over_one_plus_mult
     assert metrics["learner/cost_mean"] == pytest.approx(fmean(t.reward_parts["cost"] for t in trajectories))
 
 
-def test_responses_to_a_prompt_are_compared_with_their_costs_in() -> None:
+def test_group_advantages_include_the_costs() -> None:
     trajectories = [replace(make_trajectory(i, version=4), group=i // 2) for i in range(4)]
     batch = make_batch(trajectories, cost="cost")
     found, _ = computed(batch, advantages="dr_grpo", kl_coefficient=0.0, **bounded(initial_multiplier=2.0))
@@ -117,7 +117,7 @@ def test_whitened_advantages_do_not_depend_on_the_division() -> None:
     torch.testing.assert_close(found.advantages, expected.advantages, atol=1e-5, rtol=1e-5)
 
 
-def test_without_a_bound_costs_are_neither_read_nor_told_nor_kept() -> None:
+def test_costs_are_not_read_logged_or_saved_without_a_bound() -> None:
     batch = make_batch([replace(make_trajectory(i, version=4), reward_parts={}) for i in range(4)])
     made, metrics = computed(batch)
     assert batch.costs.tolist() == [0.0] * 4
@@ -135,9 +135,7 @@ def test_without_a_bound_costs_are_neither_read_nor_told_nor_kept() -> None:
         ({"cost": float("inf")}, "it is inf"),
     ],
 )
-def test_a_response_without_a_cost_ends_the_step_by_name_before_weights_move(
-    policy_path: Path, parts: dict[str, float], found: str
-) -> None:
+def test_an_error_names_a_response_without_a_cost(policy_path: Path, parts: dict[str, float], found: str) -> None:
     learner = OneRank(policy_path, LearnerConfig(**bounded()))
     before = learner.weights()
     trajectories = costing(1.0)
@@ -149,7 +147,7 @@ def test_a_response_without_a_cost_ends_the_step_by_name_before_weights_move(
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.weights().items())
 
 
-def test_each_step_is_trained_with_the_multiplier_that_the_steps_before_it_have_left(policy_path: Path) -> None:
+def test_each_step_uses_the_multiplier_of_the_steps_before_it(policy_path: Path) -> None:
     learner = OneRank(policy_path, LearnerConfig(**bounded(max_mean=0.25, learning_rate=2.0)))
     costs = [1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     metrics = [learner.step(step, costing(cost)) for step, cost in enumerate(costs, 1)]
@@ -158,7 +156,7 @@ def test_each_step_is_trained_with_the_multiplier_that_the_steps_before_it_have_
     assert found == pytest.approx([1.0, 2.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5])
 
 
-def test_a_bound_is_not_taken_up_from_a_checkpoint_of_a_run_without_one(
+def test_a_bound_needs_a_checkpoint_of_a_run_with_one(
     policy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "put_tensors", tuple)
@@ -173,7 +171,7 @@ def test_a_bound_is_not_taken_up_from_a_checkpoint_of_a_run_without_one(
         ppo_ranks.make_rank(with_bound, ALONE)
 
 
-def test_the_policy_reaches_the_best_that_keeps_the_bound(tmp_path: Path) -> None:
+def test_the_policy_reaches_the_constrained_optimum(tmp_path: Path) -> None:
     """pi_ref(a) exp((r(a) - lambda c(a)) / beta) / Z with the lambda at which the mean cost is the bound."""
     max_mean, num_steps = 0.1, 60
     learner = OneRank(write_policy(tmp_path / "policy"), bandit_settings(num_steps, max_mean=max_mean))
@@ -189,7 +187,7 @@ def test_the_policy_reaches_the_best_that_keeps_the_bound(tmp_path: Path) -> Non
     assert metrics["learner/constraint_multiplier"] > 0
 
 
-def test_a_bound_that_is_kept_anyway_changes_nothing_in_the_end(tmp_path: Path) -> None:
+def test_an_inactive_bound_does_not_change_the_optimum(tmp_path: Path) -> None:
     num_steps = 50
     learner = OneRank(write_policy(tmp_path / "policy"), bandit_settings(num_steps, max_mean=0.99))
     optimum, generator = best_within(distribution(learner), 1.0), torch.Generator().manual_seed(0)
@@ -221,7 +219,7 @@ def cost_of(policy: torch.Tensor) -> float:
 
 
 def best_within(start: torch.Tensor, max_mean: float) -> torch.Tensor:
-    """By bisection: the mean cost falls as the multiplier rises."""
+    """Find the multiplier by bisection: the mean cost falls as it rises."""
     low, high = 0.0, 100.0
     for _ in range(60):
         multiplier = (low + high) / 2

@@ -1,4 +1,4 @@
-"""The registry of advantage estimators: both tables agree, and a function of the user's own trains a real step."""
+"""The tables of advantage estimators agree, and a function of the user's own trains a real step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HERE = "tests.learner.ppo.test_estimators"
 
 
 def mine(signals: adv.Signals) -> Tensor:
-    """Each response's reward less a constant, on every token."""
+    """Return each response's reward minus a constant, on every token."""
     return torch.where(signals.mask, signals.rewards.sum(1, keepdim=True) - 0.5, 0.0)
 
 

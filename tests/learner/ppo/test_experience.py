@@ -1,4 +1,4 @@
-"""What a step makes of its batch before it trains: importance weights, advantages, and the figures that it logs."""
+"""Importance weights, advantages and metrics that a step computes before it trains."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ALONE = Ranks(torch.device("cpu"), distributed=False)
 
 
 def trajectories(num: int = 8, *, lag: int = 0) -> list[Trajectory]:
-    """Pairs of responses to a prompt, at step 5; every second one `lag` versions old."""
+    """Make pairs of responses to a prompt, at step 5; every second one `lag` versions old."""
     return [replace(make_trajectory(i, version=4 - lag * (i % 2)), group=i // 2) for i in range(num)]
 
 
 def evaluation(batch: Batch, *, shift: float = 0.0) -> Evaluation:
-    """Proximal log-probabilities `shift` beside the behaviour ones on even rows, as far below on odd ones."""
+    """Make proximal log-probabilities: the behaviour ones plus `shift` on even rows, minus `shift` on odd ones."""
     shape, generator = batch.mask.shape, torch.Generator().manual_seed(0)
     sign = 1 - 2 * (torch.arange(len(batch.uids)) % 2)[:, None]
     proximal = torch.where(batch.mask, batch.behavior_logprobs + shift * sign, 0.0)
@@ -50,7 +50,7 @@ def computed(
 
 
 def rewards_of(batch: Batch, made: Experience, coefficient: float) -> list[list[float]]:
-    """Token rewards in plain Python: the KL penalty on every token, the score on the last."""
+    """Compute token rewards in plain Python: the KL penalty on every token, the score on the last."""
     rows = []
     for row in range(len(batch.uids)):
         tokens = batch.mask[row].nonzero()[:, 0].tolist()
@@ -105,7 +105,7 @@ def test_lambda_grows_with_the_length_of_a_response() -> None:
         torch.testing.assert_close(made.advantages[row : row + 1], expected)
 
 
-def test_the_trust_region_is_around_the_proximal_policy_or_not_decoupled_around_the_one_that_sampled() -> None:
+def test_the_trust_region_is_around_the_sampling_policy_if_coupled() -> None:
     batch = make_batch(trajectories(lag=2))
     decoupled, metrics = computed(batch, shift=0.4)
     coupled, plain = computed(batch, shift=0.4, decoupled=False)
@@ -122,7 +122,7 @@ def test_the_trust_region_is_around_the_proximal_policy_or_not_decoupled_around_
     assert plain["learner/effective_sample_size"] == 1.0
 
 
-def test_the_shares_of_lags_and_the_engines_mismatch_are_logged() -> None:
+def test_lag_shares_and_engine_differences_are_logged() -> None:
     batch = make_batch(trajectories(lag=2))
     _, metrics = computed(batch, shift=0.4)
     fresh = batch.mask & (batch.versions == 4)
@@ -132,7 +132,7 @@ def test_the_shares_of_lags_and_the_engines_mismatch_are_logged() -> None:
     assert metrics["learner/engine_kl_nats_per_token"] == pytest.approx(2.718281828**0.4 - 1 - 0.4, rel=1e-4)
 
 
-def test_at_lag_zero_the_engines_log_probabilities_decide_nothing() -> None:
+def test_the_engines_logprobs_are_not_used_at_lag_zero() -> None:
     batch = make_batch(trajectories())
     made, metrics = computed(batch, shift=0.4)
     assert set(made.importance[batch.mask].tolist()) == {1.0}
@@ -141,7 +141,7 @@ def test_at_lag_zero_the_engines_log_probabilities_decide_nothing() -> None:
     assert metrics["learner/kl_nats"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_is_carried_on_comes_back_and_what_lacks_is_named() -> None:
+def test_the_state_is_restored_and_a_missing_entry_named() -> None:
     settings = LearnerConfig(kl_target=1.0, normalize_rewards=True, constraint=ConstraintConfig(cost="cost"))
     computer, other = (AdvantageComputer(settings, ALONE) for _ in range(2))
     computer.compute(5, evaluation(make_batch(trajectories())))
@@ -157,7 +157,7 @@ def test_what_is_carried_on_comes_back_and_what_lacks_is_named() -> None:
         other.load({"kl_coefficient": torch.tensor(0.1)})
 
 
-def test_a_coefficient_that_is_not_steered_is_the_settings_whatever_the_checkpoint_says() -> None:
+def test_a_fixed_kl_coefficient_comes_from_the_settings() -> None:
     state = AdvantageComputer(LearnerConfig(kl_coefficient=0.1), ALONE).state()
     fixed, steered = (
         AdvantageComputer(LearnerConfig(kl_coefficient=0.3, kl_target=target), ALONE) for target in (None, 6.0)
@@ -168,13 +168,13 @@ def test_a_coefficient_that_is_not_steered_is_the_settings_whatever_the_checkpoi
 
 
 def of_two_tasks(num: int = 12) -> list[Trajectory]:
-    """Every third one of a task whose rewards are a hundred times the others'."""
+    """Make every third trajectory one of a task whose rewards are a hundred times larger."""
     plain = trajectories(num)
     return [replace(t, task="large", reward=100 * t.reward) if i % 3 == 0 else t for i, t in enumerate(plain)]  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("estimator", ["gae", "reinforce_pp"])
-def test_advantages_are_whitened_within_each_task_or_over_the_whole_batch(estimator: str) -> None:
+def test_advantages_are_whitened_per_task_or_over_the_batch(estimator: str) -> None:
     batch, tasks = make_batch(of_two_tasks()), ("large", "test")
     plain, _ = computed(batch, advantages=estimator, whiten_advantages=False)
     mask, raw = batch.mask.numpy(), plain.advantages.double().numpy()
@@ -189,7 +189,7 @@ def test_advantages_are_whitened_within_each_task_or_over_the_whole_batch(estima
     assert torch.equal(alone.advantages, found.advantages)
 
 
-def test_a_task_whose_rewards_are_a_hundred_times_larger_weighs_no_more_when_rewards_are_normalised_by_task() -> None:
+def test_a_tasks_reward_scale_does_not_matter_if_normalised_by_task() -> None:
     settings: dict[str, Any] = {"advantages": "reinforce_pp", "normalize_rewards": True, "kl_coefficient": 0.0}
     many, tasks = of_two_tasks(), ("large", "test")
     few = [replace(t, task="test", reward=t.reward / 100) if t.task == "large" else t for t in many]  # type: ignore[operator]
@@ -202,7 +202,7 @@ def test_a_task_whose_rewards_are_a_hundred_times_larger_weighs_no_more_when_rew
         assert [firsts[i] for i in own] == pytest.approx(expected, abs=1e-4)
 
 
-def test_each_tasks_running_statistics_are_carried_on_and_one_that_lacks_is_named() -> None:
+def test_each_tasks_statistics_are_restored_and_a_missing_one_named() -> None:
     config, tasks = LearnerConfig(normalize_rewards=True), ("large", "test")
     computer, other = (AdvantageComputer(config, ALONE, tasks) for _ in range(2))
     computer.compute(5, evaluation(make_batch(of_two_tasks())))
@@ -215,7 +215,7 @@ def test_each_tasks_running_statistics_are_carried_on_and_one_that_lacks_is_name
         other.load({name: tensor for name, tensor in state.items() if name != "reward_moments.test"})
 
 
-def test_a_trajectory_of_none_of_the_tasks_is_refused_by_name() -> None:
+def test_an_error_names_a_trajectory_of_an_unknown_task() -> None:
     batch = make_batch(of_two_tasks(4))
     AdvantageComputer(LearnerConfig(), ALONE, ("test", "large")).require_known(batch)
     AdvantageComputer(LearnerConfig(), ALONE).require_known(batch)

@@ -1,4 +1,4 @@
-"""What a step made of one trajectory: the numbers it was trained with, and weights as without being asked."""
+"""An explained step returns the numbers of one trajectory and trains the same weights as an ordinary step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG = LearnerConfig(num_learners=0, num_epochs=2, num_minibatches=2, learning
 
 
 @pytest.mark.ray
-async def test_a_step_is_explained_by_what_it_was_trained_with(tmp_path: Path, ray_session: None) -> None:
+async def test_an_explained_step_trains_as_usual_and_returns_its_numbers(tmp_path: Path, ray_session: None) -> None:
     from learner.ppo.group import PPOLearnerGroup
     from learner.ppo.rank import LearnerSettings
 
@@ -24,19 +24,19 @@ async def test_a_step_is_explained_by_what_it_was_trained_with(tmp_path: Path, r
     settings = LearnerSettings(CONFIG, Place(policy), version=1)
     plain, asked = [await PPOLearnerGroup.start(settings) for _ in range(2)]
     result = await plain.step(2, groups)
-    told = await asked.explain(2, groups, "0-0-two")
+    explanation = await asked.explain(2, groups, "0-0-two")
     after = {tensor.name: tensor.checksum for tensor in (await asked.publish_initial()).tensors}
     assert result.manifest.changed_tensors(after) == [], "an explained step is a step like any other"
     (trajectory,) = groups[0]
-    for numbers in (told.advantages, told.before, told.after):
+    for numbers in (explanation.advantages, explanation.before, explanation.after):
         assert [number != 0.0 for number in numbers] == trajectory.mask
-    assert told.before != told.after
-    assert not any(told.values), "a critic that is new expects nothing"
+    assert explanation.before != explanation.after
+    assert not any(explanation.values), "a new critic's values are 0"
     later = await asked.explain(3, groups, "0-0-two")
     assert [value != 0.0 for value in later.values] == trajectory.mask
-    assert later.before == pytest.approx(told.after, abs=1e-6)
-    with pytest.raises(LearnerError, match="trajectory nobody: it was not trained in this step"):
-        await plain.explain(3, groups, "nobody")
+    assert later.before == pytest.approx(explanation.after, abs=1e-6)
+    with pytest.raises(LearnerError, match="trajectory missing: it was not trained in this step"):
+        await plain.explain(3, groups, "missing")
     with pytest.raises(LearnerError, match="step 2 was asked for, but the next one is 4"):
         await asked.explain(2, groups, "0-0-two")
     await asked.shutdown()

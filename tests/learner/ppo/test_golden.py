@@ -1,4 +1,4 @@
-"""The numbers that verl, OpenRLHF and TRL give on one set of inputs, to 1e-6 in float64."""
+"""Functions match verl, OpenRLHF and TRL on one set of inputs, to 1e-6 in float64."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def policy_loss(**clips: float) -> losses.PolicyLoss:
 
 
 @pytest.mark.parametrize(("name", "estimator"), [("kl_k1", adv.kl_k1), ("kl_k2", adv.kl_k2), ("kl_k3", adv.kl_k3)])
-def test_kl_estimators_are_those_of_verl_and_openrlhf(name: str, estimator: Any) -> None:
+def test_kl_estimators_match_verl_and_openrlhf(name: str, estimator: Any) -> None:
     kl = estimator(INPUTS["behavior_logprobs"], INPUTS["reference_logprobs"])
     assert_golden(torch.where(MASK, kl, 0.0), name)
 
 
-def test_token_rewards_carry_the_score_at_the_last_unmasked_token() -> None:
+def test_token_rewards_have_the_score_at_the_last_unmasked_token() -> None:
     assert_golden(token_rewards(), "token_rewards")
 
 
@@ -92,7 +92,7 @@ def test_the_value_loss_is_clipped_and_halved() -> None:
     ("clips", "name"),
     [({"clip_high": 0.28}, "policy_loss_clip_higher_0.28"), ({"dual_clip": 1.2}, "policy_loss_dual_clip_1.2")],
 )
-def test_clip_higher_and_dual_clip_are_those_of_verl(clips: dict[str, float], name: str) -> None:
+def test_clip_higher_and_dual_clip_match_verl(clips: dict[str, float], name: str) -> None:
     assert_golden(losses.token_mean(policy_loss(**clips).loss, MASK, COUNT), name)
 
 
@@ -104,18 +104,18 @@ def test_clip_higher_and_dual_clip_are_those_of_verl(clips: dict[str, float], na
         ("sequence_mean_token_mean", "policy_loss_seq-mean-token-mean"),
     ],
 )
-def test_aggregations_are_those_of_verl(aggregation: losses.Aggregation, name: str) -> None:
+def test_aggregations_match_verl(aggregation: losses.Aggregation, name: str) -> None:
     loss = losses.aggregate(policy_loss().loss, MASK, aggregation, num_tokens=COUNT, num_sequences=len(MASK))
     assert_golden(loss, name)
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "rloo"])
-def test_group_advantages_are_those_of_verl(estimator: Any) -> None:
+def test_group_advantages_match_verl(estimator: Any) -> None:
     groups = INPUTS["groups"].long()
     assert_golden(adv.group_advantages(INPUTS["group_rewards"], groups, estimator), f"{estimator}_advantages")
 
 
-def test_the_adaptive_kl_coefficient_is_that_of_verl() -> None:
+def test_the_adaptive_kl_coefficient_matches_verl() -> None:
     coefficient, found = 0.15, []
     for kl in (3.0, 9.0, 6.0, 6.6):
         coefficient = adv.adapted_kl_coefficient(coefficient, kl, target=6.0, horizon=1e4, num_episodes=512)

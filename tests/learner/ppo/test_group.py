@@ -1,4 +1,4 @@
-"""The group on a real Ray: the same weights on none, one or two remote learners, exact resume, and loud failures."""
+"""The group on a real Ray: equal weights on 0, 1 and 2 remote learners, exact resumption, raised failures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def start_group(num_learners: int, policy_path: Path, *, path: Path | None
 
 @dataclass
 class Trained:
-    """Groups of none, one and two remote learners after the same three steps, with what they gave."""
+    """Groups of 0, 1 and 2 remote learners after the same three steps, with their results."""
 
     groups: list[Any]
     first: list[Manifest]
@@ -71,7 +71,7 @@ async def train_side_by_side(policy_path: Path) -> Trained:
 
 @pytest.fixture(scope="module")
 def trained(ray_session: None, policy_path: Path) -> Iterator[Trained]:
-    """Started once; a test that ends one of the groups is the only one to call it."""
+    """Started once; a test that shuts a group down must be the last one to use it."""
     trained = asyncio.run(train_side_by_side(policy_path))
     yield trained
     for group in trained.groups:
@@ -80,7 +80,7 @@ def trained(ray_session: None, policy_path: Path) -> Iterator[Trained]:
 
 @pytest.fixture
 async def start(ray_session: None, policy_path: Path) -> Any:
-    """`start(num_learners, **options)`: a group that is shut down after the test."""
+    """Return `start(num_learners, **options)`, whose groups are shut down after the test."""
     groups = []
 
     async def start(num_learners: int, **options: Any) -> Any:
@@ -92,14 +92,14 @@ async def start(ray_session: None, policy_path: Path) -> Any:
 
 
 def groups_of(step: int, num: int = 8) -> list[list[Trajectory]]:
-    """Half of them sampled one version late where there was one."""
+    """Make groups, half of them sampled by the version before if there was one."""
     plain = [make_trajectory(i, version=max(0, step - 1 - i % 2), seed=step) for i in range(num - 1)]
     plain.append(make_two_turn_trajectory(num - 1, version=max(0, step - 2) if step > 1 else -1, seed=step))
     return [plain[i : i + 2] for i in range(0, num, 2)]
 
 
 ONE_TOKEN = dict.fromkeys(("learner/clip_fraction", "learner/value_clip_fraction"), 0.012)
-"""Last bits may put one token of the 90 on the other side of a clip."""
+"""Rounding may put one token of the 90 on the other side of a clip."""
 
 
 def timeless(result: StepResult) -> dict[str, float]:
@@ -124,7 +124,7 @@ Start = Callable[..., Awaitable[Any]]
 
 
 @pytest.mark.ray
-def test_none_and_one_remote_learner_agree_bit_for_bit(trained: Trained) -> None:
+def test_local_and_remote_learner_agree_bit_for_bit(trained: Trained) -> None:
     local, remote = trained.results[:2]
     assert checksums(local.manifest) == checksums(remote.manifest)
     assert local.manifest.probe == remote.manifest.probe
@@ -148,7 +148,7 @@ def test_two_ranks_agree_with_one_to_1e_5(trained: Trained) -> None:
 
 
 @pytest.mark.ray
-def test_a_manifest_carries_a_whole_version_with_both_probes(trained: Trained, policy_path: Path) -> None:
+def test_a_manifest_has_a_whole_version_with_both_probes(trained: Trained, policy_path: Path) -> None:
     from learner.model.actor_critic import ActorCritic, ModelSettings
     from learner.ppo.weights import probe_logprobs
 
@@ -163,7 +163,7 @@ def test_a_manifest_carries_a_whole_version_with_both_probes(trained: Trained, p
 
 
 @pytest.mark.ray
-async def test_a_resumed_run_goes_on_bit_for_bit(start: Start, tmp_path: Path) -> None:
+async def test_a_resumed_run_continues_bit_for_bit(start: Start, tmp_path: Path) -> None:
     whole = await start(0)
     await steps(whole, range(1, 3))
     await whole.save_checkpoint(tmp_path / "step-2", extra={"position.json": "{}"})
@@ -182,9 +182,7 @@ async def test_a_resumed_run_goes_on_bit_for_bit(start: Start, tmp_path: Path) -
 
 
 @pytest.mark.ray
-async def test_a_checkpoint_of_another_version_than_the_first_step_needs_is_refused(
-    start: Start, tmp_path: Path
-) -> None:
+async def test_a_checkpoint_of_the_wrong_version_is_refused(start: Start, tmp_path: Path) -> None:
     group = await start(0)
     await steps(group, range(1, 2))
     await group.save_checkpoint(tmp_path / "step-1")
@@ -193,7 +191,7 @@ async def test_a_checkpoint_of_another_version_than_the_first_step_needs_is_refu
 
 
 @pytest.mark.ray
-async def test_an_error_on_one_rank_ends_the_step_on_all_and_names_the_trajectory(trained: Trained) -> None:
+async def test_an_error_on_one_rank_ends_the_step_on_all(trained: Trained) -> None:
     group = trained.groups[2]
     groups = groups_of(4)
     groups[3][0] = replace(groups[3][0], reward=float("nan"))
@@ -221,9 +219,9 @@ async def test_a_killed_learner_is_an_error_within_seconds_not_a_hang(start: Sta
 
 @pytest.mark.ray
 async def test_an_error_on_one_rank_is_raised_while_the_other_waits_for_it(start: Start) -> None:
+    """Rank 1 raises before a sum over ranks, in which rank 0 then waits indefinitely."""
     from learner.ppo.shares import split
 
-    """Rank 1 raises before it meets rank 0 in a sum over ranks, where that one then waits without end."""
     group = await start(2)
     started = time.monotonic()
     with pytest.raises(LearnerError, match=r"learner-1: .* has no attribute 'trajectories'"):
@@ -233,7 +231,7 @@ async def test_an_error_on_one_rank_is_raised_while_the_other_waits_for_it(start
         await group.publish_initial()
 
 
-def test_of_several_errors_the_one_that_explains_the_others_is_chosen() -> None:
+def test_first_cause_is_the_error_that_explains_the_others() -> None:
     from ray.exceptions import ActorDiedError
 
     from learner.distributed.group import first_cause
@@ -249,7 +247,7 @@ def test_of_several_errors_the_one_that_explains_the_others_is_chosen() -> None:
 
 
 @pytest.mark.ray
-async def test_a_step_that_takes_too_long_names_what_was_waited_for(trained: Trained) -> None:
+async def test_a_deadline_error_names_the_step(trained: Trained) -> None:
     group = trained.groups[1]
     group._config = group._config.model_copy(update={"step_timeout_s": 0.001})
     with pytest.raises(DeadlineExceeded, match=r"waited 0\.001 s for 1 learners to finish step 4"):
@@ -257,14 +255,14 @@ async def test_a_step_that_takes_too_long_names_what_was_waited_for(trained: Tra
 
 
 @pytest.mark.ray
-async def test_a_model_that_is_not_there_fails_the_start_by_name(start: Start, tmp_path: Path) -> None:
+async def test_start_names_a_missing_model(start: Start, tmp_path: Path) -> None:
     for num_learners in (0, 1):
         with pytest.raises(InputError, match=r"missing: no model folder \(it has no config\.json\)"):
             await start(num_learners, path=tmp_path / "missing")
 
 
 @pytest.mark.ray
-async def test_steps_out_of_turn_and_too_few_groups_are_refused(start: Start) -> None:
+async def test_steps_out_of_order_and_too_few_groups_are_refused(start: Start) -> None:
     group = await start(0)
     with pytest.raises(LearnerError, match="step 2 was asked for, but the next one is 1"):
         await group.step(2, groups_of(2))
@@ -274,7 +272,7 @@ async def test_steps_out_of_turn_and_too_few_groups_are_refused(start: Start) ->
         split([[make_trajectory(0), make_trajectory(1)]], 2)
 
 
-def test_ranks_get_whole_groups_of_about_the_same_cost() -> None:
+def test_ranks_get_whole_groups_of_similar_cost() -> None:
     from learner.ppo.shares import split
 
     groups = [[replace(make_trajectory(0), group=g) for _ in range(size)] for g, size in enumerate([2, 1, 3, 2, 1])]

@@ -1,4 +1,4 @@
-"""The same step however it is laid out: packed or padded, in pieces, chunked, recomputed, on ranks or in shards."""
+"""A step gives the same weights packed or padded, in micro-batches or chunks, recomputed, on ranks or sharded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def batch(step: int = 1) -> list[Trajectory]:
-    """Of many lengths, one of two turns."""
+    """Make trajectories of many lengths, one of two turns."""
     return [*(make_trajectory(i, seed=step) for i in range(11)), make_two_turn_trajectory(11, version=-1, seed=step)]
 
 
@@ -50,7 +50,7 @@ def weights_after(path: Path, changes: dict[str, Any], dtype: str, trajectories:
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-5), ("float64", 1e-12)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_layout_changes_nothing_but_last_bits(policy_path: Path, layout: str, dtype: str, limit: float) -> None:
+def test_the_layout_changes_only_rounding(policy_path: Path, layout: str, dtype: str, limit: float) -> None:
     plain = weights_after(policy_path, {}, dtype, batch())
     other = weights_after(policy_path, LAYOUTS[layout], dtype, batch())
     before = OneRank(policy_path, BASE, dtype=dtype).weights()
@@ -59,7 +59,7 @@ def test_the_layout_changes_nothing_but_last_bits(policy_path: Path, layout: str
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_the_order_in_the_batch_changes_nothing_but_last_bits(policy_path: Path, packing: bool) -> None:
+def test_the_order_in_the_batch_changes_only_rounding(policy_path: Path, packing: bool) -> None:
     changes = {"packing": packing, "num_minibatches": 1}
     plain, turned = (weights_after(policy_path, changes, "float64", order) for order in (batch(), batch()[::-1]))
     assert largest_difference(plain, turned) < 1e-12
@@ -67,7 +67,9 @@ def test_the_order_in_the_batch_changes_nothing_but_last_bits(policy_path: Path,
 
 @pytest.mark.parametrize(("layout", "changes"), list(LAYOUTS.items())[:2])
 @pytest.mark.parametrize("aggregation", ["sequence_mean_token_sum", "sequence_mean_token_mean"])
-def test_so_it_is_with_every_aggregation(policy_path: Path, aggregation: str, layout: str, changes: Any) -> None:
+def test_the_layout_changes_only_rounding_with_every_aggregation(
+    policy_path: Path, aggregation: str, layout: str, changes: Any
+) -> None:
     plain = weights_after(policy_path, {"loss_aggregation": aggregation}, "float64", batch())
     other = weights_after(policy_path, {"loss_aggregation": aggregation, **changes}, "float64", batch())
     assert largest_difference(plain, other) < 1e-12, layout
@@ -75,14 +77,14 @@ def test_so_it_is_with_every_aggregation(policy_path: Path, aggregation: str, la
 
 @pytest.mark.parametrize("lengths", [[5], [7, 7, 7], [1, 30, 2, 64, 5, 31, 1]])
 @pytest.mark.parametrize("num_key_heads", [4, 2])
-def test_packed_attention_is_plain_attention_of_each_sequence_alone(lengths: list[int], num_key_heads: int) -> None:
+def test_packed_attention_matches_plain_attention_of_each_sequence(lengths: list[int], num_key_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = [(1, heads, sum(lengths), 8) for heads in (4, num_key_heads, num_key_heads)]
-    given = [torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shape]
-    found, _ = packed_attention(torch.nn.Module(), *given, None, pack=make_pack(lengths, torch.device("cpu")))
+    tensors = [torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shape]
+    found, _ = packed_attention(torch.nn.Module(), *tensors, None, pack=make_pack(lengths, torch.device("cpu")))
     start, parts = 0, []
     for length in lengths:
-        query, key, value = (tensor[:, :, start : start + length] for tensor in given)
+        query, key, value = (tensor[:, :, start : start + length] for tensor in tensors)
         key, value = (tensor.repeat_interleave(4 // num_key_heads, 1) for tensor in (key, value))
         weights = (query @ key.transpose(-1, -2) / 8**0.5).masked_fill(
             torch.ones(length, length).triu(1).bool(), float("-inf")
@@ -92,12 +94,12 @@ def test_packed_attention_is_plain_attention_of_each_sequence_alone(lengths: lis
     expected = torch.cat(parts, 1)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     direction = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
-    gradients = torch.autograd.grad((found * direction).sum(), given)
-    for gradient, other in zip(gradients, torch.autograd.grad((expected * direction).sum(), given), strict=True):
+    gradients = torch.autograd.grad((found * direction).sum(), tensors)
+    for gradient, other in zip(gradients, torch.autograd.grad((expected * direction).sum(), tensors), strict=True):
         torch.testing.assert_close(gradient, other, atol=1e-12, rtol=0)
 
 
-def test_a_window_that_would_slide_over_a_packed_sequence_is_refused() -> None:
+def test_packing_is_refused_if_a_window_would_slide_over_a_sequence() -> None:
     query = torch.zeros(1, 1, 6, 8)
     pack = make_pack([2, 4], torch.device("cpu"))
     packed_attention(torch.nn.Module(), query, query, query, None, pack=pack, sliding_window=4)
@@ -105,27 +107,27 @@ def test_a_window_that_would_slide_over_a_packed_sequence_is_refused() -> None:
         packed_attention(torch.nn.Module(), query, query, query, None, pack=pack, sliding_window=3)
 
 
-def test_chunks_hold_no_more_of_the_distributions_than_they_say(policy_path: Path) -> None:
+def test_chunks_limit_the_distributions_in_memory(policy_path: Path) -> None:
     sizes: list[int] = []
     model = ActorCritic(ModelSettings(policy_path, "float32", "none", 0.7, logprob_chunk_tokens=4))
     model.policy.get_output_embeddings().register_forward_hook(lambda _, __, out: sizes.append(len(out)))
-    given = make_batch(batch())
-    model(given.token_ids, given.mask, given.lengths).logprobs.sum().backward()
-    num = int(given.mask.sum())
+    padded = make_batch(batch())
+    model(padded.token_ids, padded.mask, padded.lengths).logprobs.sum().backward()
+    num = int(padded.mask.sum())
     assert max(sizes) == 4
     assert sum(sizes) == 2 * num
 
 
-def test_layers_compute_again_what_they_do_not_keep(policy_path: Path) -> None:
+def test_checkpointed_layers_are_computed_again(policy_path: Path) -> None:
     calls = []
     model = ActorCritic(ModelSettings(policy_path, "float32", "none", 0.7, activation_checkpointing=True))
     model.policy.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
-    given = make_batch(batch())
-    model(given.token_ids, given.mask, given.lengths).logprobs.sum().backward()
+    padded = make_batch(batch())
+    model(padded.token_ids, padded.mask, padded.lengths).logprobs.sum().backward()
     assert len(calls) == 2
 
 
-def test_half_precision_computes_in_bfloat16_and_keeps_and_moves_weights_in_float32(policy_path: Path) -> None:
+def test_half_precision_keeps_and_trains_weights_in_float32(policy_path: Path) -> None:
     exact, half = (OneRank(policy_path, BASE, dtype=dtype) for dtype in ("float32", "bfloat16"))
     seen = set()
     half.model.policy.model.layers[0].mlp.register_forward_hook(lambda _, __, out: seen.add(out.dtype))
@@ -138,7 +140,7 @@ def test_half_precision_computes_in_bfloat16_and_keeps_and_moves_weights_in_floa
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks leave of every network, with ddp and with fsdp2."""
+    """The checkpoints of two ranks of every network, with ddp and with fsdp2."""
     folder = tmp_path_factory.mktemp("ranks")
     write_policy(folder / "policy")
     run_two_ranks("tests.support.ppo_ranks", folder)
@@ -152,7 +154,7 @@ def state(path: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("data_parallel", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_two_ranks_in_step_or_in_shards_are_one_but_for_last_bits(
+def test_two_ranks_match_one_up_to_rounding(
     two_ranks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, data_parallel: str
 ) -> None:
     monkeypatch.setattr(weight_publisher, "put_tensors", tuple)
@@ -169,7 +171,7 @@ def test_two_ranks_in_step_or_in_shards_are_one_but_for_last_bits(
 
 @pytest.mark.parametrize("data_parallel", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_two_ranks_go_on_bit_for_bit(two_ranks: Path, network: str, data_parallel: str) -> None:
+def test_two_ranks_resume_bit_for_bit(two_ranks: Path, network: str, data_parallel: str) -> None:
     place = two_ranks / f"{network} {data_parallel}"
     whole, resumed = (sorted((place / name / "step-3").glob("state-*")) for name in ("whole", "resumed"))
     assert [file.name for file in whole] == [file.name for file in resumed]
@@ -178,7 +180,7 @@ def test_two_ranks_go_on_bit_for_bit(two_ranks: Path, network: str, data_paralle
 
 
 @pytest.mark.parametrize("network", ["separate", "lora"])
-def test_what_two_ranks_kept_in_shards_one_goes_on_with(
+def test_one_rank_resumes_from_the_shards_of_two(
     two_ranks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
     monkeypatch.setattr(weight_publisher, "put_tensors", tuple)
@@ -190,7 +192,7 @@ def test_what_two_ranks_kept_in_shards_one_goes_on_with(
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_policy_of_a_checkpoint_is_a_plain_model_of_the_same_weights(two_ranks: Path, network: str) -> None:
+def test_a_checkpoints_policy_is_a_plain_model_of_the_same_weights(two_ranks: Path, network: str) -> None:
     dtype = NETWORKS[network][0]
     models = [
         load_causal_model(two_ranks / f"{network} {data_parallel}" / "whole" / "step-3" / "policy", dtype)
@@ -203,7 +205,7 @@ def test_the_policy_of_a_checkpoint_is_a_plain_model_of_the_same_weights(two_ran
 
 
 @pytest.mark.parametrize("data_parallel", ["ddp", "fsdp2"])
-def test_the_adapter_beside_a_merged_policy_is_one_that_peft_loads(two_ranks: Path, data_parallel: str) -> None:
+def test_peft_loads_the_adapter_beside_a_merged_policy(two_ranks: Path, data_parallel: str) -> None:
     folder = two_ranks / f"lora {data_parallel}" / "whole" / "step-3" / "policy"
     base = load_causal_model(two_ranks / "policy", "float32")
     token_ids = torch.arange(12)[None]

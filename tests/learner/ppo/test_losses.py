@@ -1,4 +1,4 @@
-"""Losses against slow versions close to the papers, on inputs that reach both sides of every clip."""
+"""Losses match slow versions close to the papers, on inputs on both sides of every clip."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def assert_close(found: Tensor, expected: list[list[float]], mask: Tensor) -> No
 
 
 def slow_policy_loss(current: float, proximal: float, advantage: float, high: float = CLIP) -> float:
-    """Minus eq. 7 of arXiv:1707.06347."""
+    """Compute minus eq. 7 of arXiv:1707.06347."""
     ratio = math.exp(current) / math.exp(proximal)
     bounded = min(max(ratio, 1 - CLIP), 1 + high)
     return -min(ratio * advantage, bounded * advantage)
 
 
-def test_the_policy_loss_is_ppo_on_both_sides_of_every_clip() -> None:
-    given = inputs()
-    terms = losses.policy_loss(**given, clip=CLIP)
+def test_the_policy_loss_is_ppos_on_both_sides_of_every_clip() -> None:
+    values = inputs()
+    terms = losses.policy_loss(**values, clip=CLIP)
     names = ("logprobs", "proximal_logprobs", "advantages")
-    expected = [[slow_policy_loss(*token) for token in zip(*row, strict=True)] for row in rows(*map(given.get, names))]
-    assert_close(terms.loss, expected, given["mask"])
+    expected = [[slow_policy_loss(*token) for token in zip(*row, strict=True)] for row in rows(*map(values.get, names))]
+    assert_close(terms.loss, expected, values["mask"])
     for positive in (True, False):
-        side = (given["advantages"] > 0) == positive
+        side = (values["advantages"] > 0) == positive
         for region in (terms.ratio < 1 - CLIP, (terms.ratio - 1).abs() < CLIP, terms.ratio > 1 + CLIP):
             assert (side & region).any()
 
@@ -77,48 +77,48 @@ def test_importance_weights_are_truncated_or_masked_outside_their_band(level: An
 
 
 def test_gspo_clips_the_geometric_mean_of_a_responses_ratios() -> None:
-    given = inputs()
-    terms = losses.policy_loss(**given, clip=CLIP, objective="gspo")
+    values = inputs()
+    terms = losses.policy_loss(**values, clip=CLIP, objective="gspo")
     expected = []
-    for current, proximal, advantages, mask in rows(*given.values()):
+    for current, proximal, advantages, mask in rows(*values.values()):
         gaps = [c - p for c, p, m in zip(current, proximal, mask, strict=True) if m]
         ratio = math.exp(sum(gaps) / len(gaps))
         expected.append([-min(ratio * a, min(max(ratio, 1 - CLIP), 1 + CLIP) * a) for a in advantages])
-    assert_close(terms.loss, expected, given["mask"])
-    assert 0 < int(terms.is_clipped[given["mask"]].sum()) < int(given["mask"].sum())
+    assert_close(terms.loss, expected, values["mask"])
+    assert 0 < int(terms.is_clipped[values["mask"]].sum()) < int(values["mask"].sum())
 
 
-def test_gspo_has_the_gradient_of_the_sequence_ratio_where_a_response_has_one_advantage() -> None:
-    given = inputs()
-    advantages, mask = given["advantages"][:, :1].expand(-1, 4), given["mask"]
-    found = given["logprobs"].clone().requires_grad_()
-    given |= {"logprobs": found, "advantages": advantages}
-    losses.policy_loss(**given, clip=9.0, objective="gspo").loss[mask].sum().backward()
+def test_gspo_has_the_sequence_ratios_gradient_if_advantages_are_equal() -> None:
+    values = inputs()
+    advantages, mask = values["advantages"][:, :1].expand(-1, 4), values["mask"]
+    found = values["logprobs"].clone().requires_grad_()
+    values |= {"logprobs": found, "advantages": advantages}
+    losses.policy_loss(**values, clip=9.0, objective="gspo").loss[mask].sum().backward()
     direct = found.detach().clone().requires_grad_()
     count = mask.sum(1)
-    ratio = (((direct - given["proximal_logprobs"]) * mask).sum(1) / count).exp()
+    ratio = (((direct - values["proximal_logprobs"]) * mask).sum(1) / count).exp()
     (-ratio * advantages[:, 0] * count).sum().backward()
     torch.testing.assert_close(found.grad, direct.grad, atol=1e-12, rtol=0)
 
 
-def test_cispo_clips_the_weight_and_leaves_every_token_its_gradient() -> None:
-    given = inputs()
-    current = given.pop("logprobs").requires_grad_()
-    terms = losses.policy_loss(current, **given, clip=CLIP, objective="cispo")
+def test_cispo_clips_the_weight_but_keeps_every_gradient() -> None:
+    values = inputs()
+    current = values.pop("logprobs").requires_grad_()
+    terms = losses.policy_loss(current, **values, clip=CLIP, objective="cispo")
     terms.loss.sum().backward()
-    ratio = (current - given["proximal_logprobs"]).exp().detach()
-    expected = -ratio.clamp(1 - CLIP, 1 + CLIP) * given["advantages"]
+    ratio = (current - values["proximal_logprobs"]).exp().detach()
+    expected = -ratio.clamp(1 - CLIP, 1 + CLIP) * values["advantages"]
     torch.testing.assert_close(current.grad, expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(terms.loss, expected * current.detach(), atol=1e-12, rtol=0)
     assert torch.equal(terms.is_clipped, (ratio - 1).abs() > CLIP)
     assert terms.is_clipped.any()
 
 
-def test_dual_clip_bounds_the_loss_of_bad_tokens_and_clip_higher_frees_good_ones() -> None:
-    given = inputs()
-    terms = losses.policy_loss(**given, clip=CLIP, clip_high=0.4, dual_clip=1.5)
+def test_dual_clip_bounds_bad_tokens_and_clip_higher_frees_good_ones() -> None:
+    values = inputs()
+    terms = losses.policy_loss(**values, clip=CLIP, clip_high=0.4, dual_clip=1.5)
     expected, is_bounded = [], []
-    for row in rows(given["logprobs"], given["proximal_logprobs"], given["advantages"], terms.is_clipped):
+    for row in rows(values["logprobs"], values["proximal_logprobs"], values["advantages"], terms.is_clipped):
         expected.append([])
         for current, proximal, advantage, is_clipped in zip(*row, strict=True):
             loss = slow_policy_loss(current, proximal, advantage, high=0.4)
@@ -126,34 +126,34 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_and_clip_higher_frees_good_ones
             is_bounded.append(bounded)
             assert not bounded or is_clipped
             expected[-1].append(-1.5 * advantage if bounded else loss)
-    assert_close(terms.loss, expected, given["mask"])
+    assert_close(terms.loss, expected, values["mask"])
     assert 0 < sum(is_bounded) < len(is_bounded)
-    good = given["advantages"] > 0
+    good = values["advantages"] > 0
     assert not terms.is_clipped[good & (terms.ratio > 1 + CLIP) & (terms.ratio < 1.4)].any()
     assert terms.is_clipped[good & (terms.ratio > 1.4)].all()
 
 
-def test_no_gradient_comes_from_clipped_tokens_or_through_the_importance_weight() -> None:
-    given = inputs()
-    given["logprobs"].requires_grad_()
-    terms = losses.policy_loss(**given, clip=CLIP)
+def test_clipped_tokens_and_importance_weights_have_no_gradient() -> None:
+    values = inputs()
+    values["logprobs"].requires_grad_()
+    terms = losses.policy_loss(**values, clip=CLIP)
     terms.loss.sum().backward()
-    gradient = given["logprobs"].grad
+    gradient = values["logprobs"].grad
     assert gradient is not None
     assert torch.equal(gradient == 0, terms.is_clipped)
     assert terms.is_clipped.any()
-    proximal = given["proximal_logprobs"].requires_grad_()
-    assert not losses.importance_weights(proximal, behavior(), given["mask"], cap=CAP).requires_grad
+    proximal = values["proximal_logprobs"].requires_grad_()
+    assert not losses.importance_weights(proximal, behavior(), values["mask"], cap=CAP).requires_grad
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_where_behavior_and_proximal_agree_the_weight_is_exactly_one(level: Any) -> None:
+def test_the_weight_is_exactly_one_if_the_policies_agree(level: Any) -> None:
     weights = losses.importance_weights(behavior(), behavior(), inputs()["mask"], level=level, cap=CAP)
     assert torch.equal(weights, torch.ones(100, 4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("objective", ["ppo", "gspo", "cispo"])
-def test_an_absurd_log_ratio_gives_a_finite_loss(objective: Any) -> None:
+def test_an_extreme_log_ratio_gives_a_finite_loss(objective: Any) -> None:
     far, mask = torch.tensor([[-1e4, 0.0]]), torch.tensor([[True, True]])
     advantages = torch.tensor([[1.0, -1.0]])
     terms = losses.policy_loss(
@@ -177,7 +177,7 @@ def test_the_value_loss_takes_the_worse_of_clipped_and_free() -> None:
     assert all(region.any() for region in (moved < -CLIP, moved.abs() < CLIP, moved > CLIP))
 
 
-def test_entropy_is_log_v_for_a_uniform_distribution_and_zero_for_a_certain_one() -> None:
+def test_entropy_is_log_v_if_uniform_and_zero_if_certain() -> None:
     uniform = torch.log_softmax(torch.zeros(1, 8), -1)
     certain = torch.log_softmax(torch.tensor([[100.0, 0.0, 0.0]]), -1)
     torch.testing.assert_close(entropy(uniform), torch.tensor([math.log(8)]))
@@ -185,7 +185,7 @@ def test_entropy_is_log_v_for_a_uniform_distribution_and_zero_for_a_certain_one(
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean"])
-def test_aggregates_of_pieces_add_up_to_that_of_the_whole(aggregation: losses.Aggregation) -> None:
+def test_aggregates_of_micro_batches_add_up(aggregation: losses.Aggregation) -> None:
     values = torch.tensor([[1.0, math.nan, 4.0], [3.0, 5.0, math.nan], [2.0, math.nan, math.nan]])
     mask = ~values.isnan()
     counts = {"num_tokens": 5, "num_sequences": 3}
@@ -196,7 +196,7 @@ def test_aggregates_of_pieces_add_up_to_that_of_the_whole(aggregation: losses.Ag
     assert float(sum(pieces)) == pytest.approx(expected[aggregation])
 
 
-def test_token_means_of_pieces_add_up_to_that_of_the_whole_and_garbage_under_the_mask_is_ignored() -> None:
+def test_token_means_add_up_and_ignore_values_under_the_mask() -> None:
     values = torch.tensor([[1.0, math.nan], [3.0, 5.0]], dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True, False], [True, True]])
     whole = losses.token_mean(values, mask, 3)
@@ -208,7 +208,7 @@ def test_token_means_of_pieces_add_up_to_that_of_the_whole_and_garbage_under_the
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**32 - 1), st.booleans())
-def test_no_mask_and_no_tie_makes_a_loss_or_its_gradient_anything_but_finite(
+def test_losses_and_gradients_are_finite_for_any_mask_and_ties(
     num_rows: int, width: int, seed: int, with_garbage: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)

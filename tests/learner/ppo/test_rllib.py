@@ -1,4 +1,4 @@
-"""A whole step on one rank: what it changes, what it does not depend on, and what it refuses."""
+"""A whole step on one rank: its effects, its invariances and its errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class OneRank:
 
 
 def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    """Over all tensors, the norm of the difference over the norm."""
+    """Return the largest relative norm of the difference over all tensors."""
     return max(float((tensor - right[name]).norm() / tensor.norm().clamp(min=1e-12)) for name, tensor in left.items())
 
 
@@ -89,7 +89,7 @@ def test_a_step_moves_policy_and_critic_and_leaves_the_reference(policy_path: Pa
     assert metrics["learner/entropy_nats"] > 0
 
 
-def test_the_loss_is_lower_after_a_step_on_the_same_batch_and_good_tokens_become_likelier(policy_path: Path) -> None:
+def test_good_responses_become_likelier_after_steps_on_a_batch(policy_path: Path) -> None:
     config = LearnerConfig(num_epochs=4, learning_rate=1e-3, kl_coefficient=0.0, gae_lambda=1.0)
     learner = OneRank(policy_path, config)
     trajectories = [replace(make_trajectory(i), reward=float(i % 2)) for i in range(16)]
@@ -102,9 +102,7 @@ def test_the_loss_is_lower_after_a_step_on_the_same_batch_and_good_tokens_become
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
-def test_without_a_critic_the_better_of_two_responses_to_a_prompt_becomes_likelier(
-    policy_path: Path, estimator: Any
-) -> None:
+def test_the_better_of_two_responses_becomes_likelier_without_critic(policy_path: Path, estimator: Any) -> None:
     settings = LearnerConfig(num_epochs=4, learning_rate=1e-3, kl_coefficient=0.0, advantages=estimator)
     learner = OneRank(policy_path, settings)
     assert not [name for name in learner.weights() if not name.startswith("policy.")]
@@ -119,7 +117,7 @@ def test_without_a_critic_the_better_of_two_responses_to_a_prompt_becomes_likeli
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean_token_sum", "sequence_mean_token_mean"])
-def test_micro_batches_change_nothing_but_last_bits(policy_path: Path, aggregation: Any) -> None:
+def test_micro_batches_change_only_rounding(policy_path: Path, aggregation: Any) -> None:
     config = CONFIG.model_copy(update={"loss_aggregation": aggregation})
     whole, pieces = OneRank(policy_path, config, sgd=True), OneRank(policy_path, config, max_tokens=24, sgd=True)
     metrics = [learner.step(1, batch()) for learner in (whole, pieces)]
@@ -127,7 +125,7 @@ def test_micro_batches_change_nothing_but_last_bits(policy_path: Path, aggregati
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-4, abs=1e-6)
 
 
-def test_the_width_of_the_padding_changes_nothing_but_last_bits(policy_path: Path) -> None:
+def test_the_width_of_the_padding_changes_only_rounding(policy_path: Path) -> None:
     config = CONFIG.model_copy(update={"num_minibatches": 1})
     plain, wide = OneRank(policy_path, config, sgd=True), OneRank(policy_path, config, sgd=True)
     longest = make_two_turn_trajectory(8, version=-1)
@@ -151,7 +149,7 @@ def test_reusing_the_first_forward_pass_changes_no_bit(policy_path: Path, monkey
     assert largest_difference(reusing.weights(), repeating.weights()) == 0
 
 
-def test_at_lag_zero_the_engines_logprobs_change_no_bit_and_are_only_compared(policy_path: Path) -> None:
+def test_the_engines_logprobs_change_no_bit_at_lag_zero(policy_path: Path) -> None:
     exact, noisy = OneRank(policy_path), OneRank(policy_path)
     trajectories = batch()
     padded = make_batch(trajectories)
@@ -175,7 +173,7 @@ def test_stale_tokens_are_weighted_by_the_engines_logprobs(policy_path: Path) ->
     assert metrics["learner/importance_weight_mean"] != 1.0
 
 
-def test_a_value_lambda_changes_what_the_critic_learns_and_not_the_advantages(policy_path: Path) -> None:
+def test_the_value_lambda_changes_returns_but_not_advantages(policy_path: Path) -> None:
     plain, same, other = (
         OneRank(policy_path, LearnerConfig(learning_rate=1e-3, gae_lambda=0.5, gae_value_lambda=lam, **FROZEN))
         for lam in (None, 0.5, 1.0)
@@ -187,7 +185,7 @@ def test_a_value_lambda_changes_what_the_critic_learns_and_not_the_advantages(po
     assert largest_difference(*policy) == 0
 
 
-def test_kl_is_the_sum_per_response_and_reward_the_score_before_its_penalty(policy_path: Path) -> None:
+def test_kl_is_summed_per_response_and_reward_excludes_the_penalty(policy_path: Path) -> None:
     learner = OneRank(policy_path)
     trajectories = batch(version=0)
     padded = make_batch(trajectories)
@@ -221,7 +219,7 @@ def test_kl_in_the_loss_pulls_a_policy_back_to_its_reference(policy_path: Path, 
     assert distance() < 0.9 * before
 
 
-def test_the_kl_coefficient_is_steered_to_its_target(policy_path: Path) -> None:
+def test_the_kl_coefficient_adapts_to_its_target(policy_path: Path) -> None:
     near = {"kl_horizon": 100.0, "kl_coefficient": 0.1}
     low, high = (OneRank(policy_path, LearnerConfig(kl_target=target, **near)) for target in (1e-3, 1e3))
     for learner in (low, high):
@@ -230,12 +228,12 @@ def test_the_kl_coefficient_is_steered_to_its_target(policy_path: Path) -> None:
     assert [m["learner/kl_coefficient"] for m in metrics] == pytest.approx([0.1 * 1.016, 0.1 * 0.984])
 
 
-def test_a_token_from_the_future_is_refused_by_name(policy_path: Path) -> None:
+def test_an_error_names_a_trajectory_of_a_future_version(policy_path: Path) -> None:
     with pytest.raises(LearnerError, match="trajectory 0-3-0: sampled by version 1, step 1 starts from 0"):
         OneRank(policy_path).step(1, [*batch(3), make_trajectory(3, version=1)])
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_optimizer_naming_trajectories(policy_path: Path) -> None:
+def test_an_error_names_trajectories_if_the_gradient_is_not_finite(policy_path: Path) -> None:
     learner = OneRank(policy_path, CONFIG.model_copy(update={"num_minibatches": 1}))
     before = learner.weights()
     assert learner.model.value_head is not None
@@ -245,13 +243,13 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer_naming_traject
     assert largest_difference(before, learner.weights()) == 0
 
 
-def test_a_loss_that_is_not_finite_names_its_trajectory(policy_path: Path) -> None:
+def test_an_error_names_the_trajectory_if_its_loss_is_not_finite(policy_path: Path) -> None:
     learner = OneRank(policy_path)
     with pytest.raises(LearnerError, match="trajectories 0-2-0: the loss is not finite"):
         learner.step(1, [replace(t, reward=3e38 if t.uid == "0-2-0" else t.reward) for t in batch()])
 
 
-def test_steps_follow_the_line_of_the_run_that_did_them(policy_path: Path) -> None:
+def test_steps_follow_the_schedule_in_force_at_their_time(policy_path: Path) -> None:
     line = CONFIG.model_copy(update={"learning_rate_schedule": "linear"})
     short, longer = (line.model_copy(update={"num_steps": num}) for num in (2, 8))
     ran, again, other = (
@@ -277,7 +275,7 @@ def test_an_update_that_moves_too_far_ends_before_its_last_optimiser_step(policy
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_in_the_critics_warm_up_no_weight_of_the_policy_moves(policy_path: Path, critic: Any) -> None:
+def test_the_policy_does_not_change_in_the_critics_warm_up(policy_path: Path, critic: Any) -> None:
     learner = OneRank(policy_path, CONFIG.model_copy(update={"critic": critic, "critic_warmup_steps": 1}))
     start = learner.weights()
     learner.step(1, batch())
@@ -309,22 +307,22 @@ def test_a_critic_can_start_as_the_reward_model(policy_path: Path, tmp_path: Pat
         trained_settings(config, Place(policy_path))
 
 
-def test_with_adapters_only_they_move_and_without_them_the_model_is_the_reference(policy_path: Path) -> None:
+def test_only_adapters_are_trained_and_the_reference_has_none(policy_path: Path) -> None:
     config = CONFIG.model_copy(update={"lora": LoraConfig(rank=4)})
     learner, plain = OneRank(policy_path, config), OneRank(policy_path)
     padded = make_batch(batch())
-    given = (padded.token_ids, padded.mask, padded.lengths)
+    model_inputs = (padded.token_ids, padded.mask, padded.lengths)
     start = learner.weights()
-    assert torch.equal(learner.reference.logprobs(*given), plain.reference.logprobs(*given))
+    assert torch.equal(learner.reference.logprobs(*model_inputs), plain.reference.logprobs(*model_inputs))
     learner.step(1, batch())
     moved = {name for name, tensor in learner.weights().items() if not torch.equal(tensor, start[name])}
     assert moved == {name for name in start if "lora_" in name or name.startswith("value_head")}
-    assert torch.equal(learner.reference.logprobs(*given), plain.reference.logprobs(*given))
+    assert torch.equal(learner.reference.logprobs(*model_inputs), plain.reference.logprobs(*model_inputs))
     merged = ActorCritic(ModelSettings(policy_path, "float32", "none", 0.7))
     merged.policy.load_state_dict(dict(published_tensors(learner.model.policy, torch.float32)))
-    own = learner.model(*given).logprobs.detach()
-    torch.testing.assert_close(merged(*given).logprobs, own, atol=1e-5, rtol=0)
-    assert float((own - learner.reference.logprobs(*given)).abs().max()) > 1e-3
+    own = learner.model(*model_inputs).logprobs.detach()
+    torch.testing.assert_close(merged(*model_inputs).logprobs, own, atol=1e-5, rtol=0)
+    assert float((own - learner.reference.logprobs(*model_inputs)).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("objective", ["gspo", "cispo"])
@@ -341,9 +339,7 @@ def test_other_objectives_also_make_good_responses_likelier(policy_path: Path, o
     assert gain[1::2].mean() > 0 > gain[::2].mean()
 
 
-def test_a_loss_that_is_not_finite_stops_the_step_before_the_optimiser_and_names_its_trajectories(
-    policy_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_weights_do_not_change_if_a_loss_is_not_finite(policy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = OneRank(policy_path, CONFIG.model_copy(update={"num_minibatches": 1}))
     start = learner.weights()
     compute = learner._step.computer.compute
@@ -360,14 +356,14 @@ def test_a_loss_that_is_not_finite_stops_the_step_before_the_optimiser_and_names
     assert largest_difference(start, learner.weights()) == 0
 
 
-def test_a_reference_that_is_not_finite_names_the_trajectory_it_is_of(
+def test_an_error_names_the_trajectory_if_a_logprob_is_not_finite(
     policy_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = OneRank(policy_path)
     logprobs = learner.reference.logprobs
 
-    def spoiled(*given: Any) -> Tensor:
-        found = logprobs(*given)
+    def spoiled(*arguments: Any) -> Tensor:
+        found = logprobs(*arguments)
         found[2, -1] = float("nan")
         return found
 

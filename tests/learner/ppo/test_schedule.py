@@ -1,4 +1,4 @@
-"""Settings that become less from step to step, along the line of the run that did the step."""
+"""Schedules over the steps, with the planned number of steps in force at each."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 from learner.ppo.schedule import length_at, scheduled
 
 
-def test_a_linear_schedule_falls_from_the_first_step_and_reaches_zero_after_the_last() -> None:
+def test_a_linear_schedule_reaches_zero_after_the_last_step() -> None:
     assert [scheduled(0.4, "linear", step, 4) for step in (1, 2, 4, 5)] == pytest.approx([0.4, 0.3, 0.1, 0.0])
     assert {scheduled(0.4, "constant", step, 4) for step in (1, 2, 4, 5)} == {0.4}
 
 
-def test_a_step_has_the_length_that_the_run_was_to_have_then() -> None:
+def test_a_step_uses_the_planned_length_in_force_at_that_time() -> None:
     lengths = [(0, 4), (4, 8), (6, 20)]
     assert [length_at(step, lengths, 99) for step in (1, 4, 5, 6, 7, 30)] == [4, 4, 8, 8, 20, 20]
     assert [length_at(step, [(6, 20)], 99) for step in (1, 6, 7)] == [99, 99, 20]

@@ -1,4 +1,4 @@
-"""What becomes of scores, against plain Python on the values in their order."""
+"""Scores are normalised and shaped as by plain Python on the values in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBERS = st.floats(-1e3, 1e3, allow_subnormal=False)
 
 
 def alone(tensor: Tensor) -> Tensor:
-    """The sum over ranks where there is one."""
+    """Sum over ranks, with one rank."""
     return tensor
 
 
@@ -34,7 +34,7 @@ def shaped(scores: list[float], **settings: Any) -> list[float]:
 
 
 @given(st.lists(st.lists(NUMBERS, min_size=1, max_size=6), min_size=1, max_size=5))
-def test_running_moments_are_those_of_everything_so_far(batches: list[list[float]]) -> None:
+def test_running_moments_cover_all_values_so_far(batches: list[list[float]]) -> None:
     moments, so_far = RunningMoments(), []
     for batch in batches:
         moments.update(torch.tensor(batch), lambda tensor: tensor)
@@ -45,13 +45,13 @@ def test_running_moments_are_those_of_everything_so_far(batches: list[list[float
     assert moments.deviation == pytest.approx(deviation, rel=1e-6, abs=1e-6)
 
 
-def test_two_ranks_keep_the_moments_of_one_and_a_resumed_run_goes_on_with_them() -> None:
+def test_moments_of_two_ranks_equal_those_of_one_and_are_restored() -> None:
     values = torch.tensor([1.0, 4.0, -2.0, 0.5])
     one, resumed = RunningMoments(), RunningMoments()
     one.update(values, lambda tensor: tensor)
 
     def other_rank(tensor: Tensor) -> Tensor:
-        """The sum over ranks where the other one holds the last two values."""
+        """Sum over two ranks, of which the other has the last two values."""
         rest = values[2:].double()
         mine = torch.stack([rest.new_tensor(2), rest.sum()])
         return tensor + (mine if tensor.ndim else (rest - values.double().mean()).square().sum())
@@ -98,17 +98,17 @@ def test_a_part_without_a_score_keeps_its_statistics() -> None:
     assert moments.state().tolist() == before
 
 
-def test_equal_scores_normalise_to_zero_and_not_to_infinity() -> None:
+def test_equal_scores_normalise_to_zero() -> None:
     assert normalized([5.0, 5.0, 5.0], RunningMoments()) == [0.0, 0.0, 0.0]
 
 
-def test_responses_that_were_cut_off_or_too_long_pay_for_it_after_the_clip() -> None:
+def test_penalties_for_length_are_subtracted_after_the_clip() -> None:
     assert shaped([9.0, 9.0], reward_clip=1.0, missing_eos_penalty=0.5) == [1.0, 0.5]
     overlong = {"overlong_tokens": 2, "overlong_buffer_tokens": 2, "overlong_penalty": 0.8}
     assert shaped([1.0] * 5, **overlong) == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2])
 
 
-def test_the_overlong_penalty_is_that_of_dapo() -> None:
+def test_the_overlong_penalty_is_dapos() -> None:
     lengths = torch.tensor([0, 10, 15, 20, 99])
     found = overlong_penalty(lengths, start=10, buffer=10, penalty=1.0)
     assert found.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]

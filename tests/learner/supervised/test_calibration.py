@@ -1,4 +1,4 @@
-"""Calibration against known values and a slow version that follows the paper word by word."""
+"""Calibration matches known values and a slow version that follows the paper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def margin(probability: float) -> float:
 
 
 def slow_ece(margins: list[float], num_bins: int = 10) -> float:
-    """Guo et al. 2017, equations 2 and 3, bin by bin."""
+    """Compute Guo et al. 2017, equations 2 and 3, bin by bin."""
     total = 0.0
     for m in range(num_bins):
         inside = []
@@ -36,19 +36,19 @@ def slow_ece(margins: list[float], num_bins: int = 10) -> float:
     return total
 
 
-def test_the_error_is_that_of_the_papers_bins() -> None:
+def test_the_calibration_error_matches_the_papers_bins() -> None:
     draw = random.Random(0)
     for spread in (0.1, 1.0, 10.0, 100.0):
         margins = [draw.gauss(0.3, spread) for _ in range(500)] + [0.0, 0.0]
         assert expected_calibration_error(margins) == pytest.approx(slow_ece(margins), abs=1e-12)
 
 
-def test_who_is_right_as_often_as_he_is_sure_has_no_error() -> None:
+def test_the_calibration_error_is_zero_if_accuracy_is_confidence() -> None:
     assert expected_calibration_error([margin(0.75)] * 3 + [-margin(0.75)]) == pytest.approx(0.0, abs=1e-12)
     assert expected_calibration_error([0.0, 0.0]) == 0.0
 
 
-def test_who_is_too_sure_is_off_by_the_difference() -> None:
+def test_the_calibration_error_is_the_gap_if_overconfident() -> None:
     assert expected_calibration_error([margin(0.95), -margin(0.95)]) == pytest.approx(0.45)
     assert expected_calibration_error([1000.0, -1000.0]) == pytest.approx(0.5)
 
@@ -59,22 +59,22 @@ def test_gaps_of_different_bins_do_not_cancel() -> None:
 
 
 def test_measures_of_pairs_with_known_values() -> None:
-    told = measures([1.0, 0.0, 2.0, 3.0], [0.0, 1.0, 2.0, 1.0])
+    measured = measures([1.0, 0.0, 2.0, 3.0], [0.0, 1.0, 2.0, 1.0])
     nll = sum(math.log(1 + math.exp(-m)) for m in (1.0, -1.0, 0.0, 2.0)) / 4
-    assert told == pytest.approx({"accuracy": 2.5 / 4, "nll": nll, "margin_mean": 0.5, "ece": told["ece"]})
+    assert measured == pytest.approx({"accuracy": 2.5 / 4, "nll": nll, "margin_mean": 0.5, "ece": measured["ece"]})
     assert num_ties([1.0, 0.0, -0.0, 2.0]) == 2
 
 
-def test_a_margin_beyond_any_exponential_is_measured() -> None:
-    told = measures([1e6], [-1e6])
-    assert (told["nll"], told["accuracy"]) == (0.0, 1.0)
+def test_huge_margins_are_measured_without_overflow() -> None:
+    measured = measures([1e6], [-1e6])
+    assert (measured["nll"], measured["accuracy"]) == (0.0, 1.0)
     assert measures([-1e6], [1e6])["nll"] == 2e6
 
 
-def test_members_that_only_differ_in_level_agree_and_others_do_not() -> None:
+def test_members_that_differ_only_by_an_offset_agree() -> None:
     assert ensemble_uncertainty([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]) == 0.0
     assert ensemble_uncertainty([[0.0, 1.0], [2.0, 1.0]]) == 0.5
 
 
-def test_statistics_are_of_both_responses() -> None:
+def test_reward_statistics_cover_both_responses() -> None:
     assert reward_statistics([3.0, 1.0], [-1.0, 1.0]) == pytest.approx({"mean": 1.0, "std": math.sqrt(2), "num": 4})

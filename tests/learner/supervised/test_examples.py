@@ -1,4 +1,4 @@
-"""Rows become the tokens that are trained on: in each of TRL's forms, and the long ones by the stated rule."""
+"""Rows of each of TRL's forms become tokens; long ones are treated as the setting says."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def written(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def texts(example: Completion) -> tuple[str, str]:
-    """Prompt and completion of an example, special tokens and all."""
+    """Decode prompt and completion of an example, with special tokens."""
     ids, num_prompt = example
     return TOKENIZER.decode(ids[:num_prompt]), TOKENIZER.decode(ids[num_prompt:])
 
@@ -34,7 +34,7 @@ def test_texts_are_prompt_completion_and_end_of_sequence(tmp_path: Path) -> None
     assert texts(example) == ("<bos>ab", "cd<eos>")
 
 
-def test_a_conversation_is_its_last_answer_and_what_precedes_it(tmp_path: Path) -> None:
+def test_a_conversation_is_split_before_its_last_answer(tmp_path: Path) -> None:
     talk = [SYSTEM, user("ab"), assistant("no"), user("cd"), assistant("ef"), user("left out")]
     (example,) = read_completions(TOKENIZER, written(tmp_path / "a.jsonl", {"messages": talk}))
     prompt = "<bos>[system]be brief<eos>\n[user]ab<eos>\n[assistant]no<eos>\n[user]cd<eos>\n[assistant]"
@@ -48,29 +48,29 @@ def test_a_prompt_and_a_completion_of_messages_are_one_conversation(tmp_path: Pa
     assert texts(example) == ("<bos>[user]ab<eos>\n[assistant]", "cd<eos>\n[user]ef<eos>\n[assistant]gh<eos>\n")
 
 
-def test_a_template_that_writes_no_end_of_sequence_gets_one(tmp_path: Path) -> None:
+def test_an_end_of_sequence_is_added_if_the_template_has_none(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(TEMPLATE.replace("{{ eos_token }}", ""))
     path = written(tmp_path / "a.jsonl", {"messages": [user("ab"), assistant("cd")]})
     assert texts(read_completions(tokenizer, path)[0]) == ("<bos>[user]ab\n[assistant]", "cd\n<eos>")
 
 
 @pytest.mark.parametrize(
-    ("talk", "what"),
+    ("talk", "message"),
     [
         ([user("ab")], "no message of the assistant"),
         ([assistant("ab")], "nothing precedes the assistant's message"),
     ],
 )
-def test_a_conversation_without_prompt_or_answer_is_named_by_its_row(
-    tmp_path: Path, talk: list[dict[str, str]], what: str
+def test_an_error_names_the_row_without_prompt_or_answer(
+    tmp_path: Path, talk: list[dict[str, str]], message: str
 ) -> None:
     path = written(tmp_path / "a.jsonl", {"messages": [user("a"), assistant("b")]}, {"messages": talk})
     with pytest.raises(InputError) as error:
         read_completions(TOKENIZER, path)
-    assert (error.value.where, error.value.what) == (f"{path}, line 2", what)
+    assert (error.value.where, error.value.what) == (f"{path}, line 2", message)
 
 
-def test_a_template_that_renders_the_prompt_otherwise_in_the_whole_is_refused_by_row(tmp_path: Path) -> None:
+def test_an_error_names_the_row_if_the_prompt_renders_differently(tmp_path: Path) -> None:
     changing = make_tokenizer(
         "{{ messages | length if messages[0]['content'] == 'x' }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
@@ -86,7 +86,7 @@ def test_a_template_that_renders_the_prompt_otherwise_in_the_whole_is_refused_by
         assert error.value.where == f"{path}, line 2"
 
 
-def test_messages_without_a_chat_template_name_data_and_model(tmp_path: Path) -> None:
+def test_an_error_names_data_and_model_without_a_chat_template(tmp_path: Path) -> None:
     plain = make_tokenizer(template=None)
     plain.name_or_path = "the/model"
     sft = written(tmp_path / "sft.jsonl", {"messages": [user("a"), assistant("b")]})
@@ -101,7 +101,7 @@ def decoded(pair: Pair) -> tuple[str, str]:
     return TOKENIZER.decode(pair.chosen), TOKENIZER.decode(pair.rejected)
 
 
-def test_preferences_are_read_alike_in_every_form(tmp_path: Path) -> None:
+def test_preferences_are_read_equally_from_every_form(tmp_path: Path) -> None:
     prompt, chosen, rejected = [SYSTEM, user("ab")], [assistant("cd ")], [assistant("e")]
     text = TOKENIZER.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     rows: list[dict[str, Any]] = [
@@ -115,13 +115,13 @@ def test_preferences_are_read_alike_in_every_form(tmp_path: Path) -> None:
     assert TOKENIZER.decode(read[0][0].chosen[: read[0][0].num_prompt]) == text
 
 
-def test_texts_of_preferences_get_the_special_tokens_that_a_template_has_written_in_others(tmp_path: Path) -> None:
+def test_preference_texts_get_the_special_tokens_of_a_template(tmp_path: Path) -> None:
     row = {"prompt": "ab", "chosen": "cd", "rejected": "e"}
     (pair,) = read_pairs(TOKENIZER, written(tmp_path / "a.jsonl", row))
     assert decoded(pair) == ("<bos>abcd<eos>", "<bos>abe<eos>")
 
 
-def test_a_response_is_read_with_what_the_template_puts_before_it_and_nothing_after(tmp_path: Path) -> None:
+def test_a_response_includes_the_template_before_it_but_not_after(tmp_path: Path) -> None:
     thinking = make_tokenizer(TEMPLATE.replace("]{{ m[", "]{{ '..' if m['role'] == 'assistant' }}{{ m["))
     row = {"prompt": [user("ab")], "chosen": [assistant("eos")], "rejected": [assistant("")]}
     (pair,) = read_pairs(thinking, written(tmp_path / "a.jsonl", row))
@@ -129,7 +129,7 @@ def test_a_response_is_read_with_what_the_template_puts_before_it_and_nothing_af
     assert decoded(pair) == (prompt + "..eos<eos>", prompt + "..<eos>")
 
 
-def test_preferences_without_a_common_first_message_are_named_by_row(tmp_path: Path) -> None:
+def test_an_error_names_the_row_without_a_common_first_message(tmp_path: Path) -> None:
     path = written(
         tmp_path / "a.jsonl", {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]}
     )
@@ -144,7 +144,7 @@ def test_a_template_that_cuts_the_answer_is_refused_for_preferences(tmp_path: Pa
         read_pairs(cutting, path)
 
 
-def test_margins_are_read_where_there_are_some(tmp_path: Path) -> None:
+def test_margins_are_read_if_present(tmp_path: Path) -> None:
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert read_pairs(TOKENIZER, written(tmp_path / "a.jsonl", row))[0].margin == 0.0
     assert read_pairs(TOKENIZER, written(tmp_path / "b.jsonl", {**row, "margin": 2}))[0].margin == 2.0
@@ -174,29 +174,29 @@ def test_long_examples_are_dropped_or_cut_and_counted(rule: Rule, kept: list[Com
     assert counts == {"num_examples": len(kept), "num_cut": num_cut, "num_dropped": 3 - len(kept)}
 
 
-def test_a_long_example_is_an_error_by_default_naming_row_and_limit() -> None:
+def test_an_error_names_row_and_limit_of_a_long_example_by_default() -> None:
     with pytest.raises(InputError, match=r"^data: row 1: 6 tokens, but sft.max_tokens is 4$"):
         limit("error").applied([FITS, LONG], Path("data"))
     with pytest.raises(InputError, match=r"^data: row 1: 6 tokens, but the model's context is 5$"):
         limit("error", max_tokens=None, context=5).applied([FITS, LONG], Path("data"))
 
 
-def test_a_model_without_a_stated_context_takes_any_length() -> None:
+def test_any_length_fits_a_model_without_a_stated_context() -> None:
     examples = [Completion([1] * 10_000, 1)]
     assert limit("error", max_tokens=None, context=None).applied(examples, Path("data"))[0] == examples
 
 
-def test_more_tokens_than_the_context_are_refused() -> None:
+def test_a_limit_above_the_context_is_refused() -> None:
     with pytest.raises(InputError, match=r"^sft.max_tokens: 9, but the model's context is 8$"):
         limit("cut", max_tokens=9)
 
 
-def test_nothing_left_is_an_error() -> None:
+def test_dropping_every_example_is_an_error() -> None:
     with pytest.raises(InputError, match=r"^data: all 2 examples were dropped as too long: sft.max_tokens is 4$"):
         limit("cut").applied([ALL_PROMPT, ALL_PROMPT], Path("data"))
 
 
-def test_pairs_are_cut_at_their_responses_and_dropped_where_nothing_tells_them_apart() -> None:
+def test_pairs_are_cut_and_dropped_if_their_rest_is_equal() -> None:
     long = Pair([1, 2, 3, 4, 5], [1, 2, 6], 2, 0.5)
     alike = Pair([1, 2, 3, 4, 5], [1, 2, 3, 4, 6], 2)
     pairs, counts = limit("cut").applied([long, alike, Pair([1, 2, 3, 4, 5], [1, 2, 3, 4], 4)], Path("data"))
@@ -205,6 +205,6 @@ def test_pairs_are_cut_at_their_responses_and_dropped_where_nothing_tells_them_a
     assert limit("drop").applied([FITS, LONG], Path("data"))[0] == [FITS]
 
 
-def test_both_sections_of_the_run_file_have_the_rule() -> None:
+def test_both_sections_have_the_setting_for_long_examples() -> None:
     for config in (SftConfig(), RewardModelConfig()):
         assert (config.max_tokens, config.long_examples) == (None, "error")

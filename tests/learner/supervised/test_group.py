@@ -1,4 +1,4 @@
-"""A supervised stage on a real Ray: two learners do what one rank alone does, and one that dies is named."""
+"""A supervised stage on a real Ray: two learners match one rank, and an error names a dead one."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("group"))
 
 
-async def test_two_learners_give_what_one_rank_alone_does_and_a_dead_one_ends_the_stage_by_name(
+async def test_two_learners_match_one_rank_and_a_dead_one_is_named(
     ray_session: None, folder: Path, tmp_path: Path
 ) -> None:
     from learner.supervised.group import SupervisedLearnerGroup
 
     alone = settings(folder, "reward_model", tmp_path / "alone")
     expected = untimed(list(stream(alone)))
-    given = settings(folder, "reward_model", tmp_path / "group", num_learners=2, num_cpus=0.1)
-    group = await SupervisedLearnerGroup.start(given)
+    rank_settings = settings(folder, "reward_model", tmp_path / "group", num_learners=2, num_cpus=0.1)
+    group = await SupervisedLearnerGroup.start(rank_settings)
     try:
         rows = untimed([row async for row in group.train()])
         assert [row.get("step") for row in rows] == [row.get("step") for row in expected]
         for row, wanted in zip(rows, expected, strict=True):
             assert row == pytest.approx(wanted, rel=1e-4)
-        weights = [load_file(place.output_path / "model.safetensors") for place in (alone, given)]
-        assert largest_difference(*weights) < 3e-5  # what Adam makes of float32 sums in another order
+        weights = [load_file(place.output_path / "model.safetensors") for place in (alone, rank_settings)]
+        assert largest_difference(*weights) < 3e-5  # Adam amplifies the rounding of float32 sums
         os.kill((await rank_process_ids(group))[1], signal.SIGKILL)
         with pytest.raises(LearnerDied, match="learner-1: its process died"):
             await group.call_rank("advance", 1)
@@ -48,15 +48,15 @@ async def test_two_learners_give_what_one_rank_alone_does_and_a_dead_one_ends_th
         await group.shutdown()
 
 
-async def test_wrong_data_is_the_error_of_the_start(ray_session: None, folder: Path, tmp_path: Path) -> None:
+async def test_start_raises_the_error_of_wrong_data(ray_session: None, folder: Path, tmp_path: Path) -> None:
     from learner.supervised.group import SupervisedLearnerGroup
 
-    given = replace(settings(folder, "sft", tmp_path, num_cpus=0.1), sources=(Source(folder / "none.parquet"),))
+    rank_settings = replace(settings(folder, "sft", tmp_path, num_cpus=0.1), sources=(Source(folder / "none.parquet"),))
     with pytest.raises(InputError, match=r"none\.parquet: no such data set"):
-        await SupervisedLearnerGroup.start(given)
+        await SupervisedLearnerGroup.start(rank_settings)
 
 
-def test_a_call_has_as_many_steps_as_take_half_a_second_and_grows_twofold_at_most() -> None:
+def test_a_call_takes_half_a_second_and_at_most_doubles_its_steps() -> None:
     from learner.supervised.group import _next_num
 
     assert _next_num(1, 0.001) == 2
@@ -64,7 +64,7 @@ def test_a_call_has_as_many_steps_as_take_half_a_second_and_grows_twofold_at_mos
     assert _next_num(8, 40.0) == 1
 
 
-def test_threads_are_all_cores_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learners_divide_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("learner.config.num_cores", lambda: 8)
     assert [stage_threads(LearnerConfig(num_learners=num)) for num in (0, 1, 2, 16)] == [8, 8, 4, 1]
     assert stage_threads(LearnerConfig(num_threads=3)) == 3

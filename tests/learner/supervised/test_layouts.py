@@ -1,4 +1,4 @@
-"""The supervised stages come out alike however they are laid out: packed or padded, in pieces, on ranks, in shards."""
+"""Supervised stages give the same weights packed or padded, in micro-batches, on ranks or sharded."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def descended(folder: Path, stage: str, dtype: str, **changes: Any) -> tuple[dict[str, Tensor], list[Row]]:
-    """The gradient of the last step and the weights after it, and all rows, with plain descent."""
-    given = replace(settings(folder, stage, folder, dtype=dtype, **changes), checkpoints_path=None)
-    net = load_net(given)
-    rank = SupervisedRank(given, net, torch.optim.SGD(net.parameters()), ONE, CPU)
+    """Return the last step's gradient, the weights after it and all rows, with plain gradient descent."""
+    rank_settings = replace(settings(folder, stage, folder, dtype=dtype, **changes), checkpoints_path=None)
+    net = load_net(rank_settings)
+    rank = SupervisedRank(rank_settings, net, torch.optim.SGD(net.parameters()), ONE, CPU)
     rows = untimed(rank.advance(3))
     weights = {name: weights.detach() for name, weights in net.named_parameters()}
     return {f"{name}.grad": w.grad for name, w in net.named_parameters() if w.grad is not None} | weights, rows
@@ -51,19 +51,19 @@ def descended(folder: Path, stage: str, dtype: str, **changes: Any) -> tuple[dic
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-5), ("float64", 1e-12)])
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_layout_changes_nothing_but_last_bits(folder: Path, stage: str, dtype: str, limit: float) -> None:
+def test_the_layout_changes_only_rounding(folder: Path, stage: str, dtype: str, limit: float) -> None:
     plain, rows = descended(folder, stage, dtype)
     for layout, changes in PIECES.items():
-        other, told = descended(folder, stage, dtype, **changes)
+        other, other_rows = descended(folder, stage, dtype, **changes)
         assert other.keys() == plain.keys()
         assert largest_difference(plain, other) < limit, layout
-        for row, again in zip(rows, told, strict=True):
+        for row, again in zip(rows, other_rows, strict=True):
             assert again == pytest.approx(row, rel=10 * limit), layout
     start = load_net(settings(folder, stage, folder, dtype=dtype)).state_dict()
     assert largest_difference({name: weights for name, weights in plain.items() if name in start}, start) > 1e-4
 
 
-def test_half_precision_computes_in_bfloat16_and_moves_weights_in_float32(folder: Path) -> None:
+def test_half_precision_computes_in_bfloat16_and_trains_in_float32(folder: Path) -> None:
     for stage in STAGES:
         exact, half = descended(folder, stage, "float32")[0], descended(folder, stage, "bfloat16")[0]
         assert {tensor.dtype for tensor in half.values()} == {torch.float32}
@@ -72,9 +72,7 @@ def test_half_precision_computes_in_bfloat16_and_moves_weights_in_float32(folder
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("pad_token_id", [0, 1])
-def test_rewards_are_those_of_the_plain_model_for_each_sequence_alone(
-    folder: Path, packing: bool, pad_token_id: int
-) -> None:
+def test_rewards_match_the_plain_model_on_each_sequence(folder: Path, packing: bool, pad_token_id: int) -> None:
     net = RewardNet(folder / "model", "float32", packing=packing, activation_checkpointing=False, seed=0)
     net.model.config.pad_token_id = pad_token_id
     torch.manual_seed(0)
@@ -87,7 +85,7 @@ def test_rewards_are_those_of_the_plain_model_for_each_sequence_alone(
     assert len(set(alone)) == 4
 
 
-def test_the_level_of_rewards_is_that_of_the_whole_batch_in_pieces_of_any_size(folder: Path) -> None:
+def test_the_reward_offset_is_that_of_the_batch_for_any_micro_batch(folder: Path) -> None:
     net = RewardNet(folder / "model", "float64", packing=True, activation_checkpointing=False, seed=0)
     pairs = [Pair([2, 9 + i, 8, 1], [2, 30 - i, 1], 1, i / 4) for i in range(5)]
     chosen, rejected = pair_rewards(net, pairs)
@@ -103,19 +101,19 @@ def test_the_level_of_rewards_is_that_of_the_whole_batch_in_pieces_of_any_size(f
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks leave of every stage and layout, with ddp and with fsdp2; on each, those that go on are alike."""
+    """The results of two ranks for every stage and layout, with ddp and fsdp2; resumed ones were compared there."""
     folder = write_inputs(tmp_path_factory.mktemp("ranks"))
     run_two_ranks("tests.support.supervised_ranks", folder)
     return folder
 
 
 LAST_BITS = 3e-5
-"""What Adam makes of float32 sums in another order; which order that is differs from processor to processor."""
+"""Tolerance for float32 sums in another order, amplified by Adam; the order depends on the processor."""
 CASES = [(stage, layout, data_parallel) for stage in STAGES for layout in LAYOUTS for data_parallel in ("ddp", "fsdp2")]
 
 
 @pytest.mark.parametrize(("stage", "layout", "data_parallel"), CASES)
-def test_two_ranks_in_step_or_in_shards_are_one_but_for_last_bits(
+def test_two_ranks_match_one_up_to_rounding(
     two_ranks: Path, tmp_path: Path, stage: str, layout: str, data_parallel: str
 ) -> None:
     one = settings(two_ranks, stage, tmp_path, **LAYOUTS[layout])
@@ -131,22 +129,22 @@ def test_two_ranks_in_step_or_in_shards_are_one_but_for_last_bits(
 
 
 @pytest.mark.parametrize(("stage", "layout", "data_parallel"), CASES)
-def test_two_ranks_go_on_bit_for_bit(two_ranks: Path, stage: str, layout: str, data_parallel: str) -> None:
+def test_two_ranks_resume_bit_for_bit(two_ranks: Path, stage: str, layout: str, data_parallel: str) -> None:
     place = two_ranks / f"{stage} {layout} {data_parallel}"
     whole, resumed = (place / name / "out" / "model.safetensors" for name in ("whole", "resumed"))
     assert whole.read_bytes() == resumed.read_bytes()
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_two_ranks_kept_in_shards_one_goes_on_with(two_ranks: Path, tmp_path: Path, stage: str) -> None:
+def test_one_rank_resumes_from_the_shards_of_two(two_ranks: Path, tmp_path: Path, stage: str) -> None:
     place = two_ranks / f"{stage} packed fsdp2"
     (kept,) = (place / "kept").iterdir()
     assert {file.suffix for file in kept.iterdir()} == {".safetensors", ".json"}
     shutil.copytree(place / "kept", tmp_path / "checkpoints")
-    given = settings(two_ranks, stage, tmp_path)
-    _, first, *_ = stream(given)
-    assert first["step"] == 1, "the rows before the checkpoint are told again"
+    rank_settings = settings(two_ranks, stage, tmp_path)
+    _, first, *_ = stream(rank_settings)
+    assert first["step"] == 1, "the rows before the checkpoint are repeated"
     shutil.copytree(place / "kept", tmp_path / "checkpoints", dirs_exist_ok=True)
-    list(stream(given))
+    list(stream(rank_settings))
     expected = load_file(place / "whole" / "out" / "model.safetensors")
     assert largest_difference(expected, load_file(tmp_path / "out" / "model.safetensors")) < 1e-5

@@ -1,4 +1,4 @@
-"""Both supervised stages: interrupted ones end with the same bytes, and held-out measurements choose and stop."""
+"""Interrupted stages end with the same weights; held-out measurements choose the weights and stop training."""
 
 from __future__ import annotations
 
@@ -33,37 +33,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("loop"), NUM_ROWS)
 
 
-def weights(given: SupervisedSettings) -> bytes:
-    return (given.output_path / "model.safetensors").read_bytes()
+def weights(rank_settings: SupervisedSettings) -> bytes:
+    return (rank_settings.output_path / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_interrupted_stage_ends_with_the_same_bytes_and_tells_the_same(
-    folder: Path, stage: str, tmp_path: Path
-) -> None:
+def test_an_interrupted_stage_gives_the_same_weights_and_metrics(folder: Path, stage: str, tmp_path: Path) -> None:
     undisturbed = replace(settings(folder, stage, tmp_path / "whole"), checkpoints_path=None)
     whole = list(stream(undisturbed))
-    given = settings(folder, stage, tmp_path / "again")
-    assert given.checkpoints_path is not None
+    rank_settings = settings(folder, stage, tmp_path / "again")
+    assert rank_settings.checkpoints_path is not None
     for step in (2, 5, 7):
-        interrupted_after(stream(given), step)
-    assert [path.name for path in given.checkpoints_path.iterdir()] == ["step-000006"]
+        interrupted_after(stream(rank_settings), step)
+    assert [path.name for path in rank_settings.checkpoints_path.iterdir()] == ["step-000006"]
     torch.manual_seed(99)
-    counts, *rest = stream(given)
-    assert weights(given) == weights(undisturbed)
-    assert rest[0]["step"] == 4, "the rows since the checkpoint before are told again"
+    counts, *rest = stream(rank_settings)
+    assert weights(rank_settings) == weights(undisturbed)
+    assert rest[0]["step"] == 4, "the rows since the checkpoint before are repeated"
     assert untimed([counts, *rest]) == untimed([whole[0], *whole[4:]])
-    assert not given.checkpoints_path.exists()
+    assert not rank_settings.checkpoints_path.exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_checkpoint_is_safetensors_and_json_alone_with_the_best_weights(
-    folder: Path, stage: str, tmp_path: Path
-) -> None:
-    given = settings(folder, stage, tmp_path)
-    interrupted_after(stream(given), 5)
-    assert given.checkpoints_path is not None
-    (kept,) = given.checkpoints_path.iterdir()
+def test_a_checkpoint_is_safetensors_and_json_with_the_best_weights(folder: Path, stage: str, tmp_path: Path) -> None:
+    rank_settings = settings(folder, stage, tmp_path)
+    interrupted_after(stream(rank_settings), 5)
+    assert rank_settings.checkpoints_path is not None
+    (kept,) = rank_settings.checkpoints_path.iterdir()
     names = ["checkpoint.json", "progress.json", "state-00000-00000.safetensors"]
     assert sorted(path.name for path in kept.iterdir()) == names
     progress = json.loads((kept / "progress.json").read_text())["progress"]
@@ -72,18 +68,18 @@ def test_a_checkpoint_is_safetensors_and_json_alone_with_the_best_weights(
     assert {name.partition(".")[0] for name in state.names} >= {"best", "optimizer"}
 
 
-def test_a_checkpoint_of_other_data_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
-    given = settings(folder, "sft", tmp_path)
-    interrupted_after(stream(given), 4)
+def test_an_error_names_a_checkpoint_of_other_data(folder: Path, tmp_path: Path) -> None:
+    rank_settings = settings(folder, "sft", tmp_path)
+    interrupted_after(stream(rank_settings), 4)
     with pytest.raises(InputError, match=r"step-000003: was made from other data or settings"):
-        list(stream(replace(given, place=replace(given.place, seed=1))))
+        list(stream(replace(rank_settings, place=replace(rank_settings.place, seed=1))))
     (tmp_path / "checkpoints" / "step-000003" / "progress.json").write_text("{}")
     with pytest.raises(InputError, match=r"step-000003/progress.json: no checkpoint"):
-        list(stream(given))
+        list(stream(rank_settings))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_rows_tell_the_held_out_loss_where_it_is_measured(folder: Path, stage: str, tmp_path: Path) -> None:
+def test_rows_have_the_held_out_loss_if_it_was_measured(folder: Path, stage: str, tmp_path: Path) -> None:
     _, *rows, last = stream(settings(folder, stage, tmp_path))
     measured = {row["step"]: row["held_out_loss"] for row in rows if "held_out_loss" in row}
     assert list(measured) == {"sft": [2, 4, 6, 7], "reward_model": [3, 6, 9]}[stage]
@@ -91,7 +87,7 @@ def test_rows_tell_the_held_out_loss_where_it_is_measured(folder: Path, stage: s
 
 
 class Scripted:
-    """A model of one weight that moves by 1 a step, and held-out losses told in advance."""
+    """A model of one weight that changes by 1 per step, and rank_settings held-out losses."""
 
     def __init__(self, losses: list[float], **plan: Any) -> None:
         self.model = nn.Linear(1, 1, bias=False)
@@ -139,14 +135,14 @@ def test_training_stops_when_patience_ends_even_if_it_was_interrupted(tmp_path: 
     assert again.model.weight.item() == whole.model.weight.item() == whole.seen[1]
 
 
-def test_the_last_weights_are_kept_where_the_plan_says_so() -> None:
+def test_the_last_weights_are_kept_if_the_plan_says_so() -> None:
     scripted = Scripted(LOSSES[::-1], keeps_best=False)
     list(scripted.run())
     assert (scripted.kept["step"], scripted.kept["held_out_loss"]) == (6, 3.0)
     assert scripted.model.weight.item() == scripted.seen[-1]
 
 
-def test_a_gradient_that_is_not_finite_ends_the_stage_before_it_touches_the_weights() -> None:
+def test_the_stage_fails_before_weights_change_if_a_gradient_is_nan() -> None:
     scripted = Scripted(LOSSES)
     steps = scripted.run()
     next(steps)

@@ -1,4 +1,4 @@
-"""Reward model training orders responses as the preferences do, and leaves a folder anyone can load."""
+"""Reward model training ranks responses as the preferences do, and writes a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train_reward_model(
 
 
 def write_pairs(path: Path, num: int, seed: int) -> Path:
-    """Pairs without noise: the chosen response is the one with more praise."""
+    """Write pairs without noise: the chosen response is the one with more praise."""
     choice = random.Random(seed)
     rows = []
     while len(rows) < num:
@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     return path, list(train_reward_model(path / "model", preferences, path / "trained", CONFIG, seed=0))
 
 
-def test_the_last_metrics_are_the_accuracy_on_pairs_held_out(trained: tuple[Path, list[dict[str, float]]]) -> None:
+def test_the_last_metrics_are_the_accuracy_on_held_out_pairs(trained: tuple[Path, list[dict[str, float]]]) -> None:
     counts, *steps, last = trained[1]
     assert counts == {"num_examples": 800, "num_cut": 0, "num_dropped": 0, "num_held_out": 80}
     assert [m["step"] for m in steps] == list(range(1, 2 * 23 + 1))
@@ -70,7 +70,7 @@ def test_the_last_metrics_are_the_accuracy_on_pairs_held_out(trained: tuple[Path
     assert (last["best_step"], last["held_out_loss"]) == (46, steps[-1]["held_out_loss"])
 
 
-def test_the_accuracy_is_that_on_fresh_pairs_where_there_are_any_by_the_model_as_it_is_written(
+def test_the_written_model_is_measured_on_fresh_pairs_if_any(
     trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     source = tmp_path / "half"
@@ -90,7 +90,7 @@ def test_the_accuracy_is_that_on_fresh_pairs_where_there_are_any_by_the_model_as
     assert last["accuracy"] == agreement(*rewards).mean().item() >= 0.9
 
 
-def test_the_folder_reads_prompt_response_and_end_of_sequence_with_its_own_padding(
+def test_transformers_reads_the_same_rewards_from_the_folder(
     trained: tuple[Path, list[dict[str, float]]],
 ) -> None:
     folder = trained[0] / "trained"
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_weights(trained: tuple[Path, list[dict[str
     assert first == second != other
 
 
-def test_the_loss_asks_for_a_distance_that_a_margin_widens() -> None:
+def test_a_margin_widens_the_distance_that_the_loss_asks_for() -> None:
     chosen, rejected = torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.0, -1.0, -1.0])
     pairs = [Pair([1], [2]), Pair([1], [2]), Pair([1], [2], margin=3.0)]
     wanted = [-math.log(1 / (1 + math.exp(-distance))) for distance in (0.0, 2.0, -1.0)]
@@ -139,13 +139,13 @@ def test_a_smoothed_label_is_partly_the_opposite_one() -> None:
     assert preference_nll(chosen, rejected, pairs, 0.0).tolist() == preference_nll(chosen, rejected, pairs).tolist()
 
 
-def test_the_smoothed_loss_is_lowest_where_the_odds_are_those_of_a_right_label() -> None:
+def test_the_smoothed_loss_is_lowest_at_the_odds_of_a_right_label() -> None:
     distances = torch.linspace(-5, 5, 2001, dtype=torch.float64)
     nll = preference_nll(distances, torch.zeros_like(distances), [Pair([1], [2])] * 2001, 0.1)
     assert distances[nll.argmin()].item() == pytest.approx(math.log(0.9 / 0.1), abs=0.005)
 
 
-def test_smoothing_is_trained_with_and_not_measured_with(
+def test_labels_are_smoothed_in_training_but_not_in_measurements(
     trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     preferences = write_pairs(tmp_path / "preferences.parquet", 40, seed=0)
@@ -157,7 +157,7 @@ def test_smoothing_is_trained_with_and_not_measured_with(
     assert abs(margins[0.4]) < margins[0.0] / 2
 
 
-def test_the_folder_says_what_was_measured_and_has_the_statistics_of_the_rewards(
+def test_the_folder_has_the_measurements_and_reward_statistics(
     trained: tuple[Path, list[dict[str, float]]],
 ) -> None:
     folder, last = trained[0] / "trained", trained[1][-1]
@@ -173,7 +173,7 @@ def test_the_folder_says_what_was_measured_and_has_the_statistics_of_the_rewards
     assert record["settings"] == CONFIG.model_dump()
 
 
-def test_members_hold_out_the_same_pairs_and_differ_in_head_and_order(
+def test_members_share_held_out_pairs_but_not_head_and_order(
     trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     preferences = write_pairs(tmp_path / "preferences.parquet", 40, seed=0)
@@ -200,10 +200,10 @@ def test_pairs_held_out_by_prompt_stay_held_out_when_pairs_are_added(
 ) -> None:
     few, more = (write_pairs(tmp_path / f"{num}.parquet", num, seed=num) for num in (60, 50))
     config = RewardModelConfig(num_epochs=1, batch_size=8, held_out_share=0.3)
-    given = SupervisedSettings(
+    rank_settings = SupervisedSettings(
         LearnerConfig(), config, Place(trained[0] / "model"), (Source(few),), tmp_path / "out", by_prompt=True
     )
-    before, after = make_rank(given), make_rank(replace(given, more_path=more))
+    before, after = make_rank(rank_settings), make_rank(replace(rank_settings, more_path=more))
     assert after.counts()["num_more"] == 50
     assert after.counts()["num_examples"] == 110
     assert [pair for pair in after._held_out if pair in before._held_out] == before._held_out
@@ -212,7 +212,7 @@ def test_pairs_held_out_by_prompt_stay_held_out_when_pairs_are_added(
     assert after._held_out
 
 
-def test_broken_pairs_are_left_out_counted_and_listed_where_that_is_wanted(
+def test_broken_pairs_are_skipped_counted_and_logged_if_asked(
     trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     preferences = write_pairs(tmp_path / "preferences.parquet", 20, seed=0)
@@ -233,7 +233,7 @@ def test_broken_pairs_are_left_out_counted_and_listed_where_that_is_wanted(
     ]
 
 
-def test_a_few_prompts_leave_both_sides_something_and_one_prompt_is_refused() -> None:
+def test_neither_side_is_empty_with_few_prompts_and_one_is_refused() -> None:
     rows = ["a", "b", "a"]
     assert split_by_draw(rows, [0.8, 0.9, 0.8], 0.1, Path("pairs")) == (["b"], ["a", "a"])
     assert split_by_draw(rows, [0.01, 0.02, 0.01], 0.1, Path("pairs")) == (["b"], ["a", "a"])
@@ -242,13 +242,11 @@ def test_a_few_prompts_leave_both_sides_something_and_one_prompt_is_refused() ->
         split_by_draw(rows, [0.5] * 3, 0.1, Path("pairs"))
 
 
-def test_a_tie_agrees_by_half() -> None:
+def test_a_tie_counts_half() -> None:
     assert agreement(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
 
 
-def test_margins_in_the_data_are_trained_on_and_measured(
-    trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
-) -> None:
+def test_margins_in_the_data_are_used_in_training(trained: tuple[Path, list[dict[str, float]]], tmp_path: Path) -> None:
     preferences = write_pairs(tmp_path / "plain.parquet", 40, seed=0)
     table = pq.read_table(preferences)
     losses = {}
@@ -265,7 +263,7 @@ def test_margins_in_the_data_are_trained_on_and_measured(
     assert losses["plain"] == losses["zero"] < 1 < 4 < losses["wide"]
 
 
-def test_long_pairs_are_cut_or_dropped_in_training_and_in_measuring(
+def test_long_pairs_are_cut_or_dropped_in_training_and_measuring(
     trained: tuple[Path, list[dict[str, float]]], tmp_path: Path
 ) -> None:
     preferences = write_pairs(tmp_path / "preferences.parquet", 40, seed=0)
@@ -274,8 +272,8 @@ def test_long_pairs_are_cut_or_dropped_in_training_and_in_measuring(
     pq.write_table(pa.Table.from_pylist(rows), preferences)
     for rule, cut, dropped in (("cut", 1, 0), ("drop", 0, 1)):
         config = RewardModelConfig(num_epochs=1, batch_size=16, long_examples=rule)
-        given = (trained[0] / "model", preferences, tmp_path / rule, config)
-        counts, *_, last = train_reward_model(*given, seed=0, fresh=preferences)
+        arguments = (trained[0] / "model", preferences, tmp_path / rule, config)
+        counts, *_, last = train_reward_model(*arguments, seed=0, fresh=preferences)
         assert counts == {"num_examples": 40 - dropped, "num_cut": cut, "num_dropped": dropped, "num_held_out": 4}
         assert 0 <= last["accuracy"] <= 1
     with pytest.raises(InputError, match=r"row 3: .* tokens, but the model's context is 128"):

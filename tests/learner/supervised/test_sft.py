@@ -1,4 +1,4 @@
-"""Supervised fine-tuning learns its data, repeats itself bit for bit, and says what is wrong with its input."""
+"""Supervised fine-tuning learns its data, is reproducible bit for bit, and reports wrong input."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ def test_a_trained_folder_completes_its_prompts_and_stops(model_path: Path, tmp_
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_same_seed_gives_the_same_weights_from_parquet_and_from_json_lines(
-    model_path: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_weights_from_parquet_and_json(model_path: Path, tmp_path: Path) -> None:
     parquet = written(tmp_path / "sft.parquet", ROWS)
     lines = tmp_path / "sft.jsonl"
     lines.write_text(
@@ -88,7 +86,7 @@ def test_the_same_seed_gives_the_same_weights_from_parquet_and_from_json_lines(
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_the_loss_is_over_completion_tokens_of_all_rows_alone(model_path: Path, packing: bool) -> None:
+def test_the_loss_is_the_mean_over_all_completion_tokens(model_path: Path, packing: bool) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
     batch = [*tokenize(tokenizer, PROMPTS, COMPLETIONS), Completion([5, 6, 7], 0), Completion([5], 0)]
     total = 0.0
@@ -104,7 +102,7 @@ def test_the_loss_is_over_completion_tokens_of_all_rows_alone(model_path: Path, 
     assert completion_nll(net, [], CPU).item() == 0
 
 
-def test_what_stood_at_the_output_stays_until_training_is_over(model_path: Path, tmp_path: Path) -> None:
+def test_the_old_output_stays_until_training_is_done(model_path: Path, tmp_path: Path) -> None:
     data, output = written(tmp_path / "sft.parquet", ROWS), tmp_path / "out"
     output.mkdir()
     (output / "old").touch()
@@ -125,7 +123,7 @@ def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_a_tenth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "what"),
+    ("columns", "message"),
     [
         ({"prompt": PROMPTS, "answer": COMPLETIONS}, "no column 'completion'; it has prompt, answer"),
         ({"prompt": [], "completion": []}, "the data set is empty"),
@@ -136,19 +134,19 @@ def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_a_tenth() -> None:
         ),
     ],
 )
-def test_wrong_data_is_an_input_error_naming_file_and_fault(
-    model_path: Path, tmp_path: Path, columns: dict[str, list[str]], what: str
+def test_an_input_error_names_file_and_fault_of_wrong_data(
+    model_path: Path, tmp_path: Path, columns: dict[str, list[str]], message: str
 ) -> None:
     data = written(tmp_path / "sft.parquet", columns)
     with pytest.raises(InputError) as error:
         list(train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0))
     assert str(error.value).startswith(str(data))
-    assert str(error.value).endswith(what)
+    assert str(error.value).endswith(message)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.parquet", "text"), ("a.jsonl", "{not json"), ("b.jsonl", "")])
-def test_a_file_that_cannot_be_read_is_an_input_error(model_path: Path, tmp_path: Path, name: str, text: str) -> None:
+def test_an_unreadable_file_is_an_input_error(model_path: Path, tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=name):
         list(train_sft(model_path, tmp_path / name, tmp_path / "out", CONFIG, seed=0))
@@ -156,11 +154,11 @@ def test_a_file_that_cannot_be_read_is_an_input_error(model_path: Path, tmp_path
 
 def test_a_model_folder_without_weights_or_tokenizer_is_an_input_error(model_path: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "sft.parquet", ROWS)
-    for name, what in (("tokenizer.json", "no tokenizer"), ("model.safetensors", "no model")):
+    for name, message in (("tokenizer.json", "no tokenizer"), ("model.safetensors", "no model")):
         folder = tmp_path / name
         shutil.copytree(model_path, folder)
         (folder / name).unlink()
-        with pytest.raises(InputError, match=f"{folder}: {what} can be loaded"):
+        with pytest.raises(InputError, match=f"{folder}: {message} can be loaded"):
             list(train_sft(folder, data, tmp_path / "out", CONFIG, seed=0))
 
 
@@ -172,7 +170,7 @@ def test_a_missing_model_or_data_set_is_an_input_error(model_path: Path, tmp_pat
         list(train_sft(model_path, tmp_path / "none.parquet", tmp_path / "out", CONFIG, seed=0))
 
 
-def test_conversations_train_a_model_that_keeps_its_chat_template(tmp_path: Path) -> None:
+def test_a_model_trained_on_conversations_keeps_its_chat_template(tmp_path: Path) -> None:
     folder = write_chat_model(tmp_path / "model")
     rows = [{"messages": [user("ab"), assistant("cde")]}, {"messages": [user("ba"), assistant("edc")]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "sft.parquet")
@@ -200,7 +198,7 @@ def test_long_examples_are_cut_or_dropped_and_counted_before_training(
     assert counts == {"num_examples": 4 - dropped, "num_cut": cut, "num_dropped": dropped, "num_held_out": 0}
 
 
-def test_the_held_out_loss_is_that_of_examples_never_trained_on(model_path: Path, tmp_path: Path) -> None:
+def test_the_held_out_loss_is_of_examples_never_trained_on(model_path: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "sft.parquet", ROWS)
     config = SftConfig(num_steps=20, batch_size=1, learning_rate=1e-2, held_out_share=0.5, evaluate_every_steps=5)
     _, *steps, last = train_sft(model_path, data, tmp_path / "out", config, seed=0)
@@ -216,7 +214,7 @@ def test_the_held_out_loss_is_that_of_examples_never_trained_on(model_path: Path
     assert last["held_out_loss"] == pytest.approx(max(losses), abs=1e-5)
 
 
-def test_a_single_source_comes_in_shuffled_passes_and_several_by_their_weights_each_in_its_own() -> None:
+def test_sources_are_mixed_by_weight_each_in_shuffled_passes() -> None:
     def drawn(sizes: list[int], weights: list[float], num: int) -> list[list[int]]:
         return list(islice(mixed_batches(sizes, weights, 6, torch.Generator().manual_seed(3)), num))
 
@@ -232,9 +230,7 @@ def test_a_single_source_comes_in_shuffled_passes_and_several_by_their_weights_e
     assert drawn([4, 10], [1.0, 2.0], 10) == batches
 
 
-def test_several_sources_are_counted_together_held_out_from_apart_and_all_learnt(
-    model_path: Path, tmp_path: Path
-) -> None:
+def test_sources_are_counted_together_and_held_out_separately(model_path: Path, tmp_path: Path) -> None:
     sources = tuple(
         Source(written(tmp_path / f"{i}.parquet", {"prompt": [prompt] * num, "completion": [completion] * num}))
         for i, (prompt, completion, num) in enumerate(zip(PROMPTS, COMPLETIONS, (4, 20), strict=True))
