@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cluster.errors import InputError
 from deploy.run.artifacts import policy_path
 from deploy.runtime.session import Session, dtype_of
+from learner.estimators import needs_of
 from learner.place import Place
 from learner.ppo.group import PPOLearnerGroup
 from learner.ppo.rank import LearnerSettings
@@ -20,6 +22,9 @@ async def start_learners(
     `lengths` are pairs (version, number of steps): the run's planned length from each version on.
     """
     config, policy = session.config, policy_path(session.config, session.run.path)
+    if config.rollout_actors.responses_per_prompt == 1 and needs_of(config.learner.advantages).groups:
+        problem = "it compares the responses to a prompt; rollout_actors.responses_per_prompt is 1"
+        raise InputError("learner.advantages", problem)
     place = Place(
         policy,
         dtype_of(config, policy),

@@ -207,7 +207,7 @@ def read_pair_texts(
         prompts, chosen, rejected = (examples.columns[name] for name in examples.form.columns)
         return PairTexts(prompts, chosen, rejected, examples)
     if tokenizer is None:
-        raise InputError(str(path), "holds messages: a tokenizer with a chat template is needed")
+        raise InputError(str(path), "holds messages: a tokenizer is needed to render them")
     require_template(tokenizer, str(path))
     rows, texts = list[int](), list[tuple[str, str, str]]()
     for row in range(len(examples)):

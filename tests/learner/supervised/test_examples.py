@@ -140,7 +140,7 @@ def test_an_error_names_the_row_without_a_common_first_message(tmp_path: Path) -
 def test_a_template_that_cuts_the_answer_is_refused_for_preferences(tmp_path: Path) -> None:
     cutting = make_tokenizer(TEMPLATE.replace("m['content'] | trim", "m['content'][:1]"))
     path = written(tmp_path / "a.jsonl", {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [user("c")]})
-    with pytest.raises(InputError, match="line 1: the chat template does not write the end of the last message"):
+    with pytest.raises(InputError, match="line 1: the chat template changes the end of the last message"):
         read_pairs(cutting, path)
 
 
