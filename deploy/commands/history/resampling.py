@@ -1,6 +1,6 @@
-"""Samples a run's segments again, each from its seed, version and prefix, in batches of another make.
+"""Sample a run's segments again from their seeds, versions and prefixes, in batches of other compositions.
 
-Knows the rollout actors and the log; whose weights a version holds is whoever calls `sample_again`'s affair.
+The caller of `sample_again` provides the weights of each version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rollout_actors.engine.protocol import SamplingRequest
 
 @dataclass(frozen=True, slots=True)
 class RecordedSegment:
-    """What was sampled in one segment, and what is asked for to sample it again."""
+    """The tokens of one segment and the request that samples it again."""
 
     uid: str
     number: int
@@ -28,7 +28,7 @@ class RecordedSegment:
 
 
 class TokenReplay:
-    """The segments of the trajectories that were trained in `steps`, sampled again by all of `actors`."""
+    """Samples the segments of the trajectories of `steps` again with all `actors` and counts equal tokens."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class TokenReplay:
         self._temperature = temperature
         self._num_segments = self._num_identical = 0
         self._num_tokens = self._num_identical_tokens = 0
-        self._first_other = ""
+        self._first_difference = ""
 
     async def sample_again(self, manifest: Manifest) -> None:
-        """Sample what was sampled with this version, in a drawn order, shared out among the actors."""
+        """Sample the segments of this version again, in random order, split among the actors."""
         segments = await asyncio.to_thread(lambda: list(self._segments(manifest.version)))
         random.Random(f"replay:{manifest.version}").shuffle(segments)
-        shares = [segments[place :: len(self._actors)] for place in range(len(self._actors))]
+        shares = [segments[first :: len(self._actors)] for first in range(len(self._actors))]
         await asyncio.gather(*(actor.load_published(manifest) for actor in self._actors))
         answers = await asyncio.gather(
             *(
@@ -62,10 +62,10 @@ class TokenReplay:
         )
         for share, sampled in zip(shares, answers, strict=True):
             for segment, token_ids in zip(share, sampled, strict=True):
-                self._judge(segment, token_ids)
+                self._compare(segment, token_ids)
 
     def _segments(self, version: int) -> Iterator[RecordedSegment]:
-        """What a version sampled: it is trained in the step after it, or as many later as the lag may be."""
+        """Yield the segments of a version. They are trained in the next step or up to the maximum lag later."""
         for step in range(version + 1, version + 2 + self._max_policy_lag):
             if step not in self._steps:
                 continue
@@ -79,7 +79,7 @@ class TokenReplay:
                         )
                         yield RecordedSegment(trajectory.uid, number, token_ids, request)
 
-    def _judge(self, segment: RecordedSegment, token_ids: Sequence[int]) -> None:
+    def _compare(self, segment: RecordedSegment, token_ids: Sequence[int]) -> None:
         num = len(segment.token_ids)
         same = next((i for i, (a, b) in enumerate(zip(segment.token_ids, token_ids, strict=False)) if a != b), num)
         same = min(same, len(token_ids))
@@ -88,18 +88,18 @@ class TokenReplay:
         self._num_identical_tokens += same
         if same == num:
             self._num_identical += 1
-        elif not self._first_other:
-            self._first_other = f"segment {segment.number} of {segment.uid} from its token {same} on"
+        elif not self._first_difference:
+            self._first_difference = f"segment {segment.number} of {segment.uid} from its token {same}"
 
     def report(self) -> str:
-        """The share that is token-identical."""
+        """Return a line with the share of token-identical segments."""
         segments = f"{self._num_identical:,} of {self._num_segments:,} segments"
-        tokens = f"{self._num_identical_tokens:,} of {self._num_tokens:,} tokens up to the first other one"
+        tokens = f"{self._num_identical_tokens:,} of {self._num_tokens:,} tokens before the first difference"
         share = self._num_identical / max(1, self._num_segments)
         return f"sampled again: {share:.2%} token-identical ({segments}; {tokens})"
 
     def require_identical(self) -> None:
-        """Raise AntiphonError naming a segment that is another one."""
-        if self._first_other:
-            num = self._num_segments - self._num_identical
-            raise AntiphonError("tokens", f"{num:,} of {self._num_segments:,} segments differ, {self._first_other}")
+        """Raise AntiphonError naming the first segment that differs."""
+        if self._first_difference:
+            differing = f"{self._num_segments - self._num_identical:,} of {self._num_segments:,} segments"
+            raise AntiphonError("tokens", f"{differing} differ, the first is {self._first_difference}")

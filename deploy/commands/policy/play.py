@@ -1,7 +1,7 @@
-"""`antiphon play`: a person is the policy in an environment, turn by turn, in the terminal or from a pipe.
+"""`antiphon play`: answer a task's environment in place of the policy, from the terminal or a pipe.
 
-Runs the environment as a rollout actor does, with its deadlines and its most turns; loads no model and starts no Ray.
-Knows no tokens, so `environment.max_tokens` ends nothing here.
+Runs the environment as a rollout actor does, with the same deadlines and the same limit on turns; loads no model and
+starts no Ray. Responses are not tokenized, so `environment.max_tokens` has no effect.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
 from cluster.data.broken_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
+from deploy.commands.arguments import Lines, Target
 from deploy.config.schema import RunConfig
+from deploy.run.open import read_target
 from deploy.runtime.signals import interruptible
 from deploy.terminal.input import TypedLines
 from deploy.terminal.text import visible
@@ -28,18 +31,34 @@ from rollout_actors.environments.protocol import Observation, Step
 from rollout_actors.prompts import read_rows, scorer_columns
 
 Answer = Callable[[], Awaitable[str | None]]
-"""The person's next answer; None where there is none any more."""
+"""Returns the next response; None at the end of the input."""
 
 
-def play(config: RunConfig, run_path: Path, *, task: str | None, seed: int) -> None:
-    """Hold one conversation in a task's environment, by default in the only one.
+def play(
+    target: Target,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the environment; also selects the row if there are prompts.")
+    ] = 0,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Task to play, if several have one.")] = None,
+    set_: Lines = None,
+) -> None:
+    """Answer a task's environment turn by turn in place of the policy, from the terminal or from lines on stdin.
 
-    Raises InputError without an environment, EnvironmentFault where that is at fault.
+    [dim]antiphon play examples/game/run.toml --seed 3[/dim]
     """
-    name = _chosen(config, task)
+    config, path = read_target(target, set_ or ())
+    play_conversation(config, path, task=task, seed=seed)
+
+
+def play_conversation(config: RunConfig, run_path: Path, *, task: str | None, seed: int) -> None:
+    """Run one conversation with the environment of `task`, which may be omitted if only one task has an environment.
+
+    Raises InputError if there is no environment, and EnvironmentFault if it fails.
+    """
+    name = _task_to_play(config, task)
     columns = _columns(config, run_path, name, seed)
     console = Console(highlight=False, markup=False, emoji=False)
-    game = Game(config.by_task()[name].environment, console, _typed(console))
+    game = Game(config.by_task()[name].environment, console, _reader(console))
     with interruptible():
         try:
             asyncio.run(game.play(seed, columns))
@@ -47,20 +66,21 @@ def play(config: RunConfig, run_path: Path, *, task: str | None, seed: int) -> N
             game.print_end()
 
 
-def _chosen(config: RunConfig, task: str | None) -> str:
-    """The task whose environment is played in."""
+def _task_to_play(config: RunConfig, task: str | None) -> str:
+    """Return the name of the task to play. Raises InputError if none has an environment or the name is ambiguous."""
     names = [name for name, each in config.by_task().items() if each.environment.path is not None]
     if not names:
-        raise InputError("environment.path", "is not set: there is no environment to play in")
+        raise InputError("environment.path", "is not set; antiphon play needs an environment")
     if task is None and len(names) > 1:
-        raise InputError("--task", f"name the one to play in: {', '.join(names)}")
+        raise InputError("--task", f"several tasks have an environment; choose one of {', '.join(names)}")
     if task is not None and task not in names:
-        raise InputError("--task", f"no task {task!r} has an environment; there is {', '.join(filter(None, names))}")
+        known = ", ".join(filter(None, names)) or "none"
+        raise InputError("--task", f"no task {task!r} has an environment; tasks with one: {known}")
     return names[0] if task is None else task
 
 
 def _columns(config: RunConfig, run_path: Path, task: str, seed: int) -> dict[str, Any]:
-    """Those of the prompt's row that the seed is the place of; none where the prompts come from the environment."""
+    """Return the columns of prompt row `seed` (modulo the number of rows), or none if the task has no prompts."""
     built = run_path / "data" / task / "prompts.parquet"
     path = config.by_task()[task].prompts or (built if built.exists() else None)
     if path is None:
@@ -70,8 +90,8 @@ def _columns(config: RunConfig, run_path: Path, task: str, seed: int) -> dict[st
     return scorer_columns(rows[seed % len(rows)])
 
 
-def _typed(console: Console) -> Answer:
-    """What a person is asked for line by line, or a pipe gives, which is then shown."""
+def _reader(console: Console) -> Answer:
+    """Return a function that asks a person for a line, or reads a line of a pipe and prints it."""
     lines = TypedLines()
 
     async def answer() -> str | None:
@@ -79,7 +99,7 @@ def _typed(console: Console) -> Answer:
             console.print("answer> ", style="bold", end="")
         text = await lines.next()
         if text is not None and not lines.by_person:
-            console.print(_said("assistant", text), soft_wrap=True)
+            console.print(_message("assistant", text), soft_wrap=True)
         return text
 
     return answer
@@ -87,7 +107,7 @@ def _typed(console: Console) -> Answer:
 
 @dataclass
 class Game:
-    """One conversation with an environment, and what it has come to."""
+    """Runs one conversation with an environment and sums its rewards."""
 
     config: EnvironmentConfig
     console: Console
@@ -96,52 +116,52 @@ class Game:
     total: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
     ended: str = ""
-    """Why; nothing before it has begun."""
+    """Why the conversation ended; empty until it has begun."""
 
     async def play(self, seed: int, columns: Mapping[str, Any]) -> None:
-        """From the environment's beginning to whatever ends it."""
+        """Run the conversation from `reset` to its end. Raises EnvironmentFault if the environment fails."""
         environments = Environments(self.config)
         try:
             async with environments.one() as host:
                 start, tools = await host.reset(seed, columns), await host.tools()
                 self.ended = "interrupted"
-                self._say(start)
-                self._list(tools)
+                self._print_observation(start)
+                self._print_tools(tools)
                 self.ended = await self._turns(host)
         except EnvironmentFault:
-            self.ended = self.ended and "the environment is at fault"
+            self.ended = self.ended and "the environment failed"
             raise
         finally:
             await environments.close()
 
     async def _turns(self, host: Host) -> str:
-        """Turn after turn; why it ended."""
+        """Exchange turns until the end; returns why the conversation ended."""
         while (text := await self.answer()) is not None:
             step = await host.step(text)
-            self._take(step)
+            self._add(step)
             if step.terminated:
                 return "the environment ended it"
             if step.truncated:
-                return "the environment cut it off"
+                return "the environment truncated it"
             if self.num_turns == self.config.max_turns:
                 return f"environment.max_turns = {self.config.max_turns}"
-        return "no more answers"
+        return "no more input"
 
-    def _take(self, step: Step) -> None:
+    def _add(self, step: Step) -> None:
         self.num_turns += 1
         self.total += step.reward
         self.parts |= step.info
         self.console.print(f"reward {step.reward:g}", style="cyan")
-        self._say(step.observation)
+        self._print_observation(step.observation)
 
-    def _say(self, observation: Observation) -> None:
-        said = [{"role": "user", "content": observation}] if isinstance(observation, str) else observation
-        for message in said:
+    def _print_observation(self, observation: Observation) -> None:
+        messages = [{"role": "user", "content": observation}] if isinstance(observation, str) else observation
+        for message in messages:
             if message["content"]:
-                self.console.print(_said(message["role"], message["content"]), soft_wrap=True)
+                self.console.print(_message(message["role"], message["content"]), soft_wrap=True)
 
-    def _list(self, schemas: Sequence[Mapping[str, Any]]) -> None:
-        """The functions that an answer may call, and how."""
+    def _print_tools(self, schemas: Sequence[Mapping[str, Any]]) -> None:
+        """List the functions that a response may call."""
         if not schemas:
             return
         self.console.print('tools, called by {"name": ..., "arguments": {...}}:', style="dim")
@@ -151,7 +171,7 @@ class Game:
             self.console.print(visible(line), style="dim", soft_wrap=True)
 
     def print_end(self) -> None:
-        """Why it ended, and what it was worth; nothing where it has not begun."""
+        """Print why the conversation ended and its total reward; prints nothing if it has not begun."""
         if not self.ended:
             return
         turns = f"{self.num_turns} turn{'' if self.num_turns == 1 else 's'}"
@@ -160,5 +180,5 @@ class Game:
             self.console.print(visible(f"  {name} {value:g}"), soft_wrap=True)
 
 
-def _said(role: str, content: str) -> Text:
+def _message(role: str, content: str) -> Text:
     return Text.assemble((f"{visible(role)}: ", "dim"), visible(content))

@@ -1,7 +1,7 @@
-"""`antiphon evaluate-rewards`: how often a reward model, or a service, prefers what was chosen, on any file of pairs.
+"""`antiphon evaluate-rewards`: measure the accuracy of a reward model or reward service on a file of pairs.
 
-The file is of the form of RewardBench (arXiv:2403.13787): prompt, chosen, rejected, and perhaps a subset. Knows no run
-but its folder; scores offline, without Ray, or over HTTP.
+The file has the form of RewardBench (arXiv:2403.13787): prompt, chosen, rejected and optionally subset. Scores with the
+model in this process, without Ray, or over HTTP.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Annotated, Any, Protocol, get_args
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
@@ -25,39 +26,92 @@ from cluster.data.broken_rows import BrokenRows
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy.config.schema import Column
+from deploy.run.open import require_run
+from deploy.run.stages import not_done
 from learner.supervised import calibration
 from learner.supervised.examples import PairTexts, read_pair_texts
 
-PAIRS_A_CALL = 64
+PAIRS_PER_CALL = 64
 TIMEOUT_S = 120.0
 NUM_LISTED = 20
 OVERALL = "overall"
 
 
 Rewards = tuple[list[float], list[float], list[int]]
+"""Rewards of the chosen responses, rewards of the rejected responses, and the rows of the pairs."""
 
 
-class Scores(Protocol):
-    """What gives rewards; one that cannot be had is raised, or stands in its place."""
+class RewardSource(Protocol):
+    """Scores responses: a reward model in this process or a reward service."""
 
-    async def outcomes(self, requests: Sequence[ScoreRequest]) -> Sequence[Score | RewardError]: ...
-    async def aclose(self) -> None: ...
+    async def outcomes(self, requests: Sequence[ScoreRequest]) -> Sequence[Score | RewardError]:
+        """Return the score of each request, or the error that prevented it."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release the model or the connection."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was measured of some of the pairs."""
+    """Measurements on a subset of the pairs."""
 
     num_pairs: int
     accuracy: float
-    """Share of pairs whose chosen response got the higher reward; ties count half."""
+    """Share of pairs whose chosen response has the higher reward; ties count half."""
     num_ties: int
     margin_mean: float
     ece: float
-    """`learner.supervised.calibration.expected_calibration_error`."""
+    """Expected calibration error, see `learner.supervised.calibration`."""
 
 
 def evaluate_rewards(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Pairs with the columns prompt, chosen, rejected and maybe subset.")
+    ],
+    run: Annotated[Path | None, typer.Option(help="Evaluate the reward model of this run.")] = None,
+    reward_model: Annotated[Path | None, typer.Option(help="Evaluate the reward model in this folder.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Evaluate the reward service at this URL, with the token ANTIPHON_TOKEN if set.")
+    ] = None,
+    scorer: Annotated[str | None, typer.Option(help="With --url: name or version of the scorer.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of the tokenizer whose chat template formats messages.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(help="Column names of FILE, such as prompt=question. Repeatable.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail at an invalid row instead of leaving it out.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
+) -> None:
+    """Measure how often a reward model prefers the chosen response, by subset (RewardBench's form).
+
+    FILE is JSON Lines or Parquet. Give one of --run, --reward-model and --url.
+
+    [dim]antiphon evaluate-rewards pairs.jsonl --run runs/reviews[/dim]
+    """
+    if sum(source is not None for source in (run, reward_model, url)) != 1:
+        raise InputError("evaluate-rewards", "give one of --run, --reward-model and --url")
+    if scorer is not None and url is None:
+        raise InputError("--scorer", "selects a scorer of the service at --url; give --url too")
+    if run is not None:
+        reward_model = require_run(run).path / "reward_model"
+        if not (reward_model / "config.json").exists():
+            raise not_done("reward_model")
+    measure_accuracy(
+        file,
+        reward_model=reward_model,
+        url=url,
+        scorer=scorer,
+        tokenizer=tokenizer,
+        columns=parse_columns(columns or ()),
+        strict=strict,
+        json_path=json_path,
+    )
+
+
+def measure_accuracy(
     file: Path,
     *,
     reward_model: Path | None,
@@ -70,20 +124,20 @@ def evaluate_rewards(
 ) -> None:
     """Score every pair with the reward model in a folder or the service at a URL, and print a table by subset.
 
-    Broken rows, and those that can't be scored, are told by file and line and left out, unless `strict`. Raises
-    InputError and RewardError.
+    Invalid rows and rows that cannot be scored are left out and listed with file and line; with `strict` they raise
+    InputError. Raises RewardError if the service fails.
     """
     broken = BrokenRows("error" if strict else "skip")
     texts = read_pair_texts(
         file, _tokenizer(tokenizer or reward_model), others=("subset",), columns=columns, broken=broken
     )
-    chosen, rejected, scored = asyncio.run(_all_rewards(texts, _scores(reward_model, url, scorer), broken))
+    chosen, rejected, scored = asyncio.run(_score_and_close(texts, reward_source(reward_model, url, scorer), broken))
     if not scored:
         raise InputError(str(file), f"no pair could be scored; {broken.errors[0]}")
     subsets = texts.examples.columns.get("subset", [None] * len(texts.prompts))
     results = by_subset(chosen, rejected, [subsets[row] for row in scored])
     _print(results)
-    _say_broken(broken)
+    _list_left_out(broken)
     if json_path is not None:
         _write(json_path, file, results, broken)
 
@@ -109,8 +163,8 @@ def _tokenizer(folder: Path | None) -> Any:
     return load_tokenizer(folder)
 
 
-class Offline:
-    """The reward model in a folder."""
+class LocalRewardModel:
+    """The reward model in a folder, in this process."""
 
     def __init__(self, folder: Path) -> None:
         from reward_service.scorers.reward_model import RewardModelScorer
@@ -118,38 +172,38 @@ class Offline:
         self._scorer = RewardModelScorer(folder)
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> Sequence[Score | RewardError]:
-        """One outcome a request."""
+        """Return one outcome for each request."""
         return await self._scorer.score(requests)
 
     async def aclose(self) -> None:
-        """Let its thread end."""
+        """End the model's thread."""
         self._scorer.close()
 
 
-def _scores(reward_model: Path | None, url: str | None, scorer: str | None) -> Scores:
+def reward_source(reward_model: Path | None, url: str | None, scorer: str | None) -> RewardSource:
+    """Return the reward model in a folder, or a client of the service at `url`."""
     if reward_model is not None:
-        return Offline(reward_model)
+        return LocalRewardModel(reward_model)
     assert url is not None
     from reward_service.client.http import HttpRewardClient
 
     return HttpRewardClient(url, os.environ.get("ANTIPHON_TOKEN"), TIMEOUT_S, scorer=scorer)
 
 
-async def _all_rewards(texts: PairTexts, scores: Scores, broken: BrokenRows) -> Rewards:
-    """As `_rewards`; what gives them is closed at the end."""
-    async with contextlib.aclosing(scores):
-        return await _rewards(texts, scores, broken)
+async def _score_and_close(texts: PairTexts, source: RewardSource, broken: BrokenRows) -> Rewards:
+    async with contextlib.aclosing(source):
+        return await _score(texts, source, broken)
 
 
-async def _rewards(texts: PairTexts, scores: Scores, broken: BrokenRows) -> Rewards:
-    """Rewards of the chosen and of the rejected responses, and which pairs they are of; short pairs go first."""
+async def _score(texts: PairTexts, source: RewardSource, broken: BrokenRows) -> Rewards:
+    """Score all pairs, the shortest first; `broken` collects those that cannot be scored."""
     chosen, rejected, scored = list[float](), list[float](), list[int]()
     order = sorted(range(len(texts.prompts)), key=lambda row: len(texts.prompts[row]) + _longest(texts, row))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("scoring", total=len(order))
-        for start in range(0, len(order), PAIRS_A_CALL):
-            rows = order[start : start + PAIRS_A_CALL]
-            outcomes = await scores.outcomes([request for row in rows for request in _requests(texts, row)])
+        for start in range(0, len(order), PAIRS_PER_CALL):
+            rows = order[start : start + PAIRS_PER_CALL]
+            outcomes = await source.outcomes([request for row in rows for request in _requests(texts, row)])
             for row, first, second in zip(rows, outcomes[::2], outcomes[1::2], strict=True):
                 with broken.row():
                     chosen_reward, rejected_reward = (_reward(texts, row, outcome) for outcome in (first, second))
@@ -179,7 +233,7 @@ def _reward(texts: PairTexts, row: int, outcome: Score | RewardError) -> float:
 
 
 def by_subset(chosen: Sequence[float], rejected: Sequence[float], subsets: Sequence[Any]) -> dict[str, Result]:
-    """The results of each subset, in the order of their names, and of all pairs; no subsets, only those of all."""
+    """Return the result of each subset, sorted by name, then that of all pairs (`OVERALL`)."""
     rows: dict[str, list[int]] = {}
     for row, subset in enumerate(subsets):
         if subset is not None:
@@ -190,8 +244,9 @@ def by_subset(chosen: Sequence[float], rejected: Sequence[float], subsets: Seque
 
 def _result(chosen: Sequence[float], rejected: Sequence[float]) -> Result:
     margins = [a - b for a, b in zip(chosen, rejected, strict=True)]
-    told = calibration.measures(chosen, rejected)
-    return Result(len(margins), told["accuracy"], calibration.num_ties(margins), told["margin_mean"], told["ece"])
+    measures = calibration.measures(chosen, rejected)
+    num_ties = calibration.num_ties(margins)
+    return Result(len(margins), measures["accuracy"], num_ties, measures["margin_mean"], measures["ece"])
 
 
 def _print(results: Mapping[str, Result]) -> None:
@@ -205,9 +260,9 @@ def _print(results: Mapping[str, Result]) -> None:
     Console(highlight=False).print(table)
 
 
-def _say_broken(broken: BrokenRows) -> None:
+def _list_left_out(broken: BrokenRows) -> None:
     if broken.num_unpaired:
-        print(f"{broken.num_unpaired:,} rows with a label have no counterpart: left out", file=sys.stderr)
+        print(f"{broken.num_unpaired:,} labelled rows have no counterpart and were left out", file=sys.stderr)
     if not broken.errors:
         return
     for error in broken.errors[:NUM_LISTED]:
@@ -217,14 +272,14 @@ def _say_broken(broken: BrokenRows) -> None:
 
 
 def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
-    """Names such as `prompt=question`: ours, then the file's. Raises InputError for one that is not of that form."""
+    """Parse NAME=COLUMN pairs such as `prompt=question` into a dict. Raises InputError for any other form."""
     names = (*get_args(Column), "subset")
     columns: dict[str, str] = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
         if not equals or not theirs or ours not in names:
-            raise InputError("--columns", f"{pair!r} is not NAME=COLUMN with a NAME of {', '.join(names)}")
+            raise InputError("--columns", f"{pair!r} is not NAME=COLUMN; NAME is one of {', '.join(names)}")
         if ours in columns or theirs in columns.values():
-            raise InputError("--columns", f"{pair!r} names again what another one does")
+            raise InputError("--columns", f"{pair!r} repeats a name or a column")
         columns[ours] = theirs
     return columns

@@ -1,7 +1,7 @@
-"""Submits a run to a Ray cluster as a Ray job, follows its log and ends as it ends.
+"""`antiphon submit`: run `antiphon train` as a Ray job, follow its log and exit with its exit code.
 
-What travels is the working directory without what can be made again; where the run is kept must outlive the job.
-Knows the command line of a run and nothing of what happens in it.
+Ray uploads the working directory without the folders of EXCLUDES. The run directory must be on storage that outlives
+the job.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ import urllib.request
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
+import typer
+
 from cluster.errors import AntiphonError, InputError
+from deploy.commands.arguments import RunFile, RunOptions, with_run_options
+from deploy.config.inputs import check_inputs
 from deploy.config.schema import RunConfig
+from deploy.config.toml import to_toml
+from deploy.run.open import read_target
 from reward_service.http.address import is_loopback
 
 if TYPE_CHECKING:
@@ -46,8 +52,8 @@ AGENT_TIMEOUT_S = 60.0
 LOST_TIMEOUT_S = 30.0
 POLL_S = 0.5
 
-# The interpreter that Ray itself runs with, whatever the PATH of its processes says: the job's shell is a child of
-# the job supervisor, a child of the raylet, whose command line names it.
+# Finds the interpreter that Ray itself runs with; PATH may name another one. The job's shell is a child of the job
+# supervisor, which is a child of the raylet, and the raylet's command line contains the interpreter.
 FIND_PYTHON = (
     "raylet=$(awk '/^PPid:/ {print $2}' /proc/$PPID/status 2>/dev/null); "
     "python=$(tr '\\0' '\\n' 2>/dev/null </proc/$raylet/cmdline"
@@ -55,61 +61,90 @@ FIND_PYTHON = (
 )
 
 
+@with_run_options
 def submit(
+    run_file: RunFile,
+    address: Annotated[str, typer.Option(help="Address of Ray's dashboard, such as http://127.0.0.1:8265.")],
+    options: RunOptions,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job's log until it ends.")] = True,
+) -> None:
+    """Train as a job on a Ray cluster, follow its log and exit with its exit code.
+
+    Ray uploads the working directory without .venv, .git and runs. On another machine, --runs-dir must be an absolute
+    path on storage that outlives the cluster's nodes.
+
+    [dim]antiphon submit examples/reviews/run.toml --address http://127.0.0.1:8265[/dim]
+    """
+    if run_file.is_dir():
+        raise InputError(str(run_file), "run directories are not uploaded with a job; submit the run file")
+    config, _ = read_target(run_file, options.set_ or (), name=options.name, runs_dir=options.runs_dir)
+    if options.dry_run:
+        print(to_toml(config), end="")
+        return
+    runs_dir = job_runs_dir(config, address)
+    if is_local(address):
+        check_inputs(config)
+    arguments = [part for line in options.set_ or () for part in ("--set", line)] + ["--name", config.run.name]
+    arguments += ["--fresh"] if options.fresh else []
+    raise typer.Exit(submit_job(config, run_file, arguments, address=address, runs_dir=runs_dir, wait=wait))
+
+
+def submit_job(
     config: RunConfig, run_file: Path, options: Sequence[str], *, address: str, runs_dir: Path, wait: bool
 ) -> int:
-    """Run `antiphon train run_file` as a Ray job; returns its exit code, or 0 at once without `wait`.
+    """Run `antiphon train run_file` as a Ray job; returns its exit code, or 0 immediately without `wait`.
 
-    `options` are train's own beside --runs-dir. Raises InputError when no Ray answers at `address` or it refuses, and
-    KeyboardInterrupt while the job goes on.
+    `options` are further options of train, except --runs-dir. Raises InputError if no Ray answers at `address` or if it
+    rejects the job. A KeyboardInterrupt leaves the job running.
     """
     require_ray(address)
     command = entrypoint(run_file, [*options, "--runs-dir", str(runs_dir)])
     client, job_id = _submit(address, command, runtime_env(config))
-    print(f"{job_id} runs on {address}; it is kept in {runs_dir / config.run.name}", file=sys.stderr, flush=True)
+    print(f"{job_id} runs on {address}; run directory: {runs_dir / config.run.name}", file=sys.stderr, flush=True)
     if not wait:
-        print(how_to_go_on(job_id, address), file=sys.stderr)
+        print(next_commands(job_id, address), file=sys.stderr)
         return 0
     try:
         return asyncio.run(_follow(client, job_id))
     except KeyboardInterrupt:
-        print(f"\nthe job goes on; {how_to_go_on(job_id, address)}", file=sys.stderr)
+        print(f"\nthe job keeps running; {next_commands(job_id, address)}", file=sys.stderr)
         raise
 
 
 def entrypoint(run_file: Path, options: Sequence[str]) -> str:
-    """The job's shell command. Raises InputError when the run file would not travel."""
+    """Return the job's shell command. Raises InputError if the run file is outside of the working directory."""
     path = Path(os.path.abspath(run_file))
     if not path.is_relative_to(Path.cwd()):
-        raise InputError(str(run_file), f"only files below the working directory travel with a job ({Path.cwd()})")
+        raise InputError(str(run_file), f"is not in the working directory ({Path.cwd()}), so it is not uploaded")
     command = ["-m", "deploy.cli", "train", str(path.relative_to(Path.cwd())), *options]
     return f'{FIND_PYTHON}exec "${{python:-python}}" {shlex.join(command)}'
 
 
-def kept_where(config: RunConfig, address: str) -> Path:
-    """The runs folder as the job sees it, absolute. Raises InputError where it would not outlive the job."""
+def job_runs_dir(config: RunConfig, address: str) -> Path:
+    """Return the absolute runs folder of the job. Raises InputError if it would not outlive the job."""
     runs_dir = config.run.runs_dir
     if not runs_dir.is_absolute():
         if not is_local(address):
-            what = f"{runs_dir} is relative: on another machine, name an absolute folder on storage that outlives it"
-            raise InputError("--runs-dir", what)
+            message = f"{runs_dir} is relative; on another machine, give an absolute path on storage that outlives it"
+            raise InputError("--runs-dir", message)
         runs_dir = runs_dir.absolute()
     session_folders = {Path("/tmp/ray"), Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"}
     for folder in session_folders:
         if Path(os.path.normpath(runs_dir)).is_relative_to(folder):
-            raise InputError("--runs-dir", f"{runs_dir} is in Ray's session folder {folder}, which ends with Ray")
+            raise InputError("--runs-dir", f"{runs_dir} is in Ray's session folder {folder}, which Ray deletes")
     return runs_dir
 
 
 def is_local(address: str) -> bool:
-    """Whether the Ray at `address` is on this machine."""
+    """Return whether the Ray at `address` is on this machine."""
     return is_loopback(urlsplit(_with_scheme(address)).hostname or "")
 
 
 def require_ray(address: str) -> None:
-    """Raise InputError unless something answers HTTP at `address`; a refusal is an answer.
+    """Raise InputError unless an HTTP server answers at `address`; error responses count as answers.
 
-    A Ray that asks for a token gets this user's own (RAY_AUTH_TOKEN or ~/.ray/auth_token), whatever the mode's default.
+    If Ray requires a token, turns token authentication on for this process, so that Ray's client sends the user's token
+    (RAY_AUTH_TOKEN or ~/.ray/auth_token).
     """
     url = _with_scheme(address).rstrip("/")
     if urlsplit(url).scheme not in ("http", "https"):
@@ -130,18 +165,18 @@ def _with_scheme(address: str) -> str:
 
 
 def runtime_env(config: RunConfig) -> dict[str, Any]:
-    """What the job is given: the working directory, all but what can be made again, and its environment."""
-    return {"working_dir": ".", "excludes": [*EXCLUDES, *_own_runs(config)], "env_vars": _environment(config)}
+    """Return the job's runtime environment: working directory, excluded folders and environment variables."""
+    return {"working_dir": ".", "excludes": [*EXCLUDES, *_runs_folder(config)], "env_vars": _environment(config)}
 
 
-def _own_runs(config: RunConfig) -> list[str]:
+def _runs_folder(config: RunConfig) -> list[str]:
     runs_dir = Path(os.path.abspath(config.run.runs_dir))
     below = runs_dir.is_relative_to(Path.cwd()) and runs_dir != Path.cwd()
     return [f"/{runs_dir.relative_to(Path.cwd())}"] if below else []
 
 
 def _environment(config: RunConfig) -> dict[str, str]:
-    """What the job's processes get: a minute for a clean end, and the token where a port will ask for it."""
+    """Return the job's variables: the time to stop cleanly, and the token if the reward service opens a port."""
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     token = os.environ.get("ANTIPHON_TOKEN")
     if token and config.reward_service.port is not None:
@@ -157,30 +192,29 @@ def _submit(address: str, command: str, environment: dict[str, Any]) -> tuple[Jo
         logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(_with_scheme(address))
-        return client, _submitted(client, command, environment)
+        return client, _submit_with_retries(client, command, environment)
     except AuthenticationError as error:
-        what = "Ray refuses the token (set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)"
-        raise InputError(address, what) from error
+        raise InputError(address, "Ray rejects the token (set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)") from error
     except ConnectionError as error:
         raise InputError(address, "no Ray answers at this address") from error
     except (RuntimeError, ValueError) as error:
-        raise AntiphonError(address, f"Ray did not take the job: {str(error).splitlines()[0]}") from error
+        raise AntiphonError(address, f"Ray rejected the job: {str(error).splitlines()[0]}") from error
 
 
-def _submitted(client: JobSubmissionClient, command: str, environment: dict[str, Any]) -> str:
-    """Submit, waiting up to AGENT_TIMEOUT_S for the agent of a Ray that has only just started."""
-    give_up = time.monotonic() + AGENT_TIMEOUT_S
+def _submit_with_retries(client: JobSubmissionClient, command: str, environment: dict[str, Any]) -> str:
+    """Submit the job; retries for up to AGENT_TIMEOUT_S while the agent of a new Ray is starting."""
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
     while True:
         try:
             return str(client.submit_job(entrypoint=command, runtime_env=environment))
         except RuntimeError as error:
-            if AGENT_STARTING not in str(error) or time.monotonic() > give_up:
+            if AGENT_STARTING not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(POLL_S)
 
 
 async def _follow(client: JobSubmissionClient, job_id: str) -> int:
-    """Print the job's log as it grows, until the job has ended; a broken connection is taken up again."""
+    """Print the job's log as it grows and return the job's exit code; reconnects if the connection breaks."""
     import aiohttp
 
     printed, last_error = 0, ""
@@ -194,41 +228,41 @@ async def _follow(client: JobSubmissionClient, job_id: str) -> int:
                 last_error = next((x for x in reversed(new.splitlines()) if x.startswith("error: ")), last_error)
                 print(new, end="", flush=True)
         except (RuntimeError, aiohttp.ClientError) as error:
-            print(f"lost the job's log, trying again ({error})", file=sys.stderr)
+            print(f"lost the job's log, reconnecting ({error})", file=sys.stderr)
         info = await _info(client, job_id)
         if info.status.is_terminal():
-            return _ended(job_id, info, last_error)
+            return _exit_code(job_id, info, last_error)
         await asyncio.sleep(POLL_S)
 
 
 async def _info(client: JobSubmissionClient, job_id: str) -> Any:
-    """What Ray says of the job. Raises AntiphonError when Ray gives no answer for half a minute."""
-    give_up = time.monotonic() + LOST_TIMEOUT_S
+    """Return Ray's job details. Raises AntiphonError if Ray does not answer for LOST_TIMEOUT_S."""
+    deadline = time.monotonic() + LOST_TIMEOUT_S
     while True:
         try:
             return await asyncio.to_thread(client.get_job_info, job_id)
         except (OSError, RuntimeError) as error:
-            if time.monotonic() > give_up:
-                what = f"Ray has not answered for {LOST_TIMEOUT_S:g} s ({str(error).splitlines()[0]})"
-                raise AntiphonError(job_id, what) from error
+            if time.monotonic() > deadline:
+                message = f"Ray has not answered for {LOST_TIMEOUT_S:g} s ({str(error).splitlines()[0]})"
+                raise AntiphonError(job_id, message) from error
         await asyncio.sleep(POLL_S)
 
 
-def _ended(job_id: str, info: Any, last_error: str) -> int:
-    """The exit code of an ended job; its own last error line, or Ray's word, goes to stderr."""
+def _exit_code(job_id: str, info: Any, last_error: str) -> int:
+    """Return the exit code of a finished job; prints its last error line, or Ray's message, on stderr."""
     if info.status.name == "SUCCEEDED":
         return 0
     if info.status.name == "STOPPED":
-        print(f"{job_id} was stopped; the same command goes on with its run", file=sys.stderr)
+        print(f"{job_id} was stopped; the same command resumes its run", file=sys.stderr)
         return 130
-    ray_says = (info.message or "").strip().splitlines() or ["it failed"]
-    print(last_error or f"error: {job_id}: {ray_says[0]}", file=sys.stderr)
+    message = (info.message or "").strip().splitlines() or ["the job failed"]
+    print(last_error or f"error: {job_id}: {message[0]}", file=sys.stderr)
     code = info.driver_exit_code
     return code if code is not None and code > 0 else 1
 
 
-def how_to_go_on(job_id: str, address: str) -> str:
-    """The commands that follow and stop a job."""
+def next_commands(job_id: str, address: str) -> str:
+    """Return the commands that follow and stop a job."""
     return (
         f"follow it: ray job logs -f --address {address} {job_id}\nstop it: ray job stop --address {address} {job_id}"
     )

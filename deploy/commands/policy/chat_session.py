@@ -1,7 +1,7 @@
-"""Talk to the trained policy of a run, through a rollout actor's engine like all generation.
+"""Answer prompts with the newest policy of a run, sampled by a rollout actor.
 
-Each line is a prompt of its own. A policy that was trained on conversations gets it as the first message of one, in its
-chat template; another one as it stands.
+Each line is a separate prompt. If the run was trained on conversations, the prompt becomes the first user message of
+one, in the chat template.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from rich.console import Console
 
 from cluster.data.broken_rows import BrokenRows
 from cluster.data.chat_template import render, require_template
-from cluster.errors import InputError
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
-from deploy.run.artifacts import data_path
+from deploy.run.artifacts import data_path, newest_policy
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
 from deploy.runtime.session import Session
@@ -27,24 +26,23 @@ from deploy.terminal.view import View
 from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows
 
 
-def chat(run: RunDirectory, prompt: str | None) -> None:
-    """Answer `prompt`, or every line typed until the end of input. Raises InputError before a policy is there."""
-    policy = next((path for path in (run.path / "policy", run.path / "sft") if path.exists()), None)
-    if policy is None:
-        raise InputError(str(run.path), "has no policy yet (run antiphon train first)")
+def answer_prompts(run: RunDirectory, prompt: str | None) -> None:
+    """Answer `prompt`, or every line of stdin. Raises InputError if the run has no policy yet."""
+    config = read_run_config(run.path / CONFIG)
+    policy = newest_policy(config, run).folder
     with interruptible():
-        asyncio.run(_chat(run, policy, _one(prompt) if prompt else _typed()))
+        asyncio.run(_answer(config, run, policy, _single(prompt) if prompt else _lines()))
 
 
-async def _one(prompt: str) -> AsyncIterator[str]:
+async def _single(prompt: str) -> AsyncIterator[str]:
     yield prompt
 
 
-async def _typed() -> AsyncIterator[str]:
-    """Prompts from stdin up to an empty line or its end; a person is asked for each."""
+async def _lines() -> AsyncIterator[str]:
+    """Yield prompts from stdin until an empty line or the end; prints `prompt> ` in a terminal."""
     lines, console = TypedLines(), Console(stderr=True)
     if lines.by_person:
-        console.print("Type a prompt; an empty line ends.", style="dim")
+        console.print("Type a prompt; an empty line exits.", style="dim")
     while True:
         if lines.by_person:
             console.print("prompt> ", style="bold", end="")
@@ -54,8 +52,8 @@ async def _typed() -> AsyncIterator[str]:
         yield line
 
 
-def _asked(config: RunConfig, run: RunDirectory, policy: Path) -> Callable[[str], str]:
-    """How a line becomes what the policy is asked."""
+def _formatter(config: RunConfig, run: RunDirectory, policy: Path) -> Callable[[str], str]:
+    """Return the function that turns a line into the policy's prompt."""
     if not any(_is_conversational(config, run, task) for task in config.by_task()):
         return str
     tokenizer = PromptTokenizer(str(policy), max_prompt_tokens=config.rollout_actors.max_prompt_tokens).tokenizer
@@ -64,16 +62,15 @@ def _asked(config: RunConfig, run: RunDirectory, policy: Path) -> Callable[[str]
 
 
 def _is_conversational(config: RunConfig, run: RunDirectory, task: str) -> bool:
-    """Whether a task's prompts are conversations; no where they are gone."""
+    """Return whether a task's prompts are conversations; False if the data set no longer exists."""
     path, reading = data_path(config, run.path, "prompts", task), config.data.reading()
     if config.by_task()[task].environment.path is not None:
         return True
     return path.exists() and holds_messages(read_rows(path, reading, BrokenRows(reading.broken_rows)))
 
 
-async def _chat(run: RunDirectory, policy: Path, prompts: AsyncIterator[str]) -> None:
-    config = read_run_config(run.path / CONFIG)
-    asked = _asked(config, run, policy)
+async def _answer(config: RunConfig, run: RunDirectory, policy: Path, prompts: AsyncIterator[str]) -> None:
+    to_prompt = _formatter(config, run, policy)
     session = Session(config, run, View())
     session.connect()
     try:
@@ -81,7 +78,7 @@ async def _chat(run: RunDirectory, policy: Path, prompts: AsyncIterator[str]) ->
         turn = 0
         async for prompt in prompts:
             seed, temperature = f"{config.run.seed}-chat-{turn}", config.rollout_actors.temperature
-            ((response,),) = await actor.sample([asked(prompt)], num=1, seed=seed, temperature=temperature)
+            ((response,),) = await actor.sample([to_prompt(prompt)], num=1, seed=seed, temperature=temperature)
             print(response.text, flush=True)
             turn += 1
     finally:

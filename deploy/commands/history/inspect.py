@@ -1,6 +1,6 @@
-"""Shows what is in a file of trajectories: a line each with what is not finite marked, or one of them whole.
+"""`antiphon inspect`: list the trajectories in a file, or show one of them completely.
 
-Reads the file and, where it lies in a run directory, the run's tokenizer; imports neither torch nor ray.
+Reads the file and, if it is in a run directory, the run's tokenizer. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,15 +22,27 @@ from cluster.errors import InputError
 from cluster.trajectory import Trajectory, read_trajectories
 from deploy.config.load import read_run_config
 from deploy.run.layout import CONFIG
-from deploy.terminal.text import visible
+from deploy.terminal.text import number, visible
 
 COLUMNS = ("uid", "task", "group", "reward", "tokens", "versions", "finish", "min logprob", "max logprob", "not finite")
 PLAIN_WIDTH = 120
 Decode = Callable[[Sequence[int]], str]
 
 
-def inspect(path: Path, *, uid: str | None, limit: int) -> None:
-    """Print a table of the first `limit` trajectories, or the one with that uid. Raises InputError where it is not."""
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file in RUN/trajectories or RUN/failed.")],
+    uid: Annotated[str | None, typer.Option(help="Show this trajectory completely.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many trajectories to list.")] = 20,
+) -> None:
+    """List the trajectories in a file and mark values that are not finite.
+
+    [dim]antiphon inspect runs/reviews/trajectories/step-000012.arrow --uid 0-88-0[/dim]
+    """
+    show_trajectories(file, uid=uid, limit=limit)
+
+
+def show_trajectories(path: Path, *, uid: str | None, limit: int) -> None:
+    """Print a table of the first `limit` trajectories, or the one with this uid. Raises InputError if there is none."""
     trajectories = read_trajectories(path)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     if uid is None:
@@ -41,7 +55,7 @@ def inspect(path: Path, *, uid: str | None, limit: int) -> None:
 
 
 def not_finite(trajectory: Trajectory) -> list[str]:
-    """What of a trajectory is NaN or infinite."""
+    """Return the names of the values of a trajectory that are NaN or infinite."""
     parts: dict[str, Sequence[float | None]] = {
         "reward": [trajectory.reward],
         "turn reward": [turn.reward for turn in trajectory.turns],
@@ -63,7 +77,7 @@ def _print_all(console: Console, trajectories: Sequence[Trajectory], limit: int)
         table.add_row(*(Text(visible(cell)) for cell in row), style="red" if bad else None)
     console.print(table)
     num_bad = sum(bool(not_finite(trajectory)) for trajectory in trajectories)
-    marked = f", {num_bad} with something that is not finite" if num_bad else ""
+    marked = f", {num_bad} with values that are not finite" if num_bad else ""
     console.print(f"{min(limit, len(trajectories))} of {len(trajectories)} trajectories{marked}")
 
 
@@ -73,15 +87,11 @@ def _cells(trajectory: Trajectory) -> Iterator[str]:
         logprob for logprob, sampled in zip(trajectory.behavior_logprobs, trajectory.mask, strict=True) if sampled
     ]
     finite = [logprob for logprob in logprobs if math.isfinite(logprob)]
-    yield from (trajectory.uid, trajectory.task, str(trajectory.group), _number(trajectory.reward))
+    yield from (trajectory.uid, trajectory.task, str(trajectory.group), number(trajectory.reward, ".4g"))
     yield str(len(trajectory.token_ids))
     yield ", ".join(map(str, versions))
     yield trajectory.finish_reason
-    yield from (_number(min(finite, default=None)), _number(max(finite, default=None)))
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    yield from (number(limit(finite, default=None), ".4g") for limit in (min, max))
 
 
 def _print_one(console: Console, trajectory: Trajectory, decode: Decode) -> None:
@@ -117,7 +127,7 @@ def _print_table(
 
 
 def decoder(run_path: Path) -> Decode:
-    """Token ids as text by the run's tokenizer, or as numbers where there is none."""
+    """Return a function that decodes token ids with the run's tokenizer, or joins the ids if there is none."""
     tokenizer_path = _tokenizer_path(run_path)
     if tokenizer_path is None:
         return lambda token_ids: " ".join(map(str, token_ids))

@@ -1,7 +1,7 @@
-"""`antiphon label`: people choose between two responses of a run's newest policy, on a page, until it is interrupted.
+"""Sample pairs of responses of a run's newest policy and serve the labelling page until it is interrupted.
 
-Pairs are sampled once for a policy, through a rollout actor's engine like all generation, and scored by each of the
-run's reward models once; everything is kept in RUN/feedback.sqlite. Knows nothing of what is stored in it.
+Rollout actors sample the pairs once for each policy, and the run's reward model scores them once. Everything is stored
+in RUN/feedback.sqlite.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from rollout_actors.prompts import scorer_columns
 
 UNCERTAINTY = "uncertainty"
 NUM_SAMPLED = 4
-"""Responses sampled to a prompt: the first two that differ are the pair."""
+"""Responses sampled for each prompt; the first two that differ become the pair."""
 GRACE_S = 2
 
 
-def label(
+def collect_feedback(
     run: RunDirectory, *, host: str, port: int, num_pairs: int, annotators_per_pair: float, random_share: float
 ) -> None:
     """Serve the labelling page; prints ``listening on URL/label`` when ready and returns after SIGINT or SIGTERM.
 
-    No engine is started where there are `num_pairs` pairs of the newest policy already. Call it on the main thread.
-    Raises InputError for a run without a policy, one that another process is at work on, and a taken port.
+    Starts no engine if the newest policy already has `num_pairs` pairs. Call it on the main thread. Raises InputError
+    if the run has no policy, if another process uses the run, and if the port is taken.
     """
     config = read_run_config(run.path / CONFIG)
     policy = newest_policy(config, run)
@@ -72,14 +72,14 @@ def label(
         store = FeedbackStore(run.path / FEEDBACK)
         try:
             _add_missing_pairs(store, config, run, policy.folder, version, num_pairs)
-            _add_opinions(store, run, version)
+            _add_rewards(store, run, version)
             serve_app(label_app(store, settings, service), service)
         finally:
             store.close()
 
 
 def label_app(store: FeedbackStore, settings: FeedbackSettings, config: RewardServiceConfig) -> ASGIApp:
-    """The labelling page and the routes of feedback behind their guard, with the tokens of the reward service."""
+    """Return the app of the labelling page and the feedback routes, with the tokens of the reward service."""
     return guarded_app(
         "Antiphon labelling",
         [feedback_router(store, settings=settings)],
@@ -90,7 +90,7 @@ def label_app(store: FeedbackStore, settings: FeedbackSettings, config: RewardSe
 
 
 def serve_app(app: ASGIApp, config: RewardServiceConfig) -> None:
-    """Serve at the settings' host and port until SIGINT or SIGTERM, which it returns after."""
+    """Serve at the host and port of `config` until SIGINT or SIGTERM."""
     assert config.port is not None
     bound = listening_socket(config.host, config.port)
     print(f"listening on {service_url(config)}/label", flush=True)
@@ -103,14 +103,14 @@ def serve_app(app: ASGIApp, config: RewardServiceConfig) -> None:
 def _add_missing_pairs(
     store: FeedbackStore, config: RunConfig, run: RunDirectory, policy: Path, version: str, num_pairs: int
 ) -> None:
-    """Sample the pairs that are missing of `num_pairs`; pair i of a policy is always about the same prompt."""
+    """Sample pairs until there are `num_pairs`; pair i of a policy always has the same prompt."""
     known = asyncio.run(store.pair_ids(version))
-    first = max((_place(pair) for pair in known), default=-1) + 1
+    first = max((_index(pair) for pair in known), default=-1) + 1
     if first >= num_pairs:
         return
     run.lock()
     try:
-        with View(f"{config.run.name}  {first} of {num_pairs} pairs to label are there") as view:
+        with View(f"{config.run.name}  {first} of {num_pairs} pairs to label exist") as view:
             session = Session(config, run, view)
             pairs = asyncio.run(_sample_pairs(session, policy, version, range(first, num_pairs)))
     finally:
@@ -118,42 +118,43 @@ def _add_missing_pairs(
     asyncio.run(store.add_pairs(pairs))
 
 
-def _place(pair: str) -> int:
+def _index(pair: str) -> int:
     return int(pair.rpartition("-")[2])
 
 
-async def _answered_once(session: Session) -> list[TaskPrompts]:
-    """The prompts of the tasks without an environment. Raises InputError where there is none."""
+async def _single_turn_prompts(session: Session) -> list[TaskPrompts]:
+    """Return the prompts of the tasks without an environment. Raises InputError if there are none."""
     tasks, prompts = session.config.by_task(), await task_prompts(session)
-    chosen = [of for of, task in zip(prompts, tasks.values(), strict=True) if task.environment.path is None]
-    if not chosen:
-        raise InputError("environment", "people are asked about prompts answered once, and this run has none")
-    return chosen
+    single_turn = [p for p, task in zip(prompts, tasks.values(), strict=True) if task.environment.path is None]
+    if not single_turn:
+        raise InputError("environment", "labelling needs a task without an environment; this run has none")
+    return single_turn
 
 
-async def _sample_pairs(session: Session, policy: Path, version: str, places: range) -> list[CandidatePair]:
+async def _sample_pairs(session: Session, policy: Path, version: str, indices: range) -> list[CandidatePair]:
     seed = session.config.run.seed
-    session.view.stage("pairs", len(places))
+    session.view.stage("pairs", len(indices))
     session.connect()
     try:
-        order = MixedPrompts(await _answered_once(session), random.Random(f"{seed}-{version}").getrandbits(32))
-        rows = [order.prompt(place).row for place in places]
+        order = MixedPrompts(await _single_turn_prompts(session), random.Random(f"{seed}-{version}").getrandbits(32))
+        rows = [order.prompt(index).row for index in indices]
         sampled = await session.sample(
             [row["prompt"] for row in rows],
             policy,
             num=NUM_SAMPLED,
-            seed=f"{seed}-label-{version}-{places.start}",
+            seed=f"{seed}-label-{version}-{indices.start}",
             progress=lambda num_done: session.view.step({"step": num_done}),
         )
     finally:
         await session.close()
     pairs = []
-    for place, row, responses in zip(places, rows, sampled, strict=True):
+    for index, row, responses in zip(indices, rows, sampled, strict=True):
         texts = list(dict.fromkeys(response.text for response in responses))
         if len(texts) > 1 and max(map(len, (row["prompt"], *texts))) <= MAX_TEXT_CHARACTERS:
-            pairs.append(_pair(f"{seed}-{version}-{place}", row, texts, version))
-    if len(pairs) < len(places):
-        session.view.note(f"{len(places) - len(pairs)} prompts left out: no two responses that differ and can be shown")
+            pairs.append(_pair(f"{seed}-{version}-{index}", row, texts, version))
+    if len(pairs) < len(indices):
+        num_left_out = len(indices) - len(pairs)
+        session.view.note(f"{num_left_out} prompts left out: their responses are equal or too long to show")
     return pairs
 
 
@@ -177,8 +178,8 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _add_opinions(store: FeedbackStore, run: RunDirectory, policy_version: str) -> None:
-    """Have the run's reward model, where there is one, judge the pairs of the policy that it has not judged yet."""
+def _add_rewards(store: FeedbackStore, run: RunDirectory, policy_version: str) -> None:
+    """Score the policy's pairs with the run's reward model, if it has one, unless it has already scored them."""
     folder = published_folder(run.path)
     if folder is None:
         return
@@ -189,25 +190,25 @@ def _add_opinions(store: FeedbackStore, run: RunDirectory, policy_version: str) 
     from reward_service.scorers.reward_model import RewardModelScorer
 
     requests = [
-        ScoreRequest(f"{pair.id}/{place}", pair.prompt, text, pair.columns)
+        ScoreRequest(f"{pair.id}/{side}", pair.prompt, text, pair.columns)
         for pair in pairs
-        for place, text in (("first", pair.first), ("second", pair.second))
+        for side, text in (("first", pair.first), ("second", pair.second))
     ]
     outcomes = asyncio.run(RewardModelScorer(folder).score(requests))
     failed = [outcome for outcome in outcomes if not isinstance(outcome, Score)]
     if failed:
         View().note(f"{len(failed)} responses have no reward ({failed[0]})")
-    judged = [
-        pair.model_copy(update={"scorer_version": version, **_opinion(first, second)})
+    scored = [
+        pair.model_copy(update={"scorer_version": version, **_rewards(first, second)})
         for pair, first, second in zip(pairs, outcomes[::2], outcomes[1::2], strict=True)
     ]
-    asyncio.run(store.add_pairs(judged))
+    asyncio.run(store.add_pairs(scored))
 
 
-def _opinion(first: Score | RewardError, second: Score | RewardError) -> dict[str, float]:
-    """The rewards that a pair has, and how unsure an ensemble is of the two."""
-    scores = {"first": first, "second": second}
-    given = {place: score for place, score in scores.items() if isinstance(score, Score)}
-    doubts = [score.parts[UNCERTAINTY] for score in given.values() if UNCERTAINTY in score.parts]
-    opinion = {f"{place}_reward": score.reward for place, score in given.items()}
-    return opinion | ({UNCERTAINTY: math.hypot(*doubts)} if len(doubts) == 2 else {})
+def _rewards(first: Score | RewardError, second: Score | RewardError) -> dict[str, float]:
+    """Return the rewards of a pair and, for an ensemble, the standard deviation of their difference."""
+    outcomes = {"first": first, "second": second}
+    scores = {side: outcome for side, outcome in outcomes.items() if isinstance(outcome, Score)}
+    deviations = [score.parts[UNCERTAINTY] for score in scores.values() if UNCERTAINTY in score.parts]
+    rewards = {f"{side}_reward": score.reward for side, score in scores.items()}
+    return rewards | ({UNCERTAINTY: math.hypot(*deviations)} if len(deviations) == 2 else {})

@@ -1,7 +1,4 @@
-"""`antiphon serve-rewards`: the reward service by itself, on a Ray of its own, until it is interrupted.
-
-The very application that a run uses; knows nothing of training.
-"""
+"""Run the reward service without training, on a separate local Ray, until it is interrupted."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ from reward_service.serving.application import (
 OBJECT_STORE_BYTES = 128 * 2**20
 
 
-def serve_rewards(
+def serve(
     target_config: RewardServiceConfig,
     *,
     reward_model_path: Path | None,
@@ -44,13 +41,15 @@ def serve_rewards(
 ) -> None:
     """Serve rewards on host:port; prints ``listening on URL`` when ready and returns after SIGINT or SIGTERM.
 
-    Tokens are ANTIPHON_TOKEN and those of `antiphon token`. Where there is a run directory, people can give feedback at
-    the same address, asked as `feedback` says, and `antiphon reward-model RUN` publishes what it trains to this
-    service. Call it on the main thread. Raises InputError for a scorer that can't be had, a port that is taken, at the
-    start or when its face is started again, and an address beyond loopback without a token.
+    Accepts ANTIPHON_TOKEN and the tokens of `antiphon token`. If the run directory exists, the service also collects
+    feedback with the settings `feedback`, and `antiphon reward-model RUN` publishes new models to it. Call it on the
+    main thread. Raises InputError if a scorer cannot be loaded, if the port is taken (at the start or when the HTTP
+    actor is restarted), and for an address beyond loopback without a token.
     """
     if target_config.url is not None:
-        raise InputError("reward_service.url", f"the rewards of this run are served elsewhere, at {target_config.url}")
+        raise InputError(
+            "reward_service.url", f"this run uses the reward service at {target_config.url}; there is nothing to serve"
+        )
     config = with_tokens(target_config, run_path).model_copy(update={"host": host, "port": port})
     token = os.environ.get("ANTIPHON_TOKEN") or None
     if os.getcwd() not in sys.path:
@@ -98,7 +97,7 @@ def _start_ray(config: RewardServiceConfig) -> None:
 
 
 def _wait_for_interrupt(name: str) -> None:
-    """Wait for a signal. Raises InputError where the service has lost its port meanwhile."""
+    """Wait for a signal. Raises InputError if the service loses its port."""
     try:
         asyncio.run(face_ended(name))
     except KeyboardInterrupt:

@@ -1,0 +1,1 @@
+"""Commands that show or recompute what a run recorded."""

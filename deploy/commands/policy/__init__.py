@@ -1,0 +1,1 @@
+"""Commands that use a trained policy: evaluate it, talk to it, export it."""

@@ -1,0 +1,1 @@
+"""Commands about rewards: serve them, measure them, collect preferences."""

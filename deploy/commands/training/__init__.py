@@ -1,0 +1,1 @@
+"""Commands that start runs, continue them and change them while they run."""
