@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         _column("kind", pa.string(), "START, ADMIT, TOKENS, SCORE, VOID, TRAIN, PUBLISH or FENCE"),
         _column("incarnation", pa.string(), "START: of the command; PUBLISH: of the learner"),
         _column("version", pa.int64(), "START, PUBLISH: policy version"),
+        _column("settings", pa.string(), "START: the settings of the run file from then on, as JSON"),
         _column("num_steps", pa.int64(), "START: how many steps the run is to have"),
         _column("group", pa.int64(), "START: the first group still to come; else the group it is about"),
         _column("uid", pa.string(), "TOKENS, SCORE, TRAIN: the trajectory; ADMIT, VOID: the first of its group"),
@@ -72,13 +73,14 @@ SCHEMA = pa.schema(
 )
 
 
-def start(incarnation: str, *, version: int, group: int, num_steps: int) -> Record:
+def start(incarnation: str, *, version: int, group: int, num_steps: int, settings: str | None = None) -> Record:
     """A command begins a run that is to have `num_steps` steps, or goes on with it after `version`."""
     return {
         "kind": "START",
         "incarnation": incarnation,
         "version": version,
         "num_steps": num_steps,
+        "settings": settings,
         "group": group,
     }
 

@@ -20,7 +20,7 @@ from cluster.journal.files import ROWS_AT_ONCE, read_file, read_files
 from cluster.ledger import PendingGroup, QueueCounts, ResumePoint
 from cluster.trajectory import Trajectory
 
-INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps")
+INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps", "settings")
 """The columns that are read for every record; the others for the trajectories that are asked for."""
 FILES_AT_ONCE = 2
 """Files of the log that are kept in memory after they were read."""
@@ -50,6 +50,7 @@ class History:
         self._steps: dict[int, dict[int, str]] = defaultdict(dict)
         self._published: dict[int, int] = {}
         self._lengths: dict[int, int] = {}
+        self._settings: dict[int, str] = {}
         batches = (batch for table in files.values() for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE))
         for record in (record for batch in batches for record in batch.to_pylist()):
             self._take(record["number"], record)
@@ -60,6 +61,8 @@ class History:
                 self._rewind(record["version"], record["group"])
                 if record["num_steps"] is not None:
                     self._lengths[record["version"]] = record["num_steps"]
+                if record["settings"] is not None:
+                    self._settings[record["version"]] = record["settings"]
             case "ADMIT":
                 self._admitted[record["group"]] = record["admission_index"]
             case "TOKENS":
@@ -82,6 +85,7 @@ class History:
             del self._steps[step]
         self._published = {number: row for number, row in self._published.items() if number <= version}
         self._lengths = {after: num for after, num in self._lengths.items() if after < version}
+        self._settings = {after: text for after, text in self._settings.items() if after < version}
 
     @property
     def steps(self) -> list[int]:
@@ -92,6 +96,11 @@ class History:
     def lengths(self) -> tuple[tuple[int, int], ...]:
         """How many steps the run was to have from which version on; nothing where a log of before does not say so."""
         return tuple(sorted(self._lengths.items()))
+
+    @property
+    def settings(self) -> tuple[tuple[int, str], ...]:
+        """Return pairs (version, JSON): the run's settings for the steps after that version, in order."""
+        return tuple(sorted(self._settings.items()))
 
     def step_of(self, uid: str) -> int | None:
         """The step that a trajectory was trained in; None for one that was not."""

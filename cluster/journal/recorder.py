@@ -50,12 +50,16 @@ class Recorder:
         self._require_open()
         await self._open()
 
-    async def begin(self, incarnation: str, *, version: int, group: int, num_steps: int) -> None:
+    async def begin(
+        self, incarnation: str, *, version: int, group: int, num_steps: int, settings: str | None = None
+    ) -> None:
         """A command, which calls itself `incarnation`, begins the run or goes on with it after `version`.
 
         What the log holds of later versions, and of groups from `group` on, is done again.
         """
-        await self.record([start(incarnation, version=version, group=group, num_steps=num_steps)])
+        await self.record(
+            [start(incarnation, version=version, group=group, num_steps=num_steps, settings=settings)]
+        )
 
     async def record(self, records: Sequence[Record]) -> None:
         """Take all of these records in this order, and return when they are on the disk.

@@ -1,7 +1,4 @@
-"""What a policy answered to held-out prompts, answer by answer: kept, counted with intervals, compared in pairs.
-
-Knows neither engines nor rewards; `deploy.evaluation.evaluate` asks for both.
-"""
+"""Store the answers of a policy to held-out prompts, summarize them and compare two policies prompt by prompt."""
 
 from __future__ import annotations
 
@@ -31,14 +28,14 @@ SCHEMA = pa.schema(
     ]
 )
 GREEDY = -1
-"""The `sample` of an answer that was not drawn but chosen: the likeliest token, each time."""
+"""The `sample` of a greedy answer: the likeliest token at each position."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to the prompt of one row of a task; `parts` are what the environment said of it.
+    """One answer to the prompt of one row of a task; `parts` are the values from the environment's `info`.
 
-    `task` is '' in a run that names no tasks.
+    `task` is '' in a run without named tasks.
     """
 
     row: int
@@ -53,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """A prompt whose answers were better before: the first of each, and the mean rewards."""
+    """A prompt with better answers before: the first answer of each policy and the mean rewards."""
 
     prompt: str
     before: str
@@ -63,7 +60,7 @@ class Regression:
 
 
 def write(path: Path, answers: Iterable[Answer]) -> None:
-    """Keep them, whole or not at all."""
+    """Write the answers to a Parquet file; a failure leaves no partial file at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(answer), "parts": list(answer.parts.items())} for answer in answers]
     with replacing(path) as partial:
@@ -71,22 +68,22 @@ def write(path: Path, answers: Iterable[Answer]) -> None:
 
 
 def read(path: Path) -> list[Answer]:
-    """The inverse of `write`. Raises InputError where there is no such file or it holds something else."""
+    """Read the answers that `write` wrote. Raises InputError if the file is missing or has other content."""
     try:
         table = pq.read_table(path, schema=SCHEMA)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(str(path), "no answers are kept here (antiphon evaluate keeps them)") from error
+        raise InputError(str(path), "has no stored answers (run antiphon evaluate)") from error
     rows = table.to_pylist()
     return [Answer(**{**row, "parts": dict(row["parts"] or ()), "task": row["task"] or ""}) for row in rows]
 
 
 def of_task(answers: Iterable[Answer], task: str) -> list[Answer]:
-    """A task's answers alone, as those of a run that has no other task."""
+    """Return the answers of one task, with the task name removed."""
     return [replace(answer, task="") for answer in answers if answer.task == task]
 
 
 def by_row(answers: Iterable[Answer]) -> dict[tuple[str, int], list[Answer]]:
-    """The drawn answers to the prompt of each task's each row."""
+    """Group the sampled answers, without greedy ones, by task and row."""
     rows: dict[tuple[str, int], list[Answer]] = defaultdict(list)
     for answer in answers:
         if answer.sample != GREEDY:
@@ -95,36 +92,36 @@ def by_row(answers: Iterable[Answer]) -> dict[tuple[str, int], list[Answer]]:
 
 
 def mean_rewards(answers: Iterable[Answer]) -> list[float]:
-    """Each row's mean reward: rows are independent, answers to one prompt are not."""
+    """Return the mean reward of each row: rows are independent, answers to one prompt are not."""
     return [fmean(answer.reward for answer in group) for group in by_row(answers).values()]
 
 
 def reward_interval(answers: Iterable[Answer]) -> Interval:
-    """The mean reward and its bounds over prompts."""
+    """Return the mean reward with its confidence interval over prompts."""
     return bootstrap(mean_rewards(answers))
 
 
-def passed(answers: Sequence[Answer], pass_reward: float) -> dict[str, float]:
-    """pass@k for 1, 2, 4, ... up to the samples of a prompt: an answer passes whose reward is at least that."""
+def pass_rates(answers: Sequence[Answer], pass_reward: float) -> dict[str, float]:
+    """Return pass@k for k = 1, 2, 4, ... and the number of samples; an answer passes if its reward is high enough."""
     groups = list(by_row(answers).values())
     num = min(map(len, groups))
-    found = {}
+    rates = {}
     for k in sorted({num, *(2**i for i in range(num.bit_length()))}):
         shares = [pass_at_k(len(g), sum(a.reward >= pass_reward for a in g), k) for g in groups]
-        found[f"pass_at_{k}"] = fmean(shares)
-    return found
+        rates[f"pass_at_{k}"] = fmean(shares)
+    return rates
 
 
-def compared(after: Sequence[Answer], before: Sequence[Answer], where: str) -> tuple[Difference, list[Regression]]:
-    """`after` less `before`, prompt by prompt, and the prompts where it is less, the worst first.
+def compare(after: Sequence[Answer], before: Sequence[Answer], where: str) -> tuple[Difference, list[Regression]]:
+    """Return the difference `after` - `before` over prompts, and the prompts with a lower reward, the worst first.
 
-    Raises InputError at `where` where the two did not answer the same prompts.
+    Raises InputError with `where` if the two did not answer the same prompts.
     """
     new, old = by_row(after), by_row(before)
     same = [row for row in new if row in old and new[row][0].prompt == old[row][0].prompt]
     if len(same) < len(new) or len(same) < len(old):
-        what = f"answered other prompts: {len(same)} of {len(new)} and {len(old)} are the same"
-        raise InputError(where, what)
+        message = f"has answers to other prompts: only {len(same)} of {len(new)} and {len(old)} are the same"
+        raise InputError(where, message)
     pairs = [(fmean(a.reward for a in new[row]), fmean(a.reward for a in old[row])) for row in same]
     difference = paired_difference([pair[0] for pair in pairs], [pair[1] for pair in pairs])
     worse = [

@@ -1,7 +1,7 @@
-"""Held-out evaluation: during PPO for the best checkpoint, at the end for the table before and after.
+"""Evaluate the policy before and after PPO on held-out prompts.
 
-All generation goes through a rollout actor's engine; the KL to the reference is the engine's own log-probabilities
-of the responses against those of the reference weights in the same engine.
+Rollout actors sample all responses. The KL to the reference policy is the difference of the log-probabilities that the
+engine computes with both sets of weights.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster import user_code
 from cluster.scoring import Score
 from deploy.config.schema import EvaluationConfig, Way
 from deploy.data.adversarial import way_of
-from deploy.evaluation import answers as judged
-from deploy.evaluation.answers import Answer
+from deploy.evaluation.answers import GREEDY, Answer, compare, of_task, pass_rates, reward_interval, write
 from deploy.evaluation.columns import columns_for
 from deploy.evaluation.scoring import held_out_rows, mean_cost, score
 from deploy.run.artifacts import policy_path
@@ -27,34 +26,41 @@ from deploy.runtime.pauses import pauses_said
 from deploy.runtime.session import Session
 from rollout_actors.conversations.conversation import Conversation
 
-if TYPE_CHECKING:
-    pass
-
 NUM_SHOWN = 5
-OF_PLAIN_PROMPTS = ("reward_low", "reward_high", "kl_nats", "distinct")
-"""What is not told of altered prompts."""
+PLAIN_PROMPTS_ONLY = ("reward_low", "reward_high", "kl_nats", "distinct")
+"""Metrics that are not reported for adversarial prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One sampled conversation: the index of its row, the row, and its number among the row's samples or GREEDY."""
+
+    index: int
+    row: Mapping[str, Any]
+    sample: int
+    conversation: Conversation
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The answers of one policy to the held-out prompts, with what was measured on them; on each task's apart."""
+    """The answers of one policy to the held-out prompts, with the metrics over all tasks and of each task."""
 
     answers: list[Answer]
     metrics: dict[str, float]
-    of_tasks: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_task: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def of(self, task: str) -> dict[str, float]:
-        """What was measured on a task; '' is the only one of a run that names none."""
-        return self.of_tasks[task] if task else self.metrics
+    def metrics_of(self, task: str) -> dict[str, float]:
+        """Return the metrics of a task; '' is the only task of a run without named tasks."""
+        return self.by_task[task] if task else self.metrics
 
     def summary(self) -> dict[str, float]:
-        """All that was measured, by the dotted keys of summary.json."""
-        of_tasks = {f"tasks.{task}.{key}": value for task, of in self.of_tasks.items() for key, value in of.items()}
-        return {**self.metrics, **of_tasks}
+        """Return all metrics by the dotted keys of summary.json."""
+        named = {f"tasks.{task}.{key}": value for task, own in self.by_task.items() for key, value in own.items()}
+        return {**self.metrics, **named}
 
 
 async def evaluate(session: Session) -> None:
-    """The policy before and after PPO on the held-out prompts, into `summary.json` and onto the screen."""
+    """Evaluate the policy before and after PPO; writes the result to summary.json and prints it."""
     async with pauses_said(session.missing_rewards, session.view.note):
         await _evaluate(session)
 
@@ -63,7 +69,7 @@ async def _evaluate(session: Session) -> None:
     config, run = session.config, session.run
     tasks, num = config.by_task(), config.evaluation.num_prompts
     rows = {name: await held_out_rows(session, num, name) for name in tasks}
-    harder = {
+    altered_rows = {
         name: await held_out_rows(session, num, name, altered=True)
         for name, task in tasks.items()
         if task.adversarial.ways
@@ -75,24 +81,23 @@ async def _evaluate(session: Session) -> None:
     for name, path in policies.items():
         if path.exists():
             evaluated[name] = await _evaluate_policy(session, rows, path, reference)
-            judged.write(run.path / EVALUATION / f"{name}.parquet", evaluated[name].answers)
-            if harder:
-                answers = await _evaluate_altered(session, harder, path, reference, evaluated[name])
-                judged.write(run.path / EVALUATION / f"{name}_adversarial.parquet", answers)
+            write(run.path / EVALUATION / f"{name}.parquet", evaluated[name].answers)
+            if altered_rows:
+                answers = await _evaluate_altered(session, altered_rows, path, reference, evaluated[name])
+                write(run.path / EVALUATION / f"{name}_adversarial.parquet", answers)
             run.update_summary({f"evaluation.{name}.{key}": value for key, value in evaluated[name].summary().items()})
     if len(evaluated) == len(policies):
-        _say_changes(session, evaluated["before"].answers, evaluated["after"].answers)
+        _report_changes(session, evaluated["before"].answers, evaluated["after"].answers)
 
 
-def _say_changes(session: Session, before: Sequence[Answer], after: Sequence[Answer]) -> None:
-    """What PPO changed, into the summary and onto the screen, with a few answers to read."""
+def _report_changes(session: Session, before: Sequence[Answer], after: Sequence[Answer]) -> None:
+    """Write the changes by PPO to the summary and print them, with a few responses to read."""
     tasks = session.config.by_task()
-    changes = {"evaluation.change": judged.compared(after, before, EVALUATION)[0]}
+    changes = {"evaluation.change": compare(after, before, EVALUATION)[0]}
     for task in filter(None, tasks):
-        new, old = (judged.of_task(answers, task) for answers in (after, before))
-        changes[f"evaluation.change.tasks.{task}"] = judged.compared(new, old, EVALUATION)[0]
-    for where, change in changes.items():
-        session.run.update_summary({f"{where}.{key}": value for key, value in change._asdict().items()})
+        changes[f"evaluation.change.tasks.{task}"] = compare(of_task(after, task), of_task(before, task), EVALUATION)[0]
+    for key, change in changes.items():
+        session.run.update_summary({f"{key}.{name}": value for name, value in change._asdict().items()})
     summary, num_shown = session.run.summary()[EVALUATION], max(1, NUM_SHOWN // len(tasks))
     session.view.evaluated(summary["before"], summary["after"])
     old, new = ([a for a in answers if a.sample == 0 and a.row < num_shown] for answers in (before, after))
@@ -102,24 +107,25 @@ def _say_changes(session: Session, before: Sequence[Answer], after: Sequence[Ans
 async def _evaluate_altered(
     session: Session, rows: Mapping[str, Sequence[dict[str, Any]]], policy: Path, reference: Path, plain: Evaluated
 ) -> list[Answer]:
-    """A policy's answers to altered prompts; what was measured on `plain` ones is told beside what was on these."""
+    """Return a policy's answers to adversarial prompts; adds their metrics to those of the `plain` prompts."""
     answers = list[Answer]()
     for task, own in rows.items():
         altered = await _evaluate_task(session, task, own, policy, reference)
         ways = session.config.by_task()[task].adversarial.ways
-        plain.of(task).update(robustness(plain.of(task), altered, ways))
+        metrics = plain.metrics_of(task)
+        metrics.update(robustness(metrics, altered, ways))
         answers += altered.answers
     return answers
 
 
 def robustness(plain: Mapping[str, float], altered: Evaluated, ways: Sequence[Way]) -> dict[str, float]:
-    """What was measured on altered prompts, the reward by the way in which they are, and what altering them costs."""
+    """Return the metrics on adversarial prompts, the reward by way of altering, and the drop of the reward."""
     by_way: dict[Way, list[float]] = {}
     for answer in altered.answers:
-        if answer.sample != judged.GREEDY:
+        if answer.sample != GREEDY:
             by_way.setdefault(way_of(answer.row, ways), []).append(answer.reward)
     return {
-        **{f"adversarial_{key}": value for key, value in altered.metrics.items() if key not in OF_PLAIN_PROMPTS},
+        **{f"adversarial_{key}": value for key, value in altered.metrics.items() if key not in PLAIN_PROMPTS_ONLY},
         **{f"adversarial_reward_{way}": fmean(rewards) for way, rewards in by_way.items()},
         "adversarial_drop": plain["reward"] - altered.metrics["reward"],
     }
@@ -128,81 +134,105 @@ def robustness(plain: Mapping[str, float], altered: Evaluated, ways: Sequence[Wa
 async def _evaluate_policy(
     session: Session, rows: Mapping[str, Sequence[dict[str, Any]]], policy: Path, reference: Path
 ) -> Evaluated:
-    """A policy's answers in every task; of several tasks each counts the same."""
+    """Evaluate a policy on every task; all tasks have the same weight."""
     found = [await _evaluate_task(session, task, own, policy, reference) for task, own in rows.items()]
     if not session.config.tasks:
         return found[0]
-    answers = [answer for of_task in found for answer in of_task.answers]
-    metrics = _measured([a for a in answers if a.sample != judged.GREEDY], session.config.evaluation)
+    answers = [answer for own in found for answer in own.answers]
+    metrics = _metrics([a for a in answers if a.sample != GREEDY], session.config.evaluation)
     if session.config.learner.constraint.cost is not None:
-        metrics["cost"] = fmean(of_task.metrics["cost"] for of_task in found)
-    of_tasks = dict(zip(rows, (of_task.metrics for of_task in found), strict=True))
-    return Evaluated(answers, metrics, of_tasks)
+        metrics["cost"] = fmean(own.metrics["cost"] for own in found)
+    return Evaluated(answers, metrics, dict(zip(rows, (own.metrics for own in found), strict=True)))
 
 
 async def _evaluate_task(
     session: Session, task: str, rows: Sequence[dict[str, Any]], policy: Path, reference: Path
 ) -> Evaluated:
     settings, path = session.config.evaluation, session.config.by_task()[task].metrics
-    seed = f"{session.config.run.seed}-evaluation"
-    drawn = await session.answer(rows, policy, task=task, num=settings.num_samples, seed=seed)
-    conversations = [conversation for group in drawn for conversation in group]
-    asked = [row for row in rows for _ in range(settings.num_samples)]
-    logprobs = [await session.logprobs([c.token_ids for c in conversations], each) for each in (policy, reference)]
-    kl_nats = [sum(p) - sum(r) for p, r in zip(*(_sampled(v, conversations) for v in logprobs), strict=True)]
-    scores = await score(session, task, asked, conversations)
-    answers = [
-        _answer(task, place // settings.num_samples, place % settings.num_samples, *of)
-        for place, of in enumerate(zip(conversations, scores, kl_nats, strict=True))
-    ]
-    metrics = _measured(answers, settings) | _of_environment(conversations)
+    drawn = await _draw(session, task, rows, policy, settings.num_samples)
+    conversations = [one.conversation for one in drawn]
+    kl_nats = await _kl_nats(session, conversations, policy, reference)
+    scores = await score(session, task, [one.row for one in drawn], conversations)
+    answers = [_answer(task, *values) for values in zip(drawn, scores, kl_nats, strict=True)]
+    metrics = _metrics(answers, settings) | _environment_metrics(conversations)
     cost = session.config.learner.constraint.cost
     if cost is not None:
         metrics["cost"] = mean_cost(scores, cost)
     if path:
-        metrics |= measure(
-            path,
-            [_with_conversation(*p) for p in zip(asked, conversations, strict=True)],
-            [c.response for c in conversations],
-            key=session.config.key_of(task, "metrics"),
-        )
+        key = session.config.key_of(task, "metrics")
+        metrics |= measure(path, [_columns(one) for one in drawn], [c.response for c in conversations], key=key)
     if settings.greedy:
-        answers += await _greedy(session, task, rows, policy)
-        metrics["reward_greedy"] = fmean(answer.reward for answer in answers if answer.sample == judged.GREEDY)
+        greedy = await _draw_greedy(session, task, rows, policy)
+        scores = await score(session, task, rows, [one.conversation for one in greedy])
+        answers += [_answer(task, one, score, 0.0) for one, score in zip(greedy, scores, strict=True)]
+        metrics["reward_greedy"] = fmean(answer.reward for answer in answers if answer.sample == GREEDY)
     return Evaluated(answers, metrics)
 
 
-async def _greedy(session: Session, task: str, rows: Sequence[dict[str, Any]], policy: Path) -> list[Answer]:
-    chosen = await session.answer(rows, policy, task=task, num=1, seed="greedy", temperature=0.0)
-    conversations = [group[0] for group in chosen]
-    scores = await score(session, task, rows, conversations)
-    return [_answer(task, i, judged.GREEDY, *of, 0.0) for i, of in enumerate(zip(conversations, scores, strict=True))]
+async def _draw(
+    session: Session, task: str, rows: Sequence[dict[str, Any]], policy: Path, num_samples: int
+) -> list[Drawn]:
+    """Sample `num_samples` conversations for each row."""
+    seed = f"{session.config.run.seed}-evaluation"
+    groups = await session.answer(rows, policy, task=task, num=num_samples, seed=seed)
+    return [
+        Drawn(index, rows[index], sample, conversation)
+        for index, group in enumerate(groups)
+        for sample, conversation in enumerate(group)
+    ]
 
 
-def _answer(task: str, row: int, sample: int, conversation: Conversation, score: Score, kl_nats: float) -> Answer:
-    told = (asked(conversation), shown(conversation), score.reward, kl_nats, conversation.parts)
-    return Answer(row, sample, *told, task=task)
+async def _draw_greedy(session: Session, task: str, rows: Sequence[dict[str, Any]], policy: Path) -> list[Drawn]:
+    """Sample the greedy conversation of each row."""
+    groups = await session.answer(rows, policy, task=task, num=1, seed="greedy", temperature=0.0)
+    return [Drawn(index, rows[index], GREEDY, group[0]) for index, group in enumerate(groups)]
 
 
-def _with_conversation(row: Mapping[str, Any], conversation: Conversation) -> dict[str, Any]:
-    return {**row, "conversation": conversation.messages} if conversation.messages else dict(row)
+async def _kl_nats(
+    session: Session, conversations: Sequence[Conversation], policy: Path, reference: Path
+) -> list[float]:
+    """Return the log-probability ratio of policy and reference, summed over the sampled tokens, in nats."""
+    token_ids = [conversation.token_ids for conversation in conversations]
+    policy_logprobs, reference_logprobs = [
+        _sampled(await session.logprobs(token_ids, folder), conversations) for folder in (policy, reference)
+    ]
+    return [sum(p) - sum(r) for p, r in zip(policy_logprobs, reference_logprobs, strict=True)]
 
 
-def _measured(answers: Sequence[Answer], settings: EvaluationConfig) -> dict[str, float]:
-    """Means over all answers, with the reward's bounds over prompts."""
-    interval = judged.reward_interval(answers)
+def _answer(task: str, one: Drawn, score: Score, kl_nats: float) -> Answer:
+    return Answer(
+        row=one.index,
+        sample=one.sample,
+        prompt=prompt_text(one.conversation),
+        response=response_text(one.conversation),
+        reward=score.reward,
+        kl_nats=kl_nats,
+        parts=one.conversation.parts,
+        task=task,
+    )
+
+
+def _columns(one: Drawn) -> dict[str, Any]:
+    """Return the columns of the row, with the conversation's messages if it has any."""
+    messages = one.conversation.messages
+    return {**one.row, "conversation": messages} if messages else dict(one.row)
+
+
+def _metrics(answers: Sequence[Answer], settings: EvaluationConfig) -> dict[str, float]:
+    """Return means over all answers, and the confidence interval of the reward over prompts."""
+    interval = reward_interval(answers)
     return {
         "reward": interval.mean,
         "reward_low": interval.low,
         "reward_high": interval.high,
         "kl_nats": fmean(answer.kl_nats for answer in answers),
         "distinct": len({answer.response for answer in answers}) / len(answers),
-        **({} if settings.pass_reward is None else judged.passed(answers, settings.pass_reward)),
+        **({} if settings.pass_reward is None else pass_rates(answers, settings.pass_reward)),
     }
 
 
-def _of_environment(conversations: Sequence[Conversation]) -> dict[str, float]:
-    """Mean number of turns, and the means of what the environment said in `info`, of those where it did."""
+def _environment_metrics(conversations: Sequence[Conversation]) -> dict[str, float]:
+    """Return the mean number of turns and the mean of each value in the environment's `info`."""
     if not any(conversation.messages for conversation in conversations):
         return {}
     names = sorted({name for conversation in conversations for name in conversation.parts})
@@ -210,16 +240,16 @@ def _of_environment(conversations: Sequence[Conversation]) -> dict[str, float]:
     return {"num_turns": fmean(len(conversation.turns) for conversation in conversations), **means}
 
 
-def asked(conversation: Conversation) -> str:
-    """What a person reads of its beginning: the prompt, or all that was said before the first response."""
+def prompt_text(conversation: Conversation) -> str:
+    """Return the prompt, or all messages before the first response, for a person to read."""
     if not conversation.messages:
         return conversation.prompt
     before = itertools.takewhile(lambda message: message["role"] != "assistant", conversation.messages)
     return "\n".join(message["content"] for message in before)
 
 
-def shown(conversation: Conversation) -> str:
-    """What a person reads of it: the response, or all that was said after the beginning."""
+def response_text(conversation: Conversation) -> str:
+    """Return the response, or all messages from the first response on, for a person to read."""
     if not conversation.messages:
         return conversation.response
     first = next(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
@@ -229,18 +259,18 @@ def shown(conversation: Conversation) -> str:
 def measure(
     path: str, rows: Sequence[Mapping[str, Any]], responses: Sequence[str], *, key: str = "evaluation.metrics"
 ) -> dict[str, float]:
-    """What the metrics function at that dotted path says of the responses; it gets the rows' columns that it takes.
+    """Call the metrics function at the dotted path with prompts, responses and the columns that it takes.
 
-    `key` is what names it in the run file.
+    `key` is the key of the function in the run file, for error messages.
     """
     function = user_code.load(path, key)
     columns = columns_for(function, rows, key, num_texts=2)
-    measured: dict[str, float] = function([row["prompt"] for row in rows], list(responses), **columns)
-    return measured
+    metrics: dict[str, float] = function([row["prompt"] for row in rows], list(responses), **columns)
+    return metrics
 
 
 def _sampled(logprobs: Sequence[Sequence[float]], conversations: Sequence[Conversation]) -> list[list[float]]:
-    """Of each sequence's log-probabilities, the first token's left out, those of what the policy sampled."""
+    """Keep the log-probabilities of the tokens that the policy sampled; those given start at the second token."""
     return [
         [value for value, is_sampled in zip(values, conversation.mask[1:], strict=True) if is_sampled]
         for values, conversation in zip(logprobs, conversations, strict=True)

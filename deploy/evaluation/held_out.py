@@ -21,7 +21,7 @@ class ReferenceKl(Protocol):
 
 
 class HeldOut:
-    """Evaluation during PPO: mean reward and KL of the newest version on a few held-out prompts of each task."""
+    """Evaluates the newest version during PPO: mean reward and KL on a few held-out prompts of each task."""
 
     def __init__(self, session: Session, learners: ReferenceKl) -> None:
         self._session = session
@@ -30,26 +30,26 @@ class HeldOut:
         self._rows: dict[str, list[dict[str, Any]]] = {}
 
     async def evaluate(self, step: int) -> bool:
-        """Measure version `step`; whether its reward - kl_coefficient x KL is the highest so far.
+        """Evaluate version `step`; returns whether its reward - kl_coefficient x KL is the highest so far.
 
-        Where there is a bound on the cost, a version that keeps it comes before any that does not. Of several tasks
-        each counts the same.
+        If the cost is bounded, a version within the bound ranks above any version beyond it. All tasks have the same
+        weight.
         """
-        of_tasks = {task: await self._measured(step, task) for task in self._session.config.by_task()}
-        names = next(iter(of_tasks.values()))
-        metrics = {"step": step, **{name: fmean(of[name] for of in of_tasks.values()) for name in names}}
-        for task, of in of_tasks.items():
-            metrics |= {f"tasks/{task}/{name}": value for name, value in of.items() if task}
+        by_task = {task: await self._evaluate_task(step, task) for task in self._session.config.by_task()}
+        names = next(iter(by_task.values()))
+        metrics = {"step": step, **{name: fmean(own[name] for own in by_task.values()) for name in names}}
+        for task, own in by_task.items():
+            metrics |= {f"tasks/{task}/{name}": value for name, value in own.items() if task}
         self._session.record("held_out", metrics)
         return self._is_best(metrics)
 
-    async def _measured(self, step: int, task: str) -> dict[str, float]:
-        """What is measured of version `step` on one task."""
+    async def _evaluate_task(self, step: int, task: str) -> dict[str, float]:
+        """Return the metrics of version `step` on one task."""
         session, config = self._session, self._session.config
         if task not in self._rows:
             self._rows[task] = await held_out_rows(session, config.evaluation.num_prompts_during, task)
         rows = self._rows[task]
-        answered = await session.pool.ask(
+        groups = await session.pool.ask(
             "answer",
             rows,
             task=config.recorded_as(task),
@@ -58,7 +58,7 @@ class HeldOut:
             temperature=config.rollout_actors.temperature,
             min_policy_version=step,
         )
-        conversations = [group[0] for group in answered]
+        conversations = [group[0] for group in groups]
         scores = await score(session, task, rows, conversations)
         records = [
             _record(i, step, conversation, score.reward)
@@ -72,20 +72,20 @@ class HeldOut:
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         best = self._session.run.summary().get("held_out")
-        if best is not None and self._standing(metrics) <= self._standing(best):
+        if best is not None and self._rank(metrics) <= self._rank(best):
             return False
-        found = {f"held_out.{name.replace('/', '.')}": value for name, value in metrics.items()}
-        self._session.run.update_summary(found)
+        summary = {f"held_out.{name.replace('/', '.')}": value for name, value in metrics.items()}
+        self._session.run.update_summary(summary)
         return True
 
-    def _standing(self, metrics: Mapping[str, float]) -> tuple[float, float]:
-        """What is compared first, and then: how far it is beyond the bound on the cost, and the objective."""
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Return the sort key of a version: first the cost beyond its bound, negated, then the objective."""
         beyond = 0.0 if self._constraint.cost is None else metrics["cost_mean"] - self._constraint.max_mean
         return -max(0.0, beyond), metrics["objective"]
 
 
 def _record(index: int, version: int, conversation: Conversation, reward: float) -> Trajectory:
-    """A held-out conversation as the learners read it; it is never trained on."""
+    """Return a held-out conversation as a trajectory for the learners; it is never trained on."""
     return Trajectory(
         uid=f"held-out-{index}",
         group=0,

@@ -1,11 +1,11 @@
-"""Score held-out responses."""
+"""Select held-out prompts and score the responses to them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.errors import RewardError
 from cluster.scoring import Score
@@ -14,14 +14,11 @@ from deploy.run.artifacts import data_path
 from deploy.runtime.session import Session
 from rollout_actors.conversations.conversation import Conversation, score_request
 
-if TYPE_CHECKING:
-    pass
-
 
 async def held_out_rows(session: Session, num: int, task: str, *, altered: bool = False) -> list[dict[str, Any]]:
-    """The first `num` rows of a task's evaluation data (of the training prompts, where it brings no others).
+    """Return the first `num` rows of a task's evaluation data, or of its training prompts if it has none.
 
-    Where they are `altered`, each prompt is, as the task's `adversarial` says.
+    If `altered`, applies the task's `adversarial` settings to every prompt. Repeats rows if there are too few.
     """
     config, run = session.config, session.run
     path = data_path(config, run.path, "evaluation", task)
@@ -33,9 +30,9 @@ async def held_out_rows(session: Session, num: int, task: str, *, altered: bool 
 async def score(
     session: Session, task: str, rows: Sequence[Mapping[str, Any]], conversations: Sequence[Conversation]
 ) -> list[Score]:
-    """What each is worth: the run's own reward service's rewards, and those that the environment gave turn by turn.
+    """Return a score for each conversation: the reward of the reward service plus the environment's turn rewards.
 
-    The parts are the service's and the environment's.
+    The parts of a score are those of the service and of the environment.
     """
     requests = [
         replace(score_request(conversation, conversation.response, row, task=task), id=f"held-out-{i}")
@@ -43,17 +40,16 @@ async def score(
     ]
     scores = await (await session.rewards()).score(requests)
     return [
-        replace(score, reward=score.reward + held.turn_rewards, parts={**held.parts, **score.parts})
-        for score, held in zip(scores, conversations, strict=True)
+        replace(score, reward=score.reward + conversation.turn_rewards, parts={**conversation.parts, **score.parts})
+        for score, conversation in zip(scores, conversations, strict=True)
     ]
 
 
 def mean_cost(scores: Sequence[Score], part: str) -> float:
-    """Of the part that is the cost. Raises RewardError naming an answer that has none."""
+    """Return the mean of the part that is the cost. Raises RewardError naming a score without it."""
     for score in scores:
         if part not in score.parts:
             found = ", ".join(sorted(score.parts)) or "none"
-            raise RewardError(
-                "learner.constraint.cost", f"the reward of {score.id} has no part {part!r}: there are {found}"
-            )
+            message = f"the reward of {score.id} has no part {part!r}; its parts are {found}"
+            raise RewardError("learner.constraint.cost", message)
     return fmean(score.parts[part] for score in scores)

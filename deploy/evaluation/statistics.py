@@ -1,6 +1,6 @@
-"""How sure an evaluation may be: intervals by bootstrap, paired tests, pass@k.
+"""Statistics of an evaluation: bootstrap intervals, paired permutation tests, pass@k.
 
-Pure functions of the values and a seed; knows no run.
+Pure functions of the values and a seed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 500
 
 
 class Interval(NamedTuple):
-    """A mean with its bounds."""
+    """A mean with its confidence interval."""
 
     mean: float
     low: float
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean difference of pairs with its bounds, and how likely one as large is where there is none."""
+    """A mean paired difference with its confidence interval and p-value (null hypothesis: no difference)."""
 
     mean: float
     low: float
@@ -35,12 +35,12 @@ class Difference(NamedTuple):
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
-    """The mean of independent values, with its percentile bootstrap interval (Efron 1979).
+    """Return the mean of independent values with its percentile bootstrap interval (Efron 1979).
 
-    Raises ValueError where there are none.
+    Raises ValueError if there are no values.
     """
     if not len(values):
-        raise ValueError("there is nothing to take the mean of")
+        raise ValueError("the mean of no values is undefined")
     means = _resampled_means(np.asarray(values, np.float64), np.random.default_rng(seed))
     low, high = (float(np.quantile(means, (1 + side * CONFIDENCE) / 2)) for side in (-1, 1))
     return Interval(float(np.mean(values)), low, high)
@@ -54,13 +54,13 @@ def _resampled_means(values: np.ndarray, draw: np.random.Generator) -> np.ndarra
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float], *, seed: int = 0) -> Difference:
-    """`after` less `before`, value by value, with its bootstrap interval and a two-sided sign-flip permutation test.
+    """Return the mean of `after` - `before` with its bootstrap interval and a two-sided sign-flip permutation test.
 
     The p-value counts the observed difference among the NUM_FLIPPED drawn ones (Phipson and Smyth 2010), so it is never
-    0. Raises ValueError where the two are not equally many.
+    0. Raises ValueError if the lengths differ.
     """
     if len(after) != len(before):
-        raise ValueError(f"{len(after)} values are compared with {len(before)}")
+        raise ValueError(f"paired values must be equally many, not {len(after)} and {len(before)}")
     differences = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     interval = bootstrap(differences.tolist(), seed=seed)
     draw, observed, num_as_large = np.random.default_rng(seed + 1), abs(float(differences.mean())), 0
@@ -72,10 +72,10 @@ def paired_difference(after: Sequence[float], before: Sequence[float], *, seed: 
 
 
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
-    """The chance that one of k samples passes, unbiased from n of which c passed (arXiv:2107.03374, eq. 1).
+    """Estimate the probability that one of k samples passes, unbiased, from n samples (arXiv:2107.03374, eq. 1).
 
-    Raises ValueError where k is more than there are.
+    Raises ValueError if k is larger than n.
     """
     if not 1 <= k <= num_samples:
-        raise ValueError(f"pass@{k} needs at least {k} samples, there are {num_samples}")
+        raise ValueError(f"pass@{k} needs at least {k} samples, not {num_samples}")
     return 1.0 - comb(num_samples - num_passed, k) / comb(num_samples, k)

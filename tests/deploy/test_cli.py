@@ -1,4 +1,4 @@
-"""The command line: exit codes, the last line on stderr, and a status that is right however a run ends."""
+"""The command line: exit codes, the last line on stderr, and the status of a run after every kind of end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import tomllib
 import types
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shell(*arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and the last line of stderr of a command in a process of its own."""
+    """Return exit code, stdout and the last line of stderr of a command in a separate process."""
     command = [sys.executable, "-m", "deploy.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
@@ -58,9 +59,9 @@ def shell(*arguments: str) -> tuple[int, str, str]:
 def antiphon(
     task: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """The same in this process, with `launch` in the place of the stages.
+    """`antiphon(*arguments, launch=)` does the same in this process, with `launch` in place of the stages.
 
-    `scale` sets RAY_AUTH_MODE for its process; here it is put back, or the Ray of later tests could not start.
+    `scale` sets RAY_AUTH_MODE for its process; the fixture restores it, or the Ray of later tests could not start.
     """
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv("RAY_AUTH_MODE")
@@ -91,18 +92,16 @@ def train_to_the_end(config: RunConfig, run: RunDirectory, stages: list[str], vi
     (run.path / "policy" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
 
 
-def test_a_finished_run_says_so_and_is_not_done_again(
-    antiphon: Callable[..., tuple[int, str, str]], task: Path
-) -> None:
+def test_train_does_nothing_if_the_run_is_done(antiphon: Callable[..., tuple[int, str, str]], task: Path) -> None:
     code, _, last = antiphon("train", "run.toml", launch=train_to_the_end)
     assert (code, last) == (0, f"done: runs/{task.name}")
     assert status(task) == {"state": "DONE", "stage": "ppo", "step": 3, "ray_address": None, "error": None}
     for target in ("run.toml", f"runs/{task.name}"):
         code, _, last = antiphon("train", target)
-        assert (code, last) == (0, f"ppo: done already in runs/{task.name} (--fresh starts over)")
+        assert (code, last) == (0, f"ppo: already done in runs/{task.name} (--fresh starts over)")
 
 
-def test_changed_settings_are_refused_by_name_unless_fresh(
+def test_train_names_changed_settings_and_fails_unless_fresh(
     antiphon: Callable[..., tuple[int, str, str]], task: Path
 ) -> None:
     antiphon("train", "run.toml", launch=train_to_the_end)
@@ -114,7 +113,7 @@ def test_changed_settings_are_refused_by_name_unless_fresh(
 
 
 @pytest.mark.parametrize("target", ["run.toml", "RUN"])
-def test_a_finished_run_goes_on_with_more_steps(
+def test_a_finished_run_continues_with_more_steps(
     antiphon: Callable[..., tuple[int, str, str]], task: Path, target: str
 ) -> None:
     target = target.replace("RUN", f"runs/{task.name}")
@@ -123,10 +122,10 @@ def test_a_finished_run_goes_on_with_more_steps(
     more = ("--set", "learner.num_steps = 5")
     code, _, _ = antiphon("train", target, *more, launch=train_to_the_end)
     assert (code, status(task)["step"]) == (0, 5)
-    assert "done already" in antiphon("train", target, *more)[2]
+    assert "already done" in antiphon("train", target, *more)[2]
 
 
-def test_the_reward_model_of_a_run_directory_is_trained_again(
+def test_a_reward_model_is_retrained_with_changed_settings_of_its_own(
     antiphon: Callable[..., tuple[int, str, str]], task: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
@@ -146,7 +145,7 @@ def test_the_reward_model_of_a_run_directory_is_trained_again(
     assert len(trained) == 1
 
 
-def test_a_failed_part_gives_its_own_error_and_leaves_its_traceback(
+def test_a_failed_part_is_reported_and_its_traceback_is_kept(
     antiphon: Callable[..., tuple[int, str, str]], task: Path
 ) -> None:
     def fail(*_: Any) -> None:
@@ -157,7 +156,7 @@ def test_a_failed_part_gives_its_own_error_and_leaves_its_traceback(
     assert "LearnerError" in (task / "runs" / task.name / "logs" / "errors.log").read_text()
 
 
-def test_an_unforeseen_error_is_one_line_and_a_traceback_in_the_logs(
+def test_an_unexpected_error_is_one_line_with_a_traceback_in_the_logs(
     antiphon: Callable[..., tuple[int, str, str]], task: Path
 ) -> None:
     def fail(*_: Any) -> None:
@@ -171,7 +170,7 @@ def test_an_unforeseen_error_is_one_line_and_a_traceback_in_the_logs(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_run_says_how_it_goes_on(
+def test_an_interrupted_run_prints_how_to_resume(
     antiphon: Callable[..., tuple[int, str, str]], task: Path, number: signal.Signals
 ) -> None:
     def interrupted(*_: Any) -> None:
@@ -183,7 +182,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
     assert antiphon("train", "run.toml", launch=train_to_the_end)[0] == 0
 
 
-def test_a_dry_run_prints_the_resolved_run_file_and_makes_nothing(task: Path) -> None:
+def test_a_dry_run_prints_the_resolved_run_file_and_writes_nothing(task: Path) -> None:
     code, out, _ = shell("train", "run.toml", "--dry-run", "--set", "learner.num_steps = 7", "--name", "other")
     resolved = tomllib.loads(out)
     assert code == 0
@@ -217,7 +216,7 @@ def test_a_dry_run_prints_the_resolved_run_file_and_makes_nothing(task: Path) ->
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_ends_with_2_and_one_line_and_leaves_nothing(
+def test_bad_input_exits_with_2_and_one_line_and_writes_nothing(
     antiphon: Callable[..., tuple[int, str, str]], task: Path, arguments: list[str], last: str
 ) -> None:
     before = sorted(task.rglob("*"))
@@ -228,18 +227,18 @@ def test_bad_input_ends_with_2_and_one_line_and_leaves_nothing(
     assert sorted(task.rglob("*")) == before
 
 
-def test_the_command_itself_ends_so_too(task: Path) -> None:
+def test_the_command_as_a_process_exits_the_same_way(task: Path) -> None:
     code, out, last = shell("train", "none.toml")
     assert (code, out, last.partition(" (")[0]) == (2, "", "error: none.toml: cannot read the run file")
 
 
-def test_a_run_that_is_over_is_not_scaled(antiphon: Callable[..., tuple[int, str, str]], task: Path) -> None:
+def test_scale_fails_if_the_run_is_over(antiphon: Callable[..., tuple[int, str, str]], task: Path) -> None:
     antiphon("train", "run.toml", launch=train_to_the_end)
     code, _, last = antiphon("scale", f"runs/{task.name}", "--rollout-actors", "2")
     assert (code, last) == (2, f"error: runs/{task.name}: is not running (DONE)")
 
 
-def test_the_policy_is_copied_whole_and_never_over_something(
+def test_export_copies_the_policy_and_overwrites_nothing(
     antiphon: Callable[..., tuple[int, str, str]], task: Path
 ) -> None:
     antiphon("train", "run.toml", launch=train_to_the_end)
@@ -248,23 +247,36 @@ def test_the_policy_is_copied_whole_and_never_over_something(
         "model: LlamaForCausalLM, 0.0 MiB\n",
     )
     assert (task / "model" / "config.json").exists()
-    assert antiphon("export", f"runs/{task.name}", "--output", "model")[::2] == (2, "error: model: exists already")
+    assert antiphon("export", f"runs/{task.name}", "--output", "model")[::2] == (
+        2,
+        "error: model: already exists; choose another --output",
+    )
 
 
-def test_every_command_explains_itself(antiphon: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, _ = antiphon("--help")
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_every_command_has_a_help_page(antiphon: Callable[..., tuple[int, str, str]], option: str) -> None:
+    code, out, _ = antiphon(option)
     assert code == 0
     stages = ["sft", "preferences", "reward-model", "ppo", "evaluate"]
-    others = ["check", "submit", "scale", "serve-rewards", "evaluate-rewards", "chat", "label", "export"]
-    for command in ["train", *stages, *others]:
+    others = [
+        "check",
+        "submit",
+        "scale",
+        "serve-rewards",
+        "evaluate-rewards",
+        "chat",
+        "label",
+        "export",
+        "new",
+        "token",
+    ]
+    for command in ["train", *stages, *others, "play", "replay", "explain", "inspect"]:
         assert f" {command} " in out
-        code, help_text, _ = antiphon(command, "--help")
+        code, help_text, _ = antiphon(command, option)
         assert (code, f"antiphon {command}" in help_text) == (0, True)
 
 
-def test_tokens_are_made_shown_once_listed_and_revoked(
-    antiphon: Callable[..., tuple[int, str, str]], task: Path
-) -> None:
+def test_tokens_are_added_listed_and_revoked(antiphon: Callable[..., tuple[int, str, str]], task: Path) -> None:
     run = task / "runs" / "tiny"
     run.mkdir(parents=True)
     (run / "config.toml").write_text(antiphon("train", "run.toml", "--name", "tiny", "--dry-run")[1])
@@ -276,3 +288,39 @@ def test_tokens_are_made_shown_once_listed_and_revoked(
     assert antiphon("token", str(run), "--add", "ana")[0] == 2
     assert antiphon("token", str(run), "--revoke", "ana")[0] == 0
     assert antiphon("token", str(run), "--revoke", "ana")[0] == 2
+
+
+def test_the_version_is_printed(antiphon: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = antiphon("--version")
+    assert (code, out) == (0, f"antiphon {metadata.version('antiphon')}\n")
+
+
+def test_the_shell_completes_commands_and_options(task: Path) -> None:
+    for words, expected in (
+        ("antiphon eval", ["evaluate", "evaluate-rewards"]),
+        ("antiphon train --dr", ["--dry-run"]),
+    ):
+        completing = {"_ANTIPHON_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        command = [sys.executable, "-m", "deploy.cli"]
+        environment = {**os.environ, **completing, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        assert done.stdout.split() == expected, done.stderr
+
+
+IMPORTS = """
+import sys
+from deploy.cli import app
+try:
+    app(sys.argv[1:])
+except SystemExit as error:
+    assert error.code == 0
+assert not {"torch", "ray", "transformers", "vllm"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["check", "run.toml"]], ids=" ".join)
+def test_help_and_check_import_neither_torch_nor_ray(task: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-c", IMPORTS, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr

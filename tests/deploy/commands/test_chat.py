@@ -1,8 +1,9 @@
-"""`antiphon chat`: line by line to the newest policy, and what ends it."""
+"""`antiphon chat`: prompts from stdin or an option, the newest policy, and how it ends."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,29 +17,34 @@ import pytest
 
 from cluster.data.chat_template import RenderedPrompt
 from cluster.errors import InputError
-from deploy.commands import chat as chatting
+from deploy.commands.policy import chat_session
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
 from tests.support.chat import make_tokenizer
 from tests.support.paths import ROOT
 
 
+def write_policy(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     (tmp_path / CONFIG).write_text('[run]\nname = "r"\n[model]\npath = "m"\n[rollout_actors]\ntemperature = 0.5\n')
-    (tmp_path / "sft").mkdir()
+    write_policy(tmp_path / "sft")
     return RunDirectory(tmp_path)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What the engine was asked: policy, prompts, seed and temperature."""
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Calls of the engine: policy, prompts, seed and temperature."""
     calls: list[tuple[Any, ...]] = []
 
     def session(*_: Any) -> SimpleNamespace:
         async def rollout_actors(num: int, policy: Path) -> list[SimpleNamespace]:
             async def sample(prompts: Sequence[str], *, num: int, seed: str, temperature: float) -> list[list[Any]]:
-                calls.append((policy.name, *prompts, seed, temperature))
+                calls.append((str(policy.relative_to(tmp_path)), *prompts, seed, temperature))
                 return [[SimpleNamespace(text=prompt.upper())] for prompt in prompts]
 
             return [SimpleNamespace(sample=sample)]
@@ -48,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
         return SimpleNamespace(connect=lambda: None, rollout_actors=rollout_actors, close=close)
 
-    monkeypatch.setattr(chatting, "Session", session)
+    monkeypatch.setattr(chat_session, "Session", session)
     return calls
 
 
@@ -62,43 +68,53 @@ def typed(text: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_every_line_up_to_an_empty_one_is_a_prompt_of_its_own(
+def test_chat_answers_each_line_separately_until_an_empty_line(
     run: RunDirectory, asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with typed("one\ntwo\n\nthree\n", monkeypatch):
-        chatting.chat(run, None)
+        chat_session.answer_prompts(run, None)
     assert asked == [("sft", "one", "0-chat-0", 0.5), ("sft", "two", "0-chat-1", 0.5), ("closed",)]
     assert capsys.readouterr().out == "ONE\nTWO\n"
 
 
-def test_a_prompt_that_is_given_is_the_only_one_and_the_newest_policy_answers(
+def test_chat_answers_only_the_prompt_option_if_given(
     run: RunDirectory, asked: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run.path / "policy").mkdir()
-    chatting.chat(run, "one")
-    assert asked == [("policy", "one", "0-chat-0", 0.5), ("closed",)]
+    chat_session.answer_prompts(run, "one")
+    assert asked == [("sft", "one", "0-chat-0", 0.5), ("closed",)]
     assert capsys.readouterr().out == "ONE\n"
 
 
-def test_a_policy_that_was_trained_on_conversations_is_asked_in_its_chat_template(
-    run: RunDirectory, asked: list[Any]
-) -> None:
+def test_chat_uses_the_newest_checkpoint_until_ppo_is_done(run: RunDirectory, asked: list[Any]) -> None:
+    (run.path / CONFIG).write_text((run.path / CONFIG).read_text() + "[learner]\nnum_steps = 4\n")
+    checkpoints = run.path / "checkpoints" / "ppo"
+    write_policy(checkpoints / "step-000002" / "policy")
+    chat_session.answer_prompts(run, "one")
+    write_policy(checkpoints / "step-000004" / "policy")
+    write_policy(run.path / "policy")
+    chat_session.answer_prompts(run, "one")
+    used = [policy for policy, *call in asked if call]
+    assert used == ["checkpoints/ppo/step-000002/policy", "policy"]
+
+
+def test_chat_applies_the_chat_template_if_prompts_are_conversations(run: RunDirectory, asked: list[Any]) -> None:
     prompts = run.path / "prompts.jsonl"
     prompts.write_text('{"prompt": [{"role": "user", "content": "ab"}]}\n')
     (run.path / CONFIG).write_text((run.path / CONFIG).read_text() + f'[data]\nprompts = "{prompts}"\n')
     make_tokenizer().save_pretrained(run.path / "sft")
-    chatting.chat(run, "one")
+    chat_session.answer_prompts(run, "one")
     assert asked[0][1] == "<bos>[user]one<eos>\n[assistant]"
     assert isinstance(asked[0][1], RenderedPrompt)
-    make_tokenizer(template=None).save_pretrained(run.path / "policy")
+    make_tokenizer(template=None).save_pretrained(run.path / "sft")
+    (run.path / "sft" / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(InputError, match="has no chat template"):
-        chatting.chat(run, "one")
+        chat_session.answer_prompts(run, "one")
 
 
-def test_a_run_without_a_policy_is_refused(run: RunDirectory) -> None:
-    (run.path / "sft").rmdir()
+def test_chat_fails_if_the_run_has_no_policy(run: RunDirectory) -> None:
+    shutil.rmtree(run.path / "sft")
     with pytest.raises(InputError, match="has no policy yet"):
-        chatting.chat(run, "one")
+        chat_session.answer_prompts(run, "one")
 
 
 def test_an_interrupt_ends_the_wait_for_a_line() -> None:

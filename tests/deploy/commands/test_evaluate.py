@@ -1,4 +1,4 @@
-"""`antiphon evaluate` on runs that are judged already: what it shows of several tasks, and of one."""
+"""`antiphon evaluate` on evaluated runs: what it shows for several tasks and for one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from deploy.cli import app
 from deploy.config.load import load_run_config
-from deploy.evaluation import answers as judged
+from deploy.evaluation import answers as stored
 from deploy.evaluation.answers import Answer
 from deploy.run.open import open_run
 
@@ -23,7 +23,7 @@ Answers = Mapping[str, Sequence[float]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`run(name, text, before, after)`: a judged run with these rewards of each task's prompts; its path."""
+    """`run(name, text, before, after)` makes an evaluated run with these rewards of each task's prompts."""
     monkeypatch.chdir(tmp_path)
     Path("task.py").write_text("def build(directory, *, seed): ...\ndef score(prompts, responses): ...\n")
 
@@ -36,11 +36,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
             (directory.path / "policy" / "config.json").write_text("{}")
             for when, of_tasks in (("before", before), ("after", after)):
                 answers = [
-                    Answer(row, 0, f"{task or 'sums'} {row}", "said", reward, task=task)
+                    Answer(row, 0, f"{task or 'sums'} {row}", "response", reward, task=task)
                     for task, rewards in of_tasks.items()
                     for row, reward in enumerate(rewards)
                 ]
-                judged.write(directory.path / "evaluation" / f"{when}.parquet", answers)
+                stored.write(directory.path / "evaluation" / f"{when}.parquet", answers)
                 means = {task: sum(rewards) / len(rewards) for task, rewards in of_tasks.items()}
                 shown = {f"evaluation.{when}.tasks.{task}.reward": mean for task, mean in means.items() if task}
                 directory.update_summary({f"evaluation.{when}.reward": 0.0, **shown})
@@ -64,7 +64,7 @@ BEFORE: Answers = {"sums": [0.0, 0.5], "games": [1.0, 1.0, 1.0]}
 AFTER: Answers = {"sums": [1.0, 0.5], "games": [1.0, 0.0, 1.0]}
 
 
-def test_all_tasks_are_shown_and_compared_together_or_one_of_them_alone(
+def test_evaluate_shows_all_tasks_or_only_the_named_one(
     run: Callable[..., str], evaluate: Callable[..., tuple[int, str, str]]
 ) -> None:
     path = run("many", SEVERAL, BEFORE, AFTER)
@@ -80,7 +80,7 @@ def test_all_tasks_are_shown_and_compared_together_or_one_of_them_alone(
     assert "worse on 1 of 3 prompts" in evaluate(path, "--task", "games")[1]
 
 
-def test_one_of_several_tasks_is_compared_with_a_run_of_it_alone_and_with_that_task_of_another(
+def test_evaluate_compares_a_task_with_the_same_task_of_another_run(
     run: Callable[..., str], evaluate: Callable[..., tuple[int, str, str]]
 ) -> None:
     path = run("many", SEVERAL, BEFORE, AFTER)
@@ -89,16 +89,16 @@ def test_one_of_several_tasks_is_compared_with_a_run_of_it_alone_and_with_that_t
     assert evaluate(path, "--task", "sums", "--against", own)[1].startswith("reward -0.250 against own's")
     assert evaluate(path, "--task", "sums", "--against", other)[1].startswith("reward +0.500 against other's")
     code, _, err = evaluate(path, "--against", own)
-    assert (code, "answered other prompts" in err) == (2, True)
+    assert (code, "has answers to other prompts" in err) == (2, True)
 
 
-def test_a_task_that_the_run_has_not_is_refused_by_those_there_are(
+def test_evaluate_lists_the_tasks_if_the_name_is_unknown(
     run: Callable[..., str], evaluate: Callable[..., tuple[int, str, str]]
 ) -> None:
     path = run("many", SEVERAL, BEFORE, AFTER)
     code, out, err = evaluate(path, "--task", "chess")
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1] == "error: --task: no task 'chess'; there is sums, games"
+    assert err.splitlines()[-1] == "error: --task: no task 'chess'; the tasks are sums, games"
     own = run("own", ALONE, {"": [0.0, 0.0]}, {"": [1.0, 1.0]})
-    assert evaluate(own, "--task", "sums")[2].splitlines()[-1] == "error: --task: no task 'sums'; there is own"
+    assert evaluate(own, "--task", "sums")[2].splitlines()[-1] == "error: --task: no task 'sums'; the tasks are own"
     assert evaluate(own, "--task", "own")[1].startswith("reward +1.000 against before PPO")

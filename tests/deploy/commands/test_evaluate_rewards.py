@@ -1,4 +1,4 @@
-"""Rewards judged on files of pairs: by subset, in every form, offline and over HTTP, broken rows left out by line."""
+"""`antiphon evaluate-rewards` on every form of pairs, in this process and over HTTP, with invalid rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from deploy.commands import evaluate_rewards as module
-from deploy.commands.evaluate_rewards import by_subset, evaluate_rewards, parse_columns
+from deploy.commands.rewards import evaluate_rewards as module
+from deploy.commands.rewards.evaluate_rewards import by_subset, measure_accuracy, parse_columns
 from tests.support.chat import assistant, make_tokenizer, user, write_chat_model
 
 PAIRS = [
@@ -28,7 +28,7 @@ PAIRS = [
 
 
 class Lengths:
-    """Rewards a response by its length, and one with an x not at all; keeps what it was asked."""
+    """Rewards a response by its length, or fails if it contains an x; records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[ScoreRequest] = []
@@ -46,24 +46,24 @@ class Lengths:
 
 
 @pytest.fixture
-def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """`judge(rows, lines=, **options)`: the report of a file that `Lengths` scores; `asked` has the requests."""
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """`measure(rows, **options)` returns the report on a file scored by `Lengths`; `asked` has the requests."""
     lengths = Lengths()
-    monkeypatch.setattr(module, "_scores", lambda reward_model, url, scorer: lengths)
+    monkeypatch.setattr(module, "reward_source", lambda reward_model, url, scorer: lengths)
 
     def run(rows: list[Any], **options: Any) -> dict[str, Any]:
         path, report = tmp_path / "pairs.jsonl", tmp_path / "report.json"
         path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
         settings = {"reward_model": None, "url": "http://x", "tokenizer": None, "columns": {}, "strict": False}
         settings["scorer"] = None
-        evaluate_rewards(path, json_path=report, **(settings | options))
+        measure_accuracy(path, json_path=report, **(settings | options))
         return {**json.loads(report.read_text()), "asked": lengths.asked}
 
     return run
 
 
-def test_accuracy_and_ties_by_subset_and_of_all(judge: Callable[..., dict[str, Any]]) -> None:
-    results = judge(PAIRS)["results"]
+def test_accuracy_and_ties_are_reported_by_subset_and_overall(measure: Callable[..., dict[str, Any]]) -> None:
+    results = measure(PAIRS)["results"]
     assert list(results) == ["long", "short", "overall"]
     assert {name: (r["num_pairs"], r["accuracy"], r["num_ties"]) for name, r in results.items()} == {
         "long": (2, 1.0, 0),
@@ -73,16 +73,16 @@ def test_accuracy_and_ties_by_subset_and_of_all(judge: Callable[..., dict[str, A
     assert results["overall"]["margin_mean"] == pytest.approx((2 - 3 + 0 + 3) / 4)
 
 
-def test_without_subsets_there_is_one_line() -> None:
+def test_only_the_overall_result_is_reported_without_subsets() -> None:
     assert list(by_subset([1.0], [0.0], [None])) == ["overall"]
 
 
-def test_broken_rows_are_told_by_line_and_left_out(
-    judge: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+def test_invalid_rows_are_left_out_and_listed_by_line(
+    measure: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [PAIRS[0], "{not json\n", "\n", {"prompt": "p", "chosen": 3, "rejected": "a"}, PAIRS[1]]
     rows += [{"prompt": "p", "chosen": "x", "rejected": "a"}, {"prompt": "p", "chosen": "a"}]
-    report = judge(rows)
+    report = measure(rows)
     assert report["results"]["overall"]["num_pairs"] == 2
     lines = [(error.partition("pairs.jsonl, ")[2].partition(":")[0]) for error in report["broken"]]
     assert lines == ["line 2", "line 4", "line 7", "line 6"]
@@ -92,19 +92,19 @@ def test_broken_rows_are_told_by_line_and_left_out(
 
 
 @pytest.mark.parametrize("broken", ["{not json\n", {"prompt": "p", "chosen": "x", "rejected": "a"}])
-def test_a_broken_row_is_an_error_where_that_is_asked_for(judge: Callable[..., dict[str, Any]], broken: Any) -> None:
+def test_an_invalid_row_is_an_error_with_strict(measure: Callable[..., dict[str, Any]], broken: Any) -> None:
     with pytest.raises(InputError, match=r"pairs\.jsonl, line 2"):
-        judge([PAIRS[0], broken], strict=True)
+        measure([PAIRS[0], broken], strict=True)
 
 
-def test_no_pair_that_can_be_scored_is_an_error(judge: Callable[..., dict[str, Any]]) -> None:
+def test_it_fails_if_no_pair_can_be_scored(measure: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(InputError, match="no pair could be scored"):
-        judge([{"prompt": "p", "chosen": "x", "rejected": "a"}])
+        measure([{"prompt": "p", "chosen": "x", "rejected": "a"}])
 
 
-def test_columns_may_have_other_names(judge: Callable[..., dict[str, Any]]) -> None:
+def test_columns_can_be_renamed(measure: Callable[..., dict[str, Any]]) -> None:
     row = {"question": "q", "better": "bb", "rejected": "b", "kind": "k", "prompt": "not this"}
-    report = judge([row], columns=parse_columns(["prompt=question", "chosen=better", "subset=kind"]))
+    report = measure([row], columns=parse_columns(["prompt=question", "chosen=better", "subset=kind"]))
     assert report["results"]["k"]["accuracy"] == 1.0
     assert {request.prompt for request in report["asked"]} == {"q"}
     for wrong in (["question"], ["x=question"], ["prompt=a", "prompt=b"], ["prompt=a", "chosen=a"], ["prompt="]):
@@ -112,25 +112,25 @@ def test_columns_may_have_other_names(judge: Callable[..., dict[str, Any]]) -> N
             parse_columns(wrong)
 
 
-def test_messages_are_written_by_the_chat_template(judge: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_messages_are_rendered_with_the_chat_template(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     row = {"prompt": [user("ab")], "chosen": [assistant("cd")], "rejected": [assistant("c")]}
     with pytest.raises(InputError, match="a tokenizer is needed"):
-        judge([row])
+        measure([row])
     write_chat_model(tmp_path / "model")
-    chosen, _ = judge([row], tokenizer=tmp_path / "model")["asked"]
+    chosen, _ = measure([row], tokenizer=tmp_path / "model")["asked"]
     rendered = make_tokenizer().apply_chat_template([user("ab")], tokenize=False, add_generation_prompt=True)
     assert (chosen.prompt, chosen.response) == (rendered, "cd")
 
 
-def test_rows_with_labels_are_paired(judge: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_labelled_rows_are_paired(measure: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"prompt": "p", "completion": text, "label": label} for text, label in (("a", False), ("bb", True), ("c", True))
     ]
-    assert judge(rows)["results"]["overall"]["accuracy"] == 1.0
-    assert "1 rows with a label have no counterpart" in capsys.readouterr().err
+    assert measure(rows)["results"]["overall"]["accuracy"] == 1.0
+    assert "1 labelled rows have no counterpart" in capsys.readouterr().err
 
 
-def test_a_reward_model_in_a_folder_scores_as_it_does_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reward_model_in_a_folder_gives_its_own_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -141,7 +141,7 @@ def test_a_reward_model_in_a_folder_scores_as_it_does_alone(tmp_path: Path, caps
     rows = [*PAIRS, {"prompt": "p" * 200, "chosen": "a", "rejected": "b", "subset": "long"}]
     pq.write_table(pa.Table.from_pylist(rows), path)
     options: dict[str, Any] = {"url": None, "scorer": None, "tokenizer": None, "columns": {}, "strict": False}
-    evaluate_rewards(path, reward_model=folder, json_path=tmp_path / "report.json", **options)
+    measure_accuracy(path, reward_model=folder, json_path=tmp_path / "report.json", **options)
     report = json.loads((tmp_path / "report.json").read_text())
     tokenizer, margins = make_tokenizer(), []
     for pair in PAIRS:
@@ -159,7 +159,7 @@ def test_a_reward_model_in_a_folder_scores_as_it_does_alone(tmp_path: Path, caps
 
 @pytest.fixture
 def service() -> Iterator[tuple[str, list[str | None]]]:
-    """Where lengths are served as rewards, and the tokens that were shown."""
+    """The URL of a service whose rewards are lengths, and the tokens it received."""
     tokens: list[str | None] = []
 
     class Face(BaseHTTPRequestHandler):
@@ -188,7 +188,7 @@ def service() -> Iterator[tuple[str, list[str | None]]]:
     thread.join()
 
 
-def test_a_service_is_asked_with_the_token(
+def test_a_service_receives_the_token(
     service: tuple[str, list[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, tokens = service
@@ -197,6 +197,6 @@ def test_a_service_is_asked_with_the_token(
     pq.write_table(pa.Table.from_pylist(PAIRS), path)
     options: dict[str, Any] = {"reward_model": None, "tokenizer": None, "columns": {}, "strict": False}
     options["scorer"] = None
-    evaluate_rewards(path, url=url, json_path=report, **options)
+    measure_accuracy(path, url=url, json_path=report, **options)
     assert json.loads(report.read_text())["results"]["overall"]["accuracy"] == 0.625
     assert set(tokens) == {"Bearer secret"}

@@ -1,4 +1,4 @@
-"""A conversation told to a person: in the terminal's parts and as a page in which nothing that was said comes alive."""
+"""The transcript of a conversation, and its page, which escapes all text of the conversation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.trajectory import Segment, Trajectory, Turn
-from deploy.commands.explain_page import write_page
-from deploy.commands.explain_story import Story, parts_of
+from deploy.commands.history.explanation_page import write_page
+from deploy.commands.history.transcript import Transcript, spans_of
 
 WORDS = ["<script>alert(1)</script>", '"><img src=x onerror=y>', "go", "on\x1b[2J", " &amp; up", "\u202eend"]
-NUMBERS = SimpleNamespace(
+VALUES = SimpleNamespace(
     values=[0.0, 0.5, 0.25, 0.0, 0.125, 0.0],
     advantages=[0.0, -1.0, 2.0, 0.0, 0.5, 0.0],
     before=[0.0, -1.0, -2.0, 0.0, -0.5, 0.0],
     after=[0.0, -1.25, -1.0, 0.0, -0.25, 0.0],
 )
-TOLD = Trajectory(
+TRAJECTORY = Trajectory(
     uid="0-3-0",
     group=3,
     task="game",
@@ -41,13 +41,13 @@ def decode(token_ids: list[int]) -> str:
     return "".join(WORDS[token] for token in token_ids)
 
 
-def story() -> Story:
-    return Story("game<b>", TOLD, parts_of(TOLD, NUMBERS, decode), "from version 5")
+def transcript() -> Transcript:
+    return Transcript("game<b>", TRAJECTORY, spans_of(TRAJECTORY, VALUES, decode), "from version 5")
 
 
-def test_the_parts_are_in_order_with_rewards_and_numbers_beside_the_policys_tokens() -> None:
-    given, first, between, second, last = story().parts
-    assert [part.is_sampled for part in story().parts] == [False, True, False, True, False]
+def test_a_transcript_has_all_spans_with_rewards_and_token_values() -> None:
+    given, first, between, second, last = transcript().spans
+    assert [span.is_sampled for span in transcript().spans] == [False, True, False, True, False]
     assert (given.text, between.text, last.text) == (WORDS[0], WORDS[3], WORDS[5])
     assert [token.text for token in first.tokens] == WORDS[1:3]
     assert [(t.value, t.advantage, t.before, t.change) for t in first.tokens] == [
@@ -55,24 +55,24 @@ def test_the_parts_are_in_order_with_rewards_and_numbers_beside_the_policys_toke
         (0.25, 2.0, -2.0, 1.0),
     ]
     assert (first.heading(), second.heading()) == ("turn 1: 2 tokens, reward 0.5", "turn 2: 1 token, reward -0.25")
-    assert story().heading() == "game<b>: 0-3-0 of task game, trained in step 6, sampled by version 4, 5"
-    assert list(story().ends()) == [
-        "ended: by itself",
-        "reward 1.25: 0.25 turn by turn, 1 at the end",
+    assert transcript().heading() == "game<b>: 0-3-0 of task game, trained in step 6, sampled by version 4, 5"
+    assert list(transcript().summary()) == [
+        "finish reason: stop",
+        "reward 1.25: 0.25 from turns, 1 at the end",
         "  won</div> 1",
     ]
 
 
-def test_a_token_is_shown_as_it_stands_behind_those_before_it() -> None:
+def test_a_token_is_decoded_in_the_context_of_the_tokens_before_it() -> None:
     def spaced(token_ids: list[int]) -> str:
         return " ".join("abcdef"[token] for token in token_ids)
 
-    parts = parts_of(TOLD, NUMBERS, spaced)
-    assert [token.text for token in parts[1].tokens] == [" b", " c"]
+    spans = spans_of(TRAJECTORY, VALUES, spaced)
+    assert [token.text for token in spans[1].tokens] == [" b", " c"]
 
 
 class Page(HTMLParser):
-    """The elements of a page with their attributes, and its text."""
+    """Parses a page: its elements with their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -87,8 +87,8 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_nothing_that_was_said_comes_alive_on_the_page_and_nothing_is_fetched(tmp_path: Path) -> None:
-    write_page(story(), tmp_path / "why.html")
+def test_the_page_escapes_the_conversation_and_loads_nothing(tmp_path: Path) -> None:
+    write_page(transcript(), tmp_path / "why.html")
     page = Page((tmp_path / "why.html").read_text())
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "img", "b", "link", "iframe", "form"}
@@ -98,10 +98,10 @@ def test_nothing_that_was_said_comes_alive_on_the_page_and_nothing_is_fetched(tm
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
     for text in ("<script>alert(1)</script>", '"><img src=x onerror=y>', "on\\x1b[2J", "&amp; up", "\\u202eend"):
         assert text in page.text
-    painted = [found["style"] for tag, found in page.elements if tag == "span"]
-    assert painted == ["--much:0.275", "--much:0.550", "--much:0.138"]
+    styles = [found["style"] for tag, found in page.elements if tag == "span"]
+    assert styles == ["--opacity:0.275", "--opacity:0.550", "--opacity:0.138"]
 
 
-def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_explain_names_the_page_if_it_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--html: .* cannot be written"):
-        write_page(story(), tmp_path)
+        write_page(transcript(), tmp_path)

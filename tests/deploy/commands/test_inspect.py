@@ -1,4 +1,4 @@
-"""Looking into files of trajectories, and the batch that a learner refused."""
+"""`antiphon inspect` on files of trajectories, and the batch that a learner rejected."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def antiphon(capsys: pytest.CaptureFixture[str]) -> Antiphon:
 
 @pytest.fixture
 def run_path(tmp_path: Path) -> Path:
-    """A run directory with a tokenizer of single letters, and one step's file whose third row has a NaN."""
+    """A run directory with a tokenizer of single letters and the file of one step, whose third row has a NaN."""
     from tokenizers import Tokenizer, models
 
     path = tmp_path / "letters"
@@ -68,7 +68,7 @@ def run_path(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_step_is_listed_a_row_each_with_what_is_not_finite_named(antiphon: Antiphon, run_path: Path) -> None:
+def test_inspect_lists_trajectories_and_names_values_not_finite(antiphon: Antiphon, run_path: Path) -> None:
     code, out, _ = antiphon("inspect", str(run_path / "trajectories" / "step-000002.arrow"))
     assert code == 0
     rows = {
@@ -76,16 +76,16 @@ def test_a_step_is_listed_a_row_each_with_what_is_not_finite_named(antiphon: Ant
     }
     assert rows["0-3-0"][:9] == ["letters", "3", "1.25", "5", "1, 2", "stop", "-2", "-0.25", ""]
     assert (rows["0-2-0"][2], rows["0-2-0"][8]) == ("nan", "reward")
-    assert "4 of 4 trajectories, 1 with something that is not finite" in out
+    assert "4 of 4 trajectories, 1 with values that are not finite" in out
 
 
-def test_a_limit_leaves_out_the_rest_and_says_so(antiphon: Antiphon, run_path: Path) -> None:
+def test_inspect_lists_at_most_limit_trajectories(antiphon: Antiphon, run_path: Path) -> None:
     code, out, _ = antiphon("inspect", str(run_path / "trajectories" / "step-000002.arrow"), "--limit", "2")
     assert (code, "0-1-0" in out, "0-2-0" in out) == (0, True, False)
     assert "2 of 4 trajectories, 1 with" in out
 
 
-def test_one_trajectory_is_shown_whole_with_its_text(antiphon: Antiphon, run_path: Path) -> None:
+def test_inspect_shows_one_trajectory_completely_by_uid(antiphon: Antiphon, run_path: Path) -> None:
     code, out, _ = antiphon("inspect", str(run_path / "trajectories" / "step-000002.arrow"), "--uid", "0-1-0")
     assert code == 0
     lines = [line.strip() for line in out.splitlines()]
@@ -95,24 +95,24 @@ def test_one_trajectory_is_shown_whole_with_its_text(antiphon: Antiphon, run_pat
         assert fact in out
 
 
-def test_without_a_run_around_it_the_token_ids_are_shown(antiphon: Antiphon, tmp_path: Path) -> None:
+def test_inspect_shows_token_ids_if_there_is_no_tokenizer(antiphon: Antiphon, tmp_path: Path) -> None:
     write_trajectories(tmp_path / "alone.arrow", [trajectory(0)])
     code, out, _ = antiphon("inspect", str(tmp_path / "alone.arrow"), "--uid", "0-0-0")
     assert code == 0
     assert "5 6 7" in out
 
 
-def test_a_uid_that_is_not_there_is_named(antiphon: Antiphon, run_path: Path) -> None:
+def test_inspect_names_a_missing_uid(antiphon: Antiphon, run_path: Path) -> None:
     path = run_path / "trajectories" / "step-000002.arrow"
     code, _, last = antiphon("inspect", str(path), "--uid", "0-9-0")
     assert (code, last) == (2, f"error: --uid: no trajectory 0-9-0 in {path}")
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "other columns", "cut short"])
-def test_a_file_that_is_none_of_ours_is_bad_input(antiphon: Antiphon, run_path: Path, kind: str) -> None:
+def test_inspect_fails_if_the_file_has_no_trajectories(antiphon: Antiphon, run_path: Path, kind: str) -> None:
     path = run_path / "trajectories" / "other.arrow"
     whole = (run_path / "trajectories" / "step-000002.arrow").read_bytes()
-    contents = {"empty": b"", "text": b"years of work" * 100, "cut short": whole[: len(whole) // 2]}
+    contents = {"empty": b"", "text": b"some other text" * 100, "cut short": whole[: len(whole) // 2]}
     if kind == "folder":
         path.mkdir()
     elif kind == "other columns":
@@ -126,7 +126,7 @@ def test_a_file_that_is_none_of_ours_is_bad_input(antiphon: Antiphon, run_path: 
     assert last.startswith(f"error: {path}: not a file of trajectories ("), last
 
 
-def test_control_characters_in_a_text_are_written_out(antiphon: Antiphon, tmp_path: Path) -> None:
+def test_inspect_escapes_control_characters(antiphon: Antiphon, tmp_path: Path) -> None:
     write_trajectories(tmp_path / "alone.arrow", [trajectory(0, uid="\x1b[2J", finish_reason="\x1b]0;x\x07")])
     code, out, _ = antiphon("inspect", str(tmp_path / "alone.arrow"))
     assert code == 0
@@ -139,14 +139,14 @@ def test_inspect_imports_neither_torch_nor_ray(run_path: Path) -> None:
 
     file = run_path / "trajectories" / "step-000002.arrow"
     code = (
-        "import sys; from pathlib import Path; from deploy.commands.inspect import inspect\n"
+        "import sys; from pathlib import Path; from deploy.commands.history.inspect import inspect\n"
         f"inspect(Path({str(file)!r}), uid='0-1-0', limit=1)\n"
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-def test_a_refused_batch_is_kept_whole_with_the_named_trajectories_first(tmp_path: Path) -> None:
+def test_a_rejected_batch_is_kept_with_the_named_trajectories_first(tmp_path: Path) -> None:
     groups = [
         [trajectory(0), trajectory(1)],
         [trajectory(2, reward=NAN), trajectory(3, behavior_logprobs=[-math.inf] * 5)],
@@ -160,7 +160,7 @@ def test_a_refused_batch_is_kept_whole_with_the_named_trajectories_first(tmp_pat
     assert kept[3].behavior_logprobs == [-math.inf] * 5
 
 
-def test_a_batch_that_cannot_be_written_does_not_hide_the_error(tmp_path: Path) -> None:
+def test_the_error_is_reported_if_the_batch_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "failed").write_text("in the way")
     error = keep_batch(tmp_path, 1, [[trajectory(0)]], LearnerError("trajectory 0-0-0", "bad", uids=["0-0-0"]))
     assert str(error).startswith("trajectory 0-0-0: bad (its batch could not be written to ")

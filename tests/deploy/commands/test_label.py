@@ -1,4 +1,4 @@
-"""`antiphon label`: which policy, pairs sampled once and scored, and a service that ends when it is interrupted."""
+"""`antiphon label`: the policy it uses, pairs sampled and scored once, and the service until an interrupt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy.cli import app
-from deploy.commands import label as labelling
+from deploy.commands.rewards import labelling
 from deploy.config.load import load_run_config, read_run_config
 from deploy.run.artifacts import feedback_settings, newest_policy
 from deploy.run.directory import RunDirectory
@@ -53,7 +53,7 @@ num_steps = 4
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    """A run that has done nothing yet, with a model to start from and prompts."""
+    """A run without any finished stage, with a model to start from and prompts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ANTIPHON_TOKEN", raising=False)
     policy(tmp_path / "model")
@@ -72,7 +72,7 @@ def policy(folder: Path) -> None:
 
 @dataclasses.dataclass
 class Engine:
-    """As much of a session as sampling pairs takes; `texts` gives a prompt's responses."""
+    """A fake session that samples; `texts` returns the responses to a prompt."""
 
     texts: Callable[[str], list[str]] = lambda prompt: [f"{prompt} a", f"{prompt} a", f"{prompt} b", f"{prompt} c"]
     asked: list[tuple[list[str], Path]] = dataclasses.field(default_factory=list)
@@ -104,12 +104,12 @@ def free_port() -> int:
 
 @pytest.fixture
 def pairs(run: RunDirectory, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
-    """`pairs(num)`: the candidate pairs once the page would be served."""
+    """`pairs(num)` prepares the page without serving it and returns the candidate pairs."""
     monkeypatch.setattr(labelling, "serve_app", lambda app, config: None)
 
     def label(num_pairs: int = 5) -> list[dict[str, Any]]:
         options = {"annotators_per_pair": 1.1, "random_share": 0.2}
-        labelling.label(run, host="127.0.0.1", port=free_port(), num_pairs=num_pairs, **options)
+        labelling.collect_feedback(run, host="127.0.0.1", port=free_port(), num_pairs=num_pairs, **options)
         with closing(sqlite3.connect(run.path / FEEDBACK)) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute("SELECT * FROM pairs ORDER BY position")]
@@ -117,7 +117,7 @@ def pairs(run: RunDirectory, engine: Engine, monkeypatch: pytest.MonkeyPatch) ->
     return label
 
 
-def test_the_newest_policy_is_ppos_result_then_its_checkpoint_then_what_it_starts_from(run: RunDirectory) -> None:
+def test_the_newest_policy_is_ppos_result_checkpoint_or_start(run: RunDirectory) -> None:
     config = read_run_config(run.path / "config.toml")
     assert newest_policy(config, run) == (0, Path("model"))
     policy(run.path / "sft")
@@ -129,13 +129,13 @@ def test_the_newest_policy_is_ppos_result_then_its_checkpoint_then_what_it_start
     assert newest_policy(config, run) == (4, run.path / "policy")
 
 
-def test_a_run_without_a_policy_is_refused(run: RunDirectory) -> None:
+def test_label_fails_if_the_run_has_no_policy(run: RunDirectory) -> None:
     shutil.rmtree("model")
     with pytest.raises(InputError, match="has no policy yet"):
         newest_policy(read_run_config(run.path / "config.toml"), run)
 
 
-def test_pairs_are_two_different_responses_with_the_prompts_columns_and_the_policys_version(
+def test_a_pair_is_two_different_responses_with_columns_and_version(
     pairs: Callable[..., list[dict[str, Any]]], engine: Engine
 ) -> None:
     rows = pairs(5)
@@ -149,7 +149,7 @@ def test_pairs_are_two_different_responses_with_the_prompts_columns_and_the_poli
     assert engine.asked == [([row["prompt"] for row in rows], Path("model"))]
 
 
-def test_the_same_command_samples_nothing_again_and_a_larger_number_only_what_is_missing(
+def test_only_missing_pairs_are_sampled_if_the_command_is_repeated(
     pairs: Callable[..., list[dict[str, Any]]], engine: Engine
 ) -> None:
     first = pairs(5)
@@ -159,7 +159,7 @@ def test_the_same_command_samples_nothing_again_and_a_larger_number_only_what_is
     assert (more[:5], len(more), len(engine.asked[1][0])) == (first, 8, 3)
 
 
-def test_a_new_policy_gets_pairs_of_its_own(pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory) -> None:
+def test_a_new_policy_gets_separate_pairs(pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory) -> None:
     first = pairs(5)
     policy(run.path / "checkpoints" / "ppo" / "step-000002" / "policy")
     rows = pairs(5)
@@ -168,18 +168,18 @@ def test_a_new_policy_gets_pairs_of_its_own(pairs: Callable[..., list[dict[str, 
     assert [row["prompt"] for row in rows[5:]] != [row["prompt"] for row in first]
 
 
-def test_prompts_without_two_responses_that_differ_are_left_out_and_said(
+def test_prompts_are_left_out_if_all_responses_are_equal(
     pairs: Callable[..., list[dict[str, Any]]], engine: Engine
 ) -> None:
     engine.texts = lambda prompt: ["same"] * 4 if prompt.endswith("0") else ["a", "b", "a", "b"]
     rows = pairs(50)
     assert (len(rows), [row for row in rows if row["prompt"].endswith("0")]) == (45, [])
-    assert engine.notes == ["5 prompts left out: no two responses that differ and can be shown"]
+    assert engine.notes == ["5 prompts left out: their responses are equal or too long to show"]
 
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders whose reward model was asked; each scores by the last letter, `d` not, and by those before."""
+    """Folders of the fake reward models used; each scores the last letter and fails for `d`."""
     folders: list[Path] = []
 
     class Scorer:
@@ -194,9 +194,9 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
                 for request in requests
             ]
 
-    fake = types.ModuleType("reward_service.reward_model")
+    fake = types.ModuleType("reward_service.scorers.reward_model")
     fake.RewardModelScorer = Scorer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "reward_service.reward_model", fake)
+    monkeypatch.setitem(sys.modules, "reward_service.scorers.reward_model", fake)
     return folders
 
 
@@ -204,7 +204,7 @@ def rewards_of(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float | None, 
     return {row["prompt"]: (row["first_reward"], row["second_reward"]) for row in rows}
 
 
-def test_the_runs_reward_model_says_what_it_thinks_of_each_response(
+def test_the_runs_reward_model_scores_each_response(
     pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, engine: Engine, judged: list[Path]
 ) -> None:
     policy(run.path / "reward_model")
@@ -214,7 +214,7 @@ def test_the_runs_reward_model_says_what_it_thinks_of_each_response(
     assert set(rewards.values()) == {(1097.0, 1098.0)}
 
 
-def test_a_new_reward_model_judges_the_pairs_that_are_there_once(
+def test_a_new_reward_model_scores_the_existing_pairs_once(
     pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, engine: Engine, judged: list[Path]
 ) -> None:
     assert set(rewards_of(pairs(5)).values()) == {(None, None)}
@@ -231,7 +231,7 @@ def test_a_new_reward_model_judges_the_pairs_that_are_there_once(
     assert len(engine.asked) == 1
 
 
-def test_a_service_beside_the_run_asks_about_pairs_of_its_newest_policy(run: RunDirectory) -> None:
+def test_the_reward_service_shows_pairs_of_the_newest_policy(run: RunDirectory) -> None:
     config = read_run_config(run.path / "config.toml")
     assert feedback_settings(config, run).policy_version is None
     (run.path / FEEDBACK).touch()
@@ -244,7 +244,7 @@ def test_a_service_beside_the_run_asks_about_pairs_of_its_newest_policy(run: Run
     assert feedback_settings(config, run).policy_version is None
 
 
-def test_a_run_that_another_process_is_at_work_on_is_not_sampled_from(
+def test_label_fails_if_another_process_uses_the_run(
     pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory, engine: Engine
 ) -> None:
     holder = RunDirectory(run.path)
@@ -256,9 +256,7 @@ def test_a_run_that_another_process_is_at_work_on_is_not_sampled_from(
     assert len(pairs(5)) == 5
 
 
-def test_what_people_have_said_outlives_a_fresh_start(
-    pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory
-) -> None:
+def test_feedback_is_kept_with_fresh(pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory) -> None:
     rows = pairs(2)
     config = read_run_config(run.path / "config.toml")
     (run.path / "summary.json").write_text("{}")
@@ -267,7 +265,7 @@ def test_what_people_have_said_outlives_a_fresh_start(
     assert pairs(2) == rows
 
 
-def test_what_people_prefer_is_exported_in_trls_columns(run: RunDirectory, tmp_path: Path) -> None:
+def test_preferences_are_exported_in_trls_columns(run: RunDirectory, tmp_path: Path) -> None:
     store, file = FeedbackStore(run.path / FEEDBACK), tmp_path / "preferences.parquet"
     texts = {"prompt": "p", "first": "a", "second": "b"}
     for id, choice in (("x", "second"), ("y", "tie")):
@@ -279,7 +277,7 @@ def test_what_people_prefer_is_exported_in_trls_columns(run: RunDirectory, tmp_p
     assert row == {"prompt": "p", "chosen": "b", "rejected": "a"}
 
 
-def test_it_serves_behind_its_token_until_it_is_interrupted(
+def test_label_serves_with_its_token_until_interrupted(
     pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory
 ) -> None:
     pairs(2)

@@ -1,4 +1,4 @@
-"""`antiphon serve-rewards RUN` as a process, while its run trains another reward model and when it is told to end."""
+"""`antiphon serve-rewards RUN` while its run retrains the reward model, and when it is terminated."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ TRAINED = dict.fromkeys(MEASURED, 0.5) | COUNTED | {"data": [], "settings": {}}
 
 @dataclass
 class Service:
-    """A service that runs: its run, its process and its port."""
+    """A running service: its run, its process and its port."""
 
     run: RunDirectory
     process: subprocess.Popen[str]
@@ -98,7 +98,7 @@ def reward_of(folder: Path) -> Score:
     return score
 
 
-def test_a_reward_model_that_was_trained_again_reaches_the_service_that_runs(service: Service) -> None:
+def test_a_retrained_reward_model_reaches_the_running_service(service: Service) -> None:
     old = reward_of(service.run.path / "reward_model")
     following = service.run.path / TRAINING / "reward_model"
     moved_model(service.run.path / "reward_model", following)
@@ -115,16 +115,16 @@ def test_a_reward_model_that_was_trained_again_reaches_the_service_that_runs(ser
         assert answer["rewards"][0]["reward"] == pytest.approx(expected.reward, abs=1e-6)
 
 
-def test_told_to_end_it_answers_first_what_is_under_way(service: Service, tmp_path: Path) -> None:
-    begun, go_on = tmp_path / "begun", tmp_path / "go_on"
+def test_it_answers_pending_requests_before_it_terminates(service: Service, tmp_path: Path) -> None:
+    begun, proceed = tmp_path / "begun", tmp_path / "proceed"
     answers: list[dict[str, Any]] = []
-    asking = threading.Thread(target=lambda: answers.append(service.ask("gated", [[str(begun), str(go_on)]])))
+    asking = threading.Thread(target=lambda: answers.append(service.ask("gated", [[str(begun), str(proceed)]])))
     asking.start()
     wait_until(begun.exists)
     service.process.send_signal(signal.SIGTERM)
     wait_until(lambda: not takes_connections(service.port))
     assert service.process.poll() is None
-    go_on.touch()
+    proceed.touch()
     asking.join(30)
     assert [item["reward"] for item in answers[0]["rewards"]] == [3.0]
     _, errors = service.process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""A person, or a pipe, in the policy's place: real commands in processes of their own."""
+"""`antiphon play` with a person or a pipe in place of the policy, as real commands in separate processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def task(folder: Path, path: str, *lines: str, data: str = 'builder = "task:buil
     return str(file)
 
 
-def test_a_game_is_won_from_a_pipe_move_by_move() -> None:
+def test_a_game_can_be_won_from_a_pipe() -> None:
     code, lines, _ = play(str(GAME), "--set", "environment.settings.perfect_share = 0.0", answers="5\n1\n9\n3\n")
     assert code == 0
     assert lines[:3] == ["user: 1 2 3 | 4 5 6 | 7 8 9", "assistant: 5", "reward 0"]
@@ -68,14 +68,14 @@ def test_the_seed_decides_who_begins_and_an_illegal_move_loses() -> None:
     assert starts["0"][3:6] == ["user: illegal", "", "ended: the environment ended it"]
 
 
-def test_the_end_of_input_ends_it_and_so_does_the_most_turns() -> None:
+def test_play_ends_with_the_input_and_at_max_turns() -> None:
     code, lines, _ = play(str(GAME), answers="5")
-    assert (code, lines[-2:]) == (0, ["ended: no more answers", "total reward 0 in 1 turn"])
+    assert (code, lines[-2:]) == (0, ["ended: no more input", "total reward 0 in 1 turn"])
     code, lines, _ = play(str(GAME), "--set", "environment.max_turns = 2", answers="5\n1\n9\n")
     assert (code, lines[-2:]) == (0, ["ended: environment.max_turns = 2", "total reward 0 in 2 turns"])
 
 
-def test_a_rows_columns_reach_the_environment_and_the_tools_are_listed(tmp_path: Path) -> None:
+def test_play_passes_the_rows_columns_and_lists_the_tools(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "word": "-zero"}\n{"prompt": "b", "word": "-one"}\n')
     target = task(tmp_path, f"{WORLDS}:Adder", data='prompts = "rows.jsonl"')
     call = '{"name": "add", "arguments": {"first": 2, "second": 3}}'
@@ -88,10 +88,10 @@ def test_a_rows_columns_reach_the_environment_and_the_tools_are_listed(tmp_path:
     assert lines[-3:] == ["ended: the environment ended it", "total reward 9 in 3 turns", "  answers 2"]
 
 
-def test_a_fault_is_named_by_file_and_line(tmp_path: Path) -> None:
+def test_a_fault_of_the_environment_names_file_and_line(tmp_path: Path) -> None:
     target = task(tmp_path, f"{WORLDS}:Odd", "[environment.settings]", 'how = "raises"')
     code, lines, last = play(target, answers="a\n")
-    assert (code, lines[-2:]) == (1, ["ended: the environment is at fault", "total reward 0 in 0 turns"])
+    assert (code, lines[-2:]) == (1, ["ended: the environment failed", "total reward 0 in 0 turns"])
     assert last.startswith("error: tests/support/environments.py:"), last
     assert last.endswith("step raised RuntimeError: no luck")
 
@@ -104,20 +104,20 @@ def test_a_fault_is_named_by_file_and_line(tmp_path: Path) -> None:
         (f"{WORLDS}:NoStep", 'builder = "task:build"', "has no method step"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_played(tmp_path: Path, path: str, data: str, error: str) -> None:
+def test_play_fails_before_the_first_turn_if_the_task_is_bad(tmp_path: Path, path: str, data: str, error: str) -> None:
     code, lines, last = play(task(tmp_path, path, data=data), answers="a\n")
     assert (code in (1, 2), lines) == (True, [])
     assert error in last
 
 
-def test_a_target_without_an_environment_is_bad_input() -> None:
+def test_play_fails_without_an_environment() -> None:
     code, lines, last = play(str(ROOT / "examples" / "letters" / "run.toml"))
     assert (code, lines) == (2, [])
-    assert last == "error: environment.path: is not set: there is no environment to play in"
+    assert last == "error: environment.path: is not set; antiphon play needs an environment"
 
 
 @pytest.mark.parametrize("apart", ["false", "true"])
-def test_an_interrupt_ends_it_without_a_traceback(apart: str) -> None:
+def test_an_interrupt_ends_play_without_a_traceback(apart: str) -> None:
     process = subprocess.Popen(
         command(str(GAME), "--set", f"environment.own_process = {apart}"),
         stdin=subprocess.PIPE,
@@ -136,7 +136,7 @@ def test_an_interrupt_ends_it_without_a_traceback(apart: str) -> None:
     assert "ended: interrupted" in out
 
 
-def test_at_a_terminal_the_answer_is_asked_for_and_control_d_ends_it() -> None:
+def test_play_prompts_for_answers_in_a_terminal_and_ends_at_control_d() -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         command(str(GAME)), stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment()
@@ -148,15 +148,15 @@ def test_at_a_terminal_the_answer_is_asked_for_and_control_d_ends_it() -> None:
     assert (process.returncode, errors) == (0, b"")
     text = out.decode()
     assert text.count("answer> ") == 2
-    assert "ended: no more answers" in text
+    assert "ended: no more input" in text
     assert "assistant: " not in text
 
 
-def test_neither_torch_nor_ray_nor_transformers_is_imported() -> None:
+def test_play_imports_neither_torch_nor_ray_nor_transformers() -> None:
     code = (
-        "import sys; from pathlib import Path; from deploy.commands.play import play\n"
-        "from deploy.run.directory import read_target\n"
-        f"play(*read_target(Path({str(GAME)!r})), task=None, seed=0)\n"
+        "import sys; from pathlib import Path; from deploy.commands.policy.play import play_conversation\n"
+        "from deploy.run.open import read_target\n"
+        f"play_conversation(*read_target(Path({str(GAME)!r})), task=None, seed=0)\n"
         "assert not {'torch', 'ray', 'transformers', 'vllm'} & set(sys.modules)"
     )
     done = subprocess.run(
@@ -187,16 +187,18 @@ settings = { num_turns = 2 }
 """
 
 
-def test_of_several_tasks_the_one_with_an_environment_is_played_and_of_several_such_the_one_that_is_named(
-    tmp_path: Path,
-) -> None:
+def test_play_picks_the_only_task_with_an_environment(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(SEVERAL)
     code, lines, _ = play(str(file), answers="a\nb\n")
     assert (code, lines[-2:]) == (0, lines[-2:])
     assert any(line.startswith("total reward") and line.endswith("in 2 turns") for line in lines)
-    assert play(str(file), "--task", "sums")[2] == "error: --task: no task 'sums' has an environment; there is echo"
+    assert play(str(file), "--task", "sums")[2].endswith("no task 'sums' has an environment; tasks with one: echo")
+
+
+def test_play_needs_a_task_name_if_several_have_an_environment(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
     file.write_text(SEVERAL + SEVERAL.partition("[tasks.echo]")[2].join(["[tasks.other]", ""]).replace("echo", "other"))
     code, lines, last = play(str(file), answers="a\nb\n")
-    assert (code, lines, last) == (2, [], "error: --task: name the one to play in: echo, other")
+    assert (code, lines, last) == (2, [], "error: --task: several tasks have an environment; choose one of echo, other")
     assert play(str(file), "--task", "other", answers="a\nb\n")[0] == 0

@@ -1,4 +1,4 @@
-"""Replaying an asynchronous run of stand-ins: learners whose weights are a hash, engines whose tokens follow a seed."""
+"""Replay of an asynchronous run with fakes: weights are a hash of the training data, tokens follow from the seed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from cluster.journal.files import LogFile
 from cluster.journal.history import History
 from cluster.trajectory import Segment, Ticket, Trajectory, Turn, segment_seed
 from cluster.weights.manifest import Manifest, TensorEntry
-from deploy.commands.explain import explain
-from deploy.commands.replay import Replay, changed_config, make_plan
-from deploy.commands.replay_tokens import TokenReplay
+from deploy.commands.history.explanation import explain_conversation
+from deploy.commands.history.resampling import TokenReplay
+from deploy.commands.history.retraining import Replay, changed_config, make_plan
 from deploy.config.load import load_run_config
 from deploy.config.toml import to_toml
 from deploy.run.directory import RunDirectory
@@ -36,7 +36,7 @@ VOCABULARY = 48
 
 
 class FakeLearners:
-    """Weights that are a hash of everything that was trained, to the last bit of a log-probability, and of `salt`."""
+    """Learners whose weights are a hash of all training data and, after step `salt_from`, of `salt`."""
 
     def __init__(self, trained: str = "", *, first_step: int = 1) -> None:
         self.trained = trained
@@ -69,12 +69,12 @@ class FakeLearners:
 
 
 def sampled(seed: int, num: int) -> list[int]:
-    """What a FakeEngine samples from a seed."""
-    return [FIRST_TOKEN + (seed + place) % (VOCABULARY - FIRST_TOKEN) for place in range(num)]
+    """Return the tokens that a FakeEngine samples from a seed."""
+    return [FIRST_TOKEN + (seed + i) % (VOCABULARY - FIRST_TOKEN) for i in range(num)]
 
 
 def trajectory(step: int, group: int, index: int) -> Trajectory:
-    """A response that was begun `LAG` versions before its step's and cut by every swap since."""
+    """A response begun `LAG` versions before its step's and split into segments by every swap since."""
     uid, prompt = f"3-{group}-{index}", [4, 5, 6 + group]
     versions = range(max(0, step - 1 - LAG), step)
     seeds = [segment_seed(uid, number) for number in range(len(versions))]
@@ -106,38 +106,40 @@ def groups_of(step: int) -> list[list[Trajectory]]:
 
 @pytest.fixture
 async def run(tmp_path: Path) -> RunDirectory:
-    """A run of NUM_STEPS steps, with its log and a checkpoint of step 3."""
+    """A run of NUM_STEPS steps with its journal and a checkpoint of step 3."""
     learners = FakeLearners()
-    told = [events.start("command", version=0, group=0, num_steps=6), events.publish(learners.manifest())]
+    recorded = [events.start("command", version=0, group=0, num_steps=6), events.publish(learners.manifest())]
     checkpoint = tmp_path / "checkpoints" / "ppo" / "step-000003"
     checkpoint.mkdir(parents=True)
     for step in range(1, NUM_STEPS + 1):
         groups = groups_of(step)
         for group in groups:
             number = group[0].group
-            told.append(events.admit(Ticket(number, number, max(0, step - 1 - LAG), 3, {"prompt": "p"}, "rollout-0")))
-            told += [record for member in group for record in events.finished(member)]
+            recorded.append(
+                events.admit(Ticket(number, number, max(0, step - 1 - LAG), 3, {"prompt": "p"}, "rollout-0"))
+            )
+            recorded += [record for member in group for record in events.finished(member)]
         result = await learners.step(step, groups)
-        told += [*events.train(step, groups), events.publish(result.manifest)]
+        recorded += [*events.train(step, groups), events.publish(result.manifest)]
         if step == 3:
             (checkpoint / "trained").write_text(learners.trained)
     (tmp_path / "records").mkdir()
     log = LogFile(tmp_path / "records" / "records-000000.arrows")
-    log.append([{"number": number, "time_s": 0.0, **record} for number, record in enumerate(told)])
+    log.append([{"number": number, "time_s": 0.0, **record} for number, record in enumerate(recorded)])
     log.close()
     return RunDirectory(tmp_path)
 
 
-class Again:
-    """A replay of a run by stand-ins; `learners` are those it started."""
+class FakeReplay:
+    """A replay of a run with fakes; `learners` are those it started."""
 
     def __init__(self, run: RunDirectory, steps: str | None = None, *, older: int = 0, salt_from: int | None = None):
         self.history = History(run.path / "records")
         self.plan = make_plan(run, self.history, steps, older=older)
         self.salt_from = salt_from
         self.learners = FakeLearners()
-        self.told: list[Mapping[str, float]] = []
-        self.replay = Replay(self._start, self.history, self.plan, self.told.append)  # type: ignore[arg-type]
+        self.metrics: list[Mapping[str, float]] = []
+        self.replay = Replay(self._start, self.history, self.plan, self.metrics.append)  # type: ignore[arg-type]
 
     async def _start(self, checkpoint: Path | None, first_step: int) -> FakeLearners:
         trained = (checkpoint / "trained").read_text() if checkpoint else ""
@@ -147,16 +149,16 @@ class Again:
         return self.learners
 
 
-async def test_every_version_has_its_checksum_again(run: RunDirectory) -> None:
-    again = Again(run)
+async def test_replay_reproduces_the_checksum_of_every_version(run: RunDirectory) -> None:
+    again = FakeReplay(run)
     assert await again.replay.compare() == "versions 0 to 6: 7 of 7 have the recorded checksums"
     assert again.learners.is_shut_down
-    assert [metrics["step"] for metrics in again.told] == [1, 2, 3, 4, 5, 6]
+    assert [metrics["step"] for metrics in again.metrics] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("step", [1, 4])
-async def test_the_first_step_that_differs_is_named_and_the_learners_are_ended(run: RunDirectory, step: int) -> None:
-    again = Again(run, salt_from=step)
+async def test_replay_names_the_first_step_that_differs_and_stops(run: RunDirectory, step: int) -> None:
+    again = FakeReplay(run, salt_from=step)
     with pytest.raises(AntiphonError, match=rf"step {step}: version {step} differs in 1 of 2 tensors \(w\)") as failure:
         await again.replay.compare()
     assert failure.value.exit_code == 1
@@ -167,10 +169,10 @@ async def test_the_first_step_that_differs_is_named_and_the_learners_are_ended(r
     ("steps", "older", "start"),
     [("4:5", 0, 3), ("5:", 0, 3), ("3:6", 0, 0), (":", 0, 0), ("5:6", LAG, 0), ("6:6", LAG, 3)],
 )
-async def test_steps_are_replayed_from_the_newest_checkpoint_that_is_old_enough(
+async def test_replay_starts_from_the_newest_checkpoint_old_enough(
     run: RunDirectory, steps: str, older: int, start: int
 ) -> None:
-    again = Again(run, steps, older=older)
+    again = FakeReplay(run, steps, older=older)
     last = int(steps.split(":")[1] or NUM_STEPS)
     num = last - start + 1
     assert await again.replay.compare() == f"versions {start} to {last}: {num} of {num} have the recorded checksums"
@@ -179,34 +181,34 @@ async def test_steps_are_replayed_from_the_newest_checkpoint_that_is_old_enough(
 
 @pytest.mark.parametrize(
     ("steps", "what"),
-    [("3", "'3' is not A:B"), ("5:4", "5:4 is not within"), ("1:7", "1:7 is not within the recorded steps 1:6")],
+    [("3", "'3' is not A:B"), ("5:4", "5:4 is not within"), ("1:7", "1:7 is not within the recorded steps, 1:6")],
 )
-async def test_steps_that_are_none_are_refused_by_name(run: RunDirectory, steps: str, what: str) -> None:
+async def test_replay_fails_if_the_steps_are_invalid(run: RunDirectory, steps: str, what: str) -> None:
     with pytest.raises(InputError, match=f"--steps: {what}"):
-        Again(run, steps)
+        FakeReplay(run, steps)
 
 
-def test_a_run_without_a_log_is_refused(tmp_path: Path) -> None:
+def test_replay_fails_if_the_run_has_no_journal(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has recorded no step"):
-        Again(RunDirectory(tmp_path))
+        FakeReplay(RunDirectory(tmp_path))
 
 
-async def test_what_if_lays_the_curves_beside_the_recorded_ones(run: RunDirectory) -> None:
+async def test_what_if_prints_new_curves_beside_the_recorded_ones(run: RunDirectory) -> None:
     metrics = [{"stage": "sft", "step": 1}, *({"stage": "ppo", "step": s, "learner/kl_nats": s / 4} for s in (1, 2, 3))]
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(await Again(run, ":2").replay.curves(metrics))
+        console.print(await FakeReplay(run, ":2").replay.curves(metrics))
     lines = [line.split() for line in capture.get().splitlines()]
     assert ["1", "?", "->", "?", "0.2500", "->", "0.1250", "?", "->", "?", "?", "->", "?"] in lines
     assert ["2", "?", "->", "?", "0.5000", "->", "0.2500", "?", "->", "?", "?", "->", "?"] in lines
 
 
-async def test_what_if_takes_learner_settings_and_no_others(run: RunDirectory) -> None:
+async def test_what_if_accepts_only_learner_settings(run: RunDirectory) -> None:
     config = load_run_config(Path("examples/letters/fast.toml"))
     (run.path / CONFIG).write_text(to_toml(config))
     assert changed_config(run, config, ["learner.clip = 0.1"]).learner.clip == 0.1
     assert changed_config(run, config, ['learner.constraint.cost = "a"']).learner.constraint.cost == "a"
-    with pytest.raises(InputError, match=r"--what-if: rollout_actors\.temperature is no learner setting"):
+    with pytest.raises(InputError, match=r"--what-if: rollout_actors\.temperature is not a learner setting"):
         changed_config(run, config, ["learner.clip = 0.1", "rollout_actors.temperature = 0.5"])
     with pytest.raises(InputError, match="--what-if: 'clip' is not a line of TOML"):
         changed_config(run, config, ["clip"])
@@ -214,7 +216,7 @@ async def test_what_if_takes_learner_settings_and_no_others(run: RunDirectory) -
 
 @pytest.fixture
 async def actors(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Sequence[RolloutActor]]]]:
-    """`actors(n, **engine)`: rollout actors with fake engines."""
+    """`actors(n, **engine)` returns rollout actors with fake engines."""
     folder = build_folder(tmp_path / "model", tied=True)
     started: list[RolloutActor] = []
 
@@ -238,16 +240,16 @@ async def actors(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Sequen
     await asyncio.gather(*(actor.close() for actor in started))
 
 
-def token_replay(again: Again, actors: Sequence[Any]) -> TokenReplay:
+def token_replay(again: FakeReplay, actors: Sequence[Any]) -> TokenReplay:
     steps = range(again.plan.first, again.plan.last + 1)
     return TokenReplay(actors, again.history, steps=steps, max_policy_lag=LAG, temperature=1.0)
 
 
 @pytest.mark.parametrize(("steps", "num_segments"), [(None, 4 * (1 + 2 + 3 + 3 + 3 + 3)), ("5:6", 4 * 6)])
-async def test_every_segment_is_sampled_again_under_its_version_whatever_the_number_of_actors(
+async def test_every_segment_is_sampled_again_with_its_version(
     run: RunDirectory, actors: Any, steps: str | None, num_segments: int
 ) -> None:
-    again = Again(run, steps, older=LAG)
+    again = FakeReplay(run, steps, older=LAG)
     engines = await actors(2)
     tokens = token_replay(again, engines)
     await again.replay.compare(tokens)
@@ -260,32 +262,32 @@ async def test_every_segment_is_sampled_again_under_its_version_whatever_the_num
         assert (await actor.metrics())["num_responses"] == num_segments / 2
 
 
-async def test_segments_that_come_out_otherwise_are_counted_and_one_is_named(run: RunDirectory, actors: Any) -> None:
-    again = Again(run)
+async def test_differing_segments_are_counted_and_the_first_is_named(run: RunDirectory, actors: Any) -> None:
+    again = FakeReplay(run)
     tokens = token_replay(again, await actors(1, stop_after=3))
     await again.replay.compare(tokens)
     trained = [t for step in range(1, NUM_STEPS + 1) for group in groups_of(step) for t in group]
     lengths = [segment.length for t in trained for segment in t.segments]
     num = sum(length > 2 for length in lengths)
     assert f"({60 - num} of 60 segments; 120 of {sum(lengths)} tokens" in tokens.report()
-    with pytest.raises(AntiphonError, match=rf"tokens: {num} of 60 segments differ, segment \d of 3-\d+-\d from its"):
+    with pytest.raises(
+        AntiphonError, match=rf"tokens: {num} of 60 segments differ, the first is segment \d of 3-\d+-\d from its"
+    ):
         tokens.require_identical()
 
 
-async def test_a_log_that_lacks_a_step_ends_the_replay_naming_it(run: RunDirectory) -> None:
-    again = Again(run)
+async def test_replay_names_a_step_missing_from_the_journal(run: RunDirectory) -> None:
+    again = FakeReplay(run)
     del again.history._steps[2]
     with pytest.raises(RecorderError, match="step 2 is not in the log"):
         await again.replay.compare()
 
 
-async def test_the_log_knows_the_step_of_a_conversation_and_one_that_was_not_trained_is_not_explained(
-    run: RunDirectory,
-) -> None:
+async def test_explain_fails_if_the_conversation_was_not_trained(run: RunDirectory) -> None:
     history = History(run.path / "records")
     assert [history.step_of(f"3-{group}-1") for group in (0, 1, 4, 99)] == [1, 1, 3, None]
     (run.path / CONFIG).write_text('[model]\nbuilder = "a:b"\n[data]\nbuilder = "a:b"\n')
-    with pytest.raises(InputError, match=r"^UID: no step that .* has recorded was trained on '3-99-1'$"):
-        explain(run, "3-99-1", html=None)
+    with pytest.raises(InputError, match=r"^UID: no recorded step of .* was trained on '3-99-1'$"):
+        explain_conversation(run, "3-99-1", html=None)
     with pytest.raises(InputError, match=r"^--html: no such folder: .*nowhere$"):
-        explain(run, "3-4-1", html=run.path / "nowhere" / "why.html")
+        explain_conversation(run, "3-4-1", html=run.path / "nowhere" / "why.html")

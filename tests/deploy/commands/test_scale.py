@@ -1,4 +1,4 @@
-"""`antiphon scale` from a process of its own, on the Ray of a run that is under way."""
+"""`antiphon scale` from a separate process, on the Ray of a running run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def scale(run_path: Path, num: int) -> tuple[int, str, str]:
 
 
 @pytest.mark.ray
-def test_the_wish_reaches_the_run_that_is_under_way(ray_session: None, run_path: Path) -> None:
+def test_scale_reaches_a_running_run(ray_session: None, run_path: Path) -> None:
     import ray
 
     set_address(run_path, ray.get_runtime_context().gcs_address)
@@ -63,9 +63,9 @@ async def _set(control: RunControl, num: int) -> int:
     return await control.set_num_rollout_actors(num)
 
 
-def test_a_run_whose_process_is_gone_is_named(run_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
+def test_scale_names_the_run_if_its_process_is_gone(run_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
     set_address(run_path, f"127.0.0.1:{port}")
     code, _, last = scale(run_path, 3)
     assert (code, last) == (2, f"error: {run_path}: no Ray answers at 127.0.0.1:{port}: the run's process is gone")

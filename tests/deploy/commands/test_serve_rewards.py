@@ -1,4 +1,4 @@
-"""`serve_rewards` as a process of its own, over real HTTP, until it is interrupted."""
+"""The standalone reward service in a separate process, over real HTTP, until it is interrupted."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from cluster.errors import AntiphonError
-from deploy.commands.serve_rewards import serve_rewards
+from deploy.commands.rewards.standalone_service import serve
 from reward_service.config.service import RewardServiceConfig
 scorer, host, port = sys.argv[1:]
 try:
     config = RewardServiceConfig(scorer=scorer)
-    serve_rewards(config, reward_model_path=None, host=host, port=int(port), name="alone", run_path=Path("none"))
+    serve(config, reward_model_path=None, host=host, port=int(port), name="alone", run_path=Path("none"))
 except AntiphonError as error:
     sys.exit(f"error: {error}")
 """
@@ -44,7 +44,7 @@ def command(scorer: str, host: str, port: int) -> list[str]:
 
 @contextmanager
 def running(scorer: str, port: int) -> Iterator[subprocess.Popen[str]]:
-    """The service in a process group of its own, from its "listening on URL" on."""
+    """Run the service in a new process group; yields once it prints "listening on URL"."""
     process = subprocess.Popen(
         command(scorer, "127.0.0.1", port),
         cwd=ROOT,
@@ -71,7 +71,7 @@ def ask(http: httpx.Client, *responses: str) -> list[tuple[float | None, str | N
 
 
 @pytest.mark.ray
-def test_it_serves_until_it_is_interrupted_and_leaves_no_process() -> None:
+def test_it_serves_until_interrupted_and_leaves_no_process() -> None:
     port = free_port()
     with running("wrong_on_demand", port) as process:
         url = f"http://127.0.0.1:{port}"
@@ -95,7 +95,7 @@ def test_it_serves_until_it_is_interrupted_and_leaves_no_process() -> None:
         assert psutil.wait_procs(parts, timeout=10)[1] == []
 
 
-def test_beyond_loopback_without_a_token_it_does_not_start() -> None:
+def test_it_does_not_start_beyond_loopback_without_a_token() -> None:
     env = {key: value for key, value in os.environ.items() if key != "ANTIPHON_TOKEN"}
     process = subprocess.run(
         command("length", "0.0.0.0", free_port()), cwd=ROOT, env=env, capture_output=True, text=True, timeout=100

@@ -1,4 +1,4 @@
-"""A run submitted to a real Ray head with token authentication on, and what is refused before that."""
+"""`antiphon submit` to a real Ray head with token authentication, and the errors before a submission."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from cluster.errors import InputError
-from deploy.commands import submit
+from deploy.commands.training import submit
 from deploy.config.load import load_run_config
 from deploy.run.open import open_run
 
@@ -33,7 +33,7 @@ preferences = "pairs.jsonl"
 
 @dataclass(frozen=True)
 class Head:
-    """A Ray head of this test's own."""
+    """A Ray head that these tests start."""
 
     address: str
     token: str
@@ -64,13 +64,13 @@ def head() -> Iterator[Head]:
         ]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         try:
-            wait_until_it_takes_jobs(head, process)
+            wait_until_ready(head, process)
             yield head
         finally:
             end(process)
 
 
-def wait_until_it_takes_jobs(head: Head, process: subprocess.Popen[bytes]) -> None:
+def wait_until_ready(head: Head, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -91,7 +91,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A working directory with a run that is finished, and with what must not travel."""
+    """A working directory with a finished run and with folders that must not be uploaded."""
     project = tmp_path / "project"
     for name in (".git", ".venv", "runs", "__pycache__"):
         (project / name).mkdir(parents=True)
@@ -114,7 +114,7 @@ def antiphon(project: Path, head: Head, *arguments: str, token: bool = True) -> 
     )
 
 
-def test_submit_ends_with_the_exit_code_the_log_and_the_error_of_the_job(
+def test_submit_returns_exit_code_log_and_error_of_the_job(
     head: Head, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
@@ -128,17 +128,17 @@ def test_submit_ends_with_the_exit_code_the_log_and_the_error_of_the_job(
     assert last.startswith(f"error: {project / 'runs' / 'project'}: settings have changed: sft.num_steps")
 
 
-def test_a_cluster_that_wants_a_token_refuses_a_job_without(head: Head, project: Path) -> None:
+def test_submit_fails_without_a_token_if_the_cluster_requires_one(head: Head, project: Path) -> None:
     refused = antiphon(project, head, "submit", "run.toml", "--address", head.address, token=False)
     assert refused.returncode == 2
-    assert refused.stderr.strip().splitlines()[-1].startswith(f"error: {head.address}: Ray refuses the token")
+    assert refused.stderr.strip().splitlines()[-1].startswith(f"error: {head.address}: Ray rejects the token")
 
 
 SUBMIT_LISTING = """
 import sys, time
 from pathlib import Path
 from ray.job_submission import JobSubmissionClient
-from deploy import jobs
+from deploy.commands.training import submit as jobs
 from deploy.config.load import load_run_config
 client = JobSubmissionClient(sys.argv[1])
 command = f"{jobs.FIND_PYTHON} ls -A; echo interpreter $python"
@@ -149,7 +149,7 @@ print(client.get_job_logs(job_id))
 """
 
 
-def test_the_working_directory_travels_without_what_can_be_made_again(head: Head, project: Path) -> None:
+def test_the_working_directory_is_uploaded_without_excluded_folders(head: Head, project: Path) -> None:
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
         [sys.executable, "-c", SUBMIT_LISTING, head.address],
@@ -161,59 +161,57 @@ def test_the_working_directory_travels_without_what_can_be_made_again(head: Head
     )
     lines = done.stdout.splitlines()
     assert f"interpreter {sys.executable}" in lines, done.stderr
-    travelled = [
-        line for line in lines if line and not line.startswith(("interpreter", "Running")) and "\t" not in line
-    ]
-    assert sorted(travelled) == ["pairs.jsonl", "run.toml", "task.py"]
+    uploaded = [line for line in lines if line and not line.startswith(("interpreter", "Running")) and "\t" not in line]
+    assert sorted(uploaded) == ["pairs.jsonl", "run.toml", "task.py"]
 
 
-def test_without_waiting_submit_says_how_to_follow_and_stop(head: Head, project: Path) -> None:
+def test_submit_prints_the_next_commands_with_no_wait(head: Head, project: Path) -> None:
     submitted = antiphon(project, head, "submit", "run.toml", "--address", head.address, "--no-wait")
     assert submitted.returncode == 0
     assert "ray job logs -f" in submitted.stderr
     assert "ray job stop" in submitted.stderr
 
 
-def test_no_ray_at_the_address_is_bad_input() -> None:
+def test_submit_fails_if_no_ray_answers() -> None:
     (port,) = free_ports(1)
     with pytest.raises(InputError, match="no Ray answers at this address"):
         submit.require_ray(f"http://127.0.0.1:{port}")
 
 
-def test_an_address_that_is_no_url_is_bad_input() -> None:
+def test_submit_fails_if_the_address_is_not_http() -> None:
     with pytest.raises(InputError, match="address of Ray's dashboard"):
         submit.require_ray("ray://127.0.0.1:10001")
 
 
-def test_a_relative_runs_folder_is_made_absolute_for_this_machine_and_refused_for_another(
+def test_a_relative_runs_folder_is_accepted_only_on_this_machine(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
     config = load_run_config(Path("run.toml"))
-    assert submit.kept_where(config, "http://127.0.0.1:8265") == project / "runs"
+    assert submit.job_runs_dir(config, "http://127.0.0.1:8265") == project / "runs"
     with pytest.raises(InputError, match="runs is relative"):
-        submit.kept_where(config, "http://ray-head.example:8265")
+        submit.job_runs_dir(config, "http://ray-head.example:8265")
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "http://ray-head.example:8265"])
-def test_a_runs_folder_in_rays_session_folder_is_refused(
+def test_submit_fails_if_the_runs_folder_is_in_rays_session_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.chdir(project)
     config = load_run_config(Path("run.toml"), ['run.runs_dir = "/tmp/ray/session_latest/runs"'])
     with pytest.raises(InputError, match="session folder"):
-        submit.kept_where(config, address)
+        submit.job_runs_dir(config, address)
 
 
-def test_a_run_file_outside_of_the_working_directory_does_not_travel(
+def test_submit_fails_if_the_run_file_is_outside_the_working_directory(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project / "runs")
-    with pytest.raises(InputError, match="below the working directory"):
+    with pytest.raises(InputError, match="is not in the working directory"):
         submit.entrypoint(project / "run.toml", [])
 
 
-def test_the_token_of_the_service_travels_only_where_a_port_asks_for_it(
+def test_the_job_gets_the_token_only_if_the_service_opens_a_port(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)

@@ -1,4 +1,4 @@
-"""Answers that are kept, counted and compared."""
+"""Stored answers: written and read, summarized, compared."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from deploy.evaluation.answers import (
     GREEDY,
     Answer,
     by_row,
-    compared,
+    compare,
     mean_rewards,
     of_task,
-    passed,
+    pass_rates,
     read,
     reward_interval,
     write,
@@ -23,7 +23,7 @@ from deploy.evaluation.answers import (
 
 
 def answers(*rewards: tuple[float, ...]) -> list[Answer]:
-    """One tuple a row, one reward a sample."""
+    """Return answers with these rewards: one tuple for each row, one reward for each sample."""
     return [
         Answer(row, sample, f"prompt {row}", f"{reward} of {sample}", reward, 0.5, {"goal": reward})
         for row, samples in enumerate(rewards)
@@ -31,19 +31,19 @@ def answers(*rewards: tuple[float, ...]) -> list[Answer]:
     ]
 
 
-def test_answers_come_back_as_they_were_kept(tmp_path: Path) -> None:
+def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
     kept = [*answers((1.0, 0.0), (0.5, 0.25)), Answer(0, GREEDY, "prompt 0", "likeliest", 1.0)]
     write(tmp_path / "evaluation" / "after.parquet", kept)
     assert read(tmp_path / "evaluation" / "after.parquet") == kept
     assert not list(tmp_path.rglob("*.partial"))
-    with pytest.raises(InputError, match="no answers are kept here"):
+    with pytest.raises(InputError, match="has no stored answers"):
         read(tmp_path / "evaluation" / "before.parquet")
     (tmp_path / "other.parquet").write_text("no")
-    with pytest.raises(InputError, match="no answers are kept here"):
+    with pytest.raises(InputError, match="has no stored answers"):
         read(tmp_path / "other.parquet")
 
 
-def test_prompts_count_alike_and_the_likeliest_answers_apart() -> None:
+def test_greedy_answers_do_not_count_in_the_mean_reward() -> None:
     drawn = answers((1.0, 0.0), (0.5, 0.5))
     with_greedy = [*drawn, Answer(0, GREEDY, "prompt 0", "likeliest", 9.0)]
     assert mean_rewards(with_greedy) == [0.5, 0.5]
@@ -51,18 +51,18 @@ def test_prompts_count_alike_and_the_likeliest_answers_apart() -> None:
     assert {row: len(group) for row, group in by_row(with_greedy).items()} == {("", 0): 2, ("", 1): 2}
 
 
-def test_pass_at_k_is_told_for_powers_of_two_and_all_samples() -> None:
+def test_pass_at_k_is_reported_for_powers_of_two_and_all_samples() -> None:
     drawn = answers((1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    found = passed(drawn, 1.0)
+    found = pass_rates(drawn, 1.0)
     assert list(found) == ["pass_at_1", "pass_at_2", "pass_at_3"]
     assert found["pass_at_1"] == pytest.approx(4 / 9)
     assert found["pass_at_2"] == pytest.approx((2 / 3 + 0 + 1) / 3)
     assert found["pass_at_3"] == pytest.approx(2 / 3)
 
 
-def test_two_policies_are_compared_prompt_by_prompt_and_the_worst_changes_come_first() -> None:
+def test_compare_lists_the_worst_changes_first() -> None:
     before, after = answers((0.5,), (1.0,), (1.0,), (0.0,)), answers((1.0,), (0.9,), (0.0,), (1.0,))
-    difference, worse = compared(after, before, "there")
+    difference, worse = compare(after, before, "there")
     assert difference.mean == pytest.approx((0.5 - 0.1 - 1.0 + 1.0) / 4)
     assert [(one.prompt, one.reward_before, one.reward_after) for one in worse] == [
         ("prompt 2", 1.0, 0.0),
@@ -70,23 +70,23 @@ def test_two_policies_are_compared_prompt_by_prompt_and_the_worst_changes_come_f
     ]
 
 
-def test_answers_to_other_prompts_are_not_compared() -> None:
+def test_compare_fails_if_the_prompts_differ() -> None:
     before = answers((0.5,), (1.0,))
     other = [replace(before[0], prompt="another"), before[1]]
-    with pytest.raises(InputError, match="there: answered other prompts: 1 of 2 and 2 are the same"):
-        compared(other, before, "there")
-    with pytest.raises(InputError, match="there: answered other prompts"):
-        compared(before[:1], before, "there")
+    with pytest.raises(InputError, match="there: has answers to other prompts: only 1 of 2 and 2 are the same"):
+        compare(other, before, "there")
+    with pytest.raises(InputError, match="there: has answers to other prompts"):
+        compare(before[:1], before, "there")
 
 
-def test_a_task_of_several_is_compared_like_a_run_of_its_own(tmp_path: Path) -> None:
+def test_one_task_of_several_is_compared_like_a_single_task_run(tmp_path: Path) -> None:
     sums, games = answers((0.5,), (1.0,)), answers((3.0,), (2.0,))
     mixed = [replace(a, task=task) for task, own in (("sums", sums), ("games", games)) for a in own]
     write(tmp_path / "after.parquet", mixed)
     assert read(tmp_path / "after.parquet") == mixed
     assert list(by_row(mixed)) == [("games", 0), ("games", 1), ("sums", 0), ("sums", 1)]
     assert of_task(mixed, "sums") == sums
-    assert compared(mixed, mixed, "there")[0].mean == 0.0
-    difference, worse = compared(of_task(mixed, "games"), sums, "there")
+    assert compare(mixed, mixed, "there")[0].mean == 0.0
+    difference, worse = compare(of_task(mixed, "games"), sums, "there")
     assert (difference.mean, worse) == (1.75, [])
     assert of_task(mixed, "chess") == []

@@ -1,4 +1,4 @@
-"""What the metrics function of a run file is given, what answers are worth, and which version is the best so far."""
+"""The arguments of a metrics function, the scores of held-out responses, and the choice of the best version."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def needs_another(prompts: Sequence[str], responses: Sequence[str], *, answers: 
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_metrics_function_gets_the_columns_that_it_names_or_all_of_them(
+def test_a_metrics_function_gets_the_columns_it_names_or_all(
     function: Callable[..., Any], measured: dict[str, float]
 ) -> None:
     assert evaluate.measure(f"{__name__}:{function.__name__}", ROWS, ["2", "5"]) == measured
 
 
-def test_a_column_named_like_the_texts_does_not_take_their_place() -> None:
+def test_columns_named_like_the_texts_do_not_replace_them() -> None:
     rows = [row | {"responses": "kept from it", "prompts": "too"} for row in ROWS]
     assert evaluate.measure(f"{__name__}:takes_all", rows, ["2", "5"]) == {"references": 2.0, "level": 2.0}
 
 
-def test_a_column_that_it_needs_and_the_data_lacks_is_named() -> None:
-    message = r"evaluation.metrics: needs a column 'answers'; beside the prompts there is references, level"
+def test_measure_names_a_missing_column_that_the_function_needs() -> None:
+    message = r"evaluation.metrics: needs a column 'answers'; the data has references, level besides the prompt"
     with pytest.raises(InputError, match=message):
         evaluate.measure(f"{__name__}:needs_another", ROWS, ["2", "5"])
 
@@ -78,18 +78,18 @@ class FakeRun:
 
 
 class FakeSession:
-    """A held-out set of two prompts; `given` are the rewards of the next version's answers, each with its parts."""
+    """A held-out set of two prompts; `scores` are the rewards and parts of the next version's answers."""
 
     def __init__(self, *lines: str) -> None:
         self.config = load_run_config(Path("examples/letters/run.toml"), lines)
         self.run, self.pool, self.rows = FakeRun(), self, list[dict[str, float]]()
-        self.given: list[tuple[float, dict[str, float]]] = []
+        self.scores: list[tuple[float, dict[str, float]]] = []
 
     async def rewards(self) -> FakeSession:
         return self
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        return [Score(r.id, *given, "v") for r, given in zip(requests, self.given, strict=True)]
+        return [Score(r.id, *score, "v") for r, score in zip(requests, self.scores, strict=True)]
 
     async def ask(self, method: str, rows: Sequence[Any], **_: Any) -> list[list[Conversation]]:
         return [[talk(i, reward=0.25, rude=0.0)] for i in range(len(rows))]
@@ -102,17 +102,17 @@ class FakeSession:
 
 
 def talk(index: int, *, reward: float, **parts: float) -> Conversation:
-    """One turn, for which the environment gave a reward."""
+    """Return a conversation of one turn with this reward from the environment."""
     turn = Turn(1, 1, reward)
     return Conversation(f"{index}", "p", [1, 2], [0.0, -1.0], [], [turn], "stop", "r", [], parts)
 
 
 async def held_out(session: FakeSession, *versions: list[tuple[float, dict[str, float]]]) -> list[bool]:
-    """Whether each version was the best so far."""
+    """Return whether each version was the best so far."""
     found = HeldOut(session, session)  # type: ignore[arg-type]
     found._rows = {"": [{"prompt": "p"}, {"prompt": "q"}]}
     best = []
-    for step, session.given in enumerate(versions, 1):
+    for step, session.scores in enumerate(versions, 1):
         best.append(await found.evaluate(step))
     return best
 
@@ -120,16 +120,16 @@ async def held_out(session: FakeSession, *versions: list[tuple[float, dict[str, 
 COST = 'learner.constraint = { cost = "safe", max_mean = 0.5 }'
 
 
-async def test_a_score_has_the_rewards_of_every_turn_and_the_parts_of_service_and_environment() -> None:
+async def test_a_score_adds_the_turn_rewards_and_parts_of_the_environment() -> None:
     session: Any = FakeSession()
-    session.given = [(1.0, {"safe": 1.0}), (2.0, {})]
+    session.scores = [(1.0, {"safe": 1.0}), (2.0, {})]
     talks = [talk(0, reward=0.25, rude=1.0), talk(1, reward=-0.5)]
     first, second = await evaluate.score(session, "", [{"prompt": "p"}] * 2, talks)
     assert (first.reward, first.parts) == (1.25, {"safe": 1.0, "rude": 1.0})
     assert (second.reward, second.parts) == (1.5, {})
 
 
-async def test_a_version_that_keeps_the_bound_is_better_than_any_that_does_not() -> None:
+async def test_a_version_within_the_cost_bound_beats_any_beyond_it() -> None:
     session = FakeSession(COST)
     beyond, less_beyond = [(9.0, {"safe": 1.0})] * 2, [(8.0, {"safe": 0.75})] * 2
     within, better = [(1.0, {"safe": 0.0}), (1.0, {"safe": 1.0})], [(2.0, {"safe": 0.5})] * 2
@@ -141,13 +141,13 @@ async def test_a_version_that_keeps_the_bound_is_better_than_any_that_does_not()
     assert session.run.held_out == {"step": 5, "reward_mean": 2.25, "kl_nats": 0, "objective": 2.25, "cost_mean": 0.5}
 
 
-async def test_without_a_bound_the_objective_alone_decides_and_no_cost_is_told() -> None:
+async def test_only_the_objective_decides_without_a_cost_bound() -> None:
     session = FakeSession()
     assert await held_out(session, [(1.0, {})] * 2, [(2.0, {"safe": 1.0})] * 2, [(2.0, {})] * 2) == [True, True, False]
     assert "cost_mean" not in session.rows[0]
 
 
-async def test_an_answer_without_a_cost_is_an_error_that_names_it() -> None:
-    message = "learner.constraint.cost: the reward of held-out-1 has no part 'safe': there are rude, sound"
+async def test_evaluation_names_an_answer_without_the_cost() -> None:
+    message = "learner.constraint.cost: the reward of held-out-1 has no part 'safe'; its parts are rude, sound"
     with pytest.raises(RewardError, match=message):
         await held_out(FakeSession(COST), [(1.0, {"safe": 0.0}), (1.0, {"sound": 0.0})])
