@@ -90,7 +90,8 @@ def command_line_page() -> str:
         "`TARGET` is a run file (`RUN.toml`) or a run directory; `RUN` is a run directory. The last line on stderr of a"
         " command that failed is `error: WHERE: WHAT`; [Troubleshooting](../troubleshooting.md) explains it.\n"
     ]
-    for name, command in sorted(group.commands.items()):
+    for name in sorted(group.list_commands(None)):
+        command = group.get_command(None, name)
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option"]
         usage = " ".join(["antiphon", name, *(p.metavar or p.name.upper() for p in arguments), "[OPTIONS]"])
