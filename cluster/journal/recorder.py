@@ -57,9 +57,7 @@ class Recorder:
 
         What the log holds of later versions, and of groups from `group` on, is done again.
         """
-        await self.record(
-            [start(incarnation, version=version, group=group, num_steps=num_steps, settings=settings)]
-        )
+        await self.record([start(incarnation, version=version, group=group, num_steps=num_steps, settings=settings)])
 
     async def record(self, records: Sequence[Record]) -> None:
         """Take all of these records in this order, and return when they are on the disk.

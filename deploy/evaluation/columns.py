@@ -1,4 +1,4 @@
-"""Selects the data columns that a user's function takes by name, beside the texts that it takes by position."""
+"""Select the data columns that a user's function takes by name, besides the texts that it takes by position."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def columns_for(
     available = [name for name in rows[0] if name != "prompt" and name not in parameters.texts]
     for name, is_required in parameters.named.items():
         if is_required and name not in available:
-            what = f"needs a column {name!r}; beside the prompts there is {', '.join(available) or 'none'}"
-            raise InputError(key, what)
+            message = f"needs a column {name!r}; the data has {', '.join(available) or 'no columns'} besides the prompt"
+            raise InputError(key, message)
     return {name: [row.get(name) for row in rows] for name in available if parameters.takes(name)}
