@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cluster.errors import InputError, LearnerError
+from deploy.config.functions import dotted_paths
+from deploy.config.load import load_run_config
 from learner.config import LearnerConfig, critic_of
 from learner.estimators import ESTIMATORS, Needs, needs, needs_of
 from learner.ppo import advantages as adv
@@ -19,6 +21,16 @@ from tests.learner.conftest import make_trajectory
 from tests.learner.ppo.test_experience import computed, trajectories
 from tests.learner.ppo.test_rllib import OneRank
 
+RUN_FILE = """
+[run]
+stages = ["ppo"]
+[model]
+builder = "task:build"
+[data]
+builder = "task:data"
+[reward_service]
+scorer = "task:score"
+"""
 HERE = "tests.learner.ppo.test_estimators"
 
 
@@ -77,6 +89,16 @@ def test_a_function_of_the_users_own_declares_a_critic() -> None:
     gae, _ = computed(batch, advantages="gae")
     assert torch.equal(own.advantages, gae.advantages)
     assert torch.equal(own.returns, gae.returns)
+
+
+def test_the_check_of_a_run_file_looks_for_the_users_function(tmp_path: Path) -> None:
+    run_file = tmp_path / "run.toml"
+    run_file.write_text(RUN_FILE)
+    lines = ['learner.advantages = "my_task.advantages:mine"', "rollout_actors.responses_per_prompt = 1"]
+    assert dotted_paths(load_run_config(run_file, lines))["learner.advantages"] == "my_task.advantages:mine"
+    assert "learner.advantages" not in dotted_paths(load_run_config(run_file, ['learner.advantages = "reinforce_pp"']))
+    with pytest.raises(InputError, match=r"learner\.advantages: 'grop' is neither one of gae, grpo"):
+        load_run_config(run_file, ['learner.advantages = "grop"'])
 
 
 def test_an_unknown_or_wrong_estimator_is_named() -> None:
