@@ -1,36 +1,85 @@
-"""Finds what a dotted path of the run file names."""
+"""Find and import the functions that the run file names by dotted path, such as `my_task.scorers:length`.
+
+A module is looked for in the working directory, in the folders added by `search_in`, then among installed packages.
+`load` imports it; `locate` reads its source without importing it. Errors name the run file's key.
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
 
+_FOLDERS: list[str] = []
+
+
+def search_in(folder: Path) -> None:
+    """Also look for modules in `folder`, such as the folder of the run file, in this process.
+
+    Call it before Ray starts: Ray's workers take over the driver's module search path.
+    """
+    name = str(folder.absolute())
+    if name not in folders():
+        _FOLDERS.append(name)
+    _extend_module_path()
+
+
+def folders() -> list[str]:
+    """Return the folders that are searched before the installed packages, first the working directory."""
+    return [os.getcwd(), *_FOLDERS]
+
 
 def load(path: str, key: str) -> Callable[..., Any]:
-    """The function at `package.module:function`. Raises InputError naming the run file's `key`."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    module_name, _, name = path.partition(":")
+    """Import the function at `package.module:function`.
+
+    Raises InputError naming the run file's `key` if there is no such function or its module raises when imported.
+    """
+    module_name, name = _split(path, key)
+    _extend_module_path()
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise InputError(key, f"cannot import {module_name!r} ({error})") from error
+    except Exception as error:  # the boundary to the user's code: a module may raise anything when it is imported
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (module_name == missing or module_name.startswith(f"{missing}.")):
+            raise _not_found(missing, key) from error
+        raise InputError(key, f"cannot import {module_name!r} ({type(error).__name__}: {error})") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError(key, f"{module_name} has no function {name!r}")
     return function  # type: ignore[no-any-return]
 
 
+def locate(path: str, key: str) -> str:
+    """Return `file:line` of the function at `package.module:function`, found in the source without importing it.
+
+    Raises InputError naming the run file's `key` if it is not there or its module does not parse.
+    """
+    module, name = _split(path, key)
+    origin = _find_source(module, key)
+    if origin is None:
+        return "not Python source, so not looked into"
+    try:
+        tree = ast.parse(origin.read_bytes(), str(origin))
+    except SyntaxError as error:
+        raise InputError(key, f"{origin}:{error.lineno}: {error.msg}") from error
+    line = _line_that_binds(tree, name)
+    if line is None:
+        raise InputError(key, f"{module} has no function {name!r}")
+    return f"{os.path.relpath(origin)}:{line}"
+
+
 def place_of(function: Callable[..., Any]) -> str:
-    """`file:line` of a function, as far as it can be told."""
+    """Return `file:line` of a function, or its name if its source is not available."""
     function = inspect.unwrap(getattr(function, "__func__", function))
     try:
         return f"{_short(inspect.getsourcefile(function) or '?')}:{inspect.getsourcelines(function)[1]}"
@@ -39,7 +88,7 @@ def place_of(function: Callable[..., Any]) -> str:
 
 
 def line_that_raised(function: Callable[..., Any], error: BaseException, *, caller: str) -> str:
-    """The last line in the function's own file, or in whatever file but the `caller`'s, that the error went through."""
+    """Return `file:line` of the last frame in the function's own file, else of the last one outside file `caller`."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != caller]
     own = inspect.getsourcefile(inspect.unwrap(getattr(function, "__func__", function)))
     mine = [frame for frame in frames if own and Path(frame.filename).absolute() == Path(own).absolute()]
@@ -47,7 +96,67 @@ def line_that_raised(function: Callable[..., Any], error: BaseException, *, call
     return f"{_short(frame.filename)}:{frame.lineno}" if frame else place_of(function)
 
 
+def _extend_module_path() -> None:
+    for folder in reversed(folders()):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+
+
+def _split(path: str, key: str) -> tuple[str, str]:
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise InputError(key, f"{path!r} is not of the form package.module:function")
+    return module, name
+
+
+def _not_found(module: str, key: str) -> InputError:
+    return InputError(key, f"no module {module!r} (searched {', '.join(folders())} and the installed packages)")
+
+
+def _find_source(module: str, key: str) -> Path | None:
+    """The module's source file, or None if it is not Python source."""
+    first, *others = module.split(".")
+    spec = _find_top_level(first)
+    for part in others:
+        if spec is None or spec.submodule_search_locations is None:
+            spec = None
+            break
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
+    if spec is None:
+        raise _not_found(module, key)
+    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+
+
+def _find_top_level(name: str) -> ModuleSpec | None:
+    found = PathFinder.find_spec(name, folders())
+    return found or (None if name in sys.builtin_module_names else importlib.util.find_spec(name))
+
+
+def _line_that_binds(tree: ast.Module, name: str) -> int | None:
+    """The line on which a module's top level binds `name` by def, class, assignment or import."""
+    for node in _top_level(tree.body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names = [alias.asname or alias.name for alias in node.names]
+        else:
+            continue
+        if name in names:
+            return node.lineno
+    return None
+
+
+def _top_level(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements that run when the module is imported, including those under `if` and `try`."""
+    for statement in statements:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            yield from _top_level([*statement.body, *statement.orelse])
+
+
 def _short(path: str) -> str:
-    """Relative to the working directory where it lies beneath it."""
+    """The path relative to the working directory if it lies below it, else absolute."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)

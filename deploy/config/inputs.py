@@ -6,12 +6,6 @@ their files, and imports neither torch nor ray nor transformers, nor any module 
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +13,7 @@ import pyarrow as pa
 from cluster.data.datasets import Kind, find_form, own_names, read_schema, require_rows
 from cluster.errors import InputError
 from cluster.files import read_json
+from cluster.user_code import locate
 from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
 from deploy.config.schema import RunConfig
@@ -39,7 +34,7 @@ def check_inputs(config: RunConfig) -> list[str]:
     for name, path, kind in _data_sets(config):
         lines.append(f"{name:<12} {path} ({_check_data(path, kind, config)})")
     for key, dotted_path in dotted_paths(config).items():
-        lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({find_function(dotted_path, key)})")
+        lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({locate(dotted_path, key)})")
     check_files(config.reward_service.scorers, None)
     lines += [f"scorers.{name} {_described(scorer)}" for name, scorer in config.reward_service.scorers.items()]
     constraint = config.learner.constraint
@@ -128,62 +123,3 @@ def _has_chat_template(folder: Path) -> bool:
     return (folder / "chat_template.jinja").exists() or (
         settings.exists() and bool(read_json(settings).get("chat_template"))
     )
-
-
-def find_function(dotted_path: str, key: str) -> str:
-    """Where ``package.module:function`` is defined, found without importing. Raises InputError naming `key`."""
-    module, _, name = dotted_path.partition(":")
-    origin = _find_source(module, key)
-    if origin is None:
-        return "not Python source, so not looked into"
-    try:
-        tree = ast.parse(origin.read_bytes(), str(origin))
-    except SyntaxError as error:
-        raise InputError(key, f"{origin}:{error.lineno}: {error.msg}") from error
-    line = _defined_at(tree, name)
-    if line is None:
-        raise InputError(key, f"{module} has no function {name!r}")
-    return f"{os.path.relpath(origin)}:{line}"
-
-
-def _find_source(module: str, key: str) -> Path | None:
-    """The module's source file; None for one that is no Python source."""
-    first, *others = module.split(".")
-    spec = _find_top_level(first)
-    for part in others:
-        if spec is None or spec.submodule_search_locations is None:
-            spec = None
-            break
-        spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
-    if spec is None:
-        raise InputError(key, f"no module {module!r} here or installed")
-    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-
-
-def _find_top_level(name: str) -> ModuleSpec | None:
-    here = PathFinder.find_spec(name, [os.getcwd()])
-    return here or (None if name in sys.builtin_module_names else importlib.util.find_spec(name))
-
-
-def _defined_at(tree: ast.Module, name: str) -> int | None:
-    """The line where a module binds `name` at its top level: by def, class, assignment or import."""
-    for node in _top_level(tree.body):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names = [node.name]
-        elif isinstance(node, ast.Assign):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        elif isinstance(node, ast.ImportFrom | ast.Import):
-            names = [alias.asname or alias.name for alias in node.names]
-        else:
-            continue
-        if name in names:
-            return node.lineno
-    return None
-
-
-def _top_level(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements that run when the module is imported, those under `if` and `try` included."""
-    for statement in statements:
-        yield statement
-        if isinstance(statement, ast.If | ast.Try):
-            yield from _top_level([*statement.body, *statement.orelse])

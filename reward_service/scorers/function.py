@@ -6,7 +6,6 @@ A reward that the function does not give is a RewardError outcome, never a numbe
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from cluster import user_code
 from cluster.errors import InputError, NotApplicable, RewardError
 from cluster.files import digest_files
 from cluster.scoring import Outcome, Score, ScoreRequest
@@ -83,17 +83,9 @@ class FunctionScorer:
 
 def load_function(dotted_path: str, where: str) -> Callable[..., Any]:
     """Import and return the function at ``package.module:function``. Raises InputError at `where` if it can't."""
-    module_name, _, function_name = dotted_path.partition(":")
-    if not module_name or not function_name:
+    if ":" not in dotted_path:
         raise InputError(where, f"{dotted_path!r} is neither {REWARD_MODEL!r} nor of the form module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # boundary to a user's scorer: its module may raise anything when it is imported
-        raise InputError(where, f"cannot import {module_name}: {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise InputError(where, f"module {module_name} has no function {function_name!r}")
-    return function  # type: ignore[no-any-return]
+    return user_code.load(dotted_path, where)
 
 
 def _source_digest(function: Callable[..., Any]) -> str:

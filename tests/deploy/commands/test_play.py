@@ -99,7 +99,7 @@ def test_a_fault_of_the_environment_names_file_and_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "data", "error"),
     [
-        ("nowhere:Game", 'builder = "task:build"', "error: environment.path: cannot import 'nowhere'"),
+        ("nowhere:Game", 'builder = "task:build"', "error: environment.path: no module 'nowhere' (searched "),
         (f"{WORLDS}:Echo", 'prompts = "gone.jsonl"', "gone.jsonl: "),
         (f"{WORLDS}:NoStep", 'builder = "task:build"', "has no method step"),
     ],

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from cluster.errors import InputError
-from deploy.config.inputs import check_inputs, find_function
+from deploy.config.inputs import check_inputs
 from deploy.config.load import load_run_config
 from tests.support.chat import assistant, user
 from tests.support.paths import ROOT
@@ -195,30 +195,6 @@ def test_conversations_for_a_model_without_a_chat_template_are_refused(task: Pat
     with_conversations(task)
     (task / "model" / "tokenizer_config.json").write_text("{}")
     assert refused(task) == "sft: holds messages, but the tokenizer of model has no chat template"
-
-
-@pytest.mark.parametrize(
-    ("dotted_path", "what"),
-    [
-        ("package.scorers:lenght", "package.scorers has no function 'lenght'"),
-        ("package.scorer:length", "no module 'package.scorer' here or installed"),
-        ("no_such_package.scorers:length", "no module 'no_such_package.scorers' here or installed"),
-    ],
-)
-def test_a_function_that_is_not_there_is_named(task: Path, dotted_path: str, what: str) -> None:
-    with pytest.raises(InputError) as refusal:
-        find_function(dotted_path, "reward_service.scorer")
-    assert str(refusal.value) == f"reward_service.scorer: {what}"
-
-
-def test_a_function_in_a_file_that_does_not_parse_is_named_with_its_line(task: Path) -> None:
-    (task / "package" / "scorers.py").write_text("\ndef length(:\n")
-    with pytest.raises(InputError, match=r"package/scorers.py:2: "):
-        find_function("package.scorers:length", "reward_service.scorer")
-
-
-def test_a_name_may_be_bound_by_assignment_import_or_under_try(task: Path) -> None:
-    assert find_function("package.scorers:fast", "key") == "package/scorers.py:3"
 
 
 SCORERS = """
