@@ -12,6 +12,7 @@ from cluster import user_code
 from cluster.errors import InputError
 from cluster.user_code import load, locate
 
+Find = Callable[[str, str], object]
 SCORERS = (
     "import os\ntry:\n    from math import fsum as fast\nexcept ImportError:\n    fast = sum\n\n\ndef length(): ...\n"
 )
