@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import InputError
 from cluster.files import write_text
+from deploy.config.changes import Change, changes, refused
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
-from deploy.config.toml import flat, to_toml
+from deploy.config.toml import to_toml
 from deploy.run.directory import NEVER_DELETED, RunDirectory
 from deploy.run.layout import CONFIG, EVALUATION, TRAINING
 from deploy.run.reward_models import settle
 from deploy.run.stages import STAGES, checkpoint_step
 
-NUM_STEPS = "learner.num_steps"
-
-
-JUDGED_BY = tuple(f"evaluation.{key}" for key in ("metrics", "num_samples", "greedy", "pass_reward", "num_prompts"))
-"""What may change at any time: where it does, the policies are judged again."""
-
-
-ADVERSARIAL, TRAINED_ON = "adversarial.", "adversarial_share"
-"""Settings that may change likewise, unless prompts altered so are trained on."""
-
-
-_WHEREABOUTS = {"run.name", "run.runs_dir"}
+NUM_STEPS, HELD_OUT = "learner.num_steps", "held_out"
 
 
 def read_target(
@@ -64,18 +52,21 @@ def require_run(path: Path) -> RunDirectory:
 
 @contextlib.contextmanager
 def open_run(
-    config: RunConfig, path: Path, *, fresh: bool = False, may_change: Sequence[str] = ()
+    config: RunConfig,
+    path: Path,
+    *,
+    fresh: bool = False,
+    allow_changes: bool = False,
+    free: Sequence[str] = (),
 ) -> Iterator[RunDirectory]:
-    """The run directory, made or gone on with, locked while the context lasts.
+    """Create or resume a run directory; yields it locked.
 
-    With `fresh` its contents are deleted first. Raises InputError, having changed nothing, when it holds something
-    else, when its settings were others (but those of the sections in `may_change`), and when another process is at
-    work on it. With more PPO steps than before the run is extended, and what is judged otherwise is judged again:
-    then what was evaluated will be evaluated anew.
+    With `fresh` its contents are deleted first. An evaluation that changed settings make invalid is deleted. Raises
+    InputError, having changed nothing, if the folder holds something else, if another process has the lock, or if
+    settings changed that may not (`require_same_settings`).
     """
     _require_usable(path)
-    if not fresh:
-        require_same_settings(config, path, may_change)
+    changed = [] if fresh else require_same_settings(config, path, allow_changes=allow_changes, free=free)
     run = RunDirectory(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -86,8 +77,10 @@ def open_run(
         if fresh:
             run.clear()
         settle(run)
-        if _is_extended(config, path) or _is_judged_otherwise(config, path):
+        if any(change.reevaluates or change.key == NUM_STEPS for change in changed):
             run.forget(EVALUATION)
+        if any(change.may_change == "recorded" for change in changed):
+            run.forget(HELD_OUT)
         write_text(path / CONFIG, to_toml(config))
         _rewind(run, config)
         _drop_checkpoints(run, config)
@@ -104,53 +97,26 @@ def _require_usable(path: Path) -> None:
         raise InputError(str(path), f"not a run directory (it has no {CONFIG}) and not empty; choose another --name")
 
 
-def _is_judged_otherwise(config: RunConfig, path: Path) -> bool:
-    """Whether the policies are to be judged by other settings than they were."""
-    if not (path / CONFIG).exists():
-        return False
-    before, now = flat(read_run_config(path / CONFIG)), flat(config)
-    return any(before.get(key) != now.get(key) for key in {**before, **now} if _judges(key, now))
+def require_same_settings(
+    config: RunConfig, path: Path, *, allow_changes: bool = False, free: Sequence[str] = ()
+) -> list[Change]:
+    """Return the settings in which `config` differs from those of the run in `path`.
 
-
-def _judges(key: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a setting only says how the policies are judged, so that it may change at any time."""
-    of_task = re.fullmatch(r"(tasks\.[^.]+\.)(.+)", key)
-    where, name = of_task.groups() if of_task else ("", key)
-    if name.startswith(ADVERSARIAL):
-        return not settings.get(f"{where or 'data.'}{TRAINED_ON}")
-    return name == "metrics" if where else key in JUDGED_BY
-
-
-def _is_extended(config: RunConfig, path: Path) -> bool:
-    """Whether the run is to do more PPO steps than it was told before."""
-    stored = path / CONFIG
-    return stored.exists() and config.learner.num_steps > read_run_config(stored).learner.num_steps
-
-
-def require_same_settings(config: RunConfig, path: Path, may_change: Sequence[str] = ()) -> None:
-    """Raise InputError naming the settings in which `config` differs from those the run was started with.
-
-    The sections in `may_change` may differ, and what is JUDGED_BY, with what is ADVERSARIAL unless it is trained on;
-    more PPO steps are allowed: they extend the run.
+    Raises InputError naming them if one may not change, by what its field says (`may_change`). `allow_changes` allows
+    those that are recorded, and settings of the sections in `free` may always change.
     """
     stored = path / CONFIG
     if not stored.exists():
-        return
-    way_out = "--fresh starts over, --name makes another run"
+        return []
     try:
-        before, now = flat(read_run_config(stored)), flat(config)
+        before = read_run_config(stored)
     except InputError as error:
-        raise InputError(str(stored), f"{error} ({way_out})") from error
-    free = {*_WHEREABOUTS, *(k for k in {**before, **now} if _judges(k, now) or k.partition(".")[0] in may_change)}
-    free |= {NUM_STEPS} if now[NUM_STEPS] > before[NUM_STEPS] else set()
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in free]
-    if changed:
-        listed = ", ".join(f"{key} (was {_shown(before.get(key))}, now {_shown(now.get(key))})" for key in changed)
-        raise InputError(str(path), f"settings have changed: {listed}; {way_out}")
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else json.dumps(value)
+        advice = "another version of Antiphon wrote it: give the run another --name, or start over with --fresh"
+        raise InputError(str(stored), f"{error} ({advice})") from error
+    changed = changes(before, config, free=free)
+    if why := refused(changed, allow_recorded=allow_changes):
+        raise InputError(str(path), why)
+    return changed
 
 
 def _rewind(run: RunDirectory, config: RunConfig) -> None:

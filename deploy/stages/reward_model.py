@@ -40,7 +40,7 @@ def retrain(config: RunConfig, path: Path, view: View, *, launch: Callable[..., 
     """
     have = ["preferences"] if (path / FEEDBACK).exists() else []
     require_stages(config, RunDirectory(path), ["reward_model"], have=have)
-    with open_run(config, path, may_change=["reward_model"]) as run:
+    with open_run(config, path, free=["reward_model"]) as run:
         begin(run, config)
         with running(run), view:
             launch(config, run, "reward_model", train_again, view)

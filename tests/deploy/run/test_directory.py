@@ -71,8 +71,9 @@ def test_changed_settings_are_named_and_nothing_is_changed(config: RunConfig, pa
     with pytest.raises(InputError) as refusal, open_run(changed, path):
         pass
     assert refusal.value.where == str(path)
-    assert "learner.num_steps (was 20, now 10), learner.clip (was 0.2, now 0.1)" in refusal.value.what
-    assert 'preferences.annotator (was unset, now "task:judge")' in refusal.value.what
+    assert "learner.num_steps (was 20, now 10), preferences.annotator" in refusal.value.what
+    assert 'preferences.annotator (was unset, now "task:judge") may not change' in refusal.value.what
+    assert "learner.clip (was 0.2, now 0.1) may change with --allow-changes" in refusal.value.what
     assert (path / "config.toml").read_text() == before
 
 
@@ -129,7 +130,7 @@ def test_only_the_sections_that_are_named_may_change(config: RunConfig, path: Pa
     smoothed = load_run_config(Path("run.toml"), [*LINES, "reward_model.label_smoothing = 0.1"])
     with pytest.raises(InputError, match=r"reward_model\.label_smoothing"), open_run(smoothed, path):
         pass
-    with open_run(smoothed, path, may_change=["reward_model"]):
+    with open_run(smoothed, path, free=["reward_model"]):
         pass
     assert read_target(path)[0].reward_model.label_smoothing == 0.1
 
