@@ -2,7 +2,7 @@
 
 | kind | one for | says |
 |---|---|---|
-| START | a command | the run, to have `num_steps` steps, goes on after `version`; what is later is done again |
+| START | a command | the run resumes after `version` with `settings`, for `num_steps` steps; later records are void |
 | ADMIT | a group | its number (`admission_index`), prompt, run's seed and floor |
 | TOKENS | a closed segment | its tokens, their log-probabilities, version, seed, the actor and its generation |
 | SCORE | a trajectory | its reward with parts and scorer version, turns and finish reason; its segments are complete |

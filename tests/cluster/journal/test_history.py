@@ -68,6 +68,14 @@ def test_a_log_that_does_not_say_how_long_its_run_was_to_be_is_read(tmp_path: Pa
     assert write(tmp_path, older, *told(0), *trained(1, 0)).lengths == ()
 
 
+def test_settings_of_each_command_come_back_with_the_version_they_follow(tmp_path: Path) -> None:
+    first = events.start("one", version=0, group=0, num_steps=4, settings="{}")
+    killed = events.start("two", version=1, group=1, num_steps=4, settings='{"lost": 1}')
+    again = events.start("three", version=1, group=1, num_steps=4, settings='{"learner": {}}')
+    history = write(tmp_path, first, *told(0), *trained(1, 0), killed, again, *told(1))
+    assert history.settings == ((0, "{}"), (1, '{"learner": {}}'))
+
+
 def test_a_run_goes_on_where_its_log_ends_with_nothing_admitted_again(tmp_path: Path) -> None:
     token_ids, logprobs, segments = (
         [5, 6, 7],
