@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from cluster.errors import InputError
 from cluster.user_code import load
 
 KEY = "learner.advantages"
@@ -55,7 +56,8 @@ def needs_of(name: str) -> Needs:
     if name in ESTIMATORS:
         return ESTIMATORS[name]
     declared = getattr(load(name, KEY), "needs", Needs())
-    assert isinstance(declared, Needs)
+    if not isinstance(declared, Needs):
+        raise InputError(KEY, f"{name}.needs is not a Needs: declare it with @learner.estimators.needs(...)")
     return declared
 
 

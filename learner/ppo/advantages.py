@@ -1,7 +1,7 @@
 """Turns scores into advantages: KL estimators, token rewards, advantage estimators, whitening.
 
 Pure functions over tensors. For statistics over all ranks the caller passes `all_sum`, which sums a tensor over them.
-To add an estimator, write a function of `Signals`, add it to FUNCTIONS and declare its needs in
+To add an estimator, write a function of `Signals`, register it in FUNCTIONS and declare its needs in
 `learner.estimators`.
 
 Shapes: B trajectories, T tokens of the longest. `mask` [B, T] is true on tokens that the policy sampled; values under
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import LearnerError
-from cluster.user_code import load
+from cluster.registry import Registry
 from learner import estimators
 from learner.config import LearnerConfig
 
@@ -185,8 +185,13 @@ class Signals:
     config: LearnerConfig
 
 
+Function = Callable[[Signals], Tensor | tuple[Tensor, Tensor]]
+FUNCTIONS: Registry[Function] = Registry("advantage estimator")
+
+
+@FUNCTIONS.register("gae")
 def _gae(signals: Signals) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation by the critic, with the settings' lambdas."""
+    """Estimate by the critic, with the settings' lambdas (generalised advantage estimation)."""
     config, lam = signals.config, signals.config.gae_lambda
     advantage_lam = lam if config.gae_lambda_alpha is None else _adaptive(signals)
     rewards, values, mask, gamma = signals.rewards, signals.values, signals.mask, config.gamma
@@ -201,8 +206,10 @@ def _adaptive(signals: Signals) -> Tensor:
     return length_adaptive_lambda(signals.mask, signals.config.gae_lambda_alpha)
 
 
+@FUNCTIONS.register("reinforce_pp_baseline")
+@FUNCTIONS.register("reinforce_pp")
 def _rewards_to_come(signals: Signals) -> Tensor:
-    """Discounted rewards from each token on (REINFORCE++, arXiv:2501.03262)."""
+    """Compute discounted rewards from each token on (REINFORCE++, arXiv:2501.03262)."""
     zeros = torch.zeros_like(signals.rewards)
     return gae(signals.rewards, zeros, signals.mask, gamma=signals.config.gamma, lam=1.0)[0]
 
@@ -217,6 +224,11 @@ def _against_group(estimator: Literal["grpo", "dr_grpo", "rloo"]) -> Callable[[S
     return estimate
 
 
+FUNCTIONS.register("grpo")(_against_group("grpo"))
+FUNCTIONS.register("dr_grpo")(_against_group("dr_grpo"))
+FUNCTIONS.register("rloo")(_against_group("rloo"))
+
+
 def group_means(totals: Tensor, groups: Tensor) -> Tensor:
     """Compute the mean [B] of the total rewards [B] in each response's group."""
     return totals - group_advantages(totals, groups, "dr_grpo")
@@ -229,7 +241,7 @@ class Estimator:
     `baseline(totals, groups)` [B] is subtracted from the scores before token rewards are made.
     """
 
-    function: Callable[[Signals], Tensor | tuple[Tensor, Tensor]]
+    function: Function
     needs: estimators.Needs
     baseline: Callable[[Tensor, Tensor], Tensor] | None = None
 
@@ -246,19 +258,10 @@ class Estimator:
         return pair
 
 
-FUNCTIONS: dict[str, Callable[[Signals], Tensor | tuple[Tensor, Tensor]]] = {
-    "gae": _gae,
-    "grpo": _against_group("grpo"),
-    "dr_grpo": _against_group("dr_grpo"),
-    "rloo": _against_group("rloo"),
-    "reinforce_pp": _rewards_to_come,
-    "reinforce_pp_baseline": _rewards_to_come,
-}
 BASELINES = {"reinforce_pp_baseline": group_means}
 
 
 def find_estimator(name: str) -> Estimator:
-    """Find an estimator by its name in FUNCTIONS, or the function at a dotted path. Raises InputError."""
-    needs = estimators.needs_of(name)
-    function = FUNCTIONS.get(name) or load(name, estimators.KEY)
-    return Estimator(function, needs, BASELINES.get(name))
+    """Find a registered estimator, or the function at a dotted path. Raises InputError if there is none."""
+    function = FUNCTIONS.find(name, key=estimators.KEY)
+    return Estimator(function, estimators.needs_of(name), BASELINES.get(name))
