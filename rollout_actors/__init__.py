@@ -1,1 +1,4 @@
-"""Prompts in, sampled trajectories out; the only package that knows vLLM."""
+"""Samples responses to prompts and turns them into scored trajectories.
+
+The only package that imports vLLM.
+"""

@@ -1,7 +1,7 @@
-"""A rollout actor: admits prompts, samples their responses, has them scored and puts the groups into the queue.
+"""A rollout actor: admits prompts, samples responses and puts the scored groups into the queue.
 
-A plain class with async methods that runs as an async Ray actor. Queue, weight store and reward client are faces
-handed to `run`. Knows neither the learner nor other actors: weights are pulled, and who holds a group the queue knows.
+A plain class with async methods; deployed as an async Ray actor. `run` receives queue, weight store and reward client.
+Knows neither the learner nor other actors: it pulls weights, and the queue records which actor holds which group.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from rollout_actors.conversations.runner import Conversations
 from rollout_actors.delivery import Deliveries
 from rollout_actors.engine.loading import build_vllm, fetch_from_object_store, read_policy
 from rollout_actors.engine.protocol import UNLOADED_VERSION, GenerationEngine, SamplingRequest
-from rollout_actors.engine.response import SampledResponse
+from rollout_actors.engine.response import ResponseRequest, SampledResponse
 from rollout_actors.engine.thread import EngineThread
 from rollout_actors.groups import FLOOR_TIMEOUT_S, GroupSampling, cancelled
-from rollout_actors.partials import Safekeeping
+from rollout_actors.partials import PartialsSender
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.reward_client import RewardClient
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     import torch
 
 ADMIT_WAIT_S = 1.0
-"""How long one call for a ticket waits at the queue; a leaving actor waits for its last one."""
+"""How long one call for tickets waits at the queue. An actor that stops waits for its last call."""
 PULL_WAIT_S = 30.0
 LOST_WAIT_S = 1.0
 
 
 class Queue(Protocol):
-    """The face of `cluster.queue.trajectory_queue.TrajectoryQueue` that an actor uses."""
+    """The methods of `TrajectoryQueue` that an actor uses."""
 
     def admit(self, owner: str, *, max_groups: int, timeout_s: float) -> Awaitable[list[Ticket]]: ...
     def keep(self, owner: str, groups: Sequence[PartialGroup]) -> Awaitable[None]: ...
@@ -51,14 +51,14 @@ class Queue(Protocol):
 
 
 class Weights(Protocol):
-    """The face of `cluster.weights.WeightStore` that an actor uses."""
+    """The methods of `WeightStore` that an actor uses."""
 
     def wait_other(self, key: tuple[str, int] | None, *, timeout_s: float) -> Awaitable[Manifest | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response sampled outside training: N tokens with their log-probabilities, and their text."""
+    """A response sampled outside training: N tokens with their log-probabilities and their text."""
 
     text: str
     prompt_token_ids: list[int]
@@ -67,10 +67,10 @@ class Response:
 
 
 class RolloutActor:
-    """Samples for training while `run` runs, and for evaluation, preferences and chat whenever asked.
+    """Samples for training while `run` runs, and for evaluation, preferences and chat on request.
 
-    `environments` are those of the tasks, by their names; a prompt of another task is answered once.
-    `build_engine` and `fetch_tensors` are where a test puts something smaller than vLLM and Ray's object store.
+    `environments` are keyed by task; prompts of other tasks get single responses. Tests replace vLLM by `build_engine`
+    and Ray's object store by `fetch_tensors`.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class RolloutActor:
             dtype=str(config.engine.get("dtype", dtype)),
             before_step=before_step,
         )
-        self._leaving = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._run: asyncio.Future[None] | None = None
         self._rewards: RewardClient | None = None
 
     async def start(self) -> None:
-        """Load the tokenizer and build the engine in its thread; returns when it is warm."""
+        """Load the tokenizer, build the engine in its thread, and return when it is warm."""
         self._tokenizer = await asyncio.to_thread(
             PromptTokenizer, self._model_path, max_prompt_tokens=self._config.max_prompt_tokens
         )
@@ -123,21 +123,20 @@ class RolloutActor:
         }
         await self._engine.start()
 
-    async def ping(self) -> str:
-        """The actor's name: it is alive."""
-        return self._name
+    async def is_ready(self) -> bool:
+        """Return whether a weight version is loaded.
 
-    async def probe(self) -> bool:
-        """Whether a version is loaded to sample with; answers once the engine has come round."""
+        The health check: answers at the engine thread's next turn.
+        """
         return await self._engine.turn() > UNLOADED_VERSION
 
-    async def meet(self, rewards: RewardClient) -> None:
-        """Nothing: what a reward client needs is imported on the way here, while the engine starts."""
+    async def preload(self, rewards: RewardClient) -> None:
+        """No-op. Unpickling the argument imports the reward client while the engine starts."""
 
     async def run(self, queue: Queue, weights: Weights, rewards: RewardClient) -> None:
-        """Sample for training until `leave` is called.
+        """Sample for training until `stop` is called.
 
-        Ends with the error of the first part that fails: the engine, the pull of weights, a reward, the queue.
+        Raises the error of the first part that fails: engine, weights, rewards or queue.
         """
         self._run = asyncio.get_running_loop().create_future()
         self._rewards = rewards
@@ -154,22 +153,22 @@ class RolloutActor:
                 task.result()
         finally:
             await cancelled(tasks)
-            self._leaving.clear()
+            self._stopping.clear()
             self._run.set_result(None)
 
-    async def leave(self) -> None:
-        """Stop admitting, forget what is under way, hand its groups over to others and end `run`.
+    async def stop(self) -> None:
+        """Stop admitting, cancel active responses, return the groups to the queue, and let `run` return.
 
-        A call that overtakes the one of `run` ends that run as it begins.
+        If this call arrives before that of `run`, `run` returns as soon as it starts.
         """
-        self._leaving.set()
+        self._stopping.set()
         if self._run is not None and not self._run.done():
             await asyncio.shield(self._run)
 
     async def _pull_weights(self, weights: Weights) -> None:
-        """Fetch every newest version and offer it to the engine thread.
+        """Fetch each new version and offer it to the engine thread. Does not return.
 
-        Waits for the weight store, whose `publish` wakes it; never ends by itself.
+        Waits for the weight store; its `publish` ends the wait.
         """
         key: tuple[str, int] | None = None
         while True:
@@ -180,8 +179,11 @@ class RolloutActor:
                 key = (manifest.incarnation, manifest.version)
 
     async def _fetch(self, weights: Weights, manifest: Manifest) -> tuple[Manifest, Mapping[str, torch.Tensor]]:
-        """The tensors of the newest version. Those that went with a learner are published again by its successor:
-        waits for that up to FLOOR_TIMEOUT_S, then raises WeightsLost."""
+        """Return the newest version and its tensors.
+
+        If a failed learner took the tensors with it, waits up to FLOOR_TIMEOUT_S until the next learner publishes them
+        again, then raises WeightsLost.
+        """
         give_up_at = time.monotonic() + FLOOR_TIMEOUT_S
         while True:
             try:
@@ -193,15 +195,14 @@ class RolloutActor:
             manifest = await weights.wait_other(None, timeout_s=PULL_WAIT_S) or manifest
 
     async def _admit_groups(self, queue: Queue, rewards: RewardClient) -> None:
-        """Keep `num_concurrent_groups` groups being sampled, and half as many more waiting for a place.
+        """Sample `num_concurrent_groups` groups concurrently and prefetch half as many more.
 
-        Consumes tickets from the queue; waits for tickets (the queue grants them when a version is published or a
-        group falls free), for a group to be sampled, for a delivery that fails, and for `leave`. Returns after what
-        it holds was handed over.
+        Waits for tickets (the queue grants them when a version is published or a group is returned), finished groups,
+        failed deliveries, and `stop`. Returns after it has returned its groups to the queue.
         """
         num_ahead = self._config.num_concurrent_groups // 2
         deliveries = Deliveries(self._tokenizer, queue, rewards)
-        safekeeping = Safekeeping(self._name, queue)
+        partials = PartialsSender(self._name, queue)
         groups = GroupSampling(
             self._name,
             self._config,
@@ -209,51 +210,46 @@ class RolloutActor:
             self._tokenizer,
             self._conversations,
             queue=queue,
-            safekeeping=safekeeping,
+            partials=partials,
             deliveries=deliveries,
         )
-        under_way: set[asyncio.Future[Any]] = set()
-        leaving = asyncio.ensure_future(self._leaving.wait())
+        active: set[asyncio.Future[Any]] = set()
+        stopping = asyncio.ensure_future(self._stopping.wait())
         failing = asyncio.ensure_future(deliveries.failed())
-        keeping = asyncio.ensure_future(safekeeping.send_now_and_then())
+        saving = asyncio.ensure_future(partials.send_periodically())
         admission: asyncio.Future[list[Ticket]] | None = None
         try:
-            while not self._leaving.is_set():
-                max_groups = self._config.num_concurrent_groups + num_ahead - len(under_way)
+            while not self._stopping.is_set():
+                max_groups = self._config.num_concurrent_groups + num_ahead - len(active)
                 if admission is None and max_groups >= max(1, num_ahead):
                     admission = asyncio.ensure_future(
                         queue.admit(self._name, max_groups=max_groups, timeout_s=ADMIT_WAIT_S)
                     )
-                if not under_way:
+                if not active:
                     deliveries.flush()
-                waits = {leaving, failing, keeping, *under_way, *([admission] if admission else [])}
+                waits = {stopping, failing, saving, *active, *([admission] if admission else [])}
                 done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                for task in done & {failing, keeping, *under_way}:
+                for task in done & {failing, saving, *active}:
                     task.result()
-                under_way -= done
+                active -= done
                 if admission is not None and admission.done():
                     tickets, admission = admission.result(), None
-                    under_way |= groups.begin(tickets)
+                    active |= groups.start(tickets)
         finally:
-            await cancelled({leaving, failing, keeping, *under_way})
+            await cancelled({stopping, failing, saving, *active})
             await deliveries.cancel()
             if admission is not None:
                 await asyncio.gather(admission, return_exceptions=True)
         if admission is not None:
             admission.result()
-        await safekeeping.send()
+        await partials.send()
         await queue.hand_over(self._name)
 
     def _sample(
-        self, uid: str, prompt_token_ids: Sequence[int], temperature: float, floor: int
+        self, uid: str, prompt_token_ids: Sequence[int], temperature: float, min_policy_version: int
     ) -> Awaitable[SampledResponse]:
-        return self._engine.sample(
-            uid,
-            prompt_token_ids,
-            max_tokens=self._config.max_response_tokens,
-            temperature=temperature,
-            min_policy_version=floor,
-        )
+        limit = self._config.max_response_tokens
+        return self._engine.sample(ResponseRequest(uid, prompt_token_ids, limit, temperature, min_policy_version))
 
     async def sample(
         self,
@@ -264,9 +260,9 @@ class RolloutActor:
         temperature: float = 1.0,
         min_policy_version: int | None = None,
     ) -> list[list[Response]]:
-        """Sample `num` responses to each prompt, outside training; the same seed gives the same responses.
+        """Sample `num` responses to each prompt, outside training. The same seed gives the same responses.
 
-        With `min_policy_version` it waits until weights at least that new are loaded.
+        Waits until weights of at least `min_policy_version` are loaded, if it is given.
         """
         floor = UNLOADED_VERSION if min_policy_version is None else min_policy_version
         encoded = self._tokenizer.encode(prompts)
@@ -294,54 +290,50 @@ class RolloutActor:
         temperature: float = 1.0,
         min_policy_version: int | None = None,
     ) -> list[list[Conversation]]:
-        """Answer each data row's prompt `num` times, as `sample` does, or talk about it with the task's environment.
+        """Return `num` conversations for each data row: single turns, or with the task's environment.
 
-        Raises EnvironmentFault where the environment breaks its protocol.
+        Raises EnvironmentFault if the environment breaks the protocol.
         """
         settings: dict[str, Any] = {"temperature": temperature, "min_policy_version": min_policy_version}
         conversations = self._conversations.get(task)
         if conversations is None:
             sampled = await self.sample([row["prompt"] for row in rows], seed=seed, num=num, **settings)
-            return [[_answered(row["prompt"], r) for r in group] for row, group in zip(rows, sampled, strict=True)]
+            return [[_single_answer(row["prompt"], r) for r in group] for row, group in zip(rows, sampled, strict=True)]
         if min_policy_version is None:
             settings["min_policy_version"] = UNLOADED_VERSION
-        held = await asyncio.gather(
+        answers = await asyncio.gather(
             *(
-                conversations.hold(f"sample-{seed}-{i}-{j}", row, seed=environment_seed(f"{seed}-{i}"), **settings)
+                conversations.run(f"sample-{seed}-{i}-{j}", row, seed=environment_seed(f"{seed}-{i}"), **settings)
                 for i, row in enumerate(rows)
                 for j in range(num)
             )
         )
-        return [held[i * num : (i + 1) * num] for i in range(len(rows))]
+        return [answers[i * num : (i + 1) * num] for i in range(len(rows))]
 
-    async def go_on(self, requests: Sequence[SamplingRequest]) -> list[list[int]]:
-        """The tokens that follow each request's, sampled under the loaded weights from its own seed."""
+    async def complete(self, requests: Sequence[SamplingRequest]) -> list[list[int]]:
+        """Return the tokens that continue each request, sampled with its seed and the loaded weights."""
         sampled = await asyncio.gather(
             *(
-                self._engine.sample(
-                    request.id,
-                    request.token_ids,
-                    max_tokens=request.max_tokens,
-                    temperature=request.temperature,
-                    seed=request.seed,
-                )
-                for request in requests
+                self._engine.sample(ResponseRequest(r.id, r.token_ids, r.max_tokens, r.temperature, seed=r.seed))
+                for r in requests
             )
         )
         return [response.token_ids for response in sampled]
 
     async def load_published(self, manifest: Manifest) -> None:
-        """Load a version from where it was published, unproved; for use outside `run`."""
+        """Load a published version without a proof. For use outside `run`."""
         tensors = await asyncio.to_thread(self._fetch_tensors, manifest)
         await self._engine.load(tensors, version=manifest.version)
 
     async def load_policy(self, path: str, *, version: int = UNLOADED_VERSION) -> None:
-        """Load the weights of a Hugging Face folder under the label `version`; for use outside `run`.
+        """Load the weights of a Hugging Face folder under the label `version`. For use outside `run`.
 
-        Raises InputError when the folder holds no safetensors.
+        Raises InputError if the folder contains no safetensors, EngineError while `run` runs.
         """
         if self._run is not None and not self._run.done():
-            raise EngineError(self._name, "loads no policy from a folder while it samples for training")
+            raise EngineError(
+                self._name, "cannot load a policy from a folder while it samples for training: stop the run first"
+            )
         await self._engine.load(await asyncio.to_thread(read_policy, Path(path)), version=version)
 
     async def loaded(self, version: int) -> None:
@@ -349,30 +341,30 @@ class RolloutActor:
         await self._engine.loaded(version)
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probabilities, at temperature 1, of each sequence's tokens given their prefix, the first left out."""
+        """Return each token's log-probability given its prefix, at temperature 1, except the first's."""
         return await self._engine.logprobs(sequences)
 
     async def missing_rewards(self) -> str | None:
-        """Which rewards this actor waits for beyond their time, and why; None when all is well."""
+        """Return which rewards are overdue and why, or None."""
         return self._rewards.waiting() if self._rewards is not None else None
 
     async def metrics(self) -> dict[str, Any]:
-        """Totals of the engine thread since its start; see `sampling.SamplingMetrics`."""
+        """Return the totals of the engine thread since its start; see `SamplingMetrics`."""
         return self._engine.metrics()
 
     async def take_intervals(self) -> list[tuple[int, float, float]]:
-        """When tokens were sampled since the last call: (policy version, start, end), monotonic seconds."""
+        """Return when tokens were sampled since the last call; see `EngineThread.take_intervals`."""
         return self._engine.take_intervals()
 
     async def close(self) -> None:
-        """Leave, then give the engine back."""
+        """Stop `run` if it runs, then close environments and engine."""
         if self._run is not None and not self._run.done():
-            await self.leave()
+            await self.stop()
         for conversations in self._conversations.values():
             await conversations.close()
         await self._engine.close()
 
 
-def _answered(prompt: str, response: Response) -> Conversation:
+def _single_answer(prompt: str, response: Response) -> Conversation:
     sampled = SampledResponse("", response.token_ids, response.logprobs, [], "stop")
     return replace(single_turn(prompt, response.prompt_token_ids, sampled), response=response.text)

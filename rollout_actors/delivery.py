@@ -1,8 +1,8 @@
-"""From sampled responses to scored trajectories in the queue, a wave at a time.
+"""Scores sampled groups and puts them into the queue, in waves.
 
-Groups whose responses end within GATHER_S of each other are scored with one call and put with one call: every call
-takes the interpreter away from the engine's thread. Waves do not wait for each other and sampling does not wait for
-them, so a slow scorer holds up nobody. A group that cannot be scored is voided. Knows neither engine nor weights.
+Groups that finish within GATHER_S of each other share one call to the scorer and one to the queue, because every call
+takes the interpreter from the engine's thread. Waves run concurrently with each other and with sampling, so a slow
+scorer delays neither. A group that cannot be scored is voided. Knows neither engine nor weights.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.reward_client import RewardClient
 
 GATHER_S = 0.05
-"""How long a sampled group may wait for others to be scored with; nothing waits once nothing more is being sampled."""
+"""How long a sampled group waits for others of its wave, if others are being sampled."""
 
 
 class TakesFinishedGroups(Protocol):
-    """The queue, as deliveries see it."""
+    """The part of the queue that is used here."""
 
     def put(self, groups: Sequence[FinishedGroup]) -> Awaitable[None]:
-        """Take all of these groups, or raise."""
+        """Accept all of these groups, or raise."""
 
     def void(self, ticket: Ticket, reason: str) -> Awaitable[None]:
-        """Give a group up, or raise where too many are."""
+        """Void a group, or raise if too many are voided."""
 
 
 class SampledGroup(NamedTuple):
-    """A group whose conversations are all over."""
+    """A group whose conversations are all finished."""
 
     ticket: Ticket
     conversations: Sequence[Conversation]
 
 
 class Deliveries:
-    """Scores and puts the groups of one rollout actor."""
+    """Scores the groups of one rollout actor and puts them into the queue."""
 
     def __init__(self, tokenizer: PromptTokenizer, queue: TakesFinishedGroups, rewards: RewardClient) -> None:
         self._tokenizer = tokenizer
@@ -52,13 +52,13 @@ class Deliveries:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def add(self, ticket: Ticket, conversations: Sequence[Conversation]) -> None:
-        """Take a group whose responses are sampled; it is scored and put with those that come soon after it."""
+        """Deliver a sampled group, with those that follow within GATHER_S."""
         self._gathering.append(SampledGroup(ticket, conversations))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self.flush)
 
     def flush(self) -> None:
-        """Score and put what has been gathered, now: nothing more will come soon."""
+        """Deliver the gathered groups now. Call it if nothing else is being sampled."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -75,15 +75,18 @@ class Deliveries:
             self._failed.set_exception(error)
 
     async def failed(self) -> None:
-        """Wait for the first wave that fails and raise its error; for ever where none does.
+        """Wait until a delivery fails, then raise its error. Does not return otherwise.
 
-        RewardUnavailable where the service is not waited for any longer, GroupsVoided where too many groups cannot be
-        scored, TrajectoryRefused where the queue refuses one.
+        Raises RewardUnavailable if the wait for the service has timed out, GroupsVoided if too many groups cannot be
+        scored, TrajectoryRefused if the queue refuses one.
         """
         await asyncio.shield(self._failed)
 
     async def _deliver(self, wave: Sequence[SampledGroup]) -> None:
-        """Put the groups whose responses all have rewards, void the others. An error for all is each one's own."""
+        """Put the groups whose responses all have rewards; void the others.
+
+        If the scorer refuses the whole wave, every group is delivered alone, to find out which ones it refuses.
+        """
         try:
             outcomes = iter(await self._rewards.outcomes(self._requests(wave)))
         except RewardUnavailable:
@@ -96,26 +99,26 @@ class Deliveries:
             return
         finished = []
         for group in wave:
-            judged = [(conversation, next(outcomes)) for conversation in group.conversations]
-            errors = [outcome for _, outcome in judged if isinstance(outcome, RewardError)]
+            scored = [(conversation, next(outcomes)) for conversation in group.conversations]
+            errors = [outcome for _, outcome in scored if isinstance(outcome, RewardError)]
             if errors:
                 await self._queue.void(group.ticket, str(errors[0]))
                 continue
-            trajectories = [self._trajectory(group, c, outcome) for c, outcome in judged if isinstance(outcome, Score)]
+            trajectories = [self._trajectory(group, c, outcome) for c, outcome in scored if isinstance(outcome, Score)]
             finished.append((group.ticket, trajectories))
         if finished:
             await self._queue.put(finished)
 
     def _requests(self, wave: Sequence[SampledGroup]) -> list[ScoreRequest]:
-        held = [(group.ticket, conversation) for group in wave for conversation in group.conversations]
-        texts = self._tokenizer.decode([conversation.last_response for _, conversation in held])
+        delivered = [(group.ticket, conversation) for group in wave for conversation in group.conversations]
+        texts = self._tokenizer.decode([conversation.last_response for _, conversation in delivered])
         return [
             score_request(conversation, text, ticket.row, task=ticket.task)
-            for (ticket, conversation), text in zip(held, texts, strict=True)
+            for (ticket, conversation), text in zip(delivered, texts, strict=True)
         ]
 
     def _trajectory(self, group: SampledGroup, conversation: Conversation, score: Score) -> Trajectory:
-        """The record of one conversation with its rewards."""
+        """Return the trajectory of a scored conversation."""
         return Trajectory(
             uid=conversation.uid,
             group=group.ticket.group,
@@ -133,7 +136,10 @@ class Deliveries:
         )
 
     async def cancel(self) -> None:
-        """Give up what is gathered and the waves under way; their groups are handed over or lost with their owner."""
+        """Drop the gathered groups and cancel the running waves.
+
+        The queue gives their groups to other actors.
+        """
         self._gathering = []
         self.flush()
         for wave in list(self._waves):

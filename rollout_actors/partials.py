@@ -1,6 +1,8 @@
-"""Closed segments of groups under way, sent to the queue, so that the death of an actor costs only the open ones.
+"""Saves finished segments of unfinished groups in the queue.
 
-Sent a few at a time: a group that is finished soon after one of its segments is sent whole instead, by the deliveries.
+An actor's death then loses only the open segments.
+
+Sends segments in batches. A group that finishes before the next batch is not sent here: its delivery holds everything.
 Knows neither engine nor rewards.
 """
 
@@ -13,45 +15,45 @@ from typing import Protocol
 from cluster.trajectory import PartialGroup, PartialResponse, Ticket
 
 KEEP_EVERY_S = 0.25
-"""How long a closed segment may wait for others to be sent with."""
+"""How long a finished segment waits for others, to be sent in one call."""
 
 
-class KeepsBegunGroups(Protocol):
-    """The queue, as it is seen here."""
+class KeepsPartialGroups(Protocol):
+    """The part of the queue that is used here."""
 
     def keep(self, owner: str, groups: Sequence[PartialGroup]) -> Awaitable[None]:
-        """Keep these segments; returns when they are on the disk."""
+        """Save these segments and return when they are on the disk."""
 
 
-class Safekeeping:
-    """What one rollout actor has closed and not yet sent."""
+class PartialsSender:
+    """Sends the finished segments of one rollout actor to the queue."""
 
-    def __init__(self, owner: str, queue: KeepsBegunGroups) -> None:
+    def __init__(self, owner: str, queue: KeepsPartialGroups) -> None:
         self._owner = owner
         self._queue = queue
         self._unsent: dict[int, tuple[Ticket, Sequence[int], dict[str, PartialResponse]]] = {}
-        self._closed = asyncio.Event()
+        self._has_unsent = asyncio.Event()
 
-    def closed(self, ticket: Ticket, prompt_token_ids: Sequence[int], response: PartialResponse) -> None:
-        """A segment of this response has been closed."""
+    def add(self, ticket: Ticket, prompt_token_ids: Sequence[int], response: PartialResponse) -> None:
+        """Send this response, of which a segment is finished, with the next batch."""
         _, _, responses = self._unsent.setdefault(ticket.admission_index, (ticket, prompt_token_ids, {}))
         responses[response.uid] = response
-        self._closed.set()
+        self._has_unsent.set()
 
-    def sampled(self, ticket: Ticket) -> None:
-        """The group's responses are all sampled: they are sent with their rewards."""
+    def drop(self, ticket: Ticket) -> None:
+        """Send nothing more of this group: all its responses are sampled and will be delivered."""
         self._unsent.pop(ticket.admission_index, None)
 
-    async def send_now_and_then(self) -> None:
-        """Send what is closed, KEEP_EVERY_S after the first of it. Never ends; raises what the queue raises."""
+    async def send_periodically(self) -> None:
+        """Send a batch KEEP_EVERY_S after its first segment. Never returns; raises what the queue raises."""
         while True:
-            await self._closed.wait()
+            await self._has_unsent.wait()
             await asyncio.sleep(KEEP_EVERY_S)
             await self.send()
 
     async def send(self) -> None:
-        """Send what is closed now."""
-        self._closed.clear()
+        """Send what is waiting, now."""
+        self._has_unsent.clear()
         unsent, self._unsent = self._unsent, {}
         groups = [(ticket, token_ids, list(responses.values())) for ticket, token_ids, responses in unsent.values()]
         if groups:

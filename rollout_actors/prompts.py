@@ -1,8 +1,7 @@
-"""Prompts: the rows of a data set, and their text turned into tokens and back.
+"""Reads prompts and converts between text and tokens.
 
-A row's `prompt` is its text or a conversation; its other columns travel with it to the scorer. Reading imports no
-torch, so settings can be checked at once; the tokenizer is loaded when one is made. Knows neither admission nor
-engines.
+A row's `prompt` is a text or a conversation; its other columns are passed to the scorer. Reading imports no torch, so
+settings can be checked quickly; the tokenizer is loaded by `PromptTokenizer`. Knows neither admission nor engines.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ Row = dict[str, Any]
 
 
 class Ready(NamedTuple):
-    """Rows as they are sampled, and the errors of those that were left out as broken."""
+    """Rows ready for sampling, and the errors of the broken rows that were left out."""
 
     rows: list[Row]
     broken: list[InputError]
 
 
 def read_rows(path: str | Path, reading: Reading = Reading(), broken: BrokenRows | None = None) -> list[Row]:
-    """Every row of a data set, one dict each; its `prompt` is a text, or a list of messages.
+    """Return every row of a data set as a dict. Its `prompt` is a text or a list of messages.
 
-    Raises InputError naming the file when it is missing, unreadable or empty, and the column or row when a prompt is;
-    `broken` may leave such rows out.
+    Raises InputError naming the file if it is missing, unreadable or empty, and the column or row if a prompt is;
+    `broken` may leave out such rows.
     """
     return _rows(read_examples(Path(path), "prompts", others=None, columns=reading.columns, broken=broken))
 
@@ -43,7 +42,7 @@ def _rows(examples: Examples) -> list[Row]:
 
 
 def holds_messages(rows: Sequence[Row]) -> bool:
-    """Whether the prompts are conversations, which only a tokenizer makes texts of."""
+    """Return whether the prompts are conversations, which need a tokenizer to become texts."""
     return not isinstance(rows[0]["prompt"], str)
 
 
@@ -55,10 +54,10 @@ def ready_rows(
     long_prompts: Literal["error", "drop"],
     reading: Reading = Reading(),
 ) -> Iterator[Ready]:
-    """The rows of a data set as they are sampled, all at once: conversations as the chat template writes them,
-    and prompts of more than `max_prompt_tokens` left out or an error.
+    """Yield once: all rows of a data set, ready for sampling.
 
-    Raises InputError naming the row where a prompt is too long, and where none is left.
+    Formats conversations with the chat template; leaves out prompts of more than `max_prompt_tokens`, or raises, as
+    `long_prompts` says. Raises InputError naming the row of a prompt that is too long, or if no prompt is left.
     """
     broken = BrokenRows(reading.broken_rows)
     examples = read_examples(path, "prompts", others=None, columns=reading.columns, broken=broken)
@@ -78,13 +77,13 @@ def ready_rows(
 
 
 class PromptTokenizer:
-    """The tokenizer of a model folder: prompts to tokens, responses to text.
+    """The tokenizer of a model folder: converts prompts to tokens and responses to text.
 
-    Special tokens are added as the folder's tokenizer adds them (often a beginning-of-sequence token, or none).
+    Adds the special tokens that the folder's tokenizer adds (often a beginning-of-sequence token, or none).
     """
 
     def __init__(self, model_path: str, *, max_prompt_tokens: int) -> None:
-        """Raises InputError when the folder has no tokenizer that can be read."""
+        """Raises InputError if the folder has no readable tokenizer."""
         from transformers import AutoTokenizer
 
         try:
@@ -95,24 +94,23 @@ class PromptTokenizer:
 
     @property
     def tokenizer(self) -> Any:
-        """Transformers' own."""
+        """The tokenizer of transformers."""
         return self._tokenizer
 
     def encode_part(self, text: str) -> list[int]:
-        """Token ids of what stands in the middle of a conversation: no special token is added."""
+        """Return the token ids of a text inside a conversation, without adding special tokens."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def special_text(self, token_id: int) -> str:
-        """The text of a special token; none for another one."""
+        """Return the text of a special token, or an empty text for other tokens."""
         is_special = token_id in self._tokenizer.all_special_ids
         return str(self._tokenizer.convert_ids_to_tokens(token_id)) if is_special else ""
 
     def render(self, path: Path, examples: Examples, broken: BrokenRows) -> Examples:
-        """The conversations of a data set as texts, up to where the model's turn begins.
+        """Format the conversations of a data set as texts, up to the start of the model's turn.
 
-        Raises InputError naming the row that the chat template refuses, unless `broken` leaves it out, and where there
-        is no template.
+        Raises InputError if there is no chat template, and naming the row that it refuses, unless `broken` drops it.
         """
         require_template(self._tokenizer, str(path))
         rows, prompts = list[int](), list[RenderedPrompt]()
@@ -126,11 +124,11 @@ class PromptTokenizer:
         return replace(taken, columns=taken.columns | {"prompt": prompts})
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
-        """The number of tokens of each prompt."""
+        """Return the number of tokens of each prompt."""
         return [len(ids) for ids in self._token_ids(prompts)]
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Each prompt's token ids [P]. Raises InputError naming a prompt that is empty or too long."""
+        """Return each prompt's token ids [P]. Raises InputError naming a prompt that is empty or too long."""
         encoded = self._token_ids(prompts)
         for prompt, ids in zip(prompts, encoded, strict=True):
             if not ids:
@@ -150,7 +148,7 @@ class PromptTokenizer:
         return encoded
 
     def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each response, special tokens left out and nothing else cleaned up."""
+        """Return the text of each response, without special tokens and otherwise unchanged."""
         texts: list[str] = self._tokenizer.batch_decode(
             [list(token_ids) for token_ids in responses], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -162,5 +160,5 @@ def _shortened(prompt: str, max_characters: int = 60) -> str:
 
 
 def scorer_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's columns other than its prompt: what the scorer gets beside prompt and response."""
+    """Return the row's columns except the prompt, as they are passed to the scorer."""
     return {name: value for name, value in row.items() if name != "prompt"}

@@ -1,4 +1,4 @@
-"""The seam to whoever scores responses: owned here, where it is used; `reward_service.client` implements it."""
+"""The reward client that rollout actors use. `reward_service.client` implements it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cluster.scoring import Score, ScoreRequest
 
 
 class RewardClient(Protocol):
-    """Scores responses; every request gets its score, or the error in its place."""
+    """Scores responses."""
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
-        """One outcome a request, in their order: its score, or why there is none.
+        """Return one outcome for each request, in their order: its score, or the error of this request.
 
-        Raises RewardUnavailable when the service is not waited for any longer, RewardError where it takes none of them.
+        Raises RewardUnavailable if the wait for the service has timed out, RewardError if it refuses all requests.
         """
 
     def waiting(self) -> str | None:
-        """What is missing while a service that is down is waited for; None when all is well."""
+        """Return which rewards are overdue and why, or None."""

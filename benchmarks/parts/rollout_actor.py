@@ -132,7 +132,7 @@ async def _actor_tokens_per_s(
         await asyncio.sleep(STAND_IN_S)
     ended = time.monotonic()
     tokens = (await actor.metrics())["num_sampled_tokens"] - before
-    await actor.leave()
+    await actor.stop()
     await running
     kill_actor(queue)
     kill_actor(store)

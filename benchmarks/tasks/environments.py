@@ -19,11 +19,11 @@ from benchmarks.results import Row
 from benchmarks.scale.stand_ins import Pace, StandInEngine
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation, single_turn
-from rollout_actors.conversations.dialogue import Table
+from rollout_actors.conversations.dialogue import Dialogue
 from rollout_actors.conversations.runner import Conversations
 from rollout_actors.engine.response import SampledResponse
 from rollout_actors.engine.thread import EngineThread
-from rollout_actors.environments.host import HostedHere, Threads
+from rollout_actors.environments.host import InProcessHost, Threads
 from rollout_actors.prompts import PromptTokenizer
 
 STEP_S, NUM_AT_ONCE, NUM_TURNS, RESPONSE_TOKENS = 0.02, 64, 3, 16
@@ -78,7 +78,7 @@ def _settings(num_turns: int, **settings: Any) -> EnvironmentConfig:
 
 
 async def _hold(conversations: Conversations, number: int) -> Conversation:
-    return await conversations.hold(f"0-{number}-0", {}, seed=number, temperature=1.0, min_policy_version=-1)
+    return await conversations.run(f"0-{number}-0", {}, seed=number, temperature=1.0, min_policy_version=-1)
 
 
 async def _many(tokenizer: PromptTokenizer) -> list[Row]:
@@ -139,9 +139,9 @@ async def _bare(tokenizer: PromptTokenizer) -> list[Row]:
 
     async def hold(number: int, **settings: Any) -> None:
         environment = Talk(num_turns=10, **settings)
-        host = HostedHere(environment, threads, timeout_s=30.0)
-        table = Table(host, tokenizer, _settings(10), max_response_tokens=16)
-        await table.hold("u", seed=number, columns={}, sample=sample)
+        host = InProcessHost(environment, threads, timeout_s=30.0)
+        dialogue = Dialogue(host, tokenizer, _settings(10), max_response_tokens=16)
+        await dialogue.run("u", seed=number, columns={}, sample=sample)
 
     threads, rows = Threads(), []
     for name, settings in (("messages", {}), ("plain text", {"in_messages": False})):

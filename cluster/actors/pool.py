@@ -250,4 +250,4 @@ class _Crew:
 async def _tell_to_leave(actor: RemoteActor) -> None:
     """Ask an actor to stop its work; one that is gone has stopped, and its supervision says what follows."""
     with contextlib.suppress(ActorDied):
-        await actor.leave()
+        await actor.stop()

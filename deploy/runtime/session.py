@@ -84,7 +84,7 @@ class Session:
             max_restarts=config.rollout_actors.max_restarts,
             note=view.note,
             health=Health(
-                lambda actor: actor.probe(),
+                lambda actor: actor.is_ready(),
                 timeout_s=config.rollout_actors.probe_timeout_s,
                 setting="rollout_actors.probe_timeout_s",
                 note=view.note,
@@ -180,7 +180,7 @@ class Session:
 
         Not a bare `gather`: if a deadline cancels that, its exception is never retrieved and asyncio prints it.
         """
-        await asyncio.gather(actor.start(), actor.meet(self._new_reward_client()))
+        await asyncio.gather(actor.start(), actor.preload(self._new_reward_client()))
 
     async def _stop_actor(self, actor: RemoteActor) -> None:
         kill_actor(actor)

@@ -1,32 +1,33 @@
-"""Any environment behind an OpenEnv server, in text: a session of its own over the server's WebSocket.
+"""Adapter for environments behind an OpenEnv server, with one WebSocket session per environment.
 
-Speaks OpenEnv's contract (`reset`, `step` and `state` on `/ws`) by itself and needs the package websockets alone: the
-package openenv, which the server runs with, asks for another mcp than vLLM does, so both do not fit in one place.
+Implements OpenEnv's protocol (`reset`, `step` and `state` on `/ws`) and needs only the package websockets. The package
+openenv, with which the server runs, requires another version of mcp than vLLM and cannot be installed beside it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from cluster.data.chat_template import Message
 from cluster.errors import EnvironmentFault, InputError
+from rollout_actors.environments.protocol import numbers
 
 SETTINGS = "environment.settings"
 INVALID = ("VALIDATION_ERROR", "INVALID_JSON")
-"""What a server says of an action that is none; other errors are faults of its own."""
+"""Error codes for an invalid action. All other errors are faults of the server."""
 MAX_MESSAGE_BYTES = 2**26
 
 
 class OpenEnvText:
-    """`environment.path = "rollout_actors.adapters.openenv:OpenEnvText"`, with the server's `url` in the settings.
+    """Set `environment.path = "openenv"` and, in the settings, the server's `url`.
 
-    A response is the field `action` of the action, or the whole action in JSON where that is empty. The policy reads
-    the field `observation` of what is observed, or all of it in JSON. `rules` go before the first observation. An
-    answer that is no action is told so, costs `malformed_reward`, and moves nothing. Numbers in the server's last state
-    are parts of the reward. The server must allow as many sessions as conversations are held at once.
+    The response becomes the field `action` of the action, or is the whole action in JSON if `action` is empty. The
+    policy reads the field `observation` of the observation, or all of it in JSON if `observation` is empty. `rules` are
+    put before the first observation. A response that is not an action gets an error as observation and
+    `malformed_reward`; the environment does not change. Numbers in the server's last state become parts of the reward.
+    The server must allow one session for each concurrent conversation.
     """
 
     def __init__(
@@ -39,10 +40,10 @@ class OpenEnvText:
         malformed_reward: float = 0.0,
         connect_timeout_s: float = 10.0,
     ) -> None:
-        """Raises InputError where `url` is none of a server."""
+        """Raises InputError if `url` is not the URL of a server."""
         scheme, found, rest = url.rstrip("/").partition("://")
         if not found or scheme not in ("http", "https", "ws", "wss"):
-            raise InputError(f"{SETTINGS}.url", f"{url!r} is not a server's, such as http://127.0.0.1:8000")
+            raise InputError(f"{SETTINGS}.url", f"{url!r} is not the URL of a server, such as http://127.0.0.1:8000")
         self._url = f"{'wss' if scheme in ('https', 'wss') else 'ws'}://{rest}/ws"
         self._action = action
         self._observation = observation
@@ -52,22 +53,25 @@ class OpenEnvText:
         self._socket: Any = None
 
     async def reset(self, *, seed: int, **columns: Any) -> list[Message]:
-        """The rules and what is observed first. The server takes of the columns those that its reset knows."""
+        """Return the rules and the first observation.
+
+        The server's reset uses those columns that it has arguments for.
+        """
         if self._socket is None or self._socket.state.name != "OPEN":
             await self._connect()
-        answer = await self._ask("reset", {**columns, "seed": seed})
-        seen = self._shown(answer)
+        answer = await self._call("reset", {**columns, "seed": seed})
+        seen = self._formatted(answer)
         return [{"role": "user", "content": f"{self._rules}\n{seen}" if self._rules else seen}]
 
     async def step(self, response: str) -> tuple[str, float, bool, bool, dict[str, float]]:
-        """What is observed after the action that the response says."""
+        """Take the action in the response and return the result."""
         try:
-            answer = await self._ask("step", self._parsed(response))
+            answer = await self._call("step", self._parsed(response))
         except ValueError as error:
             return f"error: {error}", self._malformed_reward, False, False, {"malformed": 1.0}
         is_over = bool(answer.get("done"))
-        state = await self._ask("state") if is_over else {}
-        return self._shown(answer), float(answer.get("reward") or 0.0), is_over, False, _numbers(state)
+        state = await self._call("state") if is_over else {}
+        return self._formatted(answer), float(answer.get("reward") or 0.0), is_over, False, numbers(state)
 
     async def close(self) -> None:
         """End the session."""
@@ -86,8 +90,11 @@ class OpenEnvText:
         except (OSError, TimeoutError, WebSocketException) as error:
             raise EnvironmentFault(self._url, f"cannot be reached ({error})") from error
 
-    async def _ask(self, kind: str, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What the server answers. Raises ValueError where an action is none, EnvironmentFault for anything else."""
+    async def _call(self, kind: str, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the server's answer.
+
+        Raises ValueError for an invalid action, EnvironmentFault for all other errors.
+        """
         from websockets.exceptions import WebSocketException
 
         message = {"type": kind} if data is None else {"type": kind, "data": data}
@@ -96,46 +103,41 @@ class OpenEnvText:
             answer = json.loads(await self._socket.recv())
         except (WebSocketException, ValueError, TypeError) as error:
             raise EnvironmentFault(self._url, f"{kind}: {type(error).__name__}: {error}") from error
-        said = answer.get("data", {}) if isinstance(answer, Mapping) else {}
-        if not isinstance(said, dict) or "type" not in answer:
-            raise EnvironmentFault(self._url, f"{kind}: the answer is not of OpenEnv's contract")
-        if answer["type"] == "error" and kind == "step" and said.get("code") in INVALID:
-            raise ValueError(_reasons(said))
+        content = answer.get("data", {}) if isinstance(answer, Mapping) else {}
+        if not isinstance(content, dict) or "type" not in answer:
+            raise EnvironmentFault(self._url, f"{kind}: the answer does not follow OpenEnv's protocol")
+        if answer["type"] == "error" and kind == "step" and content.get("code") in INVALID:
+            raise ValueError(_reasons(content))
         if answer["type"] == "error":
-            raise EnvironmentFault(self._url, f"{kind}: {said.get('code')}: {said.get('message')}")
-        return said
+            raise EnvironmentFault(self._url, f"{kind}: {content.get('code')}: {content.get('message')}")
+        return content
 
     def _parsed(self, response: str) -> dict[str, Any]:
-        """The action that a response is. Raises ValueError for none."""
+        """Return the action in a response. Raises ValueError if there is none."""
         if self._action:
             return {self._action: response}
         try:
             action = json.loads(response)
         except ValueError as error:
-            raise ValueError(f"the action is no JSON ({error})") from error
+            raise ValueError(f"the action is not JSON ({error})") from error
         if not isinstance(action, dict):
-            raise ValueError("the action is no JSON object")
+            raise ValueError("the action is not a JSON object")
         return action
 
-    def _shown(self, answer: Mapping[str, Any]) -> str:
+    def _formatted(self, answer: Mapping[str, Any]) -> str:
         observed = answer.get("observation") or {}
         if not self._observation:
             return json.dumps(observed)
         if self._observation not in observed:
-            what = f"no {self._observation!r} in what is observed; there is {', '.join(observed) or 'nothing'}"
+            what = f"the observation has no field {self._observation!r}; it has {', '.join(observed) or 'none'}"
             raise EnvironmentFault(f"{SETTINGS}.observation", what)
         value = observed[self._observation]
         return value if isinstance(value, str) else json.dumps(value)
 
 
-def _reasons(said: Mapping[str, Any]) -> str:
-    """What is wrong with an action, field by field where the server says so."""
-    errors = said.get("errors")
+def _reasons(content: Mapping[str, Any]) -> str:
+    """Return why an action is invalid, by field if the server gives the fields."""
+    errors = content.get("errors")
     if not isinstance(errors, list):
-        return str(said.get("message"))
+        return str(content.get("message"))
     return "; ".join(f"{'.'.join(map(str, error.get('loc', ())))}: {error.get('msg')}" for error in errors)
-
-
-def _numbers(state: Mapping[str, Any]) -> dict[str, float]:
-    kept = {name: float(value) for name, value in state.items() if isinstance(value, int | float)}
-    return {name: value for name, value in kept.items() if math.isfinite(value)}

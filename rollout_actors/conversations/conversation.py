@@ -1,4 +1,4 @@
-"""The record of a finished conversation."""
+"""A finished conversation, its scorer request and its seed."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from rollout_actors.prompts import scorer_columns
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One that is over: T tokens, of which those before the first turn were given, and every turn of the policy.
+    """A finished conversation: T tokens and the policy's turns.
 
-    `finish_reason` is `stop` where the environment, or in a single turn the policy, ended it, and `length` where it was
-    cut. `parts` are the numbers in the environment's last `info`s.
+    The tokens before the first turn are the prompt.
+
+    `finish_reason` is `stop` if the environment (in a single turn: the policy) ended it, `length` if it was cut off.
+    `parts` are the numbers from the `info` of all steps; of numbers with the same name, the last.
     """
 
     uid: str
     prompt: str
     token_ids: list[int]
     logprobs: list[float]
-    """[T]: behaviour log-probabilities, 0 where others spoke."""
+    """[T]: behaviour log-probabilities; 0 on tokens that the policy did not sample."""
     segments: list[Segment]
     turns: list[Turn]
     finish_reason: str
     response: str = ""
-    """The policy's last response, where its text is known."""
+    """Text of the policy's last response; empty if it was not decoded."""
     messages: list[Message] = field(default_factory=list)
-    """The whole conversation; nothing for a single turn."""
+    """All messages of the conversation; empty for a single turn."""
     parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def mask(self) -> list[bool]:
-        """[T]: true on what the policy sampled."""
+        """[T]: true on tokens that the policy sampled."""
         mask = [False] * len(self.token_ids)
         for turn in self.turns:
             mask[turn.start : turn.start + turn.length] = [True] * turn.length
@@ -46,18 +48,18 @@ class Conversation:
 
     @property
     def last_response(self) -> list[int]:
-        """The tokens of the policy's last turn."""
+        """Token ids of the policy's last turn."""
         turn = self.turns[-1]
         return self.token_ids[turn.start : turn.start + turn.length]
 
     @property
     def turn_rewards(self) -> float:
-        """What the environment gave, all turns together."""
+        """Sum of the environment's rewards over all turns."""
         return sum(turn.reward or 0.0 for turn in self.turns)
 
 
 def single_turn(prompt: str, prompt_token_ids: Sequence[int], response: SampledResponse) -> Conversation:
-    """One response to one prompt: P prompt tokens, then N sampled ones."""
+    """Return the conversation of one prompt (P tokens) and one response (N tokens)."""
     num = len(prompt_token_ids)
     return Conversation(
         response.uid,
@@ -71,17 +73,17 @@ def single_turn(prompt: str, prompt_token_ids: Sequence[int], response: SampledR
 
 
 def score_request(conversation: Conversation, response: str, row: Mapping[str, Any], *, task: str = "") -> ScoreRequest:
-    """What a scorer is asked: the last response, with the row's columns and, where there is one, the conversation."""
+    """Return the scorer's request: last response, the row's columns and the messages, if any."""
     columns = scorer_columns(row)
     if conversation.messages:
         columns["conversation"] = conversation.messages
     return ScoreRequest(conversation.uid, conversation.prompt, response, columns, task)
 
 
-def environment_seed(what: str) -> int:
-    """The seed of an environment: the first 31 bits of blake2b over ``WHAT:environment``.
+def environment_seed(key: str) -> int:
+    """Return the seed of an environment: the first 31 bits of blake2b over ``KEY:environment``.
 
-    In training WHAT is `{run seed}-{group}`: all responses of a group meet the same beginning.
+    In training KEY is `{run seed}-{group}`, so all responses of a group start from the same state.
     """
-    digest = hashlib.blake2b(f"{what}:environment".encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(f"{key}:environment".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,7 +1,7 @@
-"""Conversations of the policy with an environment: many at once over one engine, each turn by turn.
+"""Runs conversations between the policy and an environment, turn by turn.
 
-The policy's tokens are masked in, what others say is masked out. A single-turn prompt is the shortest conversation and
-needs none of this: `single_turn` writes it down. Knows neither queue, rewards nor weights.
+The mask is true on the policy's tokens and false on all others. A prompt without an environment needs none of this: see
+`single_turn`. Knows neither queue, rewards nor weights.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from rollout_actors.environments.host import Host
 from rollout_actors.environments.protocol import Step
 from rollout_actors.prompts import PromptTokenizer
 
-OTHERWISE = "answers otherwise than it did before: all that is random must come from the seed"
+CHANGED_ANSWER = "gave another answer than before to the same responses: take all randomness from the seed"
 
 
 class Samples(Protocol):
-    """Samples one response. Its segments are numbered from `first_segment` on."""
+    """Samples one response, whose segments are numbered from `first_segment`."""
 
     def __call__(
         self, token_ids: Sequence[int], *, max_tokens: int, first_segment: int
     ) -> Awaitable[SampledResponse]: ...
 
 
-class Table:
-    """Where one policy and one environment meet: holds a conversation from `reset` to its end.
+class Dialogue:
+    """Runs one conversation between the policy and an environment, from `reset` to the end.
 
-    Raises EnvironmentFault where the environment breaks the protocol, and what `sample` raises.
+    Raises EnvironmentFault if the environment breaks the protocol, and what `sample` raises.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Table:
         self._config = config
         self._max_response_tokens = max_response_tokens
 
-    async def hold(
+    async def run(
         self,
         uid: str,
         *,
@@ -53,64 +53,64 @@ class Table:
         columns: Mapping[str, Any],
         sample: Samples,
         begun: PartialResponse | None = None,
-        keep: Keeping | None = None,
+        on_progress: Callable[[DialogueState], None] | None = None,
     ) -> Conversation:
-        """One whole conversation. It ends with the environment, after `max_turns`, or where no token more fits.
+        """Run the conversation until the environment ends it, or `max_turns` or `max_tokens` is reached.
 
-        Where it is `begun`, the environment hears those turns again before another is sampled; what has been said is
-        told to `keep` now and then. Raises EnvironmentFault where the environment answers otherwise than it did.
+        Replays the turns of `begun` to the environment first; raises EnvironmentFault if its answers differ from those
+        in `begun`. Calls `on_progress` with the turns so far after each new turn.
         """
         start = await self._host.reset(seed, columns)
         transcript = Transcript(self._tokenizer, start, await self._host.tools())
-        record, said = Record(uid, transcript), turns_of(begun)
+        state, replayed = DialogueState(uid, transcript), turns_of(begun)
         while True:
-            if said:
-                given, response = said.pop(0)
-                if given != record.given():
-                    raise EnvironmentFault(self._config.path or "environment", OTHERWISE)
+            if replayed:
+                prefix, response = replayed.pop(0)
+                if prefix != state.unanswered():
+                    raise EnvironmentFault(self._config.path or "environment", CHANGED_ANSWER)
             else:
                 response = await sample(
-                    list(transcript.token_ids), max_tokens=self._room(transcript), first_segment=len(record.segments)
+                    list(transcript.token_ids), max_tokens=self._room(transcript), first_segment=len(state.segments)
                 )
-            text = record.respond(response)
-            step = await self._host.step(text)
-            record.take(step)
-            if keep is not None and not said:
-                keep.hear(record)
+            step = await self._host.step(state.respond(response))
+            state.add_step(step)
+            if on_progress is not None and not replayed:
+                on_progress(state)
             if step.terminated or step.truncated:
-                return record.finished("stop" if step.terminated else "length")
-            if len(record.turns) == self._config.max_turns:
-                return record.finished("length")
+                return state.finished("stop" if step.terminated else "length")
+            if len(state.turns) == self._config.max_turns:
+                return state.finished("length")
             transcript.observe(step.observation)
             if self._room(transcript) < 1:
-                return record.finished("length")
+                return state.finished("length")
 
     def _room(self, transcript: Transcript) -> int:
-        """How many tokens the next response may have."""
+        """Return how many tokens the next response may have."""
         return min(self._max_response_tokens, self._config.max_tokens - len(transcript.token_ids))
 
 
-class Keeping:
-    """Tells of a conversation's turns whenever so many tokens more of it have been sampled.
+class ProgressSaver:
+    """Saves a conversation's turns every `every_tokens` sampled tokens, by calling `on_closed` with them.
 
-    One in which somebody said nothing, not one token, is not kept: where a turn ends could not be told.
+    Conversations in which the environment added no token between two turns are not saved: the end of a turn could not
+    be recovered.
     """
 
     def __init__(self, on_closed: Callable[[PartialResponse], None], *, every_tokens: int) -> None:
         self._on_closed = on_closed
         self._every_tokens = every_tokens
-        self._num_kept = 0
+        self._num_saved = 0
 
-    def hear(self, record: Record) -> None:
-        """A turn is over."""
-        num_sampled = sum(turn.length for turn in record.turns)
-        if num_sampled - self._num_kept >= self._every_tokens and record.shows_its_turns():
-            self._num_kept = num_sampled
-            self._on_closed(record.partial())
+    def update(self, state: DialogueState) -> None:
+        """Save the turns if enough tokens have been sampled since the last time. Call it after each turn."""
+        num_sampled = sum(turn.length for turn in state.turns)
+        if num_sampled - self._num_saved >= self._every_tokens and state.has_recoverable_turns():
+            self._num_saved = num_sampled
+            self._on_closed(state.partial())
 
 
-class Record:
-    """What is written down of a conversation while it goes on."""
+class DialogueState:
+    """The turns of a running conversation, with their segments, log-probabilities and rewards."""
 
     def __init__(self, uid: str, transcript: Transcript) -> None:
         self._uid = uid
@@ -122,26 +122,26 @@ class Record:
         self.turns: list[Turn] = []
 
     def respond(self, response: SampledResponse) -> str:
-        """Take a response; its text."""
+        """Append a response and return its text."""
         start = len(self._transcript.token_ids)
-        self._given += [self.given(), *([] for _ in response.segments[1:])]
+        self._given += [self.unanswered(), *([] for _ in response.segments[1:])]
         self.segments += shifted(response.segments, start)
         self.turns.append(Turn(start, len(response.token_ids)))
         self._sampled.append((start, response.logprobs))
         return self._transcript.respond(response.token_ids)
 
-    def given(self) -> list[int]:
-        """The tokens that others have put behind the last turn, or before the first one."""
+    def unanswered(self) -> list[int]:
+        """Return the tokens after the policy's last turn: the prompt if there is no turn yet."""
         last = self.turns[-1] if self.turns else Turn(0, 0)
         return self._transcript.token_ids[last.start + last.length :]
 
-    def shows_its_turns(self) -> bool:
-        """Whether there is a token before every turn, by which it is told from the one before."""
+    def has_recoverable_turns(self) -> bool:
+        """Return whether the environment added a token before every turn, which marks where the turn begins."""
         ends = [turn.start + turn.length for turn in self.turns]
         return all(end < turn.start for end, turn in zip([-1, *ends], self.turns, strict=False))
 
     def partial(self) -> PartialResponse:
-        """The turns so far, as they are kept."""
+        """Return the turns so far in the form in which they are saved."""
         token_ids, logprobs, segments = list[int](), list[float](), list[Segment]()
         for segment in self.segments:
             segments.append(replace(segment, start=len(token_ids)))
@@ -150,13 +150,13 @@ class Record:
             logprobs += values
         return PartialResponse(self._uid, token_ids, logprobs, segments, None, list(self._given))
 
-    def take(self, step: Step) -> None:
-        """Take what a response was worth."""
+    def add_step(self, step: Step) -> None:
+        """Record the reward and the info of the last turn."""
         self.turns[-1] = replace(self.turns[-1], reward=step.reward)
         self._parts |= step.info
 
     def finished(self, finish_reason: str) -> Conversation:
-        """The conversation up to the policy's last token: what was said behind it, nobody answers."""
+        """Return the conversation up to the policy's last token, without the environment's answer to it."""
         transcript, last = self._transcript, self.turns[-1]
         token_ids = transcript.token_ids[: last.start + last.length]
         logprobs = [0.0] * len(token_ids)
@@ -177,13 +177,13 @@ class Record:
 
 
 def turns_of(begun: PartialResponse | None) -> list[tuple[list[int], SampledResponse]]:
-    """The turns that are kept of a conversation: what stood before each, and what was sampled.
+    """Return the turns of a saved conversation: the tokens before each turn, and the sampled response.
 
-    Before the first segment of a turn somebody else has put a token, before its others nobody has.
+    Only the first segment of a turn has tokens before it that the policy did not sample.
     """
     if begun is None:
         return []
-    starts = [number for number, given in enumerate(begun.given) if given]
+    starts = [number for number, prefix in enumerate(begun.given) if prefix]
     return [
         (begun.given[first], _response(begun, begun.segments[first:end]))
         for first, end in zip(starts, [*starts[1:], len(begun.segments)], strict=True)
@@ -192,5 +192,5 @@ def turns_of(begun: PartialResponse | None) -> list[tuple[list[int], SampledResp
 
 def _response(begun: PartialResponse, segments: Sequence[Segment]) -> SampledResponse:
     start, end = segments[0].start, segments[-1].start + segments[-1].length
-    own = shifted(segments, -start)
-    return SampledResponse(begun.uid, begun.token_ids[start:end], begun.logprobs[start:end], own, "stop")
+    from_zero = shifted(segments, -start)
+    return SampledResponse(begun.uid, begun.token_ids[start:end], begun.logprobs[start:end], from_zero, "stop")

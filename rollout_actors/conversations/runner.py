@@ -1,22 +1,22 @@
-"""Run conversations on a pool of environments."""
+"""Runs conversations with one engine and a pool of environments."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.trajectory import PartialResponse
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation
-from rollout_actors.conversations.dialogue import Keeping, Table
+from rollout_actors.conversations.dialogue import Dialogue, DialogueState
+from rollout_actors.engine.response import ResponseRequest, SampledResponse
 from rollout_actors.engine.thread import EngineThread
-from rollout_actors.environments.pool import Environments
+from rollout_actors.environments.pool import EnvironmentPool
 from rollout_actors.prompts import PromptTokenizer, scorer_columns
 
 
 class Conversations:
-    """Holds conversations over one engine; `row` is the prompt's data row, whose columns the environment is given."""
+    """Runs the conversations of one task, many at once."""
 
     def __init__(
         self, config: EnvironmentConfig, tokenizer: PromptTokenizer, engine: EngineThread, *, max_response_tokens: int
@@ -25,9 +25,9 @@ class Conversations:
         self._tokenizer = tokenizer
         self._engine = engine
         self._max_response_tokens = max_response_tokens
-        self._environments = Environments(config)
+        self._environments = EnvironmentPool(config)
 
-    async def hold(
+    async def run(
         self,
         uid: str,
         row: Mapping[str, Any],
@@ -37,24 +37,32 @@ class Conversations:
         min_policy_version: int,
         max_segment_tokens: int | None = None,
         begun: PartialResponse | None = None,
-        keep: Keeping | None = None,
+        on_progress: Callable[[DialogueState], None] | None = None,
     ) -> Conversation:
-        """One conversation, every turn of it with weights of at least `min_policy_version`; what is `begun` of it is
-        gone on with, and `keep` hears of its turns.
+        """Run one conversation, sampled with weights of at least `min_policy_version`.
 
-        Raises EnvironmentFault where the environment breaks its protocol.
+        Passes the columns of the data row `row` to the environment. Continues from `begun` if given; calls
+        `on_progress` after each new turn. Raises EnvironmentFault if the environment breaks the protocol.
         """
-        sample = partial(
-            self._engine.sample,
-            uid,
-            temperature=temperature,
-            min_policy_version=min_policy_version,
-            max_segment_tokens=max_segment_tokens,
-        )
-        async with self._environments.one() as host:
-            table = Table(host, self._tokenizer, self._config, max_response_tokens=self._max_response_tokens)
-            return await table.hold(uid, seed=seed, columns=scorer_columns(row), sample=sample, begun=begun, keep=keep)
+
+        def sample(token_ids: Sequence[int], *, max_tokens: int, first_segment: int) -> Awaitable[SampledResponse]:
+            request = ResponseRequest(
+                uid,
+                token_ids,
+                max_tokens,
+                temperature,
+                min_policy_version,
+                first_segment=first_segment,
+                max_segment_tokens=max_segment_tokens,
+            )
+            return self._engine.sample(request)
+
+        async with self._environments.acquire() as host:
+            dialogue = Dialogue(host, self._tokenizer, self._config, max_response_tokens=self._max_response_tokens)
+            return await dialogue.run(
+                uid, seed=seed, columns=scorer_columns(row), sample=sample, begun=begun, on_progress=on_progress
+            )
 
     async def close(self) -> None:
-        """Give the environments back."""
+        """Close the environments."""
         await self._environments.close()

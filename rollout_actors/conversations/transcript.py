@@ -1,7 +1,7 @@
-"""A conversation as tokens: what the policy sampled stays as it was sampled, what others say is put between.
+"""The tokens and messages of a conversation as it grows.
 
-Nothing is ever tokenized again, so that the learner sees the very tokens that were sampled. Messages are written by the
-tokenizer's chat template, texts as they are. Knows neither environments nor engines.
+Sampled tokens are kept and never tokenized again, so the learner sees exactly the tokens that were sampled. The
+tokenizer's chat template formats messages; plain texts are used unchanged. Knows neither environments nor engines.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from cluster.errors import InputError
 from rollout_actors.environments.protocol import Observation
 from rollout_actors.prompts import PromptTokenizer
 
-WHERE = "environment"
+KEY = "environment"
 ANSWER = "antiphon-answer-41f0"
-"""Stands for the policy's response where the template is asked what it writes behind one."""
+"""Stands for the policy's response to find what the template writes after a response."""
 
 
 class Transcript:
-    """The tokens and the messages of one conversation."""
+    """Tokens and messages of one conversation."""
 
     def __init__(self, tokenizer: PromptTokenizer, start: Observation, tools: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Raises InputError where messages meet a tokenizer without a chat template, or the prompt is too long."""
+        """Raises InputError if there are messages but no chat template, or if the prompt is too long."""
         self._tokenizer = tokenizer
         self._tools = list(tools)
         self._has_messages = not isinstance(start, str)
@@ -32,37 +32,37 @@ class Transcript:
         (self.token_ids,) = tokenizer.encode([self.prompt])
 
     def _prompt(self, start: Sequence[Message]) -> RenderedPrompt:
-        require_template(self._tokenizer.tokenizer, WHERE)
-        return render(self._tokenizer.tokenizer, start, WHERE, is_prompt=True, tools=self._tools)
+        require_template(self._tokenizer.tokenizer, KEY)
+        return render(self._tokenizer.tokenizer, start, KEY, is_prompt=True, tools=self._tools)
 
     def respond(self, token_ids: Sequence[int]) -> str:
-        """Take a response of the policy; its text."""
+        """Append a response of the policy and return its text."""
         (text,) = self._tokenizer.decode([token_ids])
         self.token_ids += token_ids
         self.messages.append({"role": "assistant", "content": text})
         return text
 
     def observe(self, observation: Observation) -> None:
-        """Take what the environment answered, up to where the policy's next turn begins."""
+        """Append the environment's answer, up to the start of the policy's next turn."""
         messages = [{"role": "user", "content": observation}] if isinstance(observation, str) else list(observation)
         self.messages += messages
         if not self._has_messages and isinstance(observation, str):
             self.token_ids += self._tokenizer.encode_part(observation)
         else:
-            self.token_ids += self._tokenizer.encode_part(self._behind_the_answer(messages))
+            self.token_ids += self._tokenizer.encode_part(self._after_response(messages))
 
-    def _behind_the_answer(self, messages: Sequence[Message]) -> str:
-        """What the template writes behind a response, less the end that the policy sampled itself.
+    def _after_response(self, messages: Sequence[Message]) -> str:
+        """Return what the template writes after a response, without the end token that was sampled.
 
-        Told from a conversation whose answer is known, since a template may write the whole one otherwise once it has
-        gone on (such as without the thoughts in it).
+        Rendered with a known answer in place of the real one: a template may render earlier turns differently once the
+        conversation continues, such as without their reasoning.
         """
         tokenizer = self._tokenizer.tokenizer
-        require_template(tokenizer, WHERE)
+        require_template(tokenizer, KEY)
         known = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
-        text = render(tokenizer, [*known, *messages], WHERE, is_prompt=True, tools=self._tools)
-        _, found, behind = text.rpartition(ANSWER)
+        text = render(tokenizer, [*known, *messages], KEY, is_prompt=True, tools=self._tools)
+        _, found, after = text.rpartition(ANSWER)
         if not found:
-            raise InputError(WHERE, "the chat template leaves out what the policy answered: no second turn follows it")
+            raise InputError(KEY, "the chat template leaves out the policy's answer: it does not support several turns")
         end = self._tokenizer.special_text(self.token_ids[-1])
-        return behind.removeprefix(end) if end else behind
+        return after.removeprefix(end) if end else after

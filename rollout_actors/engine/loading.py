@@ -1,4 +1,4 @@
-"""What a rollout actor's engine is built from and where its weights come from. Knows no sampling."""
+"""Builds an actor's engine and reads the weights that it loads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIN_MODEL_LEN = 128
 def build_vllm(
     config: RolloutActorsConfig, *, model_path: str, dtype: str, seed: int, max_tokens: int
 ) -> GenerationEngine:
-    """vLLM with that model, warm, with room for what an actor samples at once: sequences of up to `max_tokens`."""
+    """Build and warm up vLLM for the actor's concurrent responses, with up to `max_tokens` each."""
     from rollout_actors.engine.vllm_engine import VllmEngine
 
     sizes = {"max_num_seqs": config.num_concurrent_groups * config.responses_per_prompt}
@@ -36,21 +36,21 @@ def build_vllm(
 
 
 def _max_model_len(max_tokens: int, folder: Path) -> int:
-    """Room for the longest sequence, and for probe prompts where sequences are short, within the context."""
+    """Return a length that fits the longest sequence and the probe prompts, within the context."""
     context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
     wanted = max(max_tokens + 1, MIN_MODEL_LEN)
     return wanted if context is None else min(wanted, int(context))
 
 
 def fetch_from_object_store(manifest: Manifest) -> Mapping[str, torch.Tensor]:
-    """The tensors of a published version, each with its checksum proved. Blocks."""
+    """Return the tensors of a published version, after checking each one's checksum. Blocks."""
     from cluster.weights.object_store import fetch_tensors
 
     return fetch_tensors(manifest, timeout_s=FETCH_TIMEOUT_S)
 
 
 def read_policy(folder: Path) -> Mapping[str, torch.Tensor]:
-    """The tensors of a Hugging Face folder. Raises InputError where it holds no safetensors."""
+    """Return the tensors of a Hugging Face folder. Raises InputError if it contains no safetensors."""
     from safetensors.torch import load_file
 
     files = sorted(folder.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""What an engine thread counts. Knows no engine."""
+"""Counters and time spans of an engine thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAME_INTERVAL_S = 0.02
 
 @dataclass(slots=True)
 class SamplingMetrics:
-    """Totals since the engine thread started; `busy_s` is time inside the engine's steps, swaps apart."""
+    """Totals since the engine thread started. `busy_s` is the time in the engine's steps, without swaps."""
 
     policy_version: int = UNLOADED_VERSION
     num_sampled_tokens: int = 0
@@ -24,20 +24,20 @@ class SamplingMetrics:
     num_swaps_checksum_only: int = 0
     num_prefilled_again_tokens: int = 0
     prefill_again_s: float = 0.0
-    """Steps in which a response interrupted by a swap had not sampled again yet: an upper bound."""
+    """Upper bound: all steps in which a response that a swap interrupted is being prefilled."""
 
 
 class Intervals:
-    """Spans (policy version, start, end) of the monotonic clock, in seconds, in which tokens were sampled.
+    """Collects the spans (policy version, start, end) in which tokens were sampled, in monotonic seconds.
 
-    Spans with pauses shorter than SAME_INTERVAL_S between them are one; the oldest of more than MAX_INTERVALS go.
+    Merges spans less than SAME_INTERVAL_S apart. Keeps the newest MAX_INTERVALS.
     """
 
     def __init__(self) -> None:
         self._spans: deque[tuple[int, float, float]] = deque(maxlen=MAX_INTERVALS)
 
     def add(self, version: int, started: float, ended: float) -> None:
-        """One step's span."""
+        """Add the span of one step."""
         last = self._spans[-1] if self._spans else None
         if last is not None and last[0] == version and started - last[2] < SAME_INTERVAL_S:
             self._spans[-1] = (version, last[1], ended)
@@ -45,7 +45,7 @@ class Intervals:
             self._spans.append((version, started, ended))
 
     def take(self) -> list[tuple[int, float, float]]:
-        """All of them, which are forgotten then."""
+        """Return all spans and clear them."""
         spans = list(self._spans)
         self._spans.clear()
         return spans

@@ -1,6 +1,6 @@
-"""The seam between sampling and whatever generates tokens. One thread owns an engine; nothing here is thread-safe.
+"""The protocol of a generation engine. vLLM implements it; unit tests use a small fake.
 
-vLLM stands behind it everywhere; unit tests put a small fake there.
+One thread owns an engine: nothing here is thread-safe.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 UNLOADED_VERSION = -1
-"""Label of the weights that an engine was started from, before any version was loaded."""
+"""Label of the weights that an engine starts with, before a version is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingRequest:
-    """Continue `token_ids` by at most `max_tokens`, sampled with a generator of its own started at `seed`."""
+    """Continue `token_ids` by at most `max_tokens`, sampled with a separate generator seeded with `seed`."""
 
     id: str
     token_ids: list[int]
@@ -30,9 +30,11 @@ class SamplingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """New tokens of one request since the last step, each with its log-probability at the sampling temperature.
+    """New tokens of one request since the last step, with their log-probabilities.
 
-    `finish_reason` is `stop` (the end-of-sequence token is the last of the tokens), `length`, or None: still going.
+    These are at the sampling temperature.
+
+    `finish_reason` is `stop` (the last token is the end-of-sequence token), `length`, or None if unfinished.
     """
 
     id: str
@@ -42,25 +44,25 @@ class Sampled:
 
 
 class GenerationEngine(Protocol):
-    """What the engine thread needs."""
+    """Samples tokens for many requests at once, one step at a time."""
 
     def add(self, request: SamplingRequest) -> None:
-        """Take a request; it advances with every `step`."""
+        """Add a request. Every `step` advances it."""
 
     def step(self) -> list[Sampled]:
-        """Advance every request under way by about one token and return what is new."""
+        """Advance every active request by about one token and return the new tokens."""
 
     def abort(self, ids: Sequence[str]) -> None:
-        """Forget these requests; nothing more is returned for them."""
+        """Cancel these requests. Nothing more is returned for them."""
 
     def has_work(self) -> bool:
-        """Whether a request is under way."""
+        """Return whether a request is active."""
 
     def load(self, tensors: Mapping[str, torch.Tensor], *, version: int) -> None:
-        """Replace all weights by a whole version in checkpoint form. No request may be under way."""
+        """Replace all weights by a version in checkpoint form. No request may be active."""
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probabilities, at temperature 1, of each sequence's tokens given their prefix, the first left out."""
+        """Return each token's log-probability given its prefix, at temperature 1, except the first's."""
 
     def close(self) -> None:
-        """Give back memory and processes."""
+        """Free memory and end processes."""

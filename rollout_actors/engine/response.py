@@ -1,6 +1,6 @@
-"""A response from its first token to its last: what cuts it into segments, and what it is when it is done.
+"""One response from its first token to its last: its request, its segments and its result.
 
-Pure bookkeeping of the engine thread: knows neither engines, threads nor weights.
+Bookkeeping of the engine thread. Imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -10,12 +10,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from cluster.trajectory import PartialResponse, Segment, segment_seed
-from rollout_actors.engine.protocol import SamplingRequest
+from rollout_actors.engine.protocol import UNLOADED_VERSION, SamplingRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseRequest:
+    """A response to sample. Its tokens depend only on prompt, weights and seeds, and the seeds on `uid`."""
+
+    uid: str
+    prompt_token_ids: Sequence[int]
+    max_tokens: int
+    temperature: float
+    min_policy_version: int = UNLOADED_VERSION
+    """Sampling waits until weights of at least this version are loaded."""
+    seed: int | None = None
+    """Seed of the first segment, if it is not to be derived from `uid`."""
+    first_segment: int = 0
+    """Number of the first segment. The later turns of a conversation continue the count."""
+    max_segment_tokens: int | None = None
+    """Length at which a segment ends and the next one starts; None for no limit."""
+    begun: PartialResponse | None = None
+    """Tokens that were sampled before, perhaps by another actor: sampling continues from them."""
+    on_closed: Callable[[PartialResponse], None] | None = None
+    """Called in the event loop with the response so far, whenever a segment is finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledResponse:
-    """A finished response: N tokens, their log-probabilities, and segments whose `start` counts from its first token.
+    """A finished response: N tokens with log-probabilities, and segments.
+
+    The `start` of a segment counts from the first token of the response.
 
     `finish_reason` is `stop` (the last token ends the sequence) or `length`.
     """
@@ -29,68 +53,66 @@ class SampledResponse:
 
 @dataclass(slots=True, eq=False)
 class ActiveRequest:
-    """One response being sampled or waiting for weights; once handed over, the engine thread alone touches it.
+    """A request that is being sampled or waits for weights.
 
-    `on_closed` is to hear of what there is whenever a segment is closed. A later turn of a conversation counts its
-    segments from `first_segment`.
+    Only the engine thread may use it once it has it.
     """
 
-    uid: str
-    prompt_token_ids: list[int]
-    max_tokens: int
-    temperature: float
-    min_policy_version: int
+    request: ResponseRequest
     future: asyncio.Future[SampledResponse]
-    first_seed: int | None = None
-    first_segment: int = 0
-    max_segment_tokens: int | None = None
-    on_closed: Callable[[PartialResponse], None] | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     seed: int = 0
     segment_start: int = 0
 
-    def go_on_from(self, begun: PartialResponse) -> None:
-        """Take what others have sampled of it for its beginning."""
-        self.token_ids, self.logprobs = list(begun.token_ids), list(begun.logprobs)
-        self.segments = list(begun.segments)
+    def __post_init__(self) -> None:
+        """Continue from copies of what was sampled before."""
+        begun = self.request.begun
+        if begun is not None:
+            self.token_ids, self.logprobs = list(begun.token_ids), list(begun.logprobs)
+            self.segments = list(begun.segments)
 
     def end_segment(self, version: int, actor: str) -> bool:
-        """Record what was sampled since the segment began; False where nothing was: that is no segment."""
+        """Record the segment that ends here. Returns False, and records nothing, if it has no token."""
         length = len(self.token_ids) - self.segment_start
         if length:
             self.segments.append(Segment(version, self.segment_start, length, self.seed, actor))
         return length > 0
 
-    def request(self, id_: str) -> SamplingRequest:
-        """Begin the next segment: go on from prompt + partial response with a seed of the segment's own."""
-        given = None if self.segments else self.first_seed
-        self.seed = segment_seed(self.uid, self.first_segment + len(self.segments)) if given is None else given
+    def next_segment(self, id_: str) -> SamplingRequest:
+        """Start the next segment: return the engine's request that continues prompt + partial response."""
+        request = self.request
+        if request.seed is not None and not self.segments:
+            self.seed = request.seed
+        else:
+            self.seed = segment_seed(request.uid, request.first_segment + len(self.segments))
         self.segment_start = len(self.token_ids)
         return SamplingRequest(
             id=id_,
-            token_ids=self.prompt_token_ids + self.token_ids,
-            max_tokens=min(self._num_left(), self.max_segment_tokens or self._num_left()),
+            token_ids=[*request.prompt_token_ids, *self.token_ids],
+            max_tokens=min(self._num_left(), request.max_segment_tokens or self._num_left()),
             seed=self.seed,
-            temperature=self.temperature,
+            temperature=request.temperature,
         )
 
     def _num_left(self) -> int:
-        return self.max_tokens - len(self.token_ids)
+        return self.request.max_tokens - len(self.token_ids)
 
-    def ends(self, finish_reason: str) -> bool:
-        """Whether the response ends where its segment does."""
+    def is_finished(self, finish_reason: str) -> bool:
+        """Return whether the response ends with the segment that ended for this reason."""
         return finish_reason != "length" or not self._num_left()
 
     def partial(self, finish_reason: str | None = None) -> PartialResponse:
-        """What there is when a segment has been closed."""
-        return PartialResponse(self.uid, list(self.token_ids), list(self.logprobs), list(self.segments), finish_reason)
+        """Return a copy of the response so far. `finish_reason` is None if it is unfinished."""
+        uid = self.request.uid
+        return PartialResponse(uid, list(self.token_ids), list(self.logprobs), list(self.segments), finish_reason)
 
     def finished(self, finish_reason: str) -> SampledResponse:
-        return SampledResponse(self.uid, self.token_ids, self.logprobs, self.segments, finish_reason)
+        """Return the finished response."""
+        return SampledResponse(self.request.uid, self.token_ids, self.logprobs, self.segments, finish_reason)
 
 
 def shifted(segments: Sequence[Segment], offset: int) -> list[Segment]:
-    """The same segments with starts that count from `offset` tokens earlier: from the conversation's first token."""
+    """Return the segments with `offset` added to every start."""
     return [replace(segment, start=segment.start + offset) for segment in segments]

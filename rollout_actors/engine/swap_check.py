@@ -1,6 +1,6 @@
-"""Whether an engine holds the weights it claims: the judgement after every swap.
+"""Checks after every swap that an engine holds the weights of its version.
 
-The learner's log-probabilities on the probe prompts travel in the manifest; the engine computes its own after the
+The manifest contains the learner's log-probabilities on the probe prompts; the engine computes them again after the
 swap. Pure arithmetic: knows neither engines nor tensors.
 """
 
@@ -14,20 +14,20 @@ from cluster.weights.manifest import Manifest, Probe
 TOLERANCE_FLOOR = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1e-2}
 """Smallest tolerance, relative to the largest |log-probability| of the probe."""
 NOISE_CEILING = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest noise that the first swap may show, relative likewise; more is another model, not noise."""
+"""Largest noise at the first swap, also relative; more than that is another model."""
 COARSEST = "bfloat16"
 TOLERANCE_OVER_NOISE = 4.0
 
 
 class Verdict(StrEnum):
-    """What a swap that was not refused amounts to."""
+    """The result of an accepted swap."""
 
     PROVED = "proved"
     CHECKSUM_ONLY = "checksum only"
 
 
 def distance(first: Probe, second: Probe) -> float:
-    """Largest absolute difference of two probes' log-probabilities; infinite where they cannot be compared."""
+    """Return the largest absolute difference of two probes; infinity if they are not comparable."""
     if [len(prompt) for prompt in first] != [len(prompt) for prompt in second]:
         return float("inf")
     gaps = [abs(a - b) for p, q in zip(first, second, strict=True) for a, b in zip(p, q, strict=True)]
@@ -35,17 +35,16 @@ def distance(first: Probe, second: Probe) -> float:
 
 
 def magnitude(probe: Probe) -> float:
-    """Largest |log-probability| of a probe, the scale that noise is relative to; at least 1."""
+    """Return the largest |log-probability| of a probe, at least 1: the scale of noise and tolerance."""
     return max([1.0, *(abs(value) for prompt in probe for value in prompt)])
 
 
 class SwapProof:
-    """Judges an engine's swaps one after the other.
+    """Checks an engine's swaps, one after the other.
 
-    The first one measures the engine's noise against the learner, which must be small for the engine's dtype; later
-    tolerances are a multiple of it. A swap is proved when the engine is within tolerance of its version and the
-    version can be told from the one before it and from what the engine held: both further away than twice the
-    tolerance.
+    The first swap measures the noise between engine and learner, which must be small for the engine's dtype; later
+    tolerances are a multiple of it. A swap is proved if the engine is within tolerance of its version, and this version
+    is more than twice the tolerance away from the previous version and from what the engine held before.
     """
 
     def __init__(self, actor: str, dtype: str) -> None:
@@ -56,10 +55,10 @@ class SwapProof:
         self._tolerance: float | None = None
         self._held: tuple[tuple[tuple[int, ...], ...], Probe] | None = None
 
-    def judge(self, manifest: Manifest, computed: Probe) -> Verdict:
-        """Compare what the engine computed on the manifest's probe prompts after it loaded that version.
+    def check(self, manifest: Manifest, computed: Probe) -> Verdict:
+        """Compare the engine's log-probabilities on the probe prompts with those of the manifest.
 
-        Raises EngineError naming actor, version and distances where the engine does not hold the version.
+        Raises EngineError naming actor, version and distances if the engine does not hold the version.
         """
         scale = magnitude(manifest.probe)
         away = distance(computed, manifest.probe)
@@ -73,7 +72,7 @@ class SwapProof:
         return verdict
 
     def _nearer_to_previous(self, manifest: Manifest, computed: Probe, away: float, scale: float) -> bool:
-        """Whether the engine looks like the version before, where the two differ by more than any noise."""
+        """Return whether the engine is nearer to the previous version, if that differs by more than noise."""
         previous = manifest.previous_probe
         if previous is None or distance(manifest.probe, previous) <= 2 * scale * self._floor:
             return False
@@ -83,8 +82,8 @@ class SwapProof:
         others = [] if manifest.previous_probe is None else [manifest.previous_probe]
         if self._held is not None and self._held[0] == manifest.probe_token_ids:
             others.append(self._held[1])
-        told_apart = all(distance(manifest.probe, other) > 2 * tolerance for other in others)
-        return Verdict.PROVED if told_apart else Verdict.CHECKSUM_ONLY
+        distinguishable = all(distance(manifest.probe, other) > 2 * tolerance for other in others)
+        return Verdict.PROVED if distinguishable else Verdict.CHECKSUM_ONLY
 
 
 def _disagreement(manifest: Manifest, computed: Probe, away: float, allowed: float) -> str:

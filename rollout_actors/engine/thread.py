@@ -1,9 +1,8 @@
-"""The one thread that owns an engine, and its asyncio face.
+"""The thread that owns an engine, and the async methods by which an event loop uses it.
 
-Around the thread, asyncio tasks submit requests and await responses. The thread takes what is new, swaps when newer
-weights are whole, steps, and hands on what finished; a swap interrupts the responses under way and continues each
-from prompt + partial response, so it is a segment boundary, and so is every so many tokens. Knows neither tickets,
-rewards nor Ray.
+Each turn of the thread runs new commands, swaps to newer weights if they have arrived, steps the engine and returns the
+responses that finished. A swap interrupts the active responses and continues each from prompt + partial response, so a
+segment ends at a swap, and also after `max_segment_tokens`. Imports neither Ray nor vLLM.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from cluster.trajectory import PartialResponse
 from cluster.weights.manifest import Manifest
 from rollout_actors.engine.metrics import Intervals, SamplingMetrics
 from rollout_actors.engine.protocol import UNLOADED_VERSION, GenerationEngine, Sampled
-from rollout_actors.engine.response import ActiveRequest, SampledResponse
+from rollout_actors.engine.response import ActiveRequest, ResponseRequest, SampledResponse
 from rollout_actors.engine.swap_check import SwapProof, Verdict
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """A version that arrived whole; without a manifest it comes from a folder and is not proved."""
+    """All tensors of a version. Weights without a manifest, such as those of a folder, are not proved."""
 
     version: int
     tensors: Mapping[str, torch.Tensor]
@@ -39,10 +38,10 @@ class _Weights:
 
 
 class EngineThread:
-    """Owns one engine in one thread. All public methods belong to the event loop that called `start`.
+    """Owns one engine in one thread. Call the public methods only in the event loop that called `start`.
 
-    An exception in the thread fails everyone who waits, with EngineError or the AntiphonError it was, and ends the
-    thread; `ended` tells. `before_step` is called in the thread before each step.
+    An exception in the thread ends the thread and is raised by all pending calls and by `ended`: an AntiphonError as it
+    is, any other as EngineError. The thread calls `before_step` before each step.
     """
 
     def __init__(
@@ -59,81 +58,53 @@ class EngineThread:
         self._proof = SwapProof(name, dtype)
         self._thread = threading.Thread(target=self._own_engine, name=f"engine of {name}", daemon=True)
         self._wake = threading.Condition()
-        # Shared, under _wake:
+        # Shared by thread and event loop, guarded by _wake:
         self._inbox: list[Callable[[], None]] = []
         self._offered: _Weights | None = None
         self._closing = False
         self._failure: AntiphonError | None = None
         self._intervals = Intervals()
-        # The thread's own:
+        # Used by the thread only:
         self._ids = itertools.count()
         self._version = UNLOADED_VERSION
-        self._under_way: dict[str, ActiveRequest] = {}
+        self._active: dict[str, ActiveRequest] = {}
         self._waiting: deque[ActiveRequest] = deque()
         self._prefilling_again: set[str] = set()
         self._version_waiters: list[tuple[int, asyncio.Future[Any]]] = []
         self._metrics = SamplingMetrics()
-        # The event loop's own:
+        # Used by the event loop only:
         self._open: set[asyncio.Future[Any]] = set()
 
-    # The asyncio face.
+    # Methods of the event loop.
 
     async def start(self) -> None:
-        """Build the engine in its thread; returns when it is warm. Raises what building raised."""
+        """Build the engine in its thread and return when it is warm. Raises what building it raised."""
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._new_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._thread.start()
         await self._started
 
-    async def sample(
-        self,
-        uid: str,
-        prompt_token_ids: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        min_policy_version: int = UNLOADED_VERSION,
-        seed: int | None = None,
-        first_segment: int = 0,
-        max_segment_tokens: int | None = None,
-        begun: PartialResponse | None = None,
-        on_closed: Callable[[PartialResponse], None] | None = None,
-    ) -> SampledResponse:
-        """Sample one response; waits until weights of at least `min_policy_version` are loaded.
+    async def sample(self, request: ResponseRequest) -> SampledResponse:
+        """Sample one response, once weights of at least its `min_policy_version` are loaded.
 
-        Cancelling the call forgets the response. The tokens depend on uid, prompt and weights alone; with a `seed`,
-        which the first segment then has, on that and not on the uid. Segments count from `first_segment`, and have at
-        most `max_segment_tokens`; `on_closed` hears whenever one is closed. What is `begun` is gone on with.
+        Cancelling the call cancels the request.
         """
-        response = ActiveRequest(
-            uid,
-            list(prompt_token_ids),
-            max_tokens,
-            temperature,
-            min_policy_version,
-            self._new_future(),
-            seed,
-            first_segment,
-            max_segment_tokens,
-            on_closed,
-        )
-        if begun is not None:
-            response.go_on_from(begun)
-        self._put(lambda: self._waiting.append(response))
+        active = ActiveRequest(request, self._new_future())
+        self._put(lambda: self._waiting.append(active))
         try:
-            return await response.future
+            return await active.future
         except asyncio.CancelledError:
             if self._failure is None:
-                self._put(lambda: self._forget(response))
+                self._put(lambda: self._forget(active))
             raise
 
     def offer_weights(self, manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Hand over a version that arrived whole; loaded and proved before the next step, unless a newer one comes."""
+        """Load and prove this version before the next step, unless a newer one is offered before."""
         self._offer(_Weights(manifest.version, tensors, manifest))
 
     async def load(self, tensors: Mapping[str, torch.Tensor], *, version: int) -> None:
-        """Load weights that come with no manifest, hence unproved, under the label `version`."""
+        """Load weights under the label `version`, without a proof: they have no manifest."""
         future = self._new_future()
 
         def swap() -> None:
@@ -144,7 +115,7 @@ class EngineThread:
         await future
 
     async def forget_version(self) -> None:
-        """Call the loaded weights by no version: floors wait for the next one that is offered."""
+        """Remove the label of the loaded weights: requests wait for the next version that is offered."""
         future = self._new_future()
 
         def forget() -> None:
@@ -155,7 +126,7 @@ class EngineThread:
         await future
 
     async def loaded(self, version: int) -> None:
-        """Wait until weights of at least `version` are loaded; woken by the swap that loads them."""
+        """Wait until weights of at least `version` are loaded. The swap that loads them ends the wait."""
         if version <= self._metrics.policy_version:
             return
         future = self._new_future()
@@ -163,35 +134,35 @@ class EngineThread:
         await future
 
     async def turn(self) -> int:
-        """Wait until the thread has come round once more; the version that is loaded then."""
+        """Wait for the next turn of the thread and return the version that is loaded then."""
         future: asyncio.Future[int] = self._new_future()
         self._put(lambda: self._resolve([(future, self._version)]))
         return await future
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The engine's log-probabilities of each sequence's tokens given their prefix, the first left out."""
+        """Return each token's log-probability given its prefix, at temperature 1, except the first's."""
         future: asyncio.Future[list[list[float]]] = self._new_future()
         self._put(lambda: self._resolve([(future, self._engine.logprobs(sequences))]))
         return await future
 
     def metrics(self) -> dict[str, Any]:
-        """Totals so far, by name."""
+        """Return the totals so far, by name; see `SamplingMetrics`."""
         return asdict(self._metrics)
 
     def take_intervals(self) -> list[tuple[int, float, float]]:
-        """Spans (policy version, start, end) of this machine's monotonic clock in which tokens were sampled.
+        """Return the spans (policy version, start, end) since the last call in which tokens were sampled.
 
-        Since the last call; seconds. Spans with pauses shorter than 20 ms between steps are one.
+        Seconds of this machine's monotonic clock. Spans less than 20 ms apart are merged.
         """
         with self._wake:
             return self._intervals.take()
 
     async def ended(self) -> None:
-        """Wait for the end of the thread; raises the error that ended it."""
+        """Wait until the thread ends, then raise the error that ended it, if any."""
         await asyncio.shield(self._ended)
 
     async def close(self) -> None:
-        """Stop after the step under way, give the engine back and wait for the thread's end."""
+        """Stop after the current step, close the engine and wait until the thread has ended."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -217,7 +188,7 @@ class EngineThread:
             self._wake.notify()
 
     def _fail_all(self, failure: AntiphonError | None) -> None:
-        """Runs in the event loop when the thread has ended: nobody is left waiting for it."""
+        """End all pending calls after the thread has ended. Runs in the event loop."""
         reason = failure or EngineError(self._name, "the engine was closed")
         self._failure = reason
         for future in list(self._open):
@@ -229,13 +200,12 @@ class EngineThread:
             self._ended.set_exception(failure)
             self._ended.exception()
 
-    # The engine thread.
+    # Methods of the engine thread.
 
     def _own_engine(self) -> None:
-        """Take what is new, swap if newer weights are whole, step, hand on what finished.
+        """Run new commands, swap to newer weights if there are any, step, return finished responses; repeat.
 
-        Consumes commands from the inbox and offered weights; waits only when the engine has no work, until `_put`,
-        `_offer` or `close` wakes it.
+        Waits only while the engine has no work, until `_put`, `_offer` or `close` wakes the thread.
         """
         failure: AntiphonError | None = None
         try:
@@ -249,13 +219,13 @@ class EngineThread:
             self._engine.close()
         except AntiphonError as error:
             failure = error
-        except Exception as error:  # noqa: BLE001  the thread's top: everyone who waits is told
+        except Exception as error:  # noqa: BLE001  top of the thread: all pending calls raise it
             failure = EngineError(self._name, f"the engine failed: {type(error).__name__}: {error}")
             failure.__cause__ = error
         self._loop.call_soon_threadsafe(self._fail_all, failure)
 
     def _take_new(self) -> bool:
-        """Run the commands that came in; False when the thread shall end."""
+        """Run the commands in the inbox. Returns False if the thread must end."""
         with self._wake:
             while not (self._inbox or self._offered or self._closing or self._engine.has_work()):
                 self._wake.wait()
@@ -271,7 +241,10 @@ class EngineThread:
             self._swap(offered)
 
     def _swap(self, weights: _Weights) -> None:
-        """Interrupt what is under way, load, prove; the interrupted go on with `_submit_waiting`."""
+        """Interrupt the active responses, load and prove the weights.
+
+        `_submit_waiting` continues the responses.
+        """
         started = time.monotonic()
         self._interrupt()
         self._engine.load(weights.tensors, version=weights.version)
@@ -284,18 +257,18 @@ class EngineThread:
             self._await_version(version, future)
 
     def _interrupt(self) -> None:
-        self._engine.abort(list(self._under_way))
+        self._engine.abort(list(self._active))
         closed: list[tuple[ActiveRequest, str | None]] = []
-        for response in reversed(self._under_way.values()):
+        for response in reversed(self._active.values()):
             if response.end_segment(self._version, self._name):
                 closed.append((response, None))
             self._waiting.appendleft(response)
-        self._tell(closed)
-        self._under_way.clear()
+        self._report_closed(closed)
+        self._active.clear()
         self._prefilling_again.clear()
 
     def _prove(self, manifest: Manifest) -> None:
-        verdict = self._proof.judge(manifest, self._engine.logprobs(manifest.probe_token_ids))
+        verdict = self._proof.check(manifest, self._engine.logprobs(manifest.probe_token_ids))
         self._metrics.num_swaps_proved += verdict is Verdict.PROVED
         self._metrics.num_swaps_checksum_only += verdict is Verdict.CHECKSUM_ONLY
 
@@ -306,10 +279,10 @@ class EngineThread:
             self._version_waiters.append((version, future))
 
     def _submit_waiting(self) -> None:
-        """Give the engine every response whose floor the loaded version reaches."""
+        """Submit every waiting response that may be sampled with the loaded version."""
         still_waiting = deque[ActiveRequest]()
         for response in self._waiting:
-            if response.min_policy_version <= self._version:
+            if response.request.min_policy_version <= self._version:
                 self._submit(response)
             else:
                 still_waiting.append(response)
@@ -317,19 +290,19 @@ class EngineThread:
 
     def _submit(self, response: ActiveRequest) -> None:
         id_ = str(next(self._ids))
-        request = response.request(id_)
+        request = response.next_segment(id_)
         if response.token_ids:
             self._metrics.num_prefilled_again_tokens += len(request.token_ids)
             self._prefilling_again.add(id_)
-        self._under_way[id_] = response
+        self._active[id_] = response
         self._engine.add(request)
 
     def _forget(self, response: ActiveRequest) -> None:
         if response in self._waiting:
             self._waiting.remove(response)
-        ids = [id_ for id_, under_way in self._under_way.items() if under_way is response]
+        ids = [id_ for id_, active in self._active.items() if active is response]
         for id_ in ids:
-            del self._under_way[id_]
+            del self._active[id_]
             self._prefilling_again.discard(id_)
         self._engine.abort(ids)
 
@@ -343,45 +316,49 @@ class EngineThread:
             self._metrics.prefill_again_s += ended - started
         with self._wake:
             self._intervals.add(self._version, started, ended)
-        self._hand_on(sampled)
+        self._store(sampled)
 
-    def _hand_on(self, sampled: Sequence[Sampled]) -> None:
-        """Keep the new tokens; resolve the responses that finished, all with one wake-up of the event loop."""
+    def _store(self, sampled: Sequence[Sampled]) -> None:
+        """Store the new tokens, and resolve the finished responses with one wake-up of the event loop."""
         finished: list[tuple[asyncio.Future[Any], Any]] = []
         closed: list[tuple[ActiveRequest, str | None]] = []
         for new in sampled:
-            response = self._under_way[new.id]
+            response = self._active[new.id]
             response.token_ids += new.token_ids
             response.logprobs += new.logprobs
             self._metrics.num_sampled_tokens += len(new.token_ids)
             self._prefilling_again.discard(new.id)
             if new.finish_reason is not None:
-                del self._under_way[new.id]
+                del self._active[new.id]
                 response.end_segment(self._version, self._name)
-                if response.ends(new.finish_reason):
+                if response.is_finished(new.finish_reason):
                     closed.append((response, new.finish_reason))
                     finished.append((response.future, response.finished(new.finish_reason)))
                 else:
                     closed.append((response, None))
                     self._submit(response)
         self._metrics.num_responses += len(finished)
-        self._tell(closed)
+        self._report_closed(closed)
         if finished:
             self._resolve(finished)
 
-    def _tell(self, closed: Sequence[tuple[ActiveRequest, str | None]]) -> None:
-        """Have those who want to hear of closed segments hear of them, with the finish reasons of the last ones."""
-        heard = [(r.on_closed, r.partial(reason)) for r, reason in closed if r.on_closed is not None]
-        if heard:
-            self._loop.call_soon_threadsafe(_call_all, heard)
+    def _report_closed(self, closed: Sequence[tuple[ActiveRequest, str | None]]) -> None:
+        """Call `on_closed` for every finished segment; the last one carries the finish reason."""
+        calls = [
+            (active.request.on_closed, active.partial(reason))
+            for active, reason in closed
+            if active.request.on_closed is not None
+        ]
+        if calls:
+            self._loop.call_soon_threadsafe(_call_all, calls)
 
     def _resolve(self, results: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
         self._loop.call_soon_threadsafe(_set_results, results)
 
 
-def _call_all(heard: Sequence[tuple[Callable[[PartialResponse], None], PartialResponse]]) -> None:
-    for hear, partial in heard:
-        hear(partial)
+def _call_all(calls: Sequence[tuple[Callable[[PartialResponse], None], PartialResponse]]) -> None:
+    for on_closed, partial in calls:
+        on_closed(partial)
 
 
 def _set_results(results: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:

@@ -1,8 +1,8 @@
-"""The generation engine that stands behind every rollout actor: vLLM, stepped by whoever owns it.
+"""The generation engine on vLLM.
 
-On a CPU everything runs in this process (two processes would cost half the tokens/s); elsewhere vLLM's defaults hold
-and the engine core has a process of its own. The same calls serve both. Knows nothing of versions' proofs, floors or
-rewards. vLLM is imported when an engine is built, after its environment is set.
+On a CPU vLLM runs in this process, because two processes would halve the tokens per second; elsewhere vLLM's defaults
+apply and its core runs in a separate process. The same calls serve both. vLLM is imported when an engine is built,
+after its environment variables are set. Knows neither proofs, tickets nor rewards.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ENVIRONMENT = {
 def engine_settings(
     model_path: str, *, engine_args: Mapping[str, Any], max_model_len: int, seed: int, dtype: str, on_cpu: bool
 ) -> dict[str, Any]:
-    """vLLM's engine arguments by name: ours, overridden by the user's `engine_args`.
+    """Return vLLM's engine arguments: ours, overridden by the user's `engine_args`.
 
-    Raises InputError for an argument that sampling with exact log-probabilities and proved swaps depends on.
+    Raises InputError for arguments that must not be changed for exact log-probabilities and proved swaps.
     """
     for name in sorted(OWNED_ARGUMENTS & engine_args.keys()):
-        raise InputError(f"{SECTION}.{name}", "is set by the rollout actor and cannot be changed")
+        raise InputError(f"{SECTION}.{name}", "is set by the rollout actor and cannot be changed: remove it")
     settings: dict[str, Any] = {
         "model": model_path,
         "dtype": dtype,
@@ -57,7 +57,10 @@ def engine_settings(
 
 
 def _cpu_settings(engine_args: Mapping[str, Any], max_model_len: int) -> dict[str, Any]:
-    """A seeded request must not be prefilled in chunks there: the CPU's random generators have no offset."""
+    """Return the settings for a CPU.
+
+    No chunked prefill: the CPU's random generators have no offset for it.
+    """
     settings: dict[str, Any] = {
         "enforce_eager": True,
         "enable_chunked_prefill": False,
@@ -76,7 +79,7 @@ def _fits_one_process(engine_args: Mapping[str, Any]) -> bool:
 
 
 def _prepare_environment(engine_args: Mapping[str, Any]) -> bool:
-    """Set what vLLM reads from the environment, unless the user has; returns whether the engine runs on a CPU."""
+    """Set vLLM's environment variables unless the user has, and return whether the engine runs on a CPU."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from vllm.platforms import current_platform
@@ -88,10 +91,12 @@ def _prepare_environment(engine_args: Mapping[str, Any]) -> bool:
 
 
 class VllmEngine:
-    """GenerationEngine on vLLM's LLMEngine, warmed up when the constructor returns. One thread may use it.
+    """Implements GenerationEngine with vLLM's LLMEngine.
 
-    Every sampled token comes with its log-probability at the sampling temperature; sampling ends at the tokenizer's
-    end-of-sequence token, which is the last of the tokens. Raises InputError for a setting that vLLM refuses.
+    Warm when the constructor returns; for one thread only.
+
+    Returns every token with its log-probability at the sampling temperature. Sampling ends with the tokenizer's
+    end-of-sequence token, which is returned too. Raises InputError for settings that vLLM refuses.
     """
 
     def __init__(
@@ -108,14 +113,14 @@ class VllmEngine:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """Pay what the first request costs: kernels chosen, buffers made, probes included."""
+        """Run a request and a probe, so that later ones need not wait for kernels and buffers."""
         self.add(SamplingRequest(id="warm-up", token_ids=[0, 0], max_tokens=2, seed=0, temperature=1.0))
         while self.has_work():
             self.step()
         self.logprobs([[0, 0, 0]])
 
     def add(self, request: SamplingRequest) -> None:
-        """Take a request; it advances with every `step`."""
+        """Add a request. Every `step` advances it."""
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -133,28 +138,30 @@ class VllmEngine:
         self._engine.add_request(request.id, tokens_input(list(request.token_ids)), params)
 
     def step(self) -> list[Sampled]:
-        """Advance every request under way by about one token and return what is new."""
+        """Advance every active request by about one token and return the new tokens."""
         held_back, self._held_back = self._held_back, []
         return held_back + [_sampled(output) for output in self._engine.step()]
 
     def abort(self, ids: Sequence[str]) -> None:
-        """Forget these requests; nothing more is returned for them."""
+        """Cancel these requests. Nothing more is returned for them."""
         self._engine.abort_request(list(ids))
-        forgotten = set(ids)
-        self._held_back = [sampled for sampled in self._held_back if sampled.id not in forgotten]
+        cancelled = set(ids)
+        self._held_back = [sampled for sampled in self._held_back if sampled.id not in cancelled]
 
     def has_work(self) -> bool:
-        """Whether a request is under way."""
+        """Return whether a request is active."""
         return bool(self._held_back) or bool(self._engine.has_unfinished_requests())
 
     def load(self, tensors: Mapping[str, torch.Tensor], *, version: int) -> None:
-        """Replace all weights by a whole version in checkpoint form.
+        """Replace all weights by a version in checkpoint form.
 
-        Raises EngineError, with nothing replaced, where a request is under way: what is cached of the old weights
-        would be read on, and no proof would see it, because probes read no cache.
+        Raises EngineError, and replaces nothing, if a request is active: it would continue to read the cache of the old
+        weights, and the proof would not notice, because probes do not read the cache.
         """
         if not self._engine.reset_prefix_cache():
-            raise EngineError(SECTION, f"cannot load version {version}: a request still holds what the last computed")
+            raise EngineError(
+                SECTION, f"cannot load version {version}: an active request still uses the cache of the last one"
+            )
         if self._in_process:
             self._engine.collective_rpc("load_tensors", args=(tensors,))
         else:
@@ -162,7 +169,7 @@ class VllmEngine:
         self._engine.set_weight_version(str(version))
 
     def _load_through_a_file(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Workers in other processes read the tensors from shared memory: no tensor goes through a pickle."""
+        """Load from a file in shared memory, for workers in other processes: no tensor is pickled."""
         from safetensors.torch import save_file
 
         shared_memory = Path("/dev/shm")
@@ -172,10 +179,9 @@ class VllmEngine:
             self._engine.collective_rpc("load_file", args=(path,))
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probabilities, at temperature 1, of each sequence's tokens given their prefix, the first left out.
+        """Return each token's log-probability given its prefix, at temperature 1, except the first's.
 
-        Computed anew (the prefix cache is not read). Requests under way advance meanwhile; the next `step` returns
-        what they sampled.
+        Does not read the prefix cache. Active requests advance meanwhile; the next `step` returns their new tokens.
         """
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
@@ -205,7 +211,7 @@ class VllmEngine:
         return [found[id_] for id_ in ids]
 
     def close(self) -> None:
-        """Give back memory and processes."""
+        """Free memory and end processes."""
         self._engine.engine_core.shutdown()
 
 
@@ -217,13 +223,13 @@ def _sampled(output: Any) -> Sampled:
 
 
 def _build(settings: Mapping[str, Any]) -> Any:
-    """Start vLLM's engine. Raises InputError naming the argument that vLLM does not know or refuses."""
+    """Build vLLM's engine. Raises InputError naming the argument that vLLM does not know or refuses."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     unknown = sorted(settings.keys() - EngineArgs.__dataclass_fields__.keys())
     if unknown:
-        raise InputError(f"{SECTION}.{unknown[0]}", "vLLM knows no engine argument of this name")
+        raise InputError(f"{SECTION}.{unknown[0]}", "vLLM has no engine argument of this name")
     try:
         config = EngineArgs(**settings).create_engine_config()
     except (TypeError, ValueError) as error:

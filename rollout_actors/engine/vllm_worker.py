@@ -1,7 +1,7 @@
-"""What runs inside vLLM's worker processes: loading a whole version of the weights in place.
+"""Loads a version of the weights in place, inside vLLM's worker processes.
 
-vLLM imports this module there by name (`worker_extension_cls`) and adds the class's methods to its worker. Knows
-neither versions nor proofs: `vllm_engine` calls it between two steps, `swap_proof` judges what came of it.
+vLLM imports this module by its name (`worker_extension_cls`) and adds the methods of the class to its worker.
+`vllm_engine` calls them between two steps; `swap_check` checks the result. Knows neither versions nor proofs.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from safetensors import safe_open
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-# vLLM warns at every load of each layer that has no tensors of its own; what a load left out, the proof finds.
+# vLLM warns at every load about layers without tensors. The proof would find a tensor that a load left out.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
 
 class WeightLoading:
-    """Methods that every vLLM worker gains; called through `collective_rpc`, with no request under way."""
+    """Methods added to every vLLM worker. Call them by `collective_rpc` while no request is active."""
 
     vllm_config: Any
     model_runner: Any
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Load a whole version in checkpoint form; for an engine in the caller's own process."""
+        """Load a version in checkpoint form, if the engine runs in the caller's process."""
         self._load_in_place(tensors.items())
 
     def load_file(self, path: str) -> None:
-        """Load a whole version from a safetensors file that every worker of the engine can read."""
+        """Load a version from a safetensors file that every worker can read."""
         self._load_in_place(_file_tensors(path))
 
     def _load_in_place(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace all weights, repacking what the backend packs.
+        """Replace all weights, including those that the backend keeps in packed form.
 
-        Layers are put back into checkpoint form, filled and packed again. A layer that shares its parameter with an
-        earlier one (a tied output head) receives no tensor of its own, so what was packed from it is packed again.
+        Converts the layers back to checkpoint form, fills and packs them. A layer that shares its parameter with an
+        earlier one (a tied output head) receives no tensor and is packed again from the shared one.
         """
         model = self.model_runner.get_model()
         tied = layers_with_a_shared_parameter(model)
@@ -50,7 +50,7 @@ class WeightLoading:
 
 
 def layers_with_a_shared_parameter(model: torch.nn.Module) -> list[Any]:
-    """Layers holding a parameter that an earlier layer holds too, and that are packed by a `quant_method`."""
+    """Return the layers that share a parameter with an earlier layer and are packed by a `quant_method`."""
     seen: set[int] = set()
     shared = []
     for layer in model.modules():

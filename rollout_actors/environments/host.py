@@ -1,8 +1,7 @@
-"""Calls environments so that none can hold up the others: each call has a deadline, off the event loop.
+"""Calls environments with a deadline and off the event loop, so that slow ones delay no others.
 
-An `async` method runs in the event loop, a plain one in a thread. A thread that hangs is left behind and another takes
-its place; an environment that may hang for good belongs in a process of its own (`environment_process`). Knows neither
-tokens nor conversations.
+`async` methods run in the event loop, others in a thread. A thread that hangs is abandoned and replaced; run an
+environment that may hang for good in a separate process (`process`). Knows neither tokens nor conversations.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 
 from cluster.errors import EnvironmentFault
 from cluster.user_code import place_of
-from rollout_actors.environments.protocol import Observation, Step, checked_start, checked_step, raised
+from rollout_actors.environments.protocol import Observation, Step, checked_start, checked_step, fault_of
 from rollout_actors.environments.tools import Tools
 
 NUM_THREADS = 4
@@ -25,23 +24,26 @@ Call = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]
 
 
 class Host(Protocol):
-    """One environment, wherever it runs. All methods raise EnvironmentFault; after one, the host is of no more use."""
+    """One environment, in this process or another.
+
+    After an EnvironmentFault of any method the host is unusable.
+    """
 
     async def tools(self) -> list[dict[str, Any]]:
-        """JSON schemas of the functions that the policy may call."""
+        """Return the JSON schemas of the functions that the policy may call."""
 
     async def reset(self, seed: int, columns: Mapping[str, Any]) -> Observation:
-        """Begin a conversation."""
+        """Start a conversation and return the first observation."""
 
     async def step(self, response: str) -> Step:
-        """Answer a response."""
+        """Return the environment's answer to a response."""
 
     async def close(self) -> None:
-        """Give back what it holds."""
+        """Close the environment."""
 
 
 class Threads:
-    """A few daemon threads that run what must not be run in the event loop; one that hangs is replaced."""
+    """A few daemon threads for calls that would block the event loop. Threads that hang are replaced."""
 
     def __init__(self, num: int = NUM_THREADS) -> None:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
@@ -49,7 +51,7 @@ class Threads:
         self._num_started = 0
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """The result of the function, or what it raised."""
+        """Run the function in a thread. Returns a future of its result."""
         if self._num_started < self._num:
             self.start_another()
         loop = asyncio.get_running_loop()
@@ -58,12 +60,12 @@ class Threads:
         return future
 
     def start_another(self) -> None:
-        """One thread more: the first ones, and in place of one that hangs."""
+        """Start another thread, such as in place of one that hangs."""
         self._num_started += 1
         threading.Thread(target=self._work, name="environments", daemon=True).start()
 
     def close(self) -> None:
-        """End the threads when they come back."""
+        """End each thread as soon as it is idle."""
         for _ in range(self._num_started):
             self._calls.put(None)
 
@@ -72,7 +74,7 @@ class Threads:
             loop, future, function = call
             try:
                 done = partial(_set_result, future, function())
-            except BaseException as error:  # noqa: BLE001  whatever it is, the one who waits is told
+            except BaseException as error:  # noqa: BLE001  the caller's future raises it
                 done = partial(_set_exception, future, error)
             if not loop.is_closed():
                 loop.call_soon_threadsafe(done)
@@ -88,10 +90,12 @@ def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
         future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
 
-class HostedHere:
-    """An environment in this process, called in one of `threads` or, where its methods are `async`, in the loop.
+class InProcessHost:
+    """An environment in this process.
 
-    Raises EnvironmentFault where its tools are not documented.
+    Its methods are called in one of `threads`, or in the event loop if they are `async`.
+
+    Raises EnvironmentFault if its tools lack type hints or documentation.
     """
 
     def __init__(self, environment: Any, threads: Threads, *, timeout_s: float) -> None:
@@ -105,16 +109,16 @@ class HostedHere:
             raise EnvironmentFault(place_of(offered or type(environment)), f"tools: {error}") from error
 
     async def tools(self) -> list[dict[str, Any]]:
-        """JSON schemas of the functions that the policy may call."""
+        """Return the JSON schemas of the functions that the policy may call."""
         return self._tools.schemas
 
     async def reset(self, seed: int, columns: Mapping[str, Any]) -> Observation:
-        """Begin a conversation."""
+        """Start a conversation and return the first observation."""
         method = self._environment.reset
         return checked_start(method, await self._run(method, seed=seed, **columns))
 
     async def step(self, response: str) -> Step:
-        """Answer a response: with the results of its calls, or else by the environment."""
+        """Return the results of the response's tool calls, or the environment's answer without any."""
         calls = self._tools.calls(response)
         if calls:
             return await self._tools.results(calls, self._call_function)
@@ -126,19 +130,19 @@ class HostedHere:
             return await self._in_time(method, *args, **kwargs)
         except EnvironmentFault:
             raise
-        except Exception as error:
-            raise raised(method, error) from error
+        except Exception as error:  # whatever the user's code raises is reported with its line
+            raise fault_of(method, error) from error
 
     async def _call_function(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         try:
             return await self._in_time(function, **arguments)
         except (EnvironmentFault, ValueError, TypeError, KeyError):
             raise
-        except Exception as error:
-            raise raised(function, error) from error
+        except Exception as error:  # whatever the user's code raises is reported with its line
+            raise fault_of(function, error) from error
 
     async def _in_time(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Its result, or what it raised. Raises EnvironmentFault where it does not come back in time."""
+        """Return the method's result. Raises what it raises, or EnvironmentFault if it exceeds the deadline."""
         is_async = inspect.iscoroutinefunction(method)
         try:
             async with asyncio.timeout(self._timeout_s) as deadline:
@@ -150,11 +154,11 @@ class HostedHere:
                 raise
             if not is_async:
                 self._threads.start_another()
-            what = f"{method.__name__} did not come back within {self._timeout_s:g} s (environment.step_timeout_s)"
+            what = f"{method.__name__} did not return within {self._timeout_s:g} s (environment.step_timeout_s)"
             raise EnvironmentFault(place_of(method), what) from None
 
     async def close(self) -> None:
-        """Have the environment close, where it can."""
+        """Call the environment's `close`, if it has one."""
         close = getattr(self._environment, "close", None)
         if close is not None:
             await self._run(close)

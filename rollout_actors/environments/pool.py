@@ -1,23 +1,26 @@
-"""The environments of one rollout actor, and the conversations that its engine holds with them, many at once.
+"""The pool of environments of a rollout actor, one for each concurrent conversation.
 
-There are as many environments as conversations at once; each is used again and again. Knows neither queue nor rewards.
+Knows neither engine, queue nor rewards.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from cluster.errors import EnvironmentFault
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.environments.host import Host, HostedHere, Threads
-from rollout_actors.environments.process import HostedApart
-from rollout_actors.environments.protocol import Environment, made
+from rollout_actors.environments.host import Host, InProcessHost, Threads
+from rollout_actors.environments.process import SubprocessHost
+from rollout_actors.environments.protocol import Environment, make_environment
 
 
-class Environments:
-    """Made one by one when they are needed; one whose conversation did not come to its end is not used again."""
+class EnvironmentPool:
+    """Pool of environments, created on demand.
+
+    An environment is reused only after a finished conversation.
+    """
 
     def __init__(self, config: EnvironmentConfig) -> None:
         assert config.path is not None
@@ -27,10 +30,13 @@ class Environments:
         self._free: list[Host] = []
 
     @asynccontextmanager
-    async def one(self) -> AsyncIterator[Host]:
-        """An environment for one conversation. Raises InputError or EnvironmentFault where it cannot be made.
+    async def acquire(self) -> AsyncIterator[Host]:
+        """Lend an environment for one conversation.
 
-        One whose conversation was given up may still be at work on an answer, which the next would take for its own.
+        Raises InputError or EnvironmentFault if it cannot be made.
+
+        Closes the environment if the conversation was cancelled or failed: it may still be computing an answer, which
+        the next conversation would receive.
         """
         host = self._free.pop() if self._free else self._make()
         try:
@@ -43,19 +49,17 @@ class Environments:
     def _make(self) -> Host:
         config = self._config
         if config.own_process:
-            return HostedApart(self._path, config.settings, timeout_s=config.step_timeout_s)
-        environment: Environment = made(self._path, config.settings)
-        return HostedHere(environment, self._threads, timeout_s=config.step_timeout_s)
+            return SubprocessHost(self._path, config.settings, timeout_s=config.step_timeout_s)
+        environment: Environment = make_environment(self._path, config.settings)
+        return InProcessHost(environment, self._threads, timeout_s=config.step_timeout_s)
 
     async def _discard(self, host: Host) -> None:
-        """What cannot be closed is at fault already."""
-        try:
+        """Close the environment; ignore a fault, since it is not used again."""
+        with suppress(EnvironmentFault):
             await host.close()
-        except EnvironmentFault:
-            pass
 
     async def close(self) -> None:
-        """Give back those that are free."""
+        """Close the idle environments."""
         free, self._free = self._free, []
         for host in free:
             await self._discard(host)
@@ -63,15 +67,18 @@ class Environments:
 
 
 async def try_out(config: EnvironmentConfig, columns: Mapping[str, Any]) -> None:
-    """Begin a conversation, answer nothing, and begin it again. Raises EnvironmentFault for what that shows."""
+    """Start a conversation, send an empty response, start again.
+
+    Raises EnvironmentFault if that fails or differs.
+    """
     assert config.path is not None
-    environments = Environments(config)
+    environments = EnvironmentPool(config)
     try:
-        async with environments.one() as host:
+        async with environments.acquire() as host:
             start = await host.reset(0, columns)
             await host.step("")
             if await host.reset(0, columns) != start:
-                what = "reset(seed=0) begins otherwise the second time: all that is random must come from the seed"
+                what = "reset(seed=0) returned something else the second time: take all randomness from the seed"
                 raise EnvironmentFault(config.path, what)
     finally:
         await environments.close()

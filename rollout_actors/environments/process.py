@@ -1,7 +1,7 @@
-"""An environment in a process of its own: it may be heavy, hang or crash, and holds up nobody.
+"""Runs an environment in a separate process, so that it can hang or crash without delaying others.
 
-`python -m rollout_actors.environments.process` is that process. One JSON object a line goes in and out, so what an
-environment is given and gives must be JSON. Knows neither tokens nor conversations.
+`python -m rollout_actors.environments.process` is that process. Both sides send one JSON object per line, so everything
+that the environment receives and returns must be JSON. Knows neither tokens nor conversations.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import AntiphonError, EnvironmentFault
-from rollout_actors.environments.host import HostedHere, Threads
-from rollout_actors.environments.protocol import PATH_KEY, Observation, Step, made
+from rollout_actors.environments.host import InProcessHost, Threads
+from rollout_actors.environments.protocol import PATH_KEY, Observation, Step, make_environment
 
 MAX_LINE_BYTES = 2**26
 START_TIMEOUT_S = 120.0
 
 
-class HostedApart:
-    """An environment in a process that this one starts with the first call and ends with `close`, or at a fault."""
+class SubprocessHost:
+    """An environment in another process. It starts at the first call and ends at `close` or a fault."""
 
     def __init__(self, path: str, settings: Mapping[str, Any], *, timeout_s: float) -> None:
         self._begin = {"path": path, "settings": dict(settings), "timeout_s": timeout_s}
@@ -33,23 +33,25 @@ class HostedApart:
         self._process: asyncio.subprocess.Process | None = None
 
     async def tools(self) -> list[dict[str, Any]]:
-        """JSON schemas of the functions that the policy may call."""
+        """Return the JSON schemas of the functions that the policy may call."""
         return list(await self._ask({"method": "tools"}))
 
     async def reset(self, seed: int, columns: Mapping[str, Any]) -> Observation:
-        """Begin a conversation."""
+        """Start a conversation and return the first observation."""
         start: Observation = await self._ask({"method": "reset", "seed": seed, "columns": dict(columns)})
         return start
 
     async def step(self, response: str) -> Step:
-        """Answer a response."""
+        """Return the environment's answer to a response."""
         return Step(*await self._ask({"method": "step", "response": response}))
 
-    async def _ask(self, question: Mapping[str, Any]) -> Any:
+    async def _ask(self, request: Mapping[str, Any]) -> Any:
         try:
-            line = json.dumps(question)
+            line = json.dumps(request)
         except TypeError as error:
-            raise EnvironmentFault(self._path, f"in a process of its own it is given JSON alone ({error})") from error
+            raise EnvironmentFault(
+                self._path, f"with own_process = true, settings and columns must be JSON ({error})"
+            ) from error
         if self._process is None:
             await self._start()
         answer = await self._exchange(line, self._timeout_s + 1.0)
@@ -74,7 +76,10 @@ class HostedApart:
             raise EnvironmentFault(*answer["fault"])
 
     async def _exchange(self, line: str, timeout_s: float) -> dict[str, Any]:
-        """One line there and one back. Raises EnvironmentFault where the process ends or does not answer in time."""
+        """Send a line and return the answer.
+
+        Raises EnvironmentFault if the process ends or misses the deadline.
+        """
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -104,41 +109,44 @@ class HostedApart:
 
 
 async def serve() -> None:
-    """Answer one question after another until there is no more."""
+    """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the environment prints is no answer
+    os.dup2(2, 1)  # the environment's prints go to stderr
     loop = asyncio.get_running_loop()
-    host: HostedHere | None = None
+    host: InProcessHost | None = None
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        question = json.loads(line)
+        request = json.loads(line)
         try:
             if host is None:
-                host = _make(question)
+                host = _make(request)
                 value = None
             else:
-                value = await _answered(host, question)
+                value = await _answer(host, request)
             text = json.dumps({"value": value})
         except AntiphonError as error:
             text = json.dumps({"fault": [error.where, error.what]})
         except (TypeError, ValueError) as error:
-            text = json.dumps({"fault": [PATH_KEY, f"in a process of its own it must give JSON alone ({error})"]})
+            text = json.dumps(
+                {"fault": [PATH_KEY, f"with own_process = true, the environment must return JSON ({error})"]}
+            )
         print(text, file=answers, flush=True)
 
 
-def _make(begin: Mapping[str, Any]) -> HostedHere:
-    return HostedHere(made(begin["path"], begin["settings"]), threads=Threads(1), timeout_s=begin["timeout_s"])
+def _make(begin: Mapping[str, Any]) -> InProcessHost:
+    environment = make_environment(begin["path"], begin["settings"])
+    return InProcessHost(environment, threads=Threads(1), timeout_s=begin["timeout_s"])
 
 
-async def _answered(host: HostedHere, question: Mapping[str, Any]) -> Any:
-    match question["method"]:
+async def _answer(host: InProcessHost, request: Mapping[str, Any]) -> Any:
+    match request["method"]:
         case "tools":
             return await host.tools()
         case "reset":
-            return await host.reset(question["seed"], question["columns"])
+            return await host.reset(request["seed"], request["columns"])
         case _:
-            return await host.step(question["response"])
+            return await host.step(request["response"])
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is its parent's affair, which ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     asyncio.run(serve())

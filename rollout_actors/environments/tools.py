@@ -1,8 +1,8 @@
-"""Functions that a policy may call within its turn, as an environment offers them.
+"""Functions that the policy may call in its response, as offered by an environment.
 
-A call stands in the response in one of the forms that chat templates teach: `<tool_call>{"name": ..., "arguments":
-{...}}</tool_call>`, once or more often, or such an object alone (`parameters` is taken for `arguments`). Results are an
-observation, and so is what is wrong with a call: a policy learns from both. Knows neither tokens nor rewards.
+A call is written in one of the forms that chat templates teach: one or more `<tool_call>{"name": ..., "arguments":
+{...}}</tool_call>`, or a response that is such an object (`parameters` also counts as `arguments`). Results and errors
+of calls become the observation: the policy learns from both. Knows neither tokens nor rewards.
 """
 
 from __future__ import annotations
@@ -19,32 +19,35 @@ from rollout_actors.environments.protocol import Step
 Run = Callable[[Callable[..., Any], Mapping[str, Any]], Awaitable[Any]]
 CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 MAX_CALLS = 16
-"""Calls of one response that are made; further ones are refused."""
+"""Maximum number of calls in one response. Further calls get an error as result."""
 MAX_RESULT_CHARACTERS = 4_000
 
 
 class Tools:
-    """The functions of one environment. Raises ValueError where one has no documented arguments."""
+    """The functions of one environment.
+
+    Raises ValueError if one lacks type hints or documented arguments.
+    """
 
     def __init__(self, functions: Sequence[Callable[..., Any]] = ()) -> None:
         self._functions = {function.__name__: function for function in functions}
         self.schemas = [_schema(function) for function in functions]
 
     def calls(self, response: str) -> list[str]:
-        """The calls in a response, as they stand there; none where there is nothing to call."""
+        """Return the calls in a response, unparsed; none if the environment offers no functions."""
         if not self._functions:
             return []
         found = CALL.findall(response)
-        alone = response.strip()
-        return found or ([alone] if alone.startswith("{") and '"name"' in alone else [])
+        whole = response.strip()
+        return found or ([whole] if whole.startswith("{") and '"name"' in whole else [])
 
     async def results(self, calls: Sequence[str], run: Run) -> Step:
-        """The results of these calls, as messages of the role `tool`.
+        """Return the results of these calls, as messages of the role `tool`.
 
-        `run` calls a function; a ValueError, TypeError or KeyError of it is a result, anything else it raises goes on.
+        `run` calls a function. A ValueError, TypeError or KeyError becomes a result; other exceptions are raised.
         """
         results = [await self._result(call, run) for call in calls[:MAX_CALLS]]
-        results += ["error: too many calls at once"] * (len(calls) > MAX_CALLS)
+        results += [f"error: more than {MAX_CALLS} calls in one response"] * (len(calls) > MAX_CALLS)
         messages: list[Message] = [{"role": "tool", "content": result[:MAX_RESULT_CHARACTERS]} for result in results]
         return Step(messages, 0.0, False, False, {})
 
@@ -52,7 +55,7 @@ class Tools:
         try:
             name, arguments = _parsed(call)
             if name not in self._functions:
-                return f"error: no function {name!r}; there are {', '.join(self._functions)}"
+                return f"error: no function {name!r}; the functions are {', '.join(self._functions)}"
             inspect.signature(self._functions[name]).bind(**arguments)
         except (ValueError, TypeError) as error:
             return f"error: {error}"
@@ -63,13 +66,13 @@ class Tools:
 
 
 def _parsed(call: str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of a call. Raises ValueError saying what is wrong with it."""
+    """Return name and arguments of a call. Raises ValueError if it is malformed."""
     try:
         value = json.loads(call)
     except ValueError as error:
-        raise ValueError(f"the call is no JSON ({error})") from error
+        raise ValueError(f"the call is not JSON ({error})") from error
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        raise ValueError('a call is {"name": ..., "arguments": {...}}')
+        raise ValueError('a call must be {"name": ..., "arguments": {...}}')
     arguments = value.get("arguments", value.get("parameters", {}))
     if not isinstance(arguments, Mapping):
         raise ValueError("arguments must be an object")
@@ -81,7 +84,7 @@ def _text(result: Any) -> str:
 
 
 def _schema(function: Callable[..., Any]) -> dict[str, Any]:
-    """The function's JSON schema, from its type hints and its docstring's `Args:`."""
+    """Return the function's JSON schema, from its type hints and the `Args:` of its docstring."""
     from transformers.utils import get_json_schema
     from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 

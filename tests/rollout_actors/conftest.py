@@ -1,4 +1,4 @@
-"""Model folders, made once."""
+"""Model folders shared by the tests of a session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def untied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["tied", "untied"])
 def folder(request: pytest.FixtureRequest) -> Path:
-    """Both kinds of model, one after the other."""
+    """A model with tied embeddings, then one without."""
     found: Path = request.getfixturevalue(f"{request.param}_folder")
     return found
 

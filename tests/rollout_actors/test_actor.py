@@ -1,4 +1,4 @@
-"""A rollout actor between a real queue and weight store, with a fake engine and fake rewards."""
+"""Tests of the rollout actor with real queue and weight store, fake engine and fake rewards."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ ROWS = [{"prompt": f"t5 t6 t{10 + i}", "reference": i} for i in range(8)]
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A leaving actor's last call for a ticket ends soon."""
+    """Let the last call for tickets of an actor that stops end soon."""
     monkeypatch.setattr(rollout_actor, "ADMIT_WAIT_S", 0.05)
 
 
 class Rig:
-    """Queue, weights, rewards and engine of one run; `actor` makes actors for it."""
+    """Queue, weights, rewards and engines of one run. `actor` starts an actor for it."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Rig:
         await self.queue.published(version)
 
 
-async def test_a_run_is_sampled_scored_and_put_to_its_last_group(tied_folder: Path) -> None:
+async def test_all_groups_of_a_run_are_sampled_scored_and_put(tied_folder: Path) -> None:
     rig = Rig(tied_folder)
     async with rig.actor() as actor:
         running = rig.run(actor)
@@ -100,20 +100,20 @@ async def test_a_run_is_sampled_scored_and_put_to_its_last_group(tied_folder: Pa
         first = await rig.queue.take(1)
         await rig.publish(1)
         second = await rig.queue.take(2)
-        await actor.leave()
+        await actor.stop()
         await running
     assert [group[0].group for group in first + second] == [0, 1, 2, 3]
     assert all(len(group) == 2 for group in first + second)
     assert (await rig.queue.counts()).num_open == 0
 
 
-async def test_a_trajectory_records_what_was_sampled_and_scored(tied_folder: Path) -> None:
+async def test_a_trajectory_records_tokens_segments_and_reward(tied_folder: Path) -> None:
     rig = Rig(tied_folder, num_steps=1, groups=1)
     async with rig.actor() as actor:
         running = rig.run(actor)
         await rig.publish(0)
         [[trajectory, other]] = await rig.queue.take(1)
-        await actor.leave()
+        await actor.stop()
         await running
     assert (trajectory.uid, other.uid, trajectory.task) == ("3-0-0", "3-0-1", "test")
     assert trajectory.token_ids[:2] == [5, 6]
@@ -130,10 +130,10 @@ async def test_a_trajectory_records_what_was_sampled_and_scored(tied_folder: Pat
     assert (trajectory.reward, trajectory.scorer_version) == (float(len(request.response)), "fake")
 
 
-async def test_the_tokens_do_not_depend_on_how_many_actors_there_are(tied_folder: Path) -> None:
+async def test_tokens_do_not_depend_on_the_number_of_actors(tied_folder: Path) -> None:
     async def tokens(*names: str) -> list[list[int]]:
         rig = Rig(tied_folder, num_steps=2, lag=0, num_concurrent_groups=1)
-        actors = [await stack_enter(rig, name) for name in names]
+        actors = [await started_actor(rig, name) for name in names]
         running = [rig.run(actor) for actor in actors]
         await rig.publish(0)
         groups = await rig.queue.take(1)
@@ -146,8 +146,8 @@ async def test_the_tokens_do_not_depend_on_how_many_actors_there_are(tied_folder
     assert await tokens("rollout-0") == await tokens("rollout-0", "rollout-1")
 
 
-async def stack_enter(rig: Rig, name: str) -> RolloutActor:
-    """An actor that the test closes itself."""
+async def started_actor(rig: Rig, name: str) -> RolloutActor:
+    """Start an actor that the test closes."""
     return await rig.actor(name).__aenter__()
 
 
@@ -160,11 +160,11 @@ async def test_no_group_is_sampled_with_weights_older_than_its_floor(tied_folder
             groups = await rig.queue.take(step)
             versions = {s.policy_version for group in groups for t in group for s in t.segments}
             assert versions == {step - 1}
-        await actor.leave()
+        await actor.stop()
         await running
 
 
-async def test_rewards_that_cannot_be_had_at_all_end_the_run_with_their_error(tied_folder: Path) -> None:
+async def test_run_raises_the_scorers_error_if_all_rewards_fail(tied_folder: Path) -> None:
     rig = Rig(tied_folder)
     rig.rewards.error = RewardError("scorer", "is broken")
     async with rig.actor() as actor:
@@ -176,7 +176,7 @@ async def test_rewards_that_cannot_be_had_at_all_end_the_run_with_their_error(ti
 
 
 @pytest.mark.parametrize("lag", [0, 1])
-async def test_the_next_prompt_takes_the_place_of_one_that_cannot_be_scored(tied_folder: Path, lag: int) -> None:
+async def test_the_next_prompt_replaces_one_that_cannot_be_scored(tied_folder: Path, lag: int) -> None:
     rig = Rig(tied_folder, lag=lag)
     rig.rewards.refused["3-0-1"] = RewardError("scorer", "gave nothing for 3-0-1")
     async with rig.actor() as actor:
@@ -185,37 +185,37 @@ async def test_the_next_prompt_takes_the_place_of_one_that_cannot_be_scored(tied
         groups = await rig.queue.take(1)
         assert [group[0].admission_index for group in groups] == list(range(len(groups)))
         assert "3-0-0" not in {trajectory.uid for group in groups for trajectory in group}
-        await actor.leave()
+        await actor.stop()
         await running
     assert await rig.queue.voided() == [("3-0-0", "scorer: gave nothing for 3-0-1")]
 
 
-async def test_what_a_dead_actor_had_closed_is_gone_on_with_by_another(
+async def test_another_actor_continues_the_finished_segments_of_a_dead_one(
     tied_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partials, "KEEP_EVERY_S", 0.0)
     rig = Rig(tied_folder, groups=1, num_steps=1, responses_per_prompt=2, max_response_tokens=6, max_segment_tokens=2)
-    kept, stuck = asyncio.Event(), threading.Event()
+    saved, blocked = asyncio.Event(), threading.Event()
     keep = rig.queue.keep
 
-    async def keep_and_tell(owner: str, groups: Sequence[PartialGroup]) -> None:
+    async def keep_and_signal(owner: str, groups: Sequence[PartialGroup]) -> None:
         await keep(owner, groups)
         if sum(len(response.token_ids) for _, _, responses in groups for response in responses) == 8:
-            kept.set()
+            saved.set()
 
-    rig.queue.keep = keep_and_tell  # type: ignore[method-assign]
+    rig.queue.keep = keep_and_signal  # type: ignore[method-assign]
     steps = iter(range(1, 100))
-    async with rig.actor(before_step=lambda: stuck.wait() if next(steps) > 4 else None) as dead:
+    async with rig.actor(before_step=lambda: blocked.wait() if next(steps) > 4 else None) as dead:
         dying = rig.run(dead)
         await rig.publish(0)
-        await asyncio.wait_for(kept.wait(), 20)
+        await asyncio.wait_for(saved.wait(), 20)
         await rig.queue.declare_dead("rollout-0")
-        async with rig.actor("rollout-1") as heir:
-            running = rig.run(heir)
+        async with rig.actor("rollout-1") as successor:
+            running = rig.run(successor)
             (group,) = await rig.queue.take(1)
-            await heir.leave()
+            await successor.stop()
             await running
-        stuck.set()
+        blocked.set()
         with contextlib.suppress(TrajectoryRefused):
             await dying
     for trajectory in group:
@@ -225,10 +225,10 @@ async def test_what_a_dead_actor_had_closed_is_gone_on_with_by_another(
         ]
         assert [s.seed for s in trajectory.segments] == [segment_seed(trajectory.uid, number) for number in range(3)]
     adds = [event for event in rig.engines["rollout-1"].events if event[0] == "add"]
-    assert sorted(len(tokens) for _, tokens, _ in adds) == [7, 7], "prompt and what was kept"
+    assert sorted(len(tokens) for _, tokens, _ in adds) == [7, 7], "prompt and saved tokens"
 
 
-async def test_an_engine_that_disagrees_ends_the_run_with_the_actors_name(tied_folder: Path) -> None:
+async def test_run_raises_an_error_naming_the_actor_if_a_swap_is_not_proved(tied_folder: Path) -> None:
     rig = Rig(tied_folder)
     async with rig.actor() as actor:
         running = rig.run(actor)
@@ -240,7 +240,7 @@ async def test_an_engine_that_disagrees_ends_the_run_with_the_actors_name(tied_f
             await running
 
 
-async def test_a_prompt_that_is_too_long_ends_the_run_and_is_named(tied_folder: Path) -> None:
+async def test_run_raises_an_error_naming_the_prompt_if_it_is_too_long(tied_folder: Path) -> None:
     rig = Rig(tied_folder, max_prompt_tokens=2)
     async with rig.actor() as actor:
         running = rig.run(actor)
@@ -249,77 +249,77 @@ async def test_a_prompt_that_is_too_long_ends_the_run_and_is_named(tied_folder: 
             await running
 
 
-async def test_an_actor_that_leaves_hands_its_groups_over_and_another_finishes_them(tied_folder: Path) -> None:
+async def test_another_actor_finishes_the_groups_of_one_that_stops(tied_folder: Path) -> None:
     rig = Rig(tied_folder, num_steps=1)
     rig.rewards.gate = asyncio.Event()
     rig.rewards.score_one = lambda request: 1.0
-    async with rig.actor() as leaving, rig.actor("rollout-1") as staying:
-        gone = rig.run(leaving)
+    async with rig.actor() as stopping, rig.actor("rollout-1") as staying:
+        stopped = rig.run(stopping)
         await rig.publish(0)
         while len(rig.rewards.requests) < 4:
             await asyncio.sleep(0)
-        await leaving.leave()
-        await gone
+        await stopping.stop()
+        await stopped
         assert {len(engine.requests) for engine in rig.engines.values()} == {0}
         rig.rewards.gate.set()
         running = rig.run(staying)
         groups = await rig.queue.take(1)
-        await staying.leave()
+        await staying.stop()
         await running
     assert {segment.actor for group in groups for t in group for segment in t.segments} == {"rollout-1"}
     counts = await rig.queue.counts()
     assert (counts.num_admitted, counts.num_trained, counts.num_void) == (2, 2, 0)
 
 
-async def test_leaving_before_the_run_has_begun_ends_that_run_and_no_other(tied_folder: Path) -> None:
+async def test_stop_before_run_ends_only_the_next_run(tied_folder: Path) -> None:
     rig = Rig(tied_folder, num_steps=1)
     async with rig.actor() as actor:
         await rig.publish(0)
-        await actor.leave()
+        await actor.stop()
         await asyncio.wait_for(rig.run(actor), 10)
         assert (await rig.queue.counts()).num_admitted == 0
         running = rig.run(actor)
         assert len(await rig.queue.take(1)) == 2
-        await actor.leave()
+        await actor.stop()
         await running
 
 
-async def test_a_ticket_granted_while_an_actor_leaves_is_handed_over(tied_folder: Path) -> None:
+async def test_a_ticket_granted_while_an_actor_stops_is_returned(tied_folder: Path) -> None:
     rig = Rig(tied_folder, num_steps=1)
-    asked = asyncio.Event()
+    called = asyncio.Event()
     admit = rig.queue.admit
 
     async def slow_admit(owner: str, *, max_groups: int, timeout_s: float) -> list[Ticket]:
-        asked.set()
+        called.set()
         return await admit(owner, max_groups=max_groups, timeout_s=timeout_s)
 
     rig.queue.admit = slow_admit  # type: ignore[method-assign]
     async with rig.actor() as actor:
         running = rig.run(actor)
-        await asked.wait()
-        leaving = asyncio.ensure_future(actor.leave())
+        await called.wait()
+        stopping = asyncio.ensure_future(actor.stop())
         await asyncio.sleep(0)
         await rig.publish(0)
-        await asyncio.gather(leaving, running)
+        await asyncio.gather(stopping, running)
     assert await rig.queue.hand_over("rollout-0") == []
     (ticket,) = await rig.queue.admit("rollout-1", max_groups=1, timeout_s=1)
     assert ticket.admission_index == 0
 
 
-async def test_no_more_groups_are_sampled_at_once_than_configured(tied_folder: Path) -> None:
+async def test_num_concurrent_groups_limits_the_groups_being_sampled(tied_folder: Path) -> None:
     rig = Rig(tied_folder, num_steps=2, num_concurrent_groups=1)
     async with rig.actor() as actor:
         running = rig.run(actor)
         await rig.publish(0)
         await rig.queue.take(1)
         await rig.queue.take(2)
-        await actor.leave()
+        await actor.stop()
         await running
     num_at_once = [event[2] for event in rig.engines["rollout-0"].events if event[0] == "step"]
     assert max(num_at_once) == rig.config.responses_per_prompt
 
 
-async def test_sampling_goes_on_while_a_group_is_being_scored(tied_folder: Path) -> None:
+async def test_sampling_continues_while_a_group_is_being_scored(tied_folder: Path) -> None:
     rig = Rig(tied_folder, num_steps=2, num_concurrent_groups=1)
     rig.rewards.gate = asyncio.Event()
     async with rig.actor() as actor:
@@ -329,11 +329,11 @@ async def test_sampling_goes_on_while_a_group_is_being_scored(tied_folder: Path)
             await asyncio.sleep(0)
         rig.rewards.gate.set()
         assert len(await rig.queue.take(1)) == len(await rig.queue.take(2)) == 2
-        await actor.leave()
+        await actor.stop()
         await running
 
 
-async def test_a_version_published_while_responses_are_under_way_reaches_them(tied_folder: Path) -> None:
+async def test_active_responses_continue_with_a_newly_published_version(tied_folder: Path) -> None:
     rig = Rig(tied_folder, num_steps=1, groups=1, max_response_tokens=8)
     loop = asyncio.get_running_loop()
     steps = 0
@@ -354,14 +354,14 @@ async def test_a_version_published_while_responses_are_under_way_reaches_them(ti
         await asyncio.sleep(0)
         loaded.set()
         [group] = await rig.queue.take(1)
-        await actor.leave()
+        await actor.stop()
         await running
         metrics = await actor.metrics()
     assert {s.policy_version for t in group for s in t.segments} == {0, 1}
     assert metrics["num_swaps_proved"] == 2
 
 
-async def test_sampling_for_evaluation_is_fixed_by_its_seed(tied_folder: Path) -> None:
+async def test_the_same_seed_gives_the_same_evaluation_samples(tied_folder: Path) -> None:
     rig = Rig(tied_folder)
     async with rig.actor() as actor:
         first = await actor.sample(["t5 t6", "t7"], seed=1, num=2)
@@ -374,26 +374,25 @@ async def test_sampling_for_evaluation_is_fixed_by_its_seed(tied_folder: Path) -
     assert len(first[0][0].logprobs) == 3
 
 
-async def test_sampling_for_evaluation_waits_for_the_version_it_asks_for(tied_folder: Path) -> None:
+async def test_sample_waits_for_min_policy_version(tied_folder: Path) -> None:
     rig = Rig(tied_folder)
     async with rig.actor() as actor:
-        asked = asyncio.ensure_future(actor.sample(["t5"], seed=1, min_policy_version=1))
+        pending = asyncio.ensure_future(actor.sample(["t5"], seed=1, min_policy_version=1))
         running = rig.run(actor)
         await rig.publish(1)
-        [[response]] = await asked
+        [[response]] = await pending
         assert response.logprobs == [-0.6] * 3
-        await actor.leave()
+        await actor.stop()
         await running
 
 
-async def test_a_policy_is_loaded_from_its_folder(tied_folder: Path, tmp_path: Path) -> None:
+async def test_load_policy_loads_the_weights_of_a_folder(tied_folder: Path, tmp_path: Path) -> None:
     rig = Rig(tied_folder)
     async with rig.actor() as actor:
         await actor.load_policy(str(tied_folder), version=4)
         assert await actor.logprobs([[4, 5]]) == fake_probe(4, [[4, 5]])
         with pytest.raises(InputError, match="holds no safetensors"):
             await actor.load_policy(str(tmp_path))
-        assert await actor.ping() == "rollout-0"
 
 
 async def test_a_version_of_an_earlier_run_satisfies_no_floor(tied_folder: Path) -> None:
@@ -403,12 +402,12 @@ async def test_a_version_of_an_earlier_run_satisfies_no_floor(tied_folder: Path)
         running = rig.run(actor)
         await rig.publish(0)
         [group] = await rig.queue.take(1)
-        await actor.leave()
+        await actor.stop()
         await running
     assert {s.policy_version for t in group for s in t.segments} == {0}
 
 
-@pytest.mark.chaos  # `tests/runs/test_ring.py` has it in the whole ring
+@pytest.mark.chaos  # `tests/runs/test_ring.py` tests it in a whole ring
 async def test_a_real_engine_samples_for_a_run(tied_folder: Path) -> None:
     model = tiny.load_model(tied_folder)
     rig = Rig(tied_folder, num_steps=1)
@@ -425,7 +424,7 @@ async def test_a_real_engine_samples_for_a_run(tied_folder: Path) -> None:
     await rig.weights.publish(tiny.manifest(0, model, None))
     await rig.queue.published(0)
     groups = await rig.queue.take(1)
-    await actor.leave()
+    await actor.stop()
     await running
     await actor.close()
     for trajectory in (t for group in groups for t in group):
@@ -434,7 +433,7 @@ async def test_a_real_engine_samples_for_a_run(tied_folder: Path) -> None:
     assert all(isinstance(request, ScoreRequest) for request in rig.rewards.requests)
 
 
-async def test_weights_that_went_with_their_learner_are_waited_for_until_they_are_published_again(
+async def test_an_actor_waits_for_lost_weights_until_they_are_published_again(
     tied_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout_actor, "LOST_WAIT_S", 0.01)
@@ -455,11 +454,13 @@ async def test_weights_that_went_with_their_learner_are_waited_for_until_they_ar
         assert not running.done()
         await rig.weights.publish(fake_manifest(0, "second"))
         assert len(await rig.queue.take(1)) == 2
-        await actor.leave()
+        await actor.stop()
         await running
 
 
-async def test_weights_that_stay_lost_end_the_actor_by_name(tied_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_raises_weights_lost_if_they_are_not_published_again(
+    tied_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rollout_actor, "FLOOR_TIMEOUT_S", 0.0)
     rig = Rig(tied_folder)
 
@@ -474,24 +475,24 @@ async def test_weights_that_stay_lost_end_the_actor_by_name(tied_folder: Path, m
             await running
 
 
-# With an environment.
+# Tests with an environment.
 
 
-def talking(name: str, **settings: Any) -> dict[str, EnvironmentConfig]:
-    """The environment of the rig's task."""
+def environment(name: str, **settings: Any) -> dict[str, EnvironmentConfig]:
+    """Return the environment of the rig's task."""
     path = f"tests.support.environments:{name}"
     return {"test": EnvironmentConfig(path=path, settings=settings, max_tokens=40, step_timeout_s=10)}
 
 
-async def test_with_an_environment_a_trajectory_is_a_conversation_of_several_turns(chat_folder: Path) -> None:
+async def test_a_trajectory_has_several_turns_with_an_environment(chat_folder: Path) -> None:
     rig = Rig(chat_folder, num_steps=2, groups=2, max_prompt_tokens=16)
-    async with rig.actor(environments=talking("Echo", num_turns=3)) as actor:
+    async with rig.actor(environments=environment("Echo", num_turns=3)) as actor:
         running = rig.run(actor)
         await rig.publish(0)
         first = await rig.queue.take(1)
         await rig.publish(1)
         second = await rig.queue.take(2)
-        await actor.leave()
+        await actor.stop()
         await running
     trajectories = [trajectory.check() for group in first + second for trajectory in group]
     assert [t.group for t in trajectories] == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -501,14 +502,14 @@ async def test_with_an_environment_a_trajectory_is_a_conversation_of_several_tur
     seeds = [segment.seed for segment in trajectories[0].segments]
     assert seeds == [segment_seed("3-0-0", number) for number in range(len(seeds))]
     starts = [t.token_ids[: t.turns[0].start] for t in trajectories]
-    assert starts[0::2] == starts[1::2], "the responses of a group begin alike"
+    assert starts[0::2] == starts[1::2], "the responses of a group start from the same state"
     (request, *_) = rig.rewards.requests
     assert [message["role"] for message in request.columns["conversation"]][::2] == ["user"] * 3
 
 
-async def test_a_group_whose_environment_breaks_the_protocol_is_voided_with_its_reason(chat_folder: Path) -> None:
+async def test_a_group_is_voided_if_its_environment_breaks_the_protocol(chat_folder: Path) -> None:
     rig = Rig(chat_folder, num_steps=2, groups=2, max_prompt_tokens=16)
-    async with rig.actor(environments=talking("Odd", how="raises")) as actor:
+    async with rig.actor(environments=environment("Odd", how="raises")) as actor:
         running = rig.run(actor)
         await rig.publish(0)
         with pytest.raises(GroupsVoided, match="no luck"):
@@ -516,36 +517,34 @@ async def test_a_group_whose_environment_breaks_the_protocol_is_voided_with_its_
     assert all("environments.py" in reason for _, reason in await rig.queue.voided())
 
 
-async def test_an_actor_that_leaves_in_the_middle_of_conversations_hands_their_groups_over(chat_folder: Path) -> None:
+async def test_groups_of_running_conversations_are_returned_if_an_actor_stops(chat_folder: Path) -> None:
     rig = Rig(chat_folder, num_steps=1, groups=2, max_prompt_tokens=16)
     holding = threading.Event()
-    async with rig.actor(environments=talking("Echo", num_turns=3), before_step=holding.wait) as actor:
+    async with rig.actor(environments=environment("Echo", num_turns=3), before_step=holding.wait) as actor:
         running = rig.run(actor)
         await rig.publish(0)
         while not (await rig.queue.counts()).num_open:
             await asyncio.sleep(0.01)
-        leaving = asyncio.ensure_future(actor.leave())
+        stopping = asyncio.ensure_future(actor.stop())
         holding.set()
-        await leaving
+        await stopping
         await running
-    async with rig.actor("rollout-1", environments=talking("Echo", num_turns=3)) as other:
+    async with rig.actor("rollout-1", environments=environment("Echo", num_turns=3)) as other:
         running = rig.run(other)
         groups = await rig.queue.take(1)
-        await other.leave()
+        await other.stop()
         await running
     assert [group[0].group for group in groups] == [0, 1]
 
 
-async def test_conversations_outside_training_are_the_same_again_and_prompts_are_answered_once_without_one(
-    chat_folder: Path, tied_folder: Path
-) -> None:
+async def test_answer_runs_conversations_or_single_turns_by_task_and_seed(chat_folder: Path, tied_folder: Path) -> None:
     rig = Rig(chat_folder, max_prompt_tokens=16)
-    async with rig.actor(environments=talking("Echo", num_turns=2)) as actor:
-        held = [await actor.answer([{"prompt": ""}] * 3, task="test", seed="x", num=2) for _ in range(2)]
+    async with rig.actor(environments=environment("Echo", num_turns=2)) as actor:
+        answers = [await actor.answer([{"prompt": ""}] * 3, task="test", seed="x", num=2) for _ in range(2)]
         other = await actor.answer([{"prompt": ""}] * 3, task="test", seed="y", num=2)
-    assert held[0] == held[1] != other
-    assert [len(group) for group in held[0]] == [2, 2, 2]
-    assert all(first.messages[0] == second.messages[0] for first, second in held[0])
+    assert answers[0] == answers[1] != other
+    assert [len(group) for group in answers[0]] == [2, 2, 2]
+    assert all(first.messages[0] == second.messages[0] for first, second in answers[0])
     rig = Rig(tied_folder)
     async with rig.actor() as actor:
         ((answer,),) = await actor.answer([ROWS[0]], task="test", seed="x")
@@ -554,16 +553,16 @@ async def test_conversations_outside_training_are_the_same_again_and_prompts_are
     assert answer.messages == []
 
 
-async def test_prompts_of_a_task_with_an_environment_are_talked_about_and_those_of_another_answered_once(
+async def test_only_tasks_with_an_environment_get_several_turns(
     chat_folder: Path,
 ) -> None:
     prompts = [TaskPrompts("test", [{"prompt": ""}]), TaskPrompts("plain", [{"prompt": "ab"}])]
     rig = Rig(chat_folder, num_steps=1, groups=4, prompts=prompts, max_prompt_tokens=16)
-    async with rig.actor(environments=talking("Echo", num_turns=3)) as actor:
+    async with rig.actor(environments=environment("Echo", num_turns=3)) as actor:
         running = rig.run(actor)
         await rig.publish(0)
         groups = await rig.queue.take(1)
-        await actor.leave()
+        await actor.stop()
         await running
     assert [{t.task for t in group} for group in groups] == [{"test"}, {"plain"}] * 2
     assert [{len(t.turns) for t in group} for group in groups] == [{3}, {1}] * 2

@@ -1,4 +1,4 @@
-"""Waves of sampled groups: what is scored and put together, and what a slow or failing scorer does to the others."""
+"""Tests of deliveries: groups in a wave, slow scorers, failing scorers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPT = [5, 6]
 
 
 class Puts:
-    """A queue that keeps every call and says when there was one."""
+    """A queue that records every call."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
@@ -42,7 +42,7 @@ class Puts:
             self.changed.notify_all()
 
     async def wait_num(self, num: int) -> None:
-        """Wait for so many calls of both kinds."""
+        """Wait until `put` and `void` have been called `num` times in total."""
         async with self.changed:
             await asyncio.wait_for(self.changed.wait_for(lambda: len(self.calls) + len(self.voided) >= num), 10)
 
@@ -59,7 +59,7 @@ class Rig:
             response = SampledResponse(ticket.uid(0), [7], [-1.0], [Segment(0, 0, 1, 0, "rollout-0")], "length")
             self.deliveries.add(ticket, [single_turn(ticket.row["prompt"], PROMPT, response)])
 
-    async def asked_for_rewards(self) -> None:
+    async def rewards_requested(self) -> None:
         while not self.rewards.requests:
             await asyncio.sleep(0)
 
@@ -77,9 +77,7 @@ async def test_groups_that_finish_together_are_put_with_one_call(rig: Rig) -> No
     assert rig.puts.calls == [[0, 1, 2], [3]]
 
 
-async def test_what_is_gathered_goes_at_once_when_nothing_more_will_come(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_flush_delivers_the_gathered_groups_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "GATHER_S", 1000)
     rig.add(0, 1)
     rig.deliveries.flush()
@@ -87,10 +85,10 @@ async def test_what_is_gathered_goes_at_once_when_nothing_more_will_come(
     assert rig.puts.calls == [[0, 1]]
 
 
-async def test_a_wave_does_not_wait_for_the_one_before_it(rig: Rig) -> None:
+async def test_a_wave_does_not_wait_for_the_previous_one(rig: Rig) -> None:
     rig.rewards.gate = asyncio.Event()
     rig.add(0)
-    await rig.asked_for_rewards()
+    await rig.rewards_requested()
     gate, rig.rewards.gate = rig.rewards.gate, None
     rig.add(1)
     await rig.puts.wait_num(1)
@@ -99,7 +97,7 @@ async def test_a_wave_does_not_wait_for_the_one_before_it(rig: Rig) -> None:
     assert rig.puts.calls == [[1], [0]]
 
 
-async def test_a_service_that_is_waited_for_no_longer_is_raised_and_nothing_of_its_wave_is_put(rig: Rig) -> None:
+async def test_failed_raises_and_nothing_is_put_if_the_service_is_unavailable(rig: Rig) -> None:
     rig.rewards.error = RewardUnavailable("reward_service", "no rewards in 300 s")
     rig.add(0, 1)
     with pytest.raises(RewardUnavailable, match="no rewards in 300 s"):
@@ -107,38 +105,38 @@ async def test_a_service_that_is_waited_for_no_longer_is_raised_and_nothing_of_i
     assert (rig.puts.calls, rig.puts.voided) == ([], [])
 
 
-async def test_a_group_that_cannot_be_scored_is_voided_and_the_others_of_its_wave_are_put(rig: Rig) -> None:
-    rig.rewards.refused["3-1-0"] = RewardError("scorer", "gave nothing for 3-1-0")
+async def test_only_the_groups_of_a_wave_that_cannot_be_scored_are_voided(rig: Rig) -> None:
+    rig.rewards.refused["3-1-0"] = RewardError("scorer", "returned nothing for 3-1-0")
     rig.add(0, 1, 2)
     await rig.puts.wait_num(2)
     assert rig.puts.calls == [[0, 2]]
-    assert rig.puts.voided == [(1, "scorer: gave nothing for 3-1-0")]
+    assert rig.puts.voided == [(1, "scorer: returned nothing for 3-1-0")]
 
 
-async def test_an_error_for_a_whole_wave_voids_no_group_but_those_that_have_it_alone(rig: Rig) -> None:
-    async def deadly(requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
+async def test_groups_are_scored_one_by_one_if_a_whole_wave_fails(rig: Rig) -> None:
+    async def failing(requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
         if any(request.id == "3-1-0" for request in requests):
             raise RewardError("reward_service", "4 replicas died one after the other with this call")
         return [Score(request.id, 1.0, {}, "v") for request in requests]
 
-    rig.rewards.outcomes = deadly  # type: ignore[method-assign]
+    rig.rewards.outcomes = failing  # type: ignore[method-assign]
     rig.add(0, 1, 2)
     await rig.puts.wait_num(3)
     assert sorted(rig.puts.calls) == [[0], [2]]
     assert [group for group, _ in rig.puts.voided] == [1]
 
 
-async def test_nothing_is_put_after_a_cancellation(rig: Rig) -> None:
+async def test_nothing_is_put_after_cancel(rig: Rig) -> None:
     rig.rewards.gate = asyncio.Event()
     rig.add(0)
-    await rig.asked_for_rewards()
+    await rig.rewards_requested()
     await rig.deliveries.cancel()
     rig.rewards.gate.set()
     await asyncio.sleep(0)
     assert rig.puts.calls == []
 
 
-async def test_a_wave_of_several_tasks_is_scored_with_one_call_that_says_what_is_of_which(rig: Rig) -> None:
+async def test_a_wave_of_several_tasks_is_scored_with_one_call(rig: Rig) -> None:
     rig.add(0, task="sums")
     rig.add(1, task="games")
     await rig.puts.wait_num(1)

@@ -1,4 +1,4 @@
-"""Reading prompt rows and turning them into tokens."""
+"""Tests of reading prompts and of their tokenizer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def test_parquet_and_json_lines_give_the_same_rows(tmp_path: Path) -> None:
         ("rows.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', "line 2: column 'prompt': not text but None"),
     ],
 )
-def test_a_bad_dataset_is_named(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+def test_the_error_names_the_file_or_line_of_a_bad_data_set(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message) as caught:
@@ -55,14 +57,14 @@ def test_prompts_become_tokens_and_responses_become_text(tied_folder: Path) -> N
 
 
 @pytest.mark.parametrize(("prompt", "message"), [("t5 t6 t7 t8", "has 4 tokens, more than 3"), ("", "has no tokens")])
-def test_a_prompt_that_cannot_be_sampled_is_named(tied_folder: Path, prompt: str, message: str) -> None:
+def test_the_error_names_a_prompt_that_is_empty_or_too_long(tied_folder: Path, prompt: str, message: str) -> None:
     tokenizer = PromptTokenizer(str(tied_folder), max_prompt_tokens=3)
     with pytest.raises(InputError, match=message) as caught:
         tokenizer.encode([prompt])
     assert repr(prompt) in str(caught.value)
 
 
-def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no usable tokenizer") as caught:
         PromptTokenizer(str(tmp_path), max_prompt_tokens=3)
     assert caught.value.where == str(tmp_path)
@@ -82,7 +84,7 @@ def chat_folder(tmp_path: Path) -> Path:
     return tmp_path / "chat"
 
 
-def test_conversations_become_the_texts_of_the_chat_template(tmp_path: Path, chat_folder: Path) -> None:
+def test_the_chat_template_formats_conversations_as_texts(tmp_path: Path, chat_folder: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", CHATS)
     assert holds_messages(read_rows(path))
     ((rows, _),) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
@@ -91,7 +93,7 @@ def test_conversations_become_the_texts_of_the_chat_template(tmp_path: Path, cha
     assert not holds_messages(rows)
 
 
-def test_a_rendered_prompt_has_the_templates_own_tokens_even_after_a_journey(tmp_path: Path, chat_folder: Path) -> None:
+def test_a_copied_rendered_prompt_gets_the_tokens_of_the_template(tmp_path: Path, chat_folder: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", CHATS)
     ((rows, _),) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
     prompts = [copy.copy(row["prompt"]) for row in rows]
@@ -106,13 +108,13 @@ def test_a_rendered_prompt_has_the_templates_own_tokens_even_after_a_journey(tmp
     assert text[0] == rendered[0] == bos != rendered[1]
 
 
-def test_prompts_that_are_too_long_are_an_error_or_left_out(tmp_path: Path, chat_folder: Path) -> None:
+def test_prompts_that_are_too_long_raise_or_are_dropped(tmp_path: Path, chat_folder: Path) -> None:
     texts = [{"prompt": "abc"}, {"prompt": "abcdefgh"}, {"prompt": "abcdefg"}]
     for rows, limit, kept in ((texts, 8, [0, 2]), (CHATS, 8, [0])):
         path = write_rows(tmp_path / "rows.parquet", rows)
         whole = next(ready_rows(path, chat_folder, max_prompt_tokens=99, long_prompts="drop")).rows
         fitting = next(ready_rows(path, chat_folder, max_prompt_tokens=limit, long_prompts="drop")).rows
-        assert fitting == [whole[place] for place in kept]
+        assert fitting == [whole[index] for index in kept]
         with pytest.raises(InputError, match=r"the prompt of .*rows\.parquet, row 1 has \d+ tokens, more than 8"):
             next(ready_rows(path, chat_folder, max_prompt_tokens=limit, long_prompts="error"))
         with pytest.raises(InputError, match=rf"all {len(rows)} prompts have more than 1 tokens"):
@@ -127,7 +129,7 @@ def test_conversations_need_a_chat_template(tmp_path: Path) -> None:
     assert error.value.where == str(path)
 
 
-def test_a_conversation_that_the_template_refuses_is_named_by_its_row(tmp_path: Path) -> None:
+def test_the_error_names_the_row_that_the_template_refuses(tmp_path: Path) -> None:
     refusing = "{% if messages | length > 1 %}{{ raise_exception('only one') }}{% endif %}a"
     make_tokenizer(template=refusing).save_pretrained(tmp_path / "chat")
     path = write_rows(tmp_path / "rows.parquet", CHATS)

@@ -86,7 +86,7 @@ async def parts(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> 
         actor = start_actor(
             RolloutActor, name, ROLLOUT, model_path=str(folder / "model"), dtype="float32", seed=0, name=name
         )
-        await asyncio.gather(actor.start(), actor.meet(HandleRewardClient(APP, timeout_s=30)))
+        await asyncio.gather(actor.start(), actor.preload(HandleRewardClient(APP, timeout_s=30)))
         return actor
 
     async def stop(actor: RemoteActor) -> None:

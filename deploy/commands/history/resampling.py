@@ -56,7 +56,7 @@ class TokenReplay:
         await asyncio.gather(*(actor.load_published(manifest) for actor in self._actors))
         answers = await asyncio.gather(
             *(
-                actor.go_on([segment.request for segment in share])
+                actor.complete([segment.request for segment in share])
                 for actor, share in zip(self._actors, shares, strict=True)
             )
         )

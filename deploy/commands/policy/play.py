@@ -26,7 +26,7 @@ from deploy.terminal.input import TypedLines
 from deploy.terminal.text import visible
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environments.host import Host
-from rollout_actors.environments.pool import Environments
+from rollout_actors.environments.pool import EnvironmentPool
 from rollout_actors.environments.protocol import Observation, Step
 from rollout_actors.prompts import read_rows, scorer_columns
 
@@ -120,9 +120,9 @@ class Game:
 
     async def play(self, seed: int, columns: Mapping[str, Any]) -> None:
         """Run the conversation from `reset` to its end. Raises EnvironmentFault if the environment fails."""
-        environments = Environments(self.config)
+        environments = EnvironmentPool(self.config)
         try:
-            async with environments.one() as host:
+            async with environments.acquire() as host:
                 start, tools = await host.reset(seed, columns), await host.tools()
                 self.ended = "interrupted"
                 self._print_observation(start)

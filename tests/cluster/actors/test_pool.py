@@ -26,7 +26,7 @@ class StandIn:
         if self.error:
             raise self.error
 
-    async def leave(self) -> None:
+    async def stop(self) -> None:
         self.events.append(f"leave {self.name}")
         self.end()
 

@@ -1,4 +1,4 @@
-"""Gymnasium's own environments, in text."""
+"""Tests of the Gymnasium adapter with environments of Gymnasium."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from cluster.errors import InputError
 from rollout_actors.adapters.gymnasium import GymnasiumText
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.environments.host import HostedHere, Threads
+from rollout_actors.environments.host import InProcessHost, Threads
 from rollout_actors.environments.pool import try_out
 from rollout_actors.environments.protocol import Step
 
@@ -28,8 +28,8 @@ def last_letter(response: str, environment: Any) -> int:
     return "ldru".index(response[-1])
 
 
-async def test_a_lake_is_walked_across_by_words_and_numbers() -> None:
-    host = HostedHere(GymnasiumText(**LAKE, rules="cross the lake"), Threads(1), timeout_s=10)
+async def test_actions_are_parsed_from_words_and_numbers() -> None:
+    host = InProcessHost(GymnasiumText(**LAKE, rules="cross the lake"), Threads(1), timeout_s=10)
     assert await host.reset(3, {}) == [{"role": "user", "content": "cross the lake\n0"}]
     steps = [await host.step(word) for word in ("down", "1", "go right.", "DOWN", "2", "right")]
     assert [step.observation for step in steps] == ["4", "8", "9", "13", "14", "15"]
@@ -38,22 +38,22 @@ async def test_a_lake_is_walked_across_by_words_and_numbers() -> None:
     assert steps[-1].info["final_reward"] == 1.0
 
 
-async def test_an_answer_that_is_no_action_is_told_so_and_moves_nothing() -> None:
-    host = HostedHere(GymnasiumText(**LAKE, malformed_reward=-0.1), Threads(1), timeout_s=10)
+async def test_a_response_that_is_not_an_action_gets_an_error() -> None:
+    host = InProcessHost(GymnasiumText(**LAKE, malformed_reward=-0.1), Threads(1), timeout_s=10)
     await host.reset(0, {})
     assert await host.step("jump 7") == Step(
-        "say one of: left, down, right, up", -0.1, False, False, {"malformed": 1.0}
+        "answer with one of: left, down, right, up", -0.1, False, False, {"malformed": 1.0}
     )
     assert (await host.step("down")).observation == "4"
 
 
-async def test_observations_of_several_parts_and_long_games_are_written_and_cut() -> None:
-    host = HostedHere(GymnasiumText("Blackjack-v1", actions=["stick", "hit"]), Threads(1), timeout_s=10)
+async def test_tuple_observations_are_formatted_and_long_games_truncated() -> None:
+    host = InProcessHost(GymnasiumText("Blackjack-v1", actions=["stick", "hit"]), Threads(1), timeout_s=10)
     start = await host.reset(1, {})
     assert isinstance(start, list)
     player, dealer, ace = start[0]["content"].split(", ")
     assert (4 <= int(player) <= 21, 1 <= int(dealer) <= 10, ace in ("0", "1", "True", "False")) == (True, True, True)
-    taxi = HostedHere(GymnasiumText("Taxi-v3", max_episode_steps=2), Threads(1), timeout_s=10)
+    taxi = InProcessHost(GymnasiumText("Taxi-v3", max_episode_steps=2), Threads(1), timeout_s=10)
     await taxi.reset(0, {})
     assert [(step.terminated, step.truncated) for step in [await taxi.step("0"), await taxi.step("1")]] == [
         (False, False),
@@ -61,25 +61,25 @@ async def test_observations_of_several_parts_and_long_games_are_written_and_cut(
     ]
 
 
-async def test_the_users_own_renderer_and_parser_are_used() -> None:
+async def test_render_and_parse_of_the_user_are_used() -> None:
     here = __name__
     environment = GymnasiumText("FrozenLake-v1", render=f"{here}:shout", parse=f"{here}:last_letter", is_slippery=False)
-    host = HostedHere(environment, Threads(1), timeout_s=10)
+    host = InProcessHost(environment, Threads(1), timeout_s=10)
     assert await host.reset(0, {}) == [{"role": "user", "content": "at 0 of 16"}]
     assert (await host.step("walk d")).observation == "at 4 of 16"
     assert (await host.step("walk")).observation == "end with l, d, r or u"
 
 
-async def test_the_same_seed_is_the_same_game() -> None:
+async def test_the_same_seed_gives_the_same_game() -> None:
     await try_out(EnvironmentConfig(path=PATH, settings={"id": "Blackjack-v1"}), {})
     await try_out(EnvironmentConfig(path=PATH, settings=LAKE, own_process=True), {})
 
 
-def test_what_cannot_be_put_in_text_or_is_not_there_is_named() -> None:
-    with pytest.raises(InputError, match=r"settings\.render: needed: observations of Box"):
+def test_the_error_names_a_missing_id_render_or_parse() -> None:
+    with pytest.raises(InputError, match=r"settings\.render: needed, because observations of Box"):
         GymnasiumText("CartPole-v1")
-    with pytest.raises(InputError, match=r"settings\.parse: needed: actions of Box"):
+    with pytest.raises(InputError, match=r"settings\.parse: needed, because actions of Box"):
         GymnasiumText("Pendulum-v1", render=f"{__name__}:shout")
-    with pytest.raises(InputError, match=r"settings\.id: gymnasium makes no 'Nowhere-v0'"):
+    with pytest.raises(InputError, match=r"settings\.id: gymnasium cannot make 'Nowhere-v0'"):
         GymnasiumText("Nowhere-v0")
     assert isinstance(gymnasium.spaces.Text(5).sample(), str)

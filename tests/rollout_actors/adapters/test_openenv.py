@@ -1,4 +1,4 @@
-"""Environments behind OpenEnv's contract: a real server of theirs where it is installed, one of ours everywhere."""
+"""Tests of the OpenEnv adapter, with our server and, if installed, with OpenEnv's."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 from cluster.errors import EnvironmentFault, InputError
 from rollout_actors.adapters.openenv import OpenEnvText
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.environments.host import HostedHere, Threads
-from rollout_actors.environments.pool import Environments, try_out
+from rollout_actors.environments.host import InProcessHost, Threads
+from rollout_actors.environments.pool import EnvironmentPool, try_out
 from tests.support.paths import ROOT
 
 pytest.importorskip("websockets", reason="the extra openenv is not installed")
@@ -28,9 +28,9 @@ PATH = "rollout_actors.adapters.openenv:OpenEnvText"
 
 @pytest.fixture(scope="module", params=["contract", "openenv"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server in a process of its own."""
+    """The URL of a server in a separate process."""
     if request.param == "openenv" and importlib.util.find_spec("openenv") is None:
-        pytest.skip("the package openenv is not installed (it does not fit beside vLLM)")
+        pytest.skip("the package openenv is not installed (it conflicts with vLLM)")
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,11 +59,11 @@ def number(seed: int, low: int = 1) -> int:
     return random.Random(seed).randint(low, 9)
 
 
-async def hosted(url: str, **settings: object) -> HostedHere:
-    return HostedHere(OpenEnvText(url, observation="word", action="", **settings), Threads(1), timeout_s=20)  # type: ignore[arg-type]
+async def hosted(url: str, **settings: object) -> InProcessHost:
+    return InProcessHost(OpenEnvText(url, observation="word", action="", **settings), Threads(1), timeout_s=20)  # type: ignore[arg-type]
 
 
-async def test_a_number_is_guessed_over_the_servers_session(url: str) -> None:
+async def test_a_game_is_played_over_the_servers_session(url: str) -> None:
     host = await hosted(url, rules="a game")
     start = await host.reset(5, {})
     assert start == [{"role": "user", "content": "a game\nguess from 1 to 9"}]
@@ -75,7 +75,7 @@ async def test_a_number_is_guessed_over_the_servers_session(url: str) -> None:
     await host.close()
 
 
-async def test_columns_reach_the_servers_reset_and_each_environment_is_a_session_of_its_own(url: str) -> None:
+async def test_reset_receives_columns_and_each_environment_has_its_own_session(url: str) -> None:
     first, second = await hosted(url), await hosted(url)
     assert await first.reset(1, {"low": 9}) == [{"role": "user", "content": "guess from 9 to 9"}]
     await second.reset(2, {"low": 3})
@@ -84,19 +84,23 @@ async def test_columns_reach_the_servers_reset_and_each_environment_is_a_session
     await asyncio.gather(first.close(), second.close())
 
 
-async def test_an_answer_that_is_no_action_is_told_so_and_moves_nothing(url: str) -> None:
+async def test_a_response_that_is_not_an_action_gets_an_error(url: str) -> None:
     host = await hosted(url, malformed_reward=-0.5)
     await host.reset(5, {})
-    for answer, told in (("four", "no JSON"), ("[4]", "no JSON object"), ('{"number": 4}', "guess: Field required")):
+    for answer, reason in (
+        ("four", "not JSON"),
+        ("[4]", "not a JSON object"),
+        ('{"number": 4}', "guess: Field required"),
+    ):
         step = await host.step(answer)
-        assert told in str(step.observation)
+        assert reason in str(step.observation)
         assert (step.reward, step.terminated, step.info) == (-0.5, False, {"malformed": 1.0})
     right = await host.step(f'{{"guess": {number(5)}}}')
     assert (right.terminated, right.info["step_count"]) == (True, 1.0)
     await host.close()
 
 
-async def test_what_breaks_in_the_server_is_a_fault_that_names_it(url: str) -> None:
+async def test_an_error_in_the_server_is_a_fault_naming_it(url: str) -> None:
     host = await hosted(url)
     await host.reset(5, {})
     with pytest.raises(EnvironmentFault, match=r"/ws: step: EXECUTION_ERROR: that guess breaks it"):
@@ -104,44 +108,44 @@ async def test_what_breaks_in_the_server_is_a_fault_that_names_it(url: str) -> N
     await host.close()
 
 
-async def test_it_is_reset_again_and_again_here_and_in_a_process_of_its_own(url: str) -> None:
+async def test_reset_can_be_repeated_in_this_process_and_in_another(url: str) -> None:
     settings = {"url": url, "observation": "word", "action": ""}
-    for apart in (False, True):
-        await try_out(EnvironmentConfig(path=PATH, settings=settings, own_process=apart), {})
+    for own_process in (False, True):
+        await try_out(EnvironmentConfig(path=PATH, settings=settings, own_process=own_process), {})
 
 
-async def test_a_conversation_that_was_given_up_in_the_middle_of_an_answer_leaves_a_sound_environment(url: str) -> None:
-    environments = Environments(
+async def test_the_next_conversation_works_after_a_cancelled_answer(url: str) -> None:
+    environments = EnvironmentPool(
         EnvironmentConfig(path=PATH, settings={"url": url, "observation": "word", "action": ""})
     )
-    is_asked = asyncio.Event()
+    step_sent = asyncio.Event()
 
-    async def hold() -> None:
-        async with environments.one() as host:
+    async def converse() -> None:
+        async with environments.acquire() as host:
             await host.reset(5, {})
-            is_asked.set()
+            step_sent.set()
             await host.step('{"guess": 0}')
 
-    held = asyncio.ensure_future(hold())
-    await is_asked.wait()
-    held.cancel()
-    await asyncio.gather(held, return_exceptions=True)
-    async with environments.one() as host:
+    conversation = asyncio.ensure_future(converse())
+    await step_sent.wait()
+    conversation.cancel()
+    await asyncio.gather(conversation, return_exceptions=True)
+    async with environments.acquire() as host:
         assert await host.reset(5, {"low": 2}) == [{"role": "user", "content": "guess from 2 to 9"}]
     await environments.close()
 
 
-async def test_no_server_and_no_url_are_named() -> None:
-    with pytest.raises(InputError, match=r"settings\.url: 'nowhere' is not a server's"):
+async def test_the_error_names_a_bad_url_or_a_missing_server() -> None:
+    with pytest.raises(InputError, match=r"settings\.url: 'nowhere' is not the URL of a server"):
         OpenEnvText("nowhere")
     with pytest.raises(EnvironmentFault, match=r"ws://127\.0\.0\.1:1/ws: cannot be reached"):
         await OpenEnvText("http://127.0.0.1:1/").reset(seed=0)
 
 
-async def test_a_field_that_is_not_observed_is_named(url: str) -> None:
+async def test_the_error_names_a_missing_observation_field(url: str) -> None:
     environment = OpenEnvText(url, observation="text")
     with pytest.raises(
-        EnvironmentFault, match=r"settings\.observation: no 'text' in what is observed; there is .*word"
+        EnvironmentFault, match=r"settings\.observation: the observation has no field 'text'; it has .*word"
     ):
         await environment.reset(seed=0)
     await environment.close()

@@ -1,4 +1,4 @@
-"""Environments of the package verifiers, the real one."""
+"""Tests of the verifiers adapter with environments of the package."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from cluster.errors import InputError
 from rollout_actors.adapters.verifiers import VerifiersText
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.environments.host import HostedHere, Threads
+from rollout_actors.environments.host import InProcessHost, Threads
 from rollout_actors.environments.pool import try_out
 
-pytest.importorskip("verifiers", reason="the extra verifiers is not installed (it does not fit beside vLLM)")
+pytest.importorskip("verifiers", reason="the extra verifiers is not installed (it conflicts with vLLM)")
 
 WORDS = ("north", "south", "east")
 
@@ -39,7 +39,7 @@ def one_turn(system_prompt: str | None = None) -> Any:
 
 
 def hints(max_turns: int = 4) -> Any:
-    """Ends when the answer is said, and says the first letters of it until then."""
+    """Make an environment that ends with the right answer and answers others with its first letters."""
     import verifiers as vf
 
     class Hints(vf.MultiTurnEnv):  # type: ignore[misc]
@@ -53,10 +53,10 @@ def hints(max_turns: int = 4) -> Any:
             state["num_hints"] += 1
             return [{"role": "user", "content": f"it begins with {state['answer'][: state['num_hints']]}"}]
 
-    def said(state: Any) -> float:
+    def answered(state: Any) -> float:
         return float(any(turn["completion"][-1].content == state["answer"] for turn in state["trajectory"]))
 
-    return Hints(dataset=dataset(), max_turns=max_turns, rubric=vf.Rubric(funcs=[said]))
+    return Hints(dataset=dataset(), max_turns=max_turns, rubric=vf.Rubric(funcs=[answered]))
 
 
 def by_groups() -> Any:
@@ -68,11 +68,11 @@ def by_groups() -> Any:
     return vf.SingleTurnEnv(dataset=dataset(), rubric=vf.Rubric(funcs=[best]))
 
 
-def hosted(name: str, **settings: Any) -> HostedHere:
-    return HostedHere(VerifiersText(f"{__name__}:{name}", **settings), Threads(1), timeout_s=30)
+def hosted(name: str, **settings: Any) -> InProcessHost:
+    return InProcessHost(VerifiersText(f"{__name__}:{name}", **settings), Threads(1), timeout_s=30)
 
 
-async def test_a_single_turn_ends_with_the_rubrics_reward_and_what_it_measured() -> None:
+async def test_a_single_turn_ends_with_the_rubrics_reward_and_metrics() -> None:
     host = hosted("one_turn", system_prompt="be brief")
     start = await host.reset(4, {})
     assert start == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "say south"}]
@@ -83,7 +83,7 @@ async def test_a_single_turn_ends_with_the_rubrics_reward_and_what_it_measured()
     assert (await host.step("west")).reward == 0.0
 
 
-async def test_several_turns_are_answered_until_the_environment_has_said_its_last() -> None:
+async def test_turns_are_answered_until_the_environment_ends() -> None:
     host = hosted("hints")
     await host.reset(0, {})
     steps = [await host.step(word) for word in ("up", "nay", "north")]
@@ -93,10 +93,10 @@ async def test_several_turns_are_answered_until_the_environment_has_said_its_las
         [{"role": "user", "content": "yes"}],
     ]
     assert [(step.reward, step.terminated) for step in steps] == [(0.0, False), (0.0, False), (1.0, True)]
-    assert steps[-1].info["said"] == 1.0
+    assert steps[-1].info["answered"] == 1.0
 
 
-async def test_its_most_turns_cut_a_conversation_off_and_it_begins_anew_afterwards() -> None:
+async def test_max_turns_truncates_and_the_next_conversation_starts_fresh() -> None:
     host = hosted("hints", max_turns=2)
     await host.reset(0, {})
     await host.step("up")
@@ -106,13 +106,13 @@ async def test_its_most_turns_cut_a_conversation_off_and_it_begins_anew_afterwar
     assert (await host.step("up")).observation == [{"role": "user", "content": "it begins with s"}]
 
 
-async def test_the_same_seed_is_the_same_row() -> None:
+async def test_the_same_seed_selects_the_same_row() -> None:
     settings = {"load": f"{__name__}:hints"}
     await try_out(EnvironmentConfig(path="rollout_actors.adapters.verifiers:VerifiersText", settings=settings), {})
 
 
-def test_what_cannot_be_held_turn_by_turn_is_named() -> None:
-    with pytest.raises(InputError, match=r"settings\.load: the rubric of .*by_groups judges groups"):
+def test_the_error_names_an_unsupported_environment() -> None:
+    with pytest.raises(InputError, match=r"settings\.load: the rubric of .*by_groups scores groups"):
         VerifiersText(f"{__name__}:by_groups")
-    with pytest.raises(InputError, match=r"settings\.load: .*dataset gives no multi-turn environment"):
+    with pytest.raises(InputError, match=r"settings\.load: .*dataset does not return a multi-turn environment"):
         VerifiersText(f"{__name__}:dataset")

@@ -1,4 +1,4 @@
-"""The judgement of swaps, on numbers alone."""
+"""Tests of the swap check, with numbers only."""
 
 from __future__ import annotations
 
@@ -21,59 +21,59 @@ def manifest(version: int, shift: float, previous: float | None) -> Manifest:
     return Manifest(version, "first", (), TOKENS, probe(shift), None if previous is None else probe(previous))
 
 
-def test_an_engine_within_noise_of_its_version_is_proved() -> None:
+def test_a_swap_is_proved_if_the_engine_is_within_noise() -> None:
     proof = SwapProof("rollout-0", "float32")
-    assert proof.judge(manifest(0, 0.0, None), probe(1e-6)) is Verdict.PROVED
-    assert proof.judge(manifest(1, 0.1, 0.0), probe(0.1 + 2e-6)) is Verdict.PROVED
+    assert proof.check(manifest(0, 0.0, None), probe(1e-6)) is Verdict.PROVED
+    assert proof.check(manifest(1, 0.1, 0.0), probe(0.1 + 2e-6)) is Verdict.PROVED
 
 
-def test_versions_closer_than_the_noise_are_checksum_only() -> None:
+def test_a_swap_is_checksum_only_if_versions_differ_less_than_noise() -> None:
     proof = SwapProof("rollout-0", "float32")
-    proof.judge(manifest(0, 0.0, None), probe(1e-6))
-    assert proof.judge(manifest(1, 1e-6, 0.0), probe(1e-6)) is Verdict.CHECKSUM_ONLY
+    proof.check(manifest(0, 0.0, None), probe(1e-6))
+    assert proof.check(manifest(1, 1e-6, 0.0), probe(1e-6)) is Verdict.CHECKSUM_ONLY
 
 
 @pytest.mark.parametrize("step", [1e-3, 1.0])
-def test_an_engine_that_kept_the_version_before_is_refused_with_both_distances(step: float) -> None:
+def test_the_error_has_both_distances_if_the_engine_kept_the_old_version(step: float) -> None:
     proof = SwapProof("rollout-0", "float32")
-    proof.judge(manifest(0, 0.0, None), probe(1e-6))
+    proof.check(manifest(0, 0.0, None), probe(1e-6))
     with pytest.raises(EngineError, match=r"rollout-0: does not hold version 1: .* away .* from version 0"):
-        proof.judge(manifest(1, step, 0.0), probe(1e-6))
+        proof.check(manifest(1, step, 0.0), probe(1e-6))
 
 
-def test_an_engine_that_missed_the_first_version_it_was_given_is_refused() -> None:
+def test_an_engine_that_missed_its_first_version_is_refused() -> None:
     with pytest.raises(EngineError, match="does not hold version 7"):
-        SwapProof("rollout-0", "float32").judge(manifest(7, 1e-3, 0.0), probe(0.0))
+        SwapProof("rollout-0", "float32").check(manifest(7, 1e-3, 0.0), probe(0.0))
 
 
-def test_an_engine_that_skipped_to_an_indistinguishable_later_version_is_checksum_only() -> None:
+def test_a_swap_is_checksum_only_if_a_skipped_version_is_the_same() -> None:
     proof = SwapProof("rollout-0", "float32")
-    proof.judge(manifest(3, 0.5, 0.0), probe(0.5))
-    assert proof.judge(manifest(5, 0.5, 0.7), probe(0.5)) is Verdict.CHECKSUM_ONLY
+    proof.check(manifest(3, 0.5, 0.0), probe(0.5))
+    assert proof.check(manifest(5, 0.5, 0.7), probe(0.5)) is Verdict.CHECKSUM_ONLY
 
 
-def test_the_tolerance_follows_the_noise_measured_first() -> None:
+def test_the_tolerance_follows_the_noise_of_the_first_swap() -> None:
     noisy, quiet = SwapProof("noisy", "bfloat16"), SwapProof("quiet", "bfloat16")
-    noisy.judge(manifest(0, 0.0, None), probe(0.1))
-    quiet.judge(manifest(0, 0.0, None), probe(0.0))
+    noisy.check(manifest(0, 0.0, None), probe(0.1))
+    quiet.check(manifest(0, 0.0, None), probe(0.0))
     later = manifest(1, 2.0, 0.0)
-    assert noisy.judge(later, probe(2.3)) is Verdict.PROVED
+    assert noisy.check(later, probe(2.3)) is Verdict.PROVED
     with pytest.raises(EngineError):
-        quiet.judge(later, probe(2.3))
+        quiet.check(later, probe(2.3))
 
 
-def test_noise_that_is_too_large_for_the_dtype_is_another_model() -> None:
-    assert SwapProof("rollout-0", "bfloat16").judge(manifest(0, 0.0, None), probe(0.1)) is Verdict.PROVED
+def test_noise_that_is_too_large_for_the_dtype_is_refused() -> None:
+    assert SwapProof("rollout-0", "bfloat16").check(manifest(0, 0.0, None), probe(0.1)) is Verdict.PROVED
     with pytest.raises(EngineError):
-        SwapProof("rollout-0", "float32").judge(manifest(0, 0.0, None), probe(0.1))
+        SwapProof("rollout-0", "float32").check(manifest(0, 0.0, None), probe(0.1))
 
 
 def test_a_probe_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(EngineError):
-        SwapProof("rollout-0", "bfloat16").judge(manifest(0, 0.0, None), probe(float("nan")))
+        SwapProof("rollout-0", "bfloat16").check(manifest(0, 0.0, None), probe(float("nan")))
 
 
 def test_probes_of_different_lengths_are_infinitely_far_apart() -> None:
     assert distance(probe(0.0), [[-2.0], [-8.0]]) == float("inf")
     with pytest.raises(EngineError):
-        SwapProof("rollout-0", "float32").judge(replace(manifest(0, 0.0, None), probe=[[]]), probe(0.0))
+        SwapProof("rollout-0", "float32").check(replace(manifest(0, 0.0, None), probe=[[]]), probe(0.0))

@@ -1,4 +1,4 @@
-"""Swaps of a real engine: segments, log-probabilities after them, and what their proof refuses."""
+"""Tests of swaps of a real engine: segments, log-probabilities, proofs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cluster.trajectory import Segment, segment_seed
 from cluster.weights.manifest import Manifest
 from cluster.weights.object_store import Slice, fetch_tensors, put_tensors
 from rollout_actors.engine.protocol import SamplingRequest
-from rollout_actors.engine.response import SampledResponse
+from rollout_actors.engine.response import ResponseRequest, SampledResponse
 from rollout_actors.engine.thread import EngineThread
 from rollout_actors.engine.vllm_engine import VllmEngine
 from tests.support import tiny
@@ -28,7 +28,7 @@ PROMPTS = [[5, 6, 7, 8 + i] for i in range(NUM_RESPONSES)]
 
 
 class ForgetfulEngine(VllmEngine):
-    """Loads the first version and then only says so."""
+    """Loads only the first version."""
 
     num_loads = 0
 
@@ -39,7 +39,7 @@ class ForgetfulEngine(VllmEngine):
 
 
 class PublishAfter:
-    """Offers a version from inside the engine thread, before the step that follows `num_steps` steps."""
+    """Offers a version in the engine thread, before step `num_steps`."""
 
     def __init__(self, num_steps: int) -> None:
         self.remaining = num_steps
@@ -57,13 +57,13 @@ def thread_of(folder: Path, engine: type[VllmEngine] = VllmEngine, **kwargs: Any
 
 
 async def sample_across_a_swap(folder: Path, old: Any, new: Any) -> tuple[list[SampledResponse], dict[str, Any]]:
-    """Responses that all start in the same step with version 0 and meet version 1 after three tokens."""
+    """Sample responses that start with version 0 in the same step and continue with version 1 after 3 tokens."""
     publish = PublishAfter(3)
     engine = thread_of(folder, before_step=publish)
     publish.offer = lambda: engine.offer_weights(tiny.manifest(1, new, old), tiny.checkpoint(new))
     await engine.start()
     sampling = [
-        asyncio.ensure_future(engine.sample(f"0-{i}-0", prompt, max_tokens=16, temperature=1.0, min_policy_version=0))
+        asyncio.ensure_future(engine.sample(ResponseRequest(f"0-{i}-0", prompt, 16, 1.0, 0)))
         for i, prompt in enumerate(PROMPTS)
     ]
     await asyncio.sleep(0)
@@ -74,14 +74,14 @@ async def sample_across_a_swap(folder: Path, old: Any, new: Any) -> tuple[list[S
     return responses, metrics
 
 
-async def test_a_swap_after_3_of_16_tokens_gives_every_response_two_segments_and_exact_logprobs(folder: Path) -> None:
+async def test_a_swap_gives_two_segments_with_exact_logprobs(folder: Path) -> None:
     old = tiny.load_model(folder)
     new = tiny.after_one_step(old, 5e-3)
     responses, metrics = await sample_across_a_swap(folder, old, new)
 
-    under_way = [response for response in responses if len(response.token_ids) > 3]
-    assert len(under_way) >= NUM_RESPONSES - 1
-    for response in under_way:
+    interrupted = [response for response in responses if len(response.token_ids) > 3]
+    assert len(interrupted) >= NUM_RESPONSES - 1
+    for response in interrupted:
         assert [(s.policy_version, s.start) for s in response.segments] == [(0, 0), (1, 3)]
         assert [s.seed for s in response.segments] == [segment_seed(response.uid, k) for k in (0, 1)]
     for prompt, response in zip(PROMPTS, responses, strict=True):
@@ -89,10 +89,10 @@ async def test_a_swap_after_3_of_16_tokens_gives_every_response_two_segments_and
         assert np.allclose(response.logprobs[:3], with_old[:3], rtol=0, atol=1e-5)
         assert np.allclose(response.logprobs[3:], with_new[3:], rtol=0, atol=1e-5)
     assert metrics["num_swaps_proved"] == 2
-    assert metrics["num_prefilled_again_tokens"] == len(under_way) * (4 + 3)
+    assert metrics["num_prefilled_again_tokens"] == len(interrupted) * (4 + 3)
 
 
-async def test_segments_sampled_again_with_their_seeds_and_versions_give_the_same_tokens(tied_folder: Path) -> None:
+async def test_resampling_a_segment_with_its_seed_gives_the_same_tokens(tied_folder: Path) -> None:
     models = [tiny.load_model(tied_folder)]
     models.append(tiny.after_one_step(models[0], 5e-3))
     responses, _ = await sample_across_a_swap(tied_folder, *models)
@@ -102,7 +102,7 @@ async def test_segments_sampled_again_with_their_seeds_and_versions_give_the_sam
         for prompt, response in zip(PROMPTS, responses, strict=True):
             for segment in response.segments:
                 if segment.policy_version == version:
-                    assert sampled_again(engine, prompt, response, segment) == segment_tokens(response, segment)
+                    assert resampled(engine, prompt, response, segment) == segment_tokens(response, segment)
     engine.close()
 
 
@@ -110,7 +110,7 @@ def segment_tokens(response: SampledResponse, segment: Segment) -> list[int]:
     return response.token_ids[segment.start : segment.start + segment.length]
 
 
-def sampled_again(engine: VllmEngine, prompt: list[int], response: SampledResponse, segment: Segment) -> list[int]:
+def resampled(engine: VllmEngine, prompt: list[int], response: SampledResponse, segment: Segment) -> list[int]:
     prefix = prompt + response.token_ids[: segment.start]
     engine.add(SamplingRequest("again", prefix, segment.length, segment.seed, 1.0))
     tokens: list[int] = []
@@ -120,7 +120,7 @@ def sampled_again(engine: VllmEngine, prompt: list[int], response: SampledRespon
 
 
 @pytest.mark.parametrize("learning_rate", [5e-7, 5e-4])
-async def test_a_swap_skipped_on_purpose_is_refused(folder: Path, learning_rate: float) -> None:
+async def test_a_skipped_swap_is_refused(folder: Path, learning_rate: float) -> None:
     old = tiny.load_model(folder)
     new = tiny.after_one_step(old, learning_rate)
     engine = thread_of(folder, ForgetfulEngine)
@@ -135,7 +135,7 @@ async def test_a_swap_skipped_on_purpose_is_refused(folder: Path, learning_rate:
 
 
 @pytest.mark.parametrize("learning_rate", [5e-7, 5e-4])
-async def test_swaps_of_steps_large_and_small_are_proved(folder: Path, learning_rate: float) -> None:
+async def test_swaps_of_large_and_small_steps_are_proved(folder: Path, learning_rate: float) -> None:
     models = [tiny.load_model(folder)]
     for _ in range(3):
         models.append(tiny.after_one_step(models[-1], learning_rate))
@@ -150,7 +150,7 @@ async def test_swaps_of_steps_large_and_small_are_proved(folder: Path, learning_
     assert (metrics["num_swaps_proved"], metrics["num_swaps_checksum_only"]) == (4, 0)
 
 
-async def test_a_step_too_small_to_see_is_counted_as_checksum_only(tied_folder: Path) -> None:
+async def test_a_step_below_the_noise_is_counted_as_checksum_only(tied_folder: Path) -> None:
     old = tiny.load_model(tied_folder)
     new = tiny.after_one_step(old, 1e-10)
     engine = thread_of(tied_folder)
@@ -166,13 +166,13 @@ async def test_a_step_too_small_to_see_is_counted_as_checksum_only(tied_folder: 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_a_tensor_altered_on_the_way_is_refused(tied_folder: Path) -> None:
+def test_a_tensor_altered_in_the_object_store_is_refused(tied_folder: Path) -> None:
     import ray
 
     model = tiny.load_model(tied_folder)
     entries = list(put_tensors(tiny.checkpoint(model).items()))
-    place = entries[3].reference
-    altered = np.array(ray.get(place.bucket)[place.start : place.stop])
+    slice_ = entries[3].reference
+    altered = np.array(ray.get(slice_.bucket)[slice_.start : slice_.stop])
     altered[5] ^= 1
     entries[3] = replace(entries[3], reference=Slice(ray.put(altered), 0, altered.size))
     with pytest.raises(WeightsRefused, match=entries[3].name):

@@ -1,23 +1,24 @@
-"""The engine thread, with a fake engine: floors, segments, order, errors, the end."""
+"""Tests of the engine thread with a fake engine: versions, segments, order, errors, end."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cluster.errors import EngineError, InputError
 from cluster.trajectory import PartialResponse, segment_seed
-from rollout_actors.engine.response import SampledResponse
+from rollout_actors.engine.response import ResponseRequest, SampledResponse
 from rollout_actors.engine.thread import EngineThread
 from tests.support.fakes import EOS, FakeEngine, fake_manifest, fake_probe
 
 
 class Gate:
-    """Holds the engine thread before the step of a number until it is opened; runs `then` first."""
+    """Calls the function in `at` with the number of the next step, in the engine thread."""
 
     def __init__(self) -> None:
         self.num_steps = 0
@@ -29,7 +30,7 @@ class Gate:
 
 
 class Rig:
-    """An engine thread around a fake engine, with a gate before its steps."""
+    """An engine thread with a fake engine and a gate before its steps."""
 
     def __init__(self) -> None:
         self.fake = FakeEngine()
@@ -40,8 +41,8 @@ class Rig:
         self.engine.offer_weights(fake_manifest(version), {})
 
     def sample(self, uid: str, floor: int = 0, max_tokens: int = 4) -> asyncio.Task[SampledResponse]:
-        call = self.engine.sample(uid, [4, 5], max_tokens=max_tokens, temperature=1.0, min_policy_version=floor)
-        return asyncio.ensure_future(call)
+        request = ResponseRequest(uid, [4, 5], max_tokens, 1.0, floor)
+        return asyncio.ensure_future(self.engine.sample(request))
 
     def named(self, name: str) -> list[tuple[Any, ...]]:
         return [event for event in self.fake.events if event[0] == name]
@@ -55,7 +56,7 @@ async def rig() -> AsyncIterator[Rig]:
     await rig.engine.close()
 
 
-async def test_a_response_comes_with_its_segment_and_version(rig: Rig) -> None:
+async def test_a_response_has_its_segment_and_version(rig: Rig) -> None:
     rig.offer(0)
     response = await rig.sample("0-0-0")
     seed = segment_seed("0-0-0", 0)
@@ -73,7 +74,7 @@ async def test_a_response_that_stops_keeps_its_end_of_sequence_token(rig: Rig) -
     assert (response.finish_reason, len(response.token_ids), response.token_ids[-1]) == ("stop", 2, EOS)
 
 
-async def test_only_the_thread_touches_the_engine(rig: Rig) -> None:
+async def test_only_the_thread_uses_the_engine(rig: Rig) -> None:
     rig.offer(0)
     await asyncio.gather(*(rig.sample(f"0-{i}-0") for i in range(5)))
     assert rig.fake.threads == {"engine of rollout-0"}
@@ -88,7 +89,7 @@ async def test_no_token_is_sampled_with_weights_older_than_the_floor(rig: Rig) -
     assert [s.policy_version for s in (await late).segments] == [2]
 
 
-async def test_a_swap_cuts_segments_and_goes_on_from_the_partial_response(rig: Rig) -> None:
+async def test_a_swap_ends_segments_and_continues_the_partial_response(rig: Rig) -> None:
     rig.gate.at[3] = lambda: rig.offer(1)
     rig.offer(0)
     response = await rig.sample("0-0-0", max_tokens=8)
@@ -99,32 +100,33 @@ async def test_a_swap_cuts_segments_and_goes_on_from_the_partial_response(rig: R
     assert rig.engine.metrics()["num_prefilled_again_tokens"] == 5
 
 
-async def test_a_segment_is_closed_after_so_many_tokens_and_heard_of(rig: Rig) -> None:
-    heard: list[PartialResponse] = []
+async def test_on_closed_is_called_for_every_segment_of_max_segment_tokens(rig: Rig) -> None:
+    closed: list[PartialResponse] = []
     rig.offer(0)
     response = await rig.engine.sample(
-        "0-0-0", [4, 5], max_tokens=5, temperature=1.0, max_segment_tokens=2, on_closed=heard.append
+        ResponseRequest("0-0-0", [4, 5], 5, 1.0, max_segment_tokens=2, on_closed=closed.append)
     )
     assert [(s.start, s.length, s.seed) for s in response.segments] == [
         (start, length, segment_seed("0-0-0", number))
         for number, (start, length) in enumerate([(0, 2), (2, 2), (4, 1)])
     ]
     assert (len(response.token_ids), response.finish_reason) == (5, "length")
-    assert [len(partial.token_ids) for partial in heard] == [2, 4, 5]
-    assert [partial.finish_reason for partial in heard] == [None, None, "length"]
-    assert heard[1].segments == response.segments[:2]
+    assert [len(partial.token_ids) for partial in closed] == [2, 4, 5]
+    assert [partial.finish_reason for partial in closed] == [None, None, "length"]
+    assert closed[1].segments == response.segments[:2]
 
 
-async def test_what_others_have_begun_is_gone_on_with(rig: Rig) -> None:
+async def test_sampling_continues_from_begun(rig: Rig) -> None:
     rig.offer(0)
-    whole = await rig.engine.sample("0-0-0", [4, 5], max_tokens=6, temperature=1.0, max_segment_tokens=3)
+    request = ResponseRequest("0-0-0", [4, 5], 6, 1.0, max_segment_tokens=3)
+    whole = await rig.engine.sample(request)
     begun = PartialResponse("0-0-0", whole.token_ids[:3], whole.logprobs[:3], whole.segments[:1])
-    again = await rig.engine.sample("0-0-0", [4, 5], max_tokens=6, temperature=1.0, max_segment_tokens=3, begun=begun)
+    again = await rig.engine.sample(replace(request, begun=begun))
     assert again == whole
-    assert len(begun.token_ids) == 3, "it was left as it was"
+    assert len(begun.token_ids) == 3, "begun is not changed"
 
 
-async def test_a_segment_in_which_nothing_was_sampled_leaves_no_record(rig: Rig) -> None:
+async def test_a_segment_without_tokens_is_not_recorded(rig: Rig) -> None:
     released = threading.Event()
     rig.offer(0)
     await rig.engine.loaded(0)
@@ -143,7 +145,7 @@ async def test_a_segment_in_which_nothing_was_sampled_leaves_no_record(rig: Rig)
     ]
 
 
-async def test_only_the_newest_of_the_versions_offered_is_loaded(rig: Rig) -> None:
+async def test_only_the_newest_offered_version_is_loaded(rig: Rig) -> None:
     released = threading.Event()
     rig.offer(0)
     await rig.engine.loaded(0)
@@ -158,7 +160,7 @@ async def test_only_the_newest_of_the_versions_offered_is_loaded(rig: Rig) -> No
     assert rig.named("load") == [("load", 0), ("load", 3)]
 
 
-async def test_a_response_waits_where_a_new_learner_starts_below_its_floor(rig: Rig) -> None:
+async def test_a_response_waits_if_a_new_learner_starts_below_its_floor(rig: Rig) -> None:
     rig.offer(5)
     await rig.engine.loaded(5)
     rig.gate.at[2] = lambda: rig.engine.offer_weights(fake_manifest(4, "second"), {})
@@ -170,7 +172,7 @@ async def test_a_response_waits_where_a_new_learner_starts_below_its_floor(rig: 
     assert all(segment.policy_version == 5 for segment in (await waiting).segments)
 
 
-async def test_a_cancelled_response_is_forgotten(rig: Rig) -> None:
+async def test_a_cancelled_response_is_removed_from_the_engine(rig: Rig) -> None:
     rig.offer(0)
     await rig.engine.loaded(0)
     reached, released = threading.Event(), threading.Event()
@@ -210,7 +212,7 @@ async def test_metrics_count_tokens_and_proved_swaps(rig: Rig) -> None:
     assert rig.engine.take_intervals() == []
 
 
-async def test_an_engine_that_fails_fails_everyone_who_waits_and_says_who() -> None:
+async def test_all_pending_calls_raise_the_error_of_a_failed_engine() -> None:
     rig = Rig()
     rig.fake.fail = ValueError("out of blocks")
     await rig.engine.start()
@@ -224,7 +226,7 @@ async def test_an_engine_that_fails_fails_everyone_who_waits_and_says_who() -> N
         await rig.engine.logprobs([[4]])
 
 
-async def test_weights_that_were_not_loaded_end_the_engine() -> None:
+async def test_ended_raises_if_the_weights_were_not_loaded() -> None:
     rig = Rig()
     await rig.engine.start()
     rig.offer(0)
@@ -235,7 +237,7 @@ async def test_weights_that_were_not_loaded_end_the_engine() -> None:
         await rig.engine.ended()
 
 
-async def test_an_engine_that_cannot_be_built_raises_its_own_error_from_start() -> None:
+async def test_start_raises_the_error_of_building_the_engine() -> None:
     def build() -> FakeEngine:
         raise InputError("rollout_actors.engine", "no such setting")
 
@@ -243,7 +245,7 @@ async def test_an_engine_that_cannot_be_built_raises_its_own_error_from_start() 
         await EngineThread(build, name="rollout-0", dtype="float32").start()
 
 
-async def test_closing_gives_the_engine_back_and_ends_what_waits() -> None:
+async def test_close_closes_the_engine_and_ends_pending_calls() -> None:
     rig = Rig()
     await rig.engine.start()
     waiting = rig.sample("0-0-0", floor=3)

@@ -1,4 +1,4 @@
-"""The real engine against transformers: sampling, log-probabilities, loading, settings."""
+"""Tests of the real engine against transformers: sampling, log-probabilities, loading, settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tied_engine(tied_folder: Path) -> Iterator[VllmEngine]:
 
 
 def run(engine: VllmEngine, requests: Sequence[SamplingRequest]) -> dict[str, Sampled]:
-    """Every request from first to last token, joined."""
+    """Run the requests to their end and join the tokens of each."""
     for request in requests:
         engine.add(request)
     joined: dict[str, Sampled] = {}
@@ -54,23 +54,23 @@ def worst(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_of_sampled_tokens_are_those_of_transformers_at_the_temperature(
+def test_logprobs_of_sampled_tokens_match_transformers(
     tied_engine: VllmEngine, tied_folder: Path, temperature: float
 ) -> None:
     requests = [request(seed, temperature=temperature) for seed in range(8)]
     sampled = run(tied_engine, requests)
     model = tiny.load_model(tied_folder)
-    for asked in requests:
-        found = sampled[asked.id]
-        expected = tiny.logprobs(model, asked.token_ids + found.token_ids, temperature)[len(asked.token_ids) - 1 :]
+    for each in requests:
+        found = sampled[each.id]
+        expected = tiny.logprobs(model, each.token_ids + found.token_ids, temperature)[len(each.token_ids) - 1 :]
         assert worst(found.logprobs, expected) < EXACT
 
 
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(tied_engine: VllmEngine) -> None:
     requests = [request(seed) for seed in range(12)]
     batched = run(tied_engine, requests)
-    alone = [run(tied_engine, [asked])[asked.id] for asked in reversed(requests)]
-    assert [found.token_ids for found in reversed(alone)] == [batched[asked.id].token_ids for asked in requests]
+    alone = [run(tied_engine, [each])[each.id] for each in reversed(requests)]
+    assert [found.token_ids for found in reversed(alone)] == [batched[each.id].token_ids for each in requests]
 
 
 def test_a_response_ends_with_its_end_of_sequence_token(tied_engine: VllmEngine) -> None:
@@ -93,7 +93,7 @@ def test_an_aborted_request_returns_nothing_more(tied_engine: VllmEngine) -> Non
     assert seen == {"2"}
 
 
-def test_probing_loses_nothing_of_what_is_under_way(tied_engine: VllmEngine) -> None:
+def test_probing_loses_no_tokens_of_active_requests(tied_engine: VllmEngine) -> None:
     whole = run(tied_engine, [request(3)])["3"]
     tied_engine.add(request(3))
     tokens = tied_engine.step()[0].token_ids
@@ -103,7 +103,7 @@ def test_probing_loses_nothing_of_what_is_under_way(tied_engine: VllmEngine) -> 
     assert tokens == whole.token_ids
 
 
-def test_a_version_is_not_loaded_beside_a_request_under_way(tied_engine: VllmEngine, tied_folder: Path) -> None:
+def test_load_raises_while_a_request_is_active(tied_engine: VllmEngine, tied_folder: Path) -> None:
     tied_engine.add(request(1))
     tied_engine.step()
     sequence = list(tiny.PROBE_PROMPTS[0])
@@ -116,7 +116,7 @@ def test_a_version_is_not_loaded_beside_a_request_under_way(tied_engine: VllmEng
     tied_engine.load(tiny.checkpoint(before), version=1)
 
 
-def test_a_loaded_version_answers_as_transformers_does(engine: VllmEngine, folder: Path) -> None:
+def test_logprobs_of_a_loaded_version_match_transformers(engine: VllmEngine, folder: Path) -> None:
     before = tiny.load_model(folder)
     after = tiny.after_one_step(before, 5e-2)
     sequences = [list(prompt) for prompt in tiny.PROBE_PROMPTS]
@@ -134,7 +134,7 @@ def close_to(model: Any) -> Any:
     return lambda sequence, found: worst(found, tiny.logprobs(model, sequence)) < EXACT
 
 
-def test_weights_that_travel_through_a_file_are_loaded_whole(folder: Path) -> None:
+def test_all_weights_are_loaded_through_a_file(folder: Path) -> None:
     engine = VllmEngine(str(folder), engine_args={}, max_model_len=64, seed=0, dtype="float32")
     model = tiny.after_one_step(tiny.load_model(folder), 5e-2)
     engine._load_through_a_file(tiny.checkpoint(model))
@@ -147,12 +147,12 @@ def settings(**engine_args: Any) -> dict[str, Any]:
     return engine_settings("m", engine_args=engine_args, max_model_len=9000, seed=1, dtype="float32", on_cpu=True)
 
 
-def test_engine_settings_pass_through_by_vllms_names() -> None:
+def test_engine_settings_are_passed_on_by_name() -> None:
     passed = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "dtype": "bfloat16", "max_num_seqs": 7}
     assert passed.items() <= settings(**passed).items()
 
 
-def test_no_prefill_is_cut_into_chunks_on_a_cpu() -> None:
+def test_chunked_prefill_is_off_on_a_cpu() -> None:
     assert settings()["enable_chunked_prefill"] is False
     assert settings()["max_num_batched_tokens"] >= 9000
 
@@ -167,8 +167,8 @@ def test_a_setting_that_exact_logprobs_depend_on_is_refused() -> None:
         settings(logprobs_mode="raw_logits")
 
 
-def test_an_unknown_engine_setting_is_named(tied_folder: Path) -> None:
-    with pytest.raises(InputError, match=r"rollout_actors.engine.max_num_seq: vLLM knows no engine argument"):
+def test_the_error_names_an_unknown_engine_setting(tied_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"rollout_actors.engine.max_num_seq: vLLM has no engine argument"):
         VllmEngine(str(tied_folder), engine_args={"max_num_seq": 1}, max_model_len=64, seed=0, dtype="float32")
 
 
