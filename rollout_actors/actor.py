@@ -341,7 +341,7 @@ class RolloutActor:
         await self._engine.loaded(version)
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return each token's log-probability given its prefix, at temperature 1, except the first's."""
+        """Return the log-probability of each token but the first given its prefix, at temperature 1."""
         return await self._engine.logprobs(sequences)
 
     async def missing_rewards(self) -> str | None:

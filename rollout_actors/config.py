@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from cluster.config import MayChange, Section, setting
+from cluster.registry import Registry
+
+ADAPTERS: Registry[Callable[..., Any]] = Registry("environment adapter")
+"""Adapters for environments of other packages, by the short names that `environment.path` accepts."""
+ADAPTERS.register_path("gymnasium", "rollout_actors.adapters.gymnasium:GymnasiumText")
+ADAPTERS.register_path("openenv", "rollout_actors.adapters.openenv:OpenEnvText")
+ADAPTERS.register_path("verifiers", "rollout_actors.adapters.verifiers:VerifiersText")
+RENAMED = {
+    "rollout_actors.gymnasium_text:GymnasiumText": "gymnasium",
+    "rollout_actors.openenv_text:OpenEnvText": "openenv",
+    "rollout_actors.verifiers_text:VerifiersText": "verifiers",
+}
+"""Dotted paths of earlier versions, and the short names that replace them."""
 
 ENGINE_MEMORY: dict[str, MayChange] = dict.fromkeys(
     (
@@ -27,7 +42,7 @@ class EnvironmentConfig(Section):
 
     path: str | None = setting(None, may_change="never")
     """Dotted path of a class, or of a function that returns an environment: an object with Gymnasium's `reset(*, seed)`
-    and `step(response)`, in texts or messages."""
+    and `step(response)`, in texts or messages. Or the name of an adapter: `gymnasium`, `openenv` or `verifiers`."""
     settings: dict[str, Any] = setting({}, may_change="recorded", reevaluates=True)
     """Keyword arguments for the environment's constructor."""
     max_turns: int = setting(8, may_change="recorded", reevaluates=True, ge=1)
@@ -38,6 +53,13 @@ class EnvironmentConfig(Section):
     """Deadline of a `reset` or `step`; a group whose environment takes longer is voided."""
     own_process: bool = setting(False, may_change="always")
     """Run each environment in a separate process. Use it if environments are heavy or may hang or crash."""
+
+    @field_validator("path")
+    @classmethod
+    def _refuse_renamed(cls, path: str | None) -> str | None:
+        if path in RENAMED:
+            raise ValueError(f'{path} has been renamed; write path = "{RENAMED[path]}"')
+        return path
 
 
 class RolloutActorsConfig(Section):

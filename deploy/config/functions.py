@@ -11,6 +11,7 @@ from learner.estimators import ESTIMATORS
 from reward_service.config.composite import reached
 from reward_service.config.scorers import ForbiddenConfig, FunctionConfig
 from reward_service.config.service import NO_SCORER, REWARD_MODEL, RewardServiceConfig
+from rollout_actors.config import ADAPTERS
 
 
 def dotted_paths(config: RunConfig) -> dict[str, str]:
@@ -32,7 +33,7 @@ def _task_paths(config: RunConfig) -> dict[str, str | None]:
         own = {
             "builder": task.builder,
             "adversarial.paraphrase": task.adversarial.paraphrase,
-            "environment.path": task.environment.path,
+            "environment.path": None if task.environment.path in ADAPTERS else task.environment.path,
             "scorer": None if _is_named(task.scorer, config.reward_service) else task.scorer,
             "metrics": task.metrics,
         }

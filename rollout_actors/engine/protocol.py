@@ -62,7 +62,7 @@ class GenerationEngine(Protocol):
         """Replace all weights by a version in checkpoint form. No request may be active."""
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return each token's log-probability given its prefix, at temperature 1, except the first's."""
+        """Return the log-probability of each token but the first given its prefix, at temperature 1."""
 
     def close(self) -> None:
         """Free memory and end processes."""

@@ -140,7 +140,7 @@ class EngineThread:
         return await future
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return each token's log-probability given its prefix, at temperature 1, except the first's."""
+        """Return the log-probability of each token but the first given its prefix, at temperature 1."""
         future: asyncio.Future[list[list[float]]] = self._new_future()
         self._put(lambda: self._resolve([(future, self._engine.logprobs(sequences))]))
         return await future

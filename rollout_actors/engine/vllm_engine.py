@@ -179,7 +179,7 @@ class VllmEngine:
             self._engine.collective_rpc("load_file", args=(path,))
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return each token's log-probability given its prefix, at temperature 1, except the first's.
+        """Return the log-probability of each token but the first given its prefix, at temperature 1.
 
         Does not read the prefix cache. Active requests advance meanwhile; the next `step` returns their new tokens.
         """

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
-from cluster import user_code
 from cluster.data.chat_template import Message
 from cluster.errors import AntiphonError, EnvironmentFault
 from cluster.user_code import line_that_raised, place_of
+from rollout_actors.config import ADAPTERS
 
 Observation = str | Sequence[Message]
 """A text, or messages with role and content. A text after messages is a message of the user."""
@@ -108,11 +108,11 @@ def _fault(method: Callable[..., Any], name: str, expected: str, value: Any) -> 
 
 
 def make_environment(path: str, settings: Mapping[str, Any]) -> Any:
-    """Make an environment.
+    """Make the environment at a dotted path, or of an adapter's name.
 
     Raises InputError if there is none at `path`, EnvironmentFault if making it fails.
     """
-    make = user_code.load(path, PATH_KEY)
+    make = ADAPTERS.find(path, key=PATH_KEY)
     try:
         environment = make(**settings)
     except AntiphonError:

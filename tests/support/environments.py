@@ -1,4 +1,4 @@
-"""Environments for tests: one that behaves, and many that do not. Importable by dotted path from any process."""
+"""Environments for tests, a correct one and many faulty ones, named by dotted path."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 
 
 class Echo:
-    """Says a word drawn from the seed and then how many answers it has heard, each of which is worth its length."""
+    """Starts with a word drawn from the seed, counts the responses and rewards each with its length."""
 
     def __init__(self, *, num_turns: int = 2, in_messages: bool = True) -> None:
         self.num_turns = num_turns
         self.in_messages = in_messages
-        self.heard: list[str] = []
+        self.responses: list[str] = []
 
     def reset(self, *, seed: int, **columns: Any) -> Any:
-        self.heard = []
+        self.responses = []
         word = random.Random(seed).choice(("ab", "cd", "ef", "gh")) + str(columns.get("word", ""))
         return [{"role": "user", "content": word}] if self.in_messages else word
 
     def step(self, response: str) -> Any:
-        self.heard.append(response)
-        is_over = len(self.heard) == self.num_turns
-        return f"{len(self.heard)}ok", float(len(response)), is_over, False, {"answers": len(self.heard)}
+        self.responses.append(response)
+        is_over = len(self.responses) == self.num_turns
+        return f"{len(self.responses)}ok", float(len(response)), is_over, False, {"answers": len(self.responses)}
 
 
 class Silent(Echo):
-    """Says the same whatever it hears."""
+    """Gives the same observation to every response."""
 
     def step(self, response: str) -> Any:
         _, reward, terminated, truncated, info = super().step(response)
@@ -37,7 +37,7 @@ class Silent(Echo):
 
 
 class AsyncEcho(Echo):
-    """The same, with `async` methods."""
+    """Echo with `async` methods."""
 
     async def reset(self, *, seed: int, **columns: Any) -> Any:  # type: ignore[override]
         await asyncio.sleep(0)
@@ -49,7 +49,7 @@ class AsyncEcho(Echo):
 
 
 class Odd(Echo):
-    """Does what it is told to by `how` in its step, or where that says so in its reset."""
+    """Breaks the protocol in `step`, or in `reset`, in the way that `how` names."""
 
     def __init__(self, how: str, **settings: Any) -> None:
         super().__init__(**settings)
@@ -73,7 +73,7 @@ class Odd(Echo):
             case "crashes":
                 os._exit(7)
             case "prints":
-                print("what nobody asked for")
+                print("output of an environment")
             case "four values":
                 return "a", 1.0, True, False
             case "no reward":
@@ -94,7 +94,7 @@ class Odd(Echo):
 
 
 class Adder(Echo):
-    """Offers functions."""
+    """Offers tools: one that works and two that raise."""
 
     def tools(self) -> list[Any]:
         return [add, fail, explode]
@@ -104,14 +104,14 @@ def add(first: int, second: int) -> int:
     """Add two numbers.
 
     Args:
-        first: the one
-        second: the other
+        first: the first number
+        second: the second number
     """
     return first + second
 
 
 def fail(why: str) -> str:
-    """Refuse.
+    """Raise a ValueError.
 
     Args:
         why: the reason
@@ -120,7 +120,7 @@ def fail(why: str) -> str:
 
 
 def explode() -> str:
-    """Break."""
+    """Raise a RuntimeError."""
     raise RuntimeError("boom")
 
 
@@ -129,14 +129,14 @@ def undocumented(x):  # type: ignore[no-untyped-def]
 
 
 class BadTools(Echo):
-    """Offers a function that says nothing of its argument."""
+    """Offers a function without type hints and documentation."""
 
     def tools(self) -> list[Any]:
         return [undocumented]
 
 
 class NoStep:
-    """Is no environment."""
+    """Has no method `step`."""
 
     def reset(self, *, seed: int) -> str:
         return "a"

@@ -1,4 +1,4 @@
-"""Hand-written stand-ins for the parts behind the protocols: an engine and a reward client."""
+"""Fakes of the engine and of the reward client."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FIRST_TOKEN = 4
 
 
 def fake_probe(version: int, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """What a FakeEngine holding `version` computes on probe prompts."""
+    """Return what a FakeEngine with the weights of `version` computes on probe prompts."""
     return [[-1.0 - 0.1 * version - 0.001 * token for token in sequence[1:]] for sequence in sequences]
 
 
 def fake_manifest(version: int, incarnation: str = "first") -> Manifest:
-    """A version without tensors whose probe a FakeEngine agrees with."""
+    """Return the manifest of a version without tensors, with the probe of a FakeEngine."""
     prompts = ((4, 5, 6), (7, 8))
     previous = fake_probe(version - 1, prompts) if version else None
     return Manifest(version, incarnation, (), prompts, fake_probe(version, prompts), previous)
@@ -31,10 +31,10 @@ def fake_manifest(version: int, incarnation: str = "first") -> Manifest:
 
 @dataclass
 class FakeEngine:
-    """One token a step for every request, a function of its seed and place; `events` tells what was called.
+    """Samples one token per step for every request, from its seed and position.
 
-    A response ends after `stop_after` tokens with the end-of-sequence token, where that is set. `skip_loads` keeps
-    the old weights; `fail` is raised by the next step.
+    `events` records the calls. If `stop_after` is set, a response ends after so many tokens with the end-of-sequence
+    token. If `skip_loads` is set, `load` keeps the old weights. The next step raises `fail`, if it is set.
     """
 
     stop_after: int | None = None
@@ -60,11 +60,11 @@ class FakeEngine:
         return [self._advance(request) for request in list(self.requests.values())]
 
     def _advance(self, request: SamplingRequest) -> Sampled:
-        place = self.done[request.id]
-        self.done[request.id] = place + 1
-        token = FIRST_TOKEN + (request.seed + place) % (self.vocab_size - FIRST_TOKEN)
-        finish_reason = "length" if place + 1 == request.max_tokens else None
-        if place + 1 == self.stop_after:
+        position = self.done[request.id]
+        self.done[request.id] = position + 1
+        token = FIRST_TOKEN + (request.seed + position) % (self.vocab_size - FIRST_TOKEN)
+        finish_reason = "length" if position + 1 == request.max_tokens else None
+        if position + 1 == self.stop_after:
             token, finish_reason = EOS, "stop"
         if finish_reason:
             self.abort([request.id])
@@ -78,7 +78,7 @@ class FakeEngine:
         return bool(self.requests)
 
     def load(self, tensors: Mapping[str, Any], *, version: int) -> None:
-        assert not self.requests, "weights were loaded under a request"
+        assert not self.requests, "weights were loaded while a request was active"
         self.events.append(("load", version))
         if not self.skip_loads:
             self.version = version
@@ -92,9 +92,10 @@ class FakeEngine:
 
 @dataclass
 class FakeRewardClient:
-    """Scores with a Python function; `error` is raised instead, and `refused` stand in the place of scores.
+    """Scores with a Python function.
 
-    `gate`, where set, holds every score back.
+    Raises `error` if it is set; returns the errors in `refused` for the requests with these ids. Waits for `gate` if it
+    is set.
     """
 
     score_one: Callable[[ScoreRequest], float] = lambda request: float(len(request.response))

@@ -1,9 +1,9 @@
-"""Servers of a number to be guessed: OpenEnv's own, and one that follows its contract where openenv is not installed.
+"""Servers of a guessing game: one with the package openenv, one that implements its protocol by hand.
 
-`python -m tests.support.openenv_server KIND PORT`, KIND being `openenv` or `contract`.
+Run `python -m tests.support.openenv_server KIND PORT`. KIND is `openenv` or `contract`.
 """
 
-# No `from __future__ import annotations`: both frameworks read the annotations of what stands within functions.
+# No `from __future__ import annotations`: both frameworks evaluate annotations inside functions.
 import contextlib
 import random
 import sys
@@ -13,7 +13,7 @@ import uvicorn
 
 
 class Guess:
-    """The game itself: the number is from 1 to 9 and comes from the seed."""
+    """The game: guess a number from `low` to 9, drawn from the seed."""
 
     def reset(self, seed: int | None, low: int = 1) -> str:
         self.number = random.Random(seed).randint(low, 9)
@@ -29,7 +29,7 @@ class Guess:
 
 
 def contract() -> Any:
-    """The parts of the contract that a session needs, by hand."""
+    """Return a server that implements the part of the protocol that a session needs."""
     from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
     app = FastAPI()
@@ -41,12 +41,12 @@ def contract() -> Any:
         with contextlib.suppress(WebSocketDisconnect):
             while True:
                 message = await socket.receive_json()
-                await socket.send_json(_answered(game, message["type"], message.get("data", {})))
+                await socket.send_json(_answer(game, message["type"], message.get("data", {})))
 
     return app
 
 
-def _answered(game: Guess, kind: str, data: dict[str, Any]) -> dict[str, Any]:
+def _answer(game: Guess, kind: str, data: dict[str, Any]) -> dict[str, Any]:
     if kind == "state":
         return {"type": "state", "data": {"episode_id": "a", "step_count": game.num_steps}}
     if kind == "reset":
@@ -63,7 +63,7 @@ def _answered(game: Guess, kind: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def openenv() -> Any:
-    """The package's own server."""
+    """Return a server made with the package openenv."""
     from openenv.core.env_server import Action, ConcurrencyConfig, Environment, Observation, State, create_fastapi_app
 
     class GuessAction(Action):

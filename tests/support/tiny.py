@@ -1,4 +1,4 @@
-"""A tiny Llama with its tokenizer as a Hugging Face folder, what transformers computes with it, and its manifests."""
+"""A tiny Llama in a Hugging Face folder, its log-probabilities by transformers, and its manifests."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load_model(folder: Path) -> Any:
 
 
 def checkpoint(model: Any) -> dict[str, torch.Tensor]:
-    """The weights as a checkpoint holds them: a tied head has no tensor of its own."""
+    """Return the weights in checkpoint form: a tied head has no tensor."""
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -61,7 +61,7 @@ def checkpoint(model: Any) -> dict[str, torch.Tensor]:
 
 
 def after_one_step(model: Any, learning_rate: float) -> Any:
-    """A copy of the model after one AdamW step on a fixed batch."""
+    """Return a copy of the model after one AdamW step on a fixed batch."""
     stepped = copy.deepcopy(model)
     stepped.tie_weights()
     optimizer = torch.optim.AdamW(stepped.parameters(), lr=learning_rate, weight_decay=0.0)
@@ -73,7 +73,7 @@ def after_one_step(model: Any, learning_rate: float) -> Any:
 
 @torch.no_grad()
 def logprobs(model: Any, sequence: Sequence[int], temperature: float = 1.0) -> list[float]:
-    """Transformers' log-probabilities of the tokens given their prefix, the first left out."""
+    """Return the log-probability of each token but the first given its prefix, by transformers."""
     scores = (model(torch.tensor([list(sequence)])).logits / temperature).log_softmax(-1)
     targets = torch.tensor(list(sequence[1:]))[:, None]
     found: list[float] = scores[0, :-1].gather(-1, targets)[:, 0].tolist()
@@ -85,5 +85,5 @@ def probe(model: Any) -> Probe:
 
 
 def manifest(version: int, model: Any, previous: Any | None) -> Manifest:
-    """A version whose tensors travel beside it."""
+    """Return the manifest of a version, without references to tensors."""
     return Manifest(version, "first", (), PROBE_PROMPTS, probe(model), previous and probe(previous))

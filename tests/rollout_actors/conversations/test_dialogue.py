@@ -198,7 +198,7 @@ async def test_a_conversation_continued_from_saved_turns_is_identical(
     begun = saved[num_turns - 1]
     again, script = await converse(tokenizer, environment, *texts[num_turns:], begun=begun)
     assert again == whole
-    assert environment.heard == list(texts), "the saved turns are replayed to the environment"
+    assert environment.responses == list(texts), "the saved turns are replayed to the environment"
     assert [first_segment for _, _, first_segment in script.requests] == [2 * n for n in range(num_turns, 4)]
 
 

@@ -57,7 +57,7 @@ def thread_of(folder: Path, engine: type[VllmEngine] = VllmEngine, **kwargs: Any
 
 
 async def sample_across_a_swap(folder: Path, old: Any, new: Any) -> tuple[list[SampledResponse], dict[str, Any]]:
-    """Sample responses that start with version 0 in the same step and continue with version 1 after 3 tokens."""
+    """Sample responses that start with version 0 and continue with version 1 after 3 tokens."""
     publish = PublishAfter(3)
     engine = thread_of(folder, before_step=publish)
     publish.offer = lambda: engine.offer_weights(tiny.manifest(1, new, old), tiny.checkpoint(new))
