@@ -9,6 +9,7 @@ that wait is measured by itself, in microseconds of CPU.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation, single_turn
 from rollout_actors.conversations.dialogue import Dialogue
 from rollout_actors.conversations.runner import Conversations
-from rollout_actors.engine.response import SampledResponse
+from rollout_actors.engine.response import ResponseRequest, SampledResponse
 from rollout_actors.engine.thread import EngineThread
 from rollout_actors.environments.host import InProcessHost, Threads
 from rollout_actors.prompts import PromptTokenizer
@@ -106,10 +107,14 @@ async def _ratio(tokenizer: PromptTokenizer) -> list[Row]:
     """The same number of responses through the plain path and through environments of one turn, in turn."""
     engine = await _engine(SINGLE_TOKENS)
     conversations = Conversations(_settings(1), tokenizer, engine, max_response_tokens=SINGLE_TOKENS)
-    sample = partial(engine.sample, temperature=1.0)
+
+    def sample(token_ids: Sequence[int], *, max_tokens: int) -> Awaitable[SampledResponse]:
+        return engine.sample(ResponseRequest(f"p-{next(numbers)}", token_ids, max_tokens, 1.0))
+
+    numbers = itertools.count()
     ratios = []
     for _ in range(REPEATS):
-        plain_s = await _timed(lambda number: _plain(tokenizer, partial(sample, f"p-{number}"), number))
+        plain_s = await _timed(lambda number: _plain(tokenizer, sample, number))
         ratios.append(await _timed(lambda number: _hold(conversations, number)) / plain_s - 1)
     await conversations.close()
     await engine.close()

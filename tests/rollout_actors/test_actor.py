@@ -548,7 +548,7 @@ async def test_answer_runs_conversations_or_single_turns_by_task_and_seed(chat_f
     rig = Rig(tied_folder)
     async with rig.actor() as actor:
         ((answer,),) = await actor.answer([ROWS[0]], task="test", seed="x")
-        ((response,),) = await actor.sample([ROWS[0]["prompt"]], seed="x")
+        ((response,),) = await actor.sample(["t5 t6 t10"], seed="x")
     assert (answer.response, answer.last_response) == (response.text, response.token_ids)
     assert answer.messages == []
 

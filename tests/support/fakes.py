@@ -112,5 +112,8 @@ class FakeRewardClient:
             raise self.error
         return [self._outcome(request) for request in requests]
 
+    def waiting(self) -> str | None:
+        return None
+
     def _outcome(self, request: ScoreRequest) -> Score | RewardError:
         return self.refused.get(request.id) or Score(request.id, self.score_one(request), {}, "fake")

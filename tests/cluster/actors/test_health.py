@@ -21,7 +21,7 @@ class StandIn:
         self.error: Exception | None = None
         self.num_asked = 0
 
-    async def is_ready(self) -> bool:
+    async def probe(self) -> bool:
         self.num_asked += 1
         await self.answers.wait()
         if self.error:
@@ -34,11 +34,7 @@ class Rig:
         self.actor: Any = StandIn()
         self.notes: list[str] = []
         self.health = Health(
-            lambda actor: actor.is_ready(),
-            timeout_s=timeout_s,
-            setting="x.timeout_s",
-            note=self.notes.append,
-            every_s=0,
+            lambda actor: actor.probe(), timeout_s=timeout_s, setting="x.timeout_s", note=self.notes.append, every_s=0
         )
 
     async def until(self, state: State) -> None:

@@ -22,7 +22,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.num_steps = 0
-        self.at: dict[int, Callable[[], None]] = {}
+        self.at: dict[int, Callable[[], object]] = {}
 
     def __call__(self) -> None:
         self.num_steps += 1

@@ -227,7 +227,7 @@ async def test_a_tool_call_gets_its_result_without_a_step(own_process: bool) -> 
 async def test_other_forms_and_malformed_calls_become_observations(response: str, expected: str) -> None:
     async with host("Adder") as hosted:
         await hosted.reset(0, {})
-        (message,) = (await hosted.step(response)).observation
+        (message,) = list((await hosted.step(response)).observation)
         assert isinstance(message, dict)
         assert message["content"].startswith(expected)
 
