@@ -16,7 +16,7 @@ def test_an_adapter_is_found_by_its_name_and_by_its_dotted_path(path: str) -> No
     assert isinstance(make_environment(path, {"id": "FrozenLake-v1"}), GymnasiumText)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", ADAPTERS.names())
 def test_every_adapter_name_can_be_imported(name: str) -> None:
     assert callable(ADAPTERS.find(name, key="environment.path"))
 
@@ -26,7 +26,7 @@ def test_the_error_names_the_adapters_if_there_is_none_of_that_name() -> None:
         make_environment("gym", {})
 
 
-@pytest.mark.parametrize("path", RENAMED)
+@pytest.mark.parametrize("path", list(RENAMED))
 def test_a_renamed_path_is_refused_with_its_new_name(path: str) -> None:
     with pytest.raises(ValidationError, match=f'has been renamed; write path = "{RENAMED[path]}"'):
         EnvironmentConfig(path=path)
