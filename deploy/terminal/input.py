@@ -1,7 +1,4 @@
-"""Lines that a person types or a pipe gives, waited for so that an interrupt ends the wait.
-
-Knows no prompt and no answer.
-"""
+"""Read lines from stdin without blocking the event loop, so that an interrupt ends the wait."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from rollout_actors.environments.host import Threads
 
 
 class TypedLines:
-    """Lines of stdin, read off the event loop by a thread that holds no lock when this process ends before it."""
+    """Reads lines of stdin in a thread that holds no lock, so that the process can exit while it waits."""
 
     def __init__(self) -> None:
         self.by_person = sys.stdin.isatty()
@@ -20,6 +17,6 @@ class TypedLines:
         self._lines = io.FileIO(sys.stdin.fileno(), closefd=False)
 
     async def next(self) -> str | None:
-        """The next line without its end; None where the input has ended."""
+        """Return the next line without its line break, or None at the end of the input."""
         line = await self._threads.run(self._lines.readline)
         return line.decode(errors="replace").rstrip("\r\n") if line else None

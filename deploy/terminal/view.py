@@ -1,7 +1,4 @@
-"""What a person sees of a run: a live picture in a terminal, a plain line every few seconds anywhere else.
-
-Is told stages, steps and notes and draws them on stderr. Knows the metrics' names, not where they come from.
-"""
+"""Show the progress of a run on stderr: a live display in a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.metrics import METRICS
+from deploy.terminal.text import number
 
 PLAIN_EVERY_S = 5.0
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -41,12 +39,12 @@ FIGURES: dict[str, str] = {
     "accuracy": "accuracy",
     "tokens_per_s": "",
 }
-"""Metrics that a stage shows, each with its label."""
+"""Metrics that the view shows, in this order, with their labels."""
 
 
 @dataclass
 class _Stage:
-    """Where one stage stands; `total` is 0 where its end is not known."""
+    """The progress of one stage; `total` is 0 if the number of steps is unknown."""
 
     name: str
     total: int
@@ -66,19 +64,19 @@ class _Stage:
             self.rewards.append(reward)
 
     def left_s(self, now: float) -> float | None:
-        """Seconds to the end at the pace of the last steps; None before there is a pace."""
+        """Return the remaining seconds at the pace of the last steps, or None if the pace is unknown."""
         (first, first_step), (last, last_step) = self.arrivals[0], self.arrivals[-1]
         if not self.total or last_step <= first_step:
             return None
         pace_s = (last - first) / (last_step - first_step)
         return max(0.0, (self.total - self.step) * pace_s - (now - last))
 
-    def place(self) -> str:
+    def position(self) -> str:
         return f"{self.step:,} of {self.total:,}" if self.total else f"{self.step:,}"
 
 
 class View:
-    """Draws a run while the context lasts; outside of it, notes and tables are printed as they come."""
+    """Draws the stages of a run inside its context; outside of it, only notes and tables are printed."""
 
     def __init__(
         self, title: str = "", console: Console | None = None, clock: Callable[[], float] = time.monotonic
@@ -93,7 +91,7 @@ class View:
     def __enter__(self) -> View:
         if self._console.is_interactive:
             self._live = Live(
-                console=self._console, get_renderable=self.picture, refresh_per_second=4, vertical_overflow="visible"
+                console=self._console, get_renderable=self.display, refresh_per_second=4, vertical_overflow="visible"
             )
             self._live.start()
         elif self._title:
@@ -112,7 +110,7 @@ class View:
             self._live = None
 
     def stage(self, name: str, total_steps: int) -> None:
-        """A stage begins; the one before it is done. `total_steps` is 0 where its end is not known."""
+        """Begin a stage and mark the one before it as done. `total_steps` is 0 if the number of steps is unknown."""
         self._end_stage(done=True)
         self._stages.append(_Stage(name, total_steps, self._clock()))
         self._printed_at = float("-inf")
@@ -127,7 +125,7 @@ class View:
                 self._line(f"{stage.name}: done in {_duration(stage.ended - stage.started)}")
 
     def step(self, metrics: Metrics) -> None:
-        """One step of the stage is done; `metrics` are its row, with its number as `step`."""
+        """Show a finished step of the current stage; `metrics` are its row, with the step's number as `step`."""
         if not self._stages:
             return
         stage, now = self._stages[-1], self._clock()
@@ -135,27 +133,27 @@ class View:
         last = stage.step == stage.total
         if self._live is None and (last or now - self._printed_at >= PLAIN_EVERY_S):
             self._printed_at = now
-            parts = [f"{stage.name} {stage.place()}", *_figures(stage)]
+            parts = [f"{stage.name} {stage.position()}", *_figures(stage)]
             left_s = stage.left_s(now)
             if left_s is not None and not last:
                 parts.append(f"{_duration(left_s)} left")
             self._line("  ".join(parts))
 
     def note(self, text: str) -> None:
-        """Something a person should know, on a line of its own."""
+        """Print a note on a separate line."""
         self._line(text)
 
     def _line(self, text: str) -> None:
         self._console.print(escape(text), soft_wrap=True)
 
-    def picture(self) -> RenderableType:
-        """What the terminal shows now."""
+    def display(self) -> RenderableType:
+        """Return the current contents of the live display."""
         rows: list[RenderableType] = [Text(self._title, style="bold")] if self._title else []
         for stage in self._stages:
-            rows.append(_done(stage) if stage.ended is not None else self._under_way(stage))
+            rows.append(_done(stage) if stage.ended is not None else self._current(stage))
         return Group(*rows)
 
-    def _under_way(self, stage: _Stage) -> RenderableType:
+    def _current(self, stage: _Stage) -> RenderableType:
         now = self._clock()
         left_s = stage.left_s(now) if stage.arrivals else None
         waiting = f"{_duration(left_s)} left" if left_s is not None else _duration(now - stage.started)
@@ -163,37 +161,37 @@ class View:
             total=stage.total or None, completed=stage.step, width=32, pulse=not stage.step, animation_time=now
         )
         head = Table.grid(padding=(0, 2))
-        head.add_row(Text("●", style="cyan"), Text(f"{stage.name:<12}", style="bold"), bar, stage.place(), waiting)
+        head.add_row(Text("●", style="cyan"), Text(f"{stage.name:<12}", style="bold"), bar, stage.position(), waiting)
         parts = _figures(stage)
         if len(stage.rewards) > 1:
             parts.insert(0, _sparks(stage.rewards))
         return Group(head, *(Text(f"   {line}") for line in _lines(parts, self._console.width - 3)))
 
     def evaluated(self, before: Mapping[str, Any], after: Mapping[str, Any], *, task: str = "") -> None:
-        """What PPO changed, as summary.json has it: in the run and in each of its tasks, or in one task alone."""
-        of_tasks = {name: (before.get("tasks", {}).get(name, {}), own) for name, own in after.get("tasks", {}).items()}
-        for name, tables in of_tasks.items() if task else [("", (before, after)), *of_tasks.items()]:
+        """Print the evaluations of summary.json: of the run and each of its tasks, or only of `task`."""
+        by_task = {name: (before.get("tasks", {}).get(name, {}), own) for name, own in after.get("tasks", {}).items()}
+        for name, tables in by_task.items() if task else [("", (before, after)), *by_task.items()]:
             if task in ("", name):
-                of_run = [{key: value for key, value in own.items() if key != "tasks"} for own in tables]
-                self.table_before_after(*of_run, of=name)
+                old, new = ({key: value for key, value in own.items() if key != "tasks"} for own in tables)
+                self.table_before_after(old, new, task=name)
 
-    def table_before_after(self, before: Mapping[str, float], after: Mapping[str, float], *, of: str = "") -> None:
-        """What PPO changed, a line a metric, perhaps `of` a task; ends the live picture."""
+    def table_before_after(self, before: Mapping[str, float], after: Mapping[str, float], *, task: str = "") -> None:
+        """Print a table of the metrics before and after PPO, of one task if given; ends the live display."""
         self._end_stage(done=True)
         self._stop_live()
-        table = Table(title=f"{of}: before and after PPO" if of else "Before and after PPO", **_TABLE)
+        table = Table(title=f"{task}: before and after PPO" if task else "Before and after PPO", **_TABLE)
         table.add_column("")
         for heading in ("before", "after", "change"):
             table.add_column(heading, justify="right")
         for key in dict.fromkeys([*before, *after]):
             old, new = before.get(key), after.get(key)
             change = f"{new - old:+.3f}" if old is not None and new is not None else ""
-            table.add_row(LABELS.get(key, key), _number(old), _number(new), change)
+            table.add_row(LABELS.get(key, key), number(old, ".3f"), number(new, ".3f"), change)
         self._console.print()
         self._console.print(table)
 
     def responses(self, prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
-        """Responses of both policies to the same prompts, side by side to read."""
+        """Print responses of both policies to the same prompts side by side."""
         self._end_stage(done=True)
         self._stop_live()
         table = Table(title="Responses to read", show_lines=True, **_TABLE)
@@ -205,7 +203,7 @@ class View:
         self._console.print(table)
 
     def regressions(self, worse: Sequence[Any]) -> None:
-        """Prompts whose answers were better before, with both answers and their rewards."""
+        """Print prompts with better answers before, with both answers and their rewards."""
         if not worse:
             return
         table = Table(title="Worse than before", show_lines=True, **_TABLE)
@@ -231,7 +229,7 @@ def _figures(stage: _Stage) -> list[str]:
 
 
 def _lines(parts: Sequence[str], width: int) -> list[str]:
-    """Parts joined into lines of at most `width`, broken only between parts."""
+    """Join parts into lines of at most `width` characters, breaking only between parts."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + 2 + len(part) <= width:
@@ -245,10 +243,6 @@ def _sparks(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
     return "".join(SPARKS[round((value - low) * scale)] for value in values)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
 
 
 def _duration(seconds: float) -> str:

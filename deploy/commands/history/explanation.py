@@ -99,7 +99,7 @@ def _compare(manifest: Manifest, history: History) -> str:
     changed = manifest.changed_tensors(history.checksums(version))
     if changed:
         differing = f"{len(changed)} of {len(manifest.tensors)} tensors"
-        return f"from version {version}, where {differing} differ from the recorded ones"
+        return f"from version {version}, which differs from the recorded one in {differing}"
     return f"from version {version}, which has the recorded checksums"
 
 

@@ -1,4 +1,4 @@
-"""What a person reads: the live picture, the plain lines and the tables, at two widths."""
+"""The view: its live display, plain lines and tables, at two widths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEP = {
 
 
 class Clock:
-    """Time that passes when told."""
+    """A clock that tests set."""
 
     now = 0.0
 
@@ -37,7 +37,7 @@ def text(console: Console) -> str:
     return console.file.getvalue()
 
 
-def test_without_a_terminal_a_line_is_printed_every_few_seconds_and_at_the_last_step() -> None:
+def test_a_line_is_printed_every_few_seconds_without_a_terminal() -> None:
     console, clock = plain(), Clock()
     with View("reviews", console, clock) as view:
         view.stage("ppo", 8)
@@ -57,7 +57,7 @@ def test_without_a_terminal_a_line_is_printed_every_few_seconds_and_at_the_last_
     ]
 
 
-def test_a_bounded_cost_is_told_with_its_multiplier() -> None:
+def test_a_bounded_cost_is_shown_with_its_multiplier() -> None:
     console = plain()
     with View("reviews", console, Clock()) as view:
         view.stage("ppo", 8)
@@ -66,7 +66,7 @@ def test_a_bounded_cost_is_told_with_its_multiplier() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_picture_shows_what_is_done_and_what_is_under_way(width: int) -> None:
+def test_the_display_shows_finished_and_current_stages(width: int) -> None:
     clock, screen = Clock(), plain(width)
     view = View("reviews  runs/reviews", plain(width), clock)
     view.stage("sft", 250)
@@ -76,7 +76,7 @@ def test_the_picture_shows_what_is_done_and_what_is_under_way(width: int) -> Non
     for step in range(1, 44):
         clock.now += 1
         view.step({"step": step, **STEP, "learner/reward_mean": step / 43})
-    screen.print(view.picture())
+    screen.print(view.display())
     lines = text(screen).splitlines()
     assert lines[0].rstrip() == "reviews  runs/reviews"
     assert lines[1].split() == ["✓", "sft", "0:07", "250", "done", "loss", "0.6120"]
@@ -86,7 +86,7 @@ def test_the_picture_shows_what_is_done_and_what_is_under_way(width: int) -> Non
     assert all(len(line) <= width for line in lines)
 
 
-def test_a_stage_that_failed_is_not_called_done() -> None:
+def test_a_failed_stage_is_not_reported_as_done() -> None:
     console = plain()
     view = View("", console)
     view.stage("ppo", 8)
@@ -94,7 +94,7 @@ def test_a_stage_that_failed_is_not_called_done() -> None:
     assert text(console) == "ppo: starting\n"
 
 
-def test_notes_are_printed_as_they_are() -> None:
+def test_notes_are_printed_without_markup() -> None:
     console = plain()
     View(console=console).note("[bold] is not markup, 3 of 4 swaps proved")
     assert text(console) == "[bold] is not markup, 3 of 4 swaps proved\n"
@@ -115,14 +115,14 @@ def test_the_table_shows_every_metric_before_and_after() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_responses_stand_side_by_side(width: int) -> None:
+def test_responses_are_printed_side_by_side(width: int) -> None:
     console = plain(width)
     View(console=console).responses(["the food"], [" was [red]bad"], [""])
     (line,) = [line for line in text(console).splitlines() if "the food" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["the food", "was [red]bad", "(empty)"]
 
 
-def test_a_terminal_gets_a_live_picture() -> None:
+def test_a_terminal_gets_a_live_display() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80, _environ={"TERM": "xterm"})
     with View("reviews", console) as view:
         view.stage("sft", 2)
@@ -132,7 +132,7 @@ def test_a_terminal_gets_a_live_picture() -> None:
     assert "\x1b[?25l" in text(console)
 
 
-def test_of_several_tasks_the_whole_run_and_each_task_are_shown_or_one_task_alone() -> None:
+def test_an_evaluation_is_shown_for_the_run_and_each_task_or_for_one_task() -> None:
     before = {"reward": 0.5, "tasks": {"sums": {"accuracy": 0.25}}}
     after = {"reward": 0.75, "tasks": {"sums": {"accuracy": 0.5}, "games": {"won": 1.0}}}
     whole, one = plain(80), plain(80)
