@@ -10,13 +10,16 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test chaos check bench docs lock readme install
+.PHONY: demo test test-slow chaos check bench docs lock readme install
 
 demo: install  ## every stage of the reviews task, from nothing
 	$(BIN)/antiphon train examples/reviews/run.toml --fresh $(ARGS)
 
 test: install  ## all tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-slow: install  ## the tests that take minutes: the built wheel, training of a new task
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 chaos: install  ## parts that are killed, hang or raise, and whole commands, for minutes
 	$(BIN)/python -m pytest -m chaos $(ARGS)

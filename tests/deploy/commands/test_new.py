@@ -103,3 +103,14 @@ def test_new_writes_nothing_if_the_arguments_are_wrong(
     assert (code, out) == (2, "")
     assert last.startswith(message), last
     assert list(tmp_path.rglob("*")) == [tmp_path / "taken"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_new_task_can_be_trained(antiphon: Antiphon, tmp_path: Path) -> None:
+    assert antiphon("new", "my_task", "--from", "letters")[0] == 0
+    command = [sys.executable, "-m", "deploy.cli", "train", "my_task/run.toml", "--set", "learner.num_steps = 1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "my_task" / "policy" / "model.safetensors").exists()
