@@ -1,6 +1,6 @@
-"""Runs code that nobody vouches for, in `confinement`'s process, and proves on this machine that it is confined.
+"""Runs untrusted code in the sandbox of `sandbox_child`, and checks that this machine can enforce its limits.
 
-Where a step of the confinement fails nothing is run.
+If a step of setting up the sandbox fails, nothing is run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_REPORT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use; `wall_s` is on the clock."""
+    """What a program may use. `cpu_s` is CPU time and `wall_s` wall-clock time, in seconds."""
 
     cpu_s: int
     wall_s: float
@@ -36,7 +36,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Report:
-    """Which tests passed, which are no Python, and how the process ended: an exit code, minus a signal, or `late`."""
+    """Which tests passed, the indices of tests that are not Python, and how the process ended.
+
+    `ended` is the exit code, minus a signal's number, or `late`.
+    """
 
     passed: tuple[bool, ...]
     broken: tuple[int, ...]
@@ -44,7 +47,7 @@ class Report:
 
 
 def run_confined(program: str, tests: Sequence[str], limits: Limits) -> Report:
-    """Run the program and each test after it. Raises RewardError where it could not be run confined."""
+    """Run the program, then each test. Raises RewardError if the sandbox could not be set up."""
     job = {
         "program": program,
         "tests": list(tests),
@@ -56,15 +59,15 @@ def run_confined(program: str, tests: Sequence[str], limits: Limits) -> Report:
             "scratch_bytes": limits.scratch_mb << 20,
         },
     }
-    answer = _answer(json.dumps(job).encode(), limits.wall_s + START_S)
-    if "unconfined" in answer:
-        raise RewardError("confinement", answer["unconfined"])
-    return Report(tuple(answer["passed"]), tuple(answer["broken"]), answer["ended"])
+    report = _child_report(json.dumps(job).encode(), limits.wall_s + START_S)
+    if "unconfined" in report:
+        raise RewardError("sandbox", report["unconfined"])
+    return Report(tuple(report["passed"]), tuple(report["broken"]), report["ended"])
 
 
-def _answer(job: bytes, timeout_s: float) -> Any:
-    """What the child reports; however this ends, no process of its session is left."""
-    # Sets keep one order (hash seed 0), so that the same code always has the same result.
+def _child_report(job: bytes, timeout_s: float) -> Any:
+    """Return the child's report; all processes of its session are killed, even after an error."""
+    # hash seed 0 fixes the order of sets, so that the same code always has the same result
     process = subprocess.Popen(
         [sys.executable, "-P", "-s", "-S", str(CHILD)],
         stdin=subprocess.PIPE,
@@ -77,43 +80,43 @@ def _answer(job: bytes, timeout_s: float) -> Any:
     try:
         out, _ = process.communicate(job, timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        raise RewardError("confinement", f"no report within {timeout_s:g} s") from None
+        raise RewardError("sandbox", f"no report within {timeout_s:g} s") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     if not out or len(out) > MAX_REPORT_BYTES:
-        raise RewardError("confinement", f"its process ended without a report ({process.returncode})")
+        raise RewardError("sandbox", f"its process ended without a report (exit code {process.returncode})")
     return json.loads(out)
 
 
 PROBES = {
-    "it can write and read in its folder": "open('x', 'w').write('y'); assert open('x').read() == 'y'",
+    "code can write and read in its folder": "open('x', 'w').write('y'); assert open('x').read() == 'y'",
     "there is no network": """
 import socket
 for family in (socket.AF_INET, socket.AF_INET6):
     try: socket.socket(family)
     except OSError: continue
     raise AssertionError""",
-    "/etc/passwd is out of reach": """
+    "/etc/passwd is unreachable": """
 import os
 assert not os.path.exists('/etc/passwd') and not os.path.exists('/proc') and not os.path.exists('/dev')""",
-    "the home folder is out of reach": """
+    "the home folder is unreachable": """
 import os
 names = os.listdir({home!r}) if os.path.exists({home!r}) else []
 assert all(os.__file__.startswith(os.path.join({home!r}, name) + '/') for name in names)""",
-    "files beyond its folder can't be written": """
+    "files outside its folder can't be written": """
 for path in ('/x', os.__file__, os.path.dirname(os.__file__) + '/x'):
     try: open(path, 'a')
     except OSError: continue
     raise AssertionError""",
-    "it can't start processes": """
+    "code can't start processes": """
 import os
 for start in (os.fork, lambda: os.execv({python!r}, ['python']), lambda: os.posix_spawn({python!r}, ['python'], {{}})):
     try: start()
     except OSError: continue
     raise AssertionError""",
-    "its threads are limited": """
+    "threads are limited": """
 import threading
 stop = threading.Event()
 started = 0
@@ -122,11 +125,11 @@ try:
 except RuntimeError: pass
 finally: stop.set()
 assert started < {max_threads} + 3 - 1""",
-    "its memory is limited": """
+    "memory is limited": """
 try: bytearray({memory_mb} << 20)
 except MemoryError: pass
 else: raise AssertionError""",
-    "its folder is limited": """
+    "the size of its folder is limited": """
 piece = bytes(1 << 16)
 try:
     for name in range(4):
@@ -138,7 +141,7 @@ else: raise AssertionError""",
 
 
 def check_confinement(limits: Limits, where: str) -> None:
-    """Raise InputError saying what is missing where this machine can't confine: each limit is tried for real."""
+    """Raise InputError if this machine can't enforce a limit of the sandbox; each limit is really tried."""
     values = {
         "home": os.path.expanduser("~"),
         "python": sys.executable,
@@ -150,7 +153,8 @@ def check_confinement(limits: Limits, where: str) -> None:
     try:
         report = run_confined("import os", tests, limits)
     except RewardError as error:
-        raise InputError(where, f"this machine can't confine code: {error.what}") from error
+        raise InputError(where, f"this machine can't run code in a sandbox: {error.what}") from error
     failed = [probe for probe, passed in zip(PROBES, report.passed, strict=True) if not passed]
     if failed:
-        raise InputError(where, f"this machine can't confine code: not so that {'; '.join(failed)} ({report.ended})")
+        what = f"this machine can't run code in a sandbox: it does not ensure that {'; '.join(failed)} ({report.ended})"
+        raise InputError(where, what)

@@ -1,15 +1,18 @@
-"""Runs in a process of its own and imports nothing of ours: confines itself, then runs a program and its tests.
+"""Script of a sandbox process: isolates itself, then runs a program and its tests. Imports only the standard library.
 
-Four processes. The first makes namespaces of its own for users, mounts, network, processes and System V objects; a
-helper, still outside, maps its users; it builds a root of nothing but Python's standard library (read-only, installed
-packages hidden) and a scratch folder in memory, and makes that its whole file system. Its child is the namespace's
-init, which keeps the deadline and reports: when it ends the kernel kills all that is left inside. Init's child gives
-up every right, bounds what it may use, is refused system calls by a seccomp filter (other processes and programs,
-sockets but Unix ones, mounts, memory that no limit counts), and runs the program.
+Four processes take part:
+
+1. the first enters new namespaces for users, mounts, network, processes and System V objects, and replaces its file
+   system by Python's standard library (read-only, installed packages hidden) and a scratch folder in memory;
+2. a helper outside the namespaces maps the users of the first;
+3. the first's child is the init of the process namespace: it enforces the deadline and reports. When it ends, the
+   kernel kills every process inside;
+4. init's child gives up all privileges, sets its resource limits, installs a seccomp filter (no other processes or
+   programs, no sockets but Unix ones, no mounts, no memory outside the limits), and runs the program.
 
 Reads {"program", "tests", "limits"} as JSON and writes one line: {"passed", "broken", "ended"} or {"unconfined": why}.
-A test counts as passed where its line carries a number that nobody was told, so ending early or printing passes none.
-A program that searches the interpreter's own frames for that number is not defended against.
+A test counts as passed only if its line carries a secret number, so that exiting early or printing passes none. This
+does not defend against a program that searches the interpreter's frames for that number.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ MAX_FILES = 64
 MAX_INODES = 1024
 
 # fmt: off
-REFUSED = {  # name: number on x86_64, on aarch64; None where it does not exist
+REFUSED = {  # name: number on x86_64, on aarch64; None if it does not exist
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "unshare": (272, 97),
     "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
     "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
@@ -69,17 +72,17 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Unconfined(Exception):
-    """A step of the confinement failed; nothing was run."""
+    """A step of setting up the sandbox failed; nothing was run."""
 
 
-def call(what: str, result: int) -> None:
-    """Raise Unconfined, naming the step, for a system call that failed."""
+def check(step: str, result: int) -> None:
+    """Raise Unconfined that names the step if a system call failed."""
     if result != 0:
-        raise Unconfined(f"{what}: {os.strerror(ctypes.get_errno())}")
+        raise Unconfined(f"{step}: {os.strerror(ctypes.get_errno())}")
 
 
 def enter_namespaces() -> bool:
-    """Leave the machine's namespaces. Returns whether nobody is mapped beside our user, for which we must be root."""
+    """Enter new namespaces. Returns whether the user `nobody` could be mapped too, which requires root."""
     privileged = os.geteuid() == 0
     ready, go = os.pipe()
     parent = os.getpid()
@@ -87,17 +90,17 @@ def enter_namespaces() -> bool:
     if helper == 0:
         os.close(go)
         os._exit(map_users(parent, privileged) if os.read(ready, 1) else 1)
-    call("new namespaces (unshare)", libc.unshare(NEW_NAMESPACES))
+    check("new namespaces (unshare)", libc.unshare(NEW_NAMESPACES))
     os.write(go, b"!")
     os.close(go)
     os.close(ready)
     if os.waitpid(helper, 0)[1] != 0:
-        raise Unconfined("users of the namespace: not permitted to map them")
+        raise Unconfined("mapping users of the namespace: not permitted")
     return privileged
 
 
 def map_users(pid: int, privileged: bool) -> int:
-    """Map us to root inside and, where we may, nobody to 1: root's processes can't be limited in number."""
+    """Map this user to root inside and, if permitted, `nobody` to 1, since root's processes can't be limited."""
     try:
         for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
             if kind == "gid" and not privileged:
@@ -110,13 +113,13 @@ def map_users(pid: int, privileged: bool) -> int:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """Mount, or raise Unconfined."""
-    given = [text.encode() if text is not None else None for text in (source, target, kind, options)]
-    call(f"mount on {target}", libc.mount(given[0], given[1], given[2], ctypes.c_ulong(flags), given[3]))
+    """Mount a file system. Raises Unconfined."""
+    encoded = [text.encode() if text is not None else None for text in (source, target, kind, options)]
+    check(f"mount on {target}", libc.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]))
 
 
 def build_root(scratch_bytes: int) -> None:
-    """Make a root of the standard library and /tmp, and nothing else, this process's file system."""
+    """Replace this process's file system by a root with only the standard library and /tmp."""
     root, safe = PIVOT_ROOT_ON, MS_NOSUID | MS_NODEV
     os.umask(0o022)
     folders = sorted({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
@@ -132,18 +135,18 @@ def build_root(scratch_bytes: int) -> None:
     os.mkdir(f"{root}/tmp")
     mount("scratch", f"{root}/tmp", "tmpfs", safe | MS_NOEXEC, f"size={scratch_bytes},nr_inodes={MAX_INODES},mode=777")
     os.chdir(root)
-    call("pivot_root", libc.pivot_root(b".", b"."))
-    call("leaving the machine's files", libc.umount2(b".", MNT_DETACH))
+    check("pivot_root", libc.pivot_root(b".", b"."))
+    check("unmounting the old root", libc.umount2(b".", MNT_DETACH))
     os.chdir("/tmp")
     mount("none", "/", None, MS_BIND | MS_REMOUNT | MS_RDONLY | safe | MS_NOEXEC)
 
 
 def limit(limits: dict[str, int]) -> None:
-    """Bound what this process may use."""
+    """Set the resource limits of this process."""
     bounds = {
         resource.RLIMIT_CPU: limits["cpu_s"],
         resource.RLIMIT_AS: limits["memory_bytes"],
-        resource.RLIMIT_NPROC: limits["max_threads"] + 2,  # where the user is ours, the first two processes count
+        resource.RLIMIT_NPROC: limits["max_threads"] + 2,  # without root, the first two processes count as well
         resource.RLIMIT_FSIZE: limits["scratch_bytes"],
         resource.RLIMIT_NOFILE: MAX_FILES,
         resource.RLIMIT_CORE: 0,
@@ -154,19 +157,19 @@ def limit(limits: dict[str, int]) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def give_up_rights(privileged: bool) -> None:
-    """Become nobody, where nobody is mapped, without capabilities, for good."""
+def drop_privileges(privileged: bool) -> None:
+    """Become `nobody`, if it is mapped, and drop all capabilities permanently."""
     if privileged:
         os.setgroups([])
         os.setresgid(1, 1, 1)
         os.setresuid(1, 1, 1)
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
-    call("giving up capabilities", libc.capset(header, bytes(24)))
-    call("no new privileges", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    check("dropping capabilities", libc.capset(header, bytes(24)))
+    check("no new privileges", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
 def filter_calls() -> None:
-    """Refuse the system calls that neither namespaces nor limits make harmless."""
+    """Install a filter that refuses the system calls which neither namespaces nor limits make harmless."""
     if platform.machine() not in MACHINES:
         raise Unconfined(f"system calls: no filter for {platform.machine()}")
     column, architecture, clone, sockets = MACHINES[platform.machine()]
@@ -186,39 +189,39 @@ def filter_calls() -> None:
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     memory = ctypes.create_string_buffer(code)
     filtering = struct.pack("HP", len(program), ctypes.addressof(memory))
-    call("system call filter", libc.prctl(PR_SET_SECCOMP, SECCOMP_FILTER, filtering, 0, 0))
+    check("system call filter", libc.prctl(PR_SET_SECCOMP, SECCOMP_FILTER, filtering, 0, 0))
 
 
 def run_tests(job: dict[str, Any], number: str, report: int) -> None:
-    """Run the program, then each test on what it defined, and write a line for each that passed."""
+    """Run the program, then each test in a copy of its namespace; write a line for each test that passed."""
 
-    def say(place: int, what: str) -> None:
-        os.write(report, f"{number} {place} {what}\n".encode())
+    def write_line(index: int, result: str) -> None:
+        os.write(report, f"{number} {index} {result}\n".encode())
 
     tests = []
-    for place, source in enumerate(job["tests"]):
+    for index, source in enumerate(job["tests"]):
         try:
-            tests.append(compile(source, f"<test {place}>", "exec"))
+            tests.append(compile(source, f"<test {index}>", "exec"))
         except (SyntaxError, ValueError, MemoryError, RecursionError):
-            return say(place, "broken")
+            return write_line(index, "broken")
     module = types.ModuleType("response")
     sys.modules["response"] = module
     with contextlib.suppress(BaseException):
         exec(compile(job["program"], "<response>", "exec"), module.__dict__)
-        for place, test in enumerate(tests):
+        for index, test in enumerate(tests):
             with contextlib.suppress(BaseException):
                 exec(test, dict(module.__dict__))
-                say(place, "passed")
+                write_line(index, "passed")
     return None
 
 
-def be_tested(job: dict[str, Any], number: str, report: int, privileged: bool) -> None:
-    """What the innermost process does; does not return."""
+def run_innermost(job: dict[str, Any], number: str, report: int, privileged: bool) -> None:
+    """Body of the innermost process: drop privileges, run the tests and exit."""
     try:
         os.environ.clear()
         os.closerange(report + 1, MAX_FILES * 16)
         limit(job["limits"])
-        give_up_rights(privileged)
+        drop_privileges(privileged)
         filter_calls()
     except (Unconfined, OSError, ValueError) as error:
         os.write(report, f"{number} -1 {error}\n".encode())
@@ -227,44 +230,44 @@ def be_tested(job: dict[str, Any], number: str, report: int, privileged: bool) -
     os._exit(0)
 
 
-def be_init(job: dict[str, Any], privileged: bool) -> dict[str, Any]:
-    """Start the innermost process and listen to it until it ends or its time is over."""
+def run_init(job: dict[str, Any], privileged: bool) -> dict[str, Any]:
+    """Body of init: start the innermost process and read its lines until it ends or its time is over."""
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     deadline = time.monotonic() + job["limits"]["wall_s"]
     number = secrets.token_hex(16)
-    heard, report = os.pipe()
+    lines_in, report = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.dup2(report, 3)
-        be_tested(job, number, 3, privileged)
+        run_innermost(job, number, 3, privileged)
     os.close(report)
-    said = listen(heard, deadline)
+    output = read_all(lines_in, deadline)
     ended = wait(pid, deadline)
-    lines = [line.split(" ", 2) for line in said.decode(errors="replace").splitlines()]
-    told = [(int(line[1]), line[2]) for line in lines if len(line) == 3 and line[0] == number]
-    if told and told[0][0] < 0:
-        return {"unconfined": told[0][1]}
-    passed = {place for place, what in told if what == "passed"}
+    lines = [line.split(" ", 2) for line in output.decode(errors="replace").splitlines()]
+    results = [(int(line[1]), line[2]) for line in lines if len(line) == 3 and line[0] == number]
+    if results and results[0][0] < 0:
+        return {"unconfined": results[0][1]}
+    passed = {index for index, result in results if result == "passed"}
     return {
-        "passed": [place in passed for place in range(len(job["tests"]))],
-        "broken": [place for place, what in told if what == "broken"],
+        "passed": [index in passed for index in range(len(job["tests"]))],
+        "broken": [index for index, result in results if result == "broken"],
         "ended": ended,
     }
 
 
-def listen(heard: int, deadline: float) -> bytes:
-    """What is written until the other end is closed, the deadline passes, or there is too much of it."""
-    said = b""
-    while len(said) < 1 << 20 and select.select([heard], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        read = os.read(heard, 1 << 16)
+def read_all(pipe: int, deadline: float) -> bytes:
+    """Read until the other end is closed, the deadline passes, or 1 MiB was read."""
+    output = b""
+    while len(output) < 1 << 20 and select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        read = os.read(pipe, 1 << 16)
         if not read:
             break
-        said += read
-    return said
+        output += read
+    return output
 
 
 def wait(pid: int, deadline: float) -> str:
-    """How the process ended: its exit code, minus a signal, or that it was too late."""
+    """Wait for the process. Returns its exit code, minus a signal's number, or `late` after the deadline."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -275,21 +278,21 @@ def wait(pid: int, deadline: float) -> str:
 
 
 def confine(job: dict[str, Any]) -> dict[str, Any] | None:
-    """Confine this process and run the job in it. Returns the report in the namespace's init, None outside of it."""
-    for name in PRELOADED:  # they need libraries of the system, which are out of reach afterwards
+    """Set up the sandbox and run the job. Returns the report in the process that is init, None in the first process."""
+    for name in PRELOADED:  # they need system libraries, which can't be loaded afterwards
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     privileged = enter_namespaces()
     build_root(job["limits"]["scratch_bytes"])
     pid = os.fork()
     if pid == 0:
-        return be_init(job, privileged)
+        return run_init(job, privileged)
     os.waitpid(pid, 0)
     return None
 
 
 def main() -> None:
-    """Read the job, hide the streams from it, and write its report."""
+    """Read the job from stdin, detach the standard streams, run the job and write its report."""
     job = json.load(sys.stdin)
     out = os.dup(1)
     os.set_inheritable(out, False)

@@ -1,7 +1,7 @@
-"""Child processes that answer questions and may be killed: for work on anyone's text that may not end.
+"""Child processes for work on untrusted text that may not terminate; a child is killed at its deadline.
 
-A child runs `worker_child.py` and speaks JSON, a line each way. It keeps the rights of the service: what runs the code
-of a response is `confined`, not this.
+A child runs `worker_child.py` and exchanges one line of JSON each way. It has the privileges of the service: code of a
+response runs in `sandbox` instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_ANSWER_BYTES = 1 << 16
 
 
 class Worker:
-    """One child for one `task`, started at its first question and again after it was killed."""
+    """One child process for one `task`, started at the first question and restarted after it was killed."""
 
     def __init__(self, task: str, setup: Any, *, timeout_s: float) -> None:
         self._arguments = [sys.executable, "-I", str(CHILD), task, str(timeout_s + GRACE_S)]
@@ -34,8 +34,10 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, question: Any) -> Any:
-        """The child's answer. Raises TimeoutError when it takes longer, RewardError when it ends or fails; either way
-        it is killed, and the next question has a new one."""
+        """Return the child's answer. Raises TimeoutError after `timeout_s` and RewardError if the child ends or fails.
+
+        After an error the child is killed, and the next question starts a new one.
+        """
         try:
             if self._process is None:
                 self._process = subprocess.Popen(
@@ -83,14 +85,14 @@ def _read_line(process: subprocess.Popen[bytes], deadline: float) -> bytes:
             read = process.stdout.read1(MAX_ANSWER_BYTES)  # type: ignore[attr-defined]
             line += read
             if not read:
-                raise RewardError("worker", f"its process ended ({process.wait()})")
+                raise RewardError("worker", f"its process ended (exit code {process.wait()})")
             if len(line) > MAX_ANSWER_BYTES:
-                raise RewardError("worker", "its process answered too much")
+                raise RewardError("worker", f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
     return line
 
 
 class Workers:
-    """Some workers for one task; each call takes one that is free, so as many threads as workers never wait."""
+    """A pool of workers for one task; each call takes a free worker, so as many threads as workers never wait."""
 
     def __init__(self, task: str, setup: Any, *, timeout_s: float, num: int = 1) -> None:
         self._all = [Worker(task, setup, timeout_s=timeout_s) for _ in range(num)]

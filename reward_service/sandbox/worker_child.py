@@ -1,6 +1,6 @@
-"""What runs in a worker's process: one task, its set-up first, then a question a line. Imports nothing of ours.
+"""Script of a worker process: one task, first its setup, then one question per line. Imports no package of Antiphon.
 
-`math`: whether a response is equal to a reference. `json_schema`: whether a response is JSON that the schema allows.
+`math`: is a response equal to a reference? `json_schema`: is a response JSON that the schema allows?
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ Answer = Callable[[Any], Any]
 
 
 def math_task(setup: Any) -> Answer:
-    """Answers {"references", "response"} with whether the references and the response have an expression, and whether
-    one is equal. math-verify's own timeouts are off: whoever asks kills this process."""
+    """Return a function that compares {"references", "response"} with math-verify.
+
+    Its answer says whether all references and the response have an expression, and whether one is equal. math-verify's
+    timeouts are off: the parent kills this process.
+    """
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
@@ -35,12 +38,12 @@ def math_task(setup: Any) -> Answer:
 
 
 def _as_mathematics(reference: str) -> str:
-    """A reference is an expression, so it is read as one, dollars or not."""
+    """Return the reference as an expression: in dollars if it has no math delimiters."""
     return reference if "$" in reference or "\\boxed" in reference or "\\[" in reference else f"${reference}$"
 
 
 def json_schema_task(setup: Any) -> Answer:
-    """Answers a response with whether it is JSON and whether the schema allows it."""
+    """Return a function that checks whether a response is JSON and whether the schema allows it."""
     from jsonschema.validators import validator_for
     from referencing import Registry
 
@@ -57,24 +60,24 @@ def json_schema_task(setup: Any) -> Answer:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 TASKS: dict[str, Callable[[Any], Answer]] = {"math": math_task, "json_schema": json_schema_task}
 
 
 def main() -> None:
-    """Answer until the questions end."""
+    """Answer questions from stdin until it ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # a library's prints must not mix with answers
     answer = TASKS[sys.argv[1]](json.loads(questions.readline()))
     answers.write(b'{"answer": null}\n')
     for line in questions:
-        signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))  # ends this process where nobody is left to kill it
+        signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))  # ends this process if the parent died
         try:
             reply = {"answer": answer(json.loads(line))}
-        except Exception as error:  # noqa: BLE001 not swallowed: it is the answer, and an item's RewardError
+        except Exception as error:  # noqa: BLE001 not swallowed: it becomes the item's RewardError
             reply = {"error": f"{type(error).__name__}: {error}"[:500]}
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(json.dumps(reply).encode() + b"\n")

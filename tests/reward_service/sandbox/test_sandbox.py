@@ -244,7 +244,7 @@ def test_a_machine_that_can_not_confine_is_an_input_error_that_says_what_is_miss
         assert whole in source
         monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
         sandbox.CHILD.write_text(source.replace(whole, part))
-        with pytest.raises(InputError, match=r"^here: this machine can't confine code: ") as caught:
+        with pytest.raises(InputError, match=r"^here: this machine can't run code in a sandbox: ") as caught:
             check_confinement(LIMITS, "here")
         assert what in str(caught.value)
 
@@ -308,6 +308,6 @@ def test_a_code_scorer_is_refused_where_nothing_confines_it(monkeypatch: pytest.
     monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
     sandbox.CHILD.write_text('print(\'{"unconfined": "no namespaces"}\')')
     config = RewardServiceConfig(scorer="a", scorers={"a": {"kind": "code"}})
-    with pytest.raises(InputError, match=r"this machine can't confine code: no namespaces$") as caught:
+    with pytest.raises(InputError, match=r"this machine can't run code in a sandbox: no namespaces$") as caught:
         build_scorer(config, None)
     assert caught.value.where == "reward_service.scorers.a"
