@@ -1,4 +1,4 @@
-"""What stands behind the HTTP face: anything that scores by a scorer's name. Knows no HTTP and no Ray."""
+"""The interface between the HTTP server and the scorers. Imports neither an HTTP library nor Ray."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cluster.scoring import Outcome, ScoreRequest
 
 
 class UnknownScorer(InputError):
-    """A scorer was asked for that this service has not; `where` is `scorer`."""
+    """The service has no scorer of the requested name or version; `where` is `scorer`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScorerInfo:
-    """A scorer that is served: its present version, and all versions that can be asked for, newest first."""
+    """A served scorer: its current version, and all versions that can be requested, newest first."""
 
     name: str
     version: str
@@ -25,14 +25,14 @@ class ScorerInfo:
 
 
 class Backend(Protocol):
-    """Scores for the face. What it raises is for the whole call; what one item lacks is an outcome of that item."""
+    """Scores the requests of the HTTP server. Raises errors of the whole call; an error of one item is its outcome."""
 
     async def score(self, requests: Sequence[ScoreRequest], *, scorer: str | None, timeout_s: float) -> list[Outcome]:
-        """One outcome a request, in their order.
+        """Return one outcome per request, in order.
 
-        Raises UnknownScorer and other InputErrors naming the request's field, DeadlineExceeded after `timeout_s`, and
-        RewardUnavailable where nobody can score now.
+        Raises UnknownScorer and other InputErrors that name the request's field, DeadlineExceeded after `timeout_s`,
+        and RewardUnavailable if no replica can score now.
         """
 
     async def models(self, *, timeout_s: float) -> list[ScorerInfo]:
-        """The scorers, the default first. Raises as `score` does."""
+        """Return the scorers, the default first. Raises as `score` does."""

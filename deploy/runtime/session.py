@@ -38,7 +38,7 @@ from reward_service.client.run import run_client
 from reward_service.config.service import NO_SCORER, RewardServiceConfig
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.tokens import with_tokens
-from reward_service.serving.application import face_ended, start_reward_service, stop_reward_service
+from reward_service.serving.application import http_server_ended, start_reward_service, stop_reward_service
 from rollout_actors.actor import Response, RolloutActor
 from rollout_actors.conversations.conversation import Conversation
 
@@ -200,7 +200,7 @@ class Session:
 
     async def _start_reward_service(self, config: RewardServiceConfig) -> None:
         """Start it in a thread; cancelled, wait for the thread to give up: after our Ray's end Serve starts another."""
-        unwanted = threading.Event()
+        cancelled = threading.Event()
 
         def start() -> None:
             start_reward_service(
@@ -211,21 +211,21 @@ class Session:
                 log_path=self.log_path("reward_service"),
                 feedback_path=self.run.path / FEEDBACK,
                 feedback=FeedbackSettings(seed=self.config.run.seed),
-                unwanted=unwanted,
+                cancelled=cancelled,
             )
 
         starting = asyncio.ensure_future(asyncio.to_thread(start))
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
-            unwanted.set()
+            cancelled.set()
             await asyncio.gather(starting, return_exceptions=True)
             raise
 
     async def follow_service(self) -> None:
         """Wait for the start of the run's reward service and for its port's end; raises InputError where it lost it."""
         await self._service_ready.wait()
-        await face_ended(self.config.run.name)
+        await http_server_ended(self.config.run.name)
 
     def missing_rewards(self) -> str | None:
         """What this process waits for where its rewards are missing."""

@@ -1,4 +1,4 @@
-"""Whether the reward service may and can listen where its settings say. Imports neither Ray nor Serve."""
+"""Checks that the reward service may and can listen at its address. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reward_service.http.tokens import token_book
 
 
 def check_address(config: RewardServiceConfig, token: str | None) -> None:
-    """Raise InputError where a port is set that is taken or, without a token, beyond loopback."""
+    """Raise InputError if the port is taken, or if other machines can reach the host and there is no token."""
     if config.port is None:
         return
     require_token(config, token)
@@ -28,14 +28,14 @@ def check_address(config: RewardServiceConfig, token: str | None) -> None:
 
 
 def require_token(config: RewardServiceConfig, token: str | None, where: str = "reward_service.host") -> None:
-    """Raise InputError at `where` for a host that other machines can reach, where no token is asked for."""
+    """Raise InputError at `where` if other machines can reach the host and no token is required."""
     if not is_loopback(config.host) and not token_book(config, token).is_required:
         what = f"{config.host} can be reached from other machines: set ANTIPHON_TOKEN, or antiphon token RUN --add NAME"
         raise InputError(where, what)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine alone; of names only localhost is."""
+    """Return whether `host` is a loopback address or localhost."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

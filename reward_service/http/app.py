@@ -1,4 +1,4 @@
-"""A FastAPI app behind its guard: strict JSON, one shape of errors, /healthz and /metrics. Knows no other route."""
+"""Makes a FastAPI app with a guard: strict JSON, one error format, /healthz and /metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi.security import HTTPBasic, HTTPBearer
 from starlette.types import ASGIApp
 
 from reward_service.config.service import HttpConfig
-from reward_service.http.errors import answer_problems, documented
+from reward_service.http.errors import add_error_handlers, documented
 from reward_service.http.guard import OPEN_PATH, Guard
 from reward_service.http.metrics import CONTENT_TYPE, HttpMetrics
 from reward_service.http.schemas import Health, parse_json
@@ -22,32 +22,32 @@ SECURITY = [Security(HTTPBearer(auto_error=False)), Security(HTTPBasic(auto_erro
 
 
 class StrictRequest(Request):
-    """A request whose JSON is read by `parse_json`."""
+    """A request whose JSON body is parsed by `parse_json`."""
 
     async def body(self) -> bytes:
-        """The body; one that comes in one piece, as the guard gives it, is not copied."""
+        """Return the body. A body in one piece, as the guard passes it on, is not copied."""
         if not hasattr(self, "_body"):
             pieces = [piece async for piece in self.stream() if piece]
             self._body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return self._body
 
     async def json(self) -> Any:
-        """The body's value; json.JSONDecodeError where it is none."""
+        """Return the parsed body. Raises json.JSONDecodeError."""
         return parse_json(await self.body())
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body as `parse_json` does."""
+    """A route whose body is parsed by `parse_json`."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
-        """FastAPI's handler, with a strict request."""
+        """Return FastAPI's handler, called with a StrictRequest."""
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
             try:
                 return await handler(StrictRequest(request.scope, request.receive))
             except RequestValidationError as error:
-                error.__context__ = None  # FastAPI's frame holds the error and the body: a cycle, which the error ends
+                error.__context__ = None  # breaks a reference cycle that would keep the body in memory
                 raise error.with_traceback(None) from None
 
         return strict
@@ -56,22 +56,22 @@ class StrictRoute(APIRoute):
 def guarded_app(
     title: str, routers: Sequence[APIRouter], *, tokens: TokenBook, limits: HttpConfig, metrics: HttpMetrics
 ) -> ASGIApp:
-    """The routes of these routers under one guard; /healthz alone needs no token."""
+    """Return an app with the routes of `routers` behind one guard; only /healthz needs no token."""
     app = FastAPI(title=title, version="1", docs_url=None, redoc_url=None)
     for router in routers:
         app.include_router(router, dependencies=SECURITY)
 
     @app.get("/metrics", response_class=Response, dependencies=SECURITY, responses=_plain_text())
     async def prometheus() -> Response:
-        """Counts for Prometheus."""
+        """Metrics in Prometheus format."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get(OPEN_PATH, responses=documented())
     async def healthz() -> Health:
-        """Whether the process answers; needs no token."""
+        """The process is alive. Needs no token."""
         return Health()
 
-    answer_problems(app)
+    add_error_handlers(app)
     return Guard(app, tokens=tokens, limits=limits, metrics=metrics)
 
 

@@ -1,6 +1,6 @@
-"""Every refusal and failure in the one shape of `contracts.ErrorResponse`, and what each status means.
+"""Answers every error in the format of `schemas.ErrorResponse`, and documents what each status means.
 
-Knows no route; what raises an error that these statuses stand for is told apart by its routes.
+Routes decide which status an exception gets.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ CODES = {
     504: "deadline_exceeded",
 }
 MEANINGS = {
-    400: "The request is not HTTP, its body not JSON, or it ended early.",
+    400: "The request is not valid HTTP, its body is not JSON, or it ended early.",
     401: "The token is missing, wrong or revoked.",
-    403: "Without a token only this machine is answered to.",
-    404: "There is nothing of that name.",
-    405: "The route has no such method.",
+    403: "If no token is set up, only requests to localhost are allowed.",
+    404: "Nothing has that name.",
+    405: "The route does not support the method.",
     408: "The body was not sent in time.",
-    409: "It contradicts what is stored.",
+    409: "The request contradicts stored data.",
     413: "The body is too long.",
     415: "The body is compressed.",
-    422: "The request is not what the contract says.",
-    429: "Too many requests are under way; Retry-After says when to come again.",
+    422: "The request does not match the schema.",
+    429: "Too many concurrent requests; retry after the seconds in Retry-After.",
     431: "The head of the request is too long.",
-    503: "Nobody can answer now; Retry-After says when to come again.",
+    503: "The service can't answer now; retry after the seconds in Retry-After.",
     504: "Scoring took longer than its deadline.",
 }
 ANY_ROUTE = (400, 401, 403, 405, 408, 413, 415, 429, 431, 503)
-"""What the guard and the server may answer on any route."""
+"""Statuses that the guard and the server may answer on any route."""
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer these beside what any route may."""
+    """Return the OpenAPI `responses` of a route that may answer `statuses` in addition to those of any route."""
     return {
         status: {"model": ErrorResponse, "description": MEANINGS[status]} for status in sorted({*ANY_ROUTE, *statuses})
     }
@@ -61,19 +61,19 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def refusal(
     status: int, message: str, field: str | None = None, *, retry_after_s: float | None = None
 ) -> HTTPException:
-    """An error answer, to be raised by a route."""
+    """Return an error response that a route can raise."""
     headers = None if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}
     return HTTPException(status, {"message": message, "field": field}, headers)
 
 
 def error_answer(status: int, message: str, field: str | None, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error answer, to be sent."""
+    """Return an error response that can be sent."""
     problem = Problem(code=CODES.get(status, "refused"), message=message, field=field)
     return JSONResponse(ErrorResponse(error=problem).model_dump(), status, headers)
 
 
-def answer_problems(app: FastAPI) -> None:
-    """Give `app` the handlers; a refusal is an HTTPException whose detail is a text or {message, field}."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Add the error handlers to `app`; an HTTPException's detail is a text or {message, field}."""
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(StarletteHTTPException, _on_refusal)
     app.add_exception_handler(Exception, _on_failure)
@@ -89,7 +89,7 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
-    """The first thing wrong: 400 where the body is no JSON, 422 where it is not what the contract says."""
+    """Answer the first validation error: 400 if the body is not JSON, 422 if it does not match the schema."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
@@ -99,4 +99,4 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    return error_answer(500, f"{type(error).__name__}; the service's log has the rest", None)
+    return error_answer(500, f"{type(error).__name__}; see the service's log", None)

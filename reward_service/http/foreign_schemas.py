@@ -1,7 +1,7 @@
-"""The JSON of other trainers' reward channels, so that they can point at this service unmodified.
+"""JSON schemas of other trainers' reward APIs, so that they can use this service unmodified.
 
-OpenRLHF's remote reward model (`POST /get_reward`) and vLLM's `POST /classify` and `POST /pooling`, as verl's reward
-loop reads them. Fields that these clients send and that change no reward here are taken and not read.
+OpenRLHF's remote reward model (`POST /get_reward`), and vLLM's `POST /classify` and `POST /pooling` as verl's reward
+loop reads them. Unknown fields are accepted and ignored.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class _Foreign(BaseModel):
 
 
 class GetRewardRequest(_Foreign):
-    """OpenRLHF's question: whole texts, their prompts and their labels."""
+    """OpenRLHF's request: whole texts, their prompts and their labels."""
 
     query: Texts
     """Prompt and response together."""
     prompts: Texts | None = None
-    """The prompts alone; each must begin its query. Without them the query is one response to an empty prompt."""
+    """The prompts; each query must start with its prompt. If unset, a query is a response to an empty prompt."""
     labels: Column | None = None
-    """Handed to the scorer as the columns `references` and `labels`."""
+    """Passed to the scorer as the columns `references` and `labels`."""
 
     @model_validator(mode="after")
     def _fits(self) -> GetRewardRequest:
@@ -37,11 +37,11 @@ class GetRewardRequest(_Foreign):
                 raise ValueError(f"{len(self.query)} queries, {len(values)} {name}")
         for position, (query, prompt) in enumerate(zip(self.query, self.prompts or [], strict=False)):
             if not query.startswith(prompt):
-                raise ValueError(f"query {position} does not begin with its prompt")
+                raise ValueError(f"query {position} does not start with its prompt")
         return self
 
     def items(self) -> list[ScoreRequest]:
-        """The same as records."""
+        """Return the items as score requests."""
         prompts = self.prompts or [""] * len(self.query)
         columns = [{"references": label, "labels": label} for label in self.labels or []] or [{} for _ in self.query]
         rows = enumerate(zip(self.query, prompts, columns, strict=True))
@@ -49,41 +49,41 @@ class GetRewardRequest(_Foreign):
 
 
 class GetRewardResponse(_Foreign):
-    """OpenRLHF's answer."""
+    """OpenRLHF's response."""
 
     rewards: list[FiniteFloat]
     """The reward of each query."""
     scores: list[FiniteFloat]
-    """The same, which OpenRLHF uses to filter prompts."""
+    """The same rewards; OpenRLHF filters prompts by them."""
     extra_logs: dict[str, list[FiniteFloat]]
-    """The parts that every query has, by name."""
+    """The parts that all queries have, by name."""
 
 
 class ClassifyRequest(_Foreign):
-    """vLLM's question: whole texts, each scored as one response to an empty prompt."""
+    """vLLM's request: whole texts, each scored as a response to an empty prompt."""
 
     model: Text | None = None
-    """The scorer meant, if it is one of this service; any other name means the default."""
+    """Name of a scorer; any other name means the default scorer."""
     input: Text | Annotated[Texts, Field(min_length=1)]
     """One text or several."""
     use_activation: bool | None = None
-    """Whether to answer sigmoid(reward), as vLLM does for one label; it does unless told otherwise."""
+    """Return sigmoid(reward), as vLLM does for one label; true by default."""
     activation: bool | None = None
-    """The older name of `use_activation`."""
+    """Older name of `use_activation`."""
 
     def items(self) -> list[ScoreRequest]:
-        """The same as records."""
+        """Return the items as score requests."""
         texts = [self.input] if isinstance(self.input, str) else self.input
         return [ScoreRequest(str(position), "", text) for position, text in enumerate(texts)]
 
-    def shown(self, reward: float) -> float:
-        """The reward, through the sigmoid unless told otherwise."""
-        wanted = self.use_activation if self.use_activation is not None else self.activation
-        return reward if wanted is False else _sigmoid(reward)
+    def activated(self, reward: float) -> float:
+        """Return sigmoid(reward), or the reward itself if the request turns the activation off."""
+        use_sigmoid = self.use_activation if self.use_activation is not None else self.activation
+        return reward if use_sigmoid is False else _sigmoid(reward)
 
 
 class Usage(_Foreign):
-    """Tokens, which this service does not count."""
+    """Token counts of vLLM's format; this service does not count tokens."""
 
     prompt_tokens: int = 0
     """Always 0."""
@@ -92,56 +92,56 @@ class Usage(_Foreign):
 
 
 class _ListResponse(_Foreign):
-    """What vLLM's answers have in common."""
+    """Common fields of vLLM's responses."""
 
     id: str
-    """Names nothing."""
+    """Name of the route."""
     object: str = "list"
     """Always `list`."""
     created: int = 0
-    """Always 0: the same question has the same answer."""
+    """Always 0, so that the same request has the same response."""
     model: str
-    """The version of what scored."""
+    """Version of the scorer."""
     usage: Usage = Usage()
-    """Not counted."""
+    """Always zeros."""
 
 
 class ClassifyItem(_Foreign):
-    """One text's answer."""
+    """Result of one text."""
 
     index: int
-    """Its position."""
+    """Position of the text in the request."""
     label: str | None = "LABEL_0"
-    """The one label there is."""
+    """The only label."""
     probs: list[FiniteFloat]
-    """Its reward, alone."""
+    """A list of one number, the reward."""
     num_classes: int = 1
     """Always 1."""
 
 
 class ClassifyResponse(_ListResponse):
-    """vLLM's answer to /classify."""
+    """vLLM's response of /classify."""
 
     data: list[ClassifyItem]
-    """One entry a text."""
+    """One entry per text."""
 
 
 class PoolingItem(_Foreign):
-    """One text's answer."""
+    """Result of one text."""
 
     index: int
-    """Its position."""
+    """Position of the text in the request."""
     object: str = "pooling"
     """Always `pooling`."""
     data: list[FiniteFloat]
-    """Its reward, alone."""
+    """A list of one number, the reward."""
 
 
 class PoolingResponse(_ListResponse):
-    """vLLM's answer to /pooling."""
+    """vLLM's response of /pooling."""
 
     data: list[PoolingItem]
-    """One entry a text."""
+    """One entry per text."""
 
 
 def _sigmoid(value: float) -> float:

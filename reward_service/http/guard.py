@@ -1,7 +1,7 @@
-"""What stands in front of the HTTP face: tokens and limits act here, before anything is parsed.
+"""ASGI middleware that checks tokens and limits before a request is parsed.
 
-ASGI middleware. A body is read whole, within its limits, and only then handed on; a client that goes before its answer
-ends what was under way for it. Knows no route but /healthz.
+A body is read completely, within its limits, before it is passed on. If a client disconnects before its response, the
+work for it is cancelled.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from reward_service.http.tokens import TokenBook
 OPEN_PATH = "/healthz"
 RETRY_AFTER_S = 1
 LINGER_S = 0.5
-"""How long a client whose body is refused may go on sending: cut off at once, it would lose the answer."""
+"""Time to discard what a rejected client still sends, in seconds: an immediate close would lose the response."""
 CHALLENGE = 'Bearer, Basic realm="antiphon", charset="UTF-8"'
 
 
 class Refusal(Exception):
-    """A request that goes no further; `closes` where the rest of it is not read."""
+    """The request is rejected; `closes` means that the rest of it is not read and the connection is closed."""
 
     def __init__(self, status: int, message: str, *, closes: bool = False) -> None:
         super().__init__(status, message)
@@ -38,16 +38,17 @@ class Refusal(Exception):
 
 
 class Guard:
-    """Refuses, in this order: a wrong token (401), a foreign host where none is asked for (403), too many requests
-    (429), a coded body (415), one that is too long (413) or too slow (408), and bodies that together are more than may
-    be held (503). /healthz is answered always, and takes no body."""
+    """Rejects bad requests, in this order: wrong token (401), unexpected Host header if no token is required (403), too
+    many requests (429), Content-Encoding (415), body too large (413) or too slow (408), total size of pending bodies
+    too large (503). /healthz is always answered and takes no body.
+    """
 
     def __init__(self, app: ASGIApp, *, tokens: TokenBook, limits: HttpConfig, metrics: HttpMetrics) -> None:
         self._app = app
         self._tokens = tokens
         self._limits = limits
         self._metrics = metrics
-        self._num_inside = 0
+        self._num_running = 0
         self._num_buffered_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,23 +56,23 @@ class Guard:
             return await self._app(scope, receive, send)
         started, status = time.monotonic(), 0
 
-        async def noting(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         num = int(scope["path"] != OPEN_PATH)
-        self._num_inside += num
-        self._metrics.in_flight.set(self._num_inside)
+        self._num_running += num
+        self._metrics.in_flight.set(self._num_running)
         try:
-            await self._pass(scope, receive, noting)
+            await self._handle(scope, receive, record_status)
         finally:
-            self._num_inside -= num
-            self._metrics.in_flight.set(self._num_inside)
+            self._num_running -= num
+            self._metrics.in_flight.set(self._num_running)
             self._metrics.answered(scope, status, time.monotonic() - started)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         num_bytes = 0
         try:
             self._check_head(scope)
@@ -79,9 +80,9 @@ class Guard:
             if _has_body(scope):
                 async for part in self._parts(receive):
                     num_bytes += len(part)
-                    self._hold(len(part))
+                    self._count_bytes(len(part))
                     body += part
-            await _while_wanted(self._app, scope, body, receive, send)
+            await _run_while_connected(self._app, scope, body, receive, send)
         except Refusal as refusal:
             answer = error_answer(refusal.status, refusal.message, None, _headers(refusal))
             await answer(scope, receive, self._lingering(receive, send) if refusal.closes else send)
@@ -97,20 +98,20 @@ class Guard:
             name = self._tokens.name_of(headers.get(b"authorization", b""))
             scope.setdefault("state", {})["token_name"] = name
             if self._tokens.is_required and name is None:
-                raise Refusal(401, "a token is required, as a bearer or as a password", closes=_has_body(scope))
-        if not self._tokens.is_required and not _is_meant_for_this_machine(headers.get(b"host", b"")):
-            raise Refusal(403, "without a token only this machine's own names are answered to", closes=_has_body(scope))
-        if self._num_inside > self._limits.max_waiting_requests:
-            what = f"{self._limits.max_waiting_requests} requests are under way; come again"
+                raise Refusal(401, "a token is required, as a bearer token or as a password", closes=_has_body(scope))
+        if not self._tokens.is_required and not _is_for_loopback(headers.get(b"host", b"")):
+            raise Refusal(403, "without a token, only requests to localhost are allowed", closes=_has_body(scope))
+        if self._num_running > self._limits.max_waiting_requests:
+            what = f"{self._limits.max_waiting_requests} requests are running; retry later"
             raise Refusal(429, what, closes=_has_body(scope))
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Refusal(415, "the body may not be compressed (Content-Encoding)", closes=True)
+            raise Refusal(415, "the body must not be compressed (Content-Encoding)", closes=True)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limits.max_body_bytes:
             raise Refusal(413, self._too_large(), closes=True)
 
     async def _parts(self, receive: Receive) -> AsyncIterator[bytes]:
-        """The body piece by piece, until its end, its limit or its deadline."""
+        """Yield the pieces of the body until its end. Raises Refusal at its limit or its deadline."""
         give_up_at = asyncio.get_running_loop().time() + self._limits.body_timeout_s
         num_bytes, more = 0, True
         while more:
@@ -130,8 +131,10 @@ class Guard:
             more = message.get("more_body", False)
 
     def _lingering(self, receive: Receive, send: Send) -> Send:
-        """Sends an answer and throws away what the client still sends before the connection is closed: as much again
-        as a body may have."""
+        """Return a `send` that discards what the client still sends before it completes the response.
+
+        It discards at most the size of one body, for at most LINGER_S.
+        """
 
         async def lingering(message: Message) -> None:
             is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -148,17 +151,17 @@ class Guard:
 
         return lingering
 
-    def _hold(self, num_bytes: int) -> None:
+    def _count_bytes(self, num_bytes: int) -> None:
         self._num_buffered_bytes += num_bytes
         if self._num_buffered_bytes > self._limits.max_buffered_bytes:
-            raise Refusal(503, "too many bodies are being read; come again", closes=True)
+            raise Refusal(503, "too many bodies are being read; retry later", closes=True)
 
     def _too_large(self) -> str:
         return f"a body may have at most {self._limits.max_body_bytes} bytes"
 
 
-def _is_meant_for_this_machine(host: bytes) -> bool:
-    """Whether a Host header names loopback: a page that rebinds its own name to it does not."""
+def _is_for_loopback(host: bytes) -> bool:
+    """Return whether a Host header names loopback. A web page that uses DNS rebinding sends its own name."""
     name = urlsplit(f"//{host.decode('latin-1')}").hostname
     return name is not None and is_loopback(name)
 
@@ -177,36 +180,36 @@ def _headers(refusal: Refusal) -> dict[str, str]:
     return headers
 
 
-async def _while_wanted(app: ASGIApp, scope: Scope, body: bytearray, receive: Receive, send: Send) -> None:
-    """Run the app on a body that was read; where the client goes before its answer, the app is cancelled."""
-    is_given = is_answered = False
-    gone = asyncio.ensure_future(_gone(receive))
+async def _run_while_connected(app: ASGIApp, scope: Scope, body: bytearray, receive: Receive, send: Send) -> None:
+    """Run the app on a complete body; cancel it if the client disconnects before the response."""
+    is_body_read = is_answered = False
+    disconnected = asyncio.ensure_future(_disconnected(receive))
 
-    async def replayed() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await asyncio.shield(gone)
-        is_given = True
+    async def receive_body() -> Message:
+        nonlocal is_body_read
+        if is_body_read:
+            return await asyncio.shield(disconnected)
+        is_body_read = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    async def noting(message: Message) -> None:
+    async def record_end(message: Message) -> None:
         nonlocal is_answered
         is_answered |= message["type"] == "http.response.body" and not message.get("more_body", False)
         await send(message)
 
-    answering = asyncio.ensure_future(app(scope, replayed, noting))
+    answering = asyncio.ensure_future(app(scope, receive_body, record_end))
     try:
-        await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if is_answered or not gone.done():
+        await asyncio.wait({answering, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        if is_answered or not disconnected.done():
             await answering
     finally:
-        gone.cancel()
+        disconnected.cancel()
         answering.cancel()
-        await asyncio.wait({answering, gone})
+        await asyncio.wait({answering, disconnected})
 
 
-async def _gone(receive: Receive) -> Message:
-    """Wait until the client has gone, or has its answer."""
+async def _disconnected(receive: Receive) -> Message:
+    """Wait until the client has disconnected, or its response is complete."""
     while (message := await receive())["type"] != "http.disconnect":
         pass
     return message

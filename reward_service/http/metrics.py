@@ -1,4 +1,4 @@
-"""What the HTTP face counts, for Prometheus: one registry a face, so that two in a process don't add up."""
+"""Prometheus metrics of the HTTP server: one registry per server, so that two in one process don't add up."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class HttpMetrics:
-    """Counters of requests by route and status, their seconds, and the rewards given and not given."""
+    """Counts requests by route and status, their duration, and the items that got a reward or an error."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.in_flight = Gauge("antiphon_requests_in_flight", "Requests under way.", registry=self._registry)
+        self.in_flight = Gauge("antiphon_requests_in_flight", "Requests in progress.", registry=self._registry)
         self._requests = Counter(
             "antiphon_requests", "Requests answered.", ["route", "method", "status"], registry=self._registry
         )
         self._seconds = Histogram(
-            "antiphon_request_seconds", "From a request's head to its answer.", ["route"], registry=self._registry
+            "antiphon_request_seconds", "Seconds from request to response.", ["route"], registry=self._registry
         )
         self._items = Counter(
-            "antiphon_items", "Responses scored, and those that could not be.", ["outcome"], registry=self._registry
+            "antiphon_items", "Items by outcome: reward or error.", ["outcome"], registry=self._registry
         )
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
-        """A request was answered; status 0 where it ended without an answer."""
+        """Count a request; status 0 means that it ended without a response."""
         route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if route != "none" else "any"
         self._requests.labels(route, method, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def scored(self, num_rewards: int, num_errors: int) -> None:
-        """One call's items."""
+        """Count the items of one call."""
         self._items.labels("reward").inc(num_rewards)
         self._items.labels("error").inc(num_errors)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""The HTTP face of the reward service: its routes around anything that scores. Knows no Ray and no scorer."""
+"""The routes of the reward service. Imports neither Ray nor a scorer: a `Backend` scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build_app(
     timeout_s: float,
     routers: Sequence[APIRouter] = (),
 ) -> ASGIApp:
-    """The app behind its guard; `routers` bring further routes under the same tokens and limits."""
+    """Return the app with its guard; `routers` add routes under the same tokens and limits."""
     metrics = HttpMetrics()
     calls = Calls(backend, metrics, timeout_s)
     routers = [_own_routes(calls), _foreign_routes(calls), *routers]
@@ -41,18 +41,18 @@ def build_app(
 
 
 class Deadline:
-    """The end of the time that one request has, over all that is done for it."""
+    """The deadline of one request, shared by all calls made for it."""
 
     def __init__(self, timeout_s: float) -> None:
         self._at = time.monotonic() + timeout_s
 
     def left_s(self) -> float:
-        """Seconds that are left, 0 where there are none."""
+        """Return the remaining seconds, at least 0."""
         return max(0.0, self._at - time.monotonic())
 
 
 class Calls:
-    """The backend as the routes call it: what it raises becomes an answer with a status."""
+    """Calls the backend for the routes; turns its exceptions into responses with a status."""
 
     def __init__(self, backend: Backend, metrics: HttpMetrics, timeout_s: float) -> None:
         self._backend = backend
@@ -60,11 +60,11 @@ class Calls:
         self._timeout_s = timeout_s
 
     def deadline(self, timeout_s: float | None = None) -> Deadline:
-        """That of a request which asks for so much time: at most the service's own."""
+        """Return the deadline of a request that asks for `timeout_s`: at most the service's own timeout."""
         return Deadline(min(timeout_s or self._timeout_s, self._timeout_s))
 
     async def outcomes(self, items: Sequence[ScoreRequest], scorer: str | None, deadline: Deadline) -> list[Outcome]:
-        """One outcome an item."""
+        """Return one outcome per item."""
         outcomes = await _answered(self._backend.score(items, scorer=scorer, timeout_s=deadline.left_s()))
         num_scored = sum(isinstance(outcome, Score) for outcome in outcomes)
         self._metrics.scored(num_scored, len(outcomes) - num_scored)
@@ -73,7 +73,7 @@ class Calls:
     async def scores(
         self, items: Sequence[ScoreRequest], scorer: str | None, field: str, deadline: Deadline
     ) -> list[Score]:
-        """One score an item, for contracts that know no error of one item: the first is the call's, naming it."""
+        """Return one score per item. Raises the first item error, for APIs that can't report errors of single items."""
         scores = []
         for position, outcome in enumerate(await self.outcomes(items, scorer, deadline)):
             if isinstance(outcome, RewardUnavailable):
@@ -84,7 +84,7 @@ class Calls:
         return scores
 
     async def models(self, deadline: Deadline) -> list[ScorerInfo]:
-        """The scorers, the default first."""
+        """Return the scorers, the default first."""
         return await _answered(self._backend.models(timeout_s=deadline.left_s()))
 
 
@@ -114,12 +114,12 @@ def _own_routes(calls: Calls) -> APIRouter:
 
     @router.get("/v1/models", responses=documented(504))
     async def models() -> ModelList:
-        """The scorers that can be asked for by name, the default first."""
+        """The scorers that can be requested by name, the default first."""
         return ModelList(data=[_card(info) for info in await calls.models(calls.deadline())])
 
     @router.get("/readyz", responses=documented(504))
     async def readyz() -> Health:
-        """Whether somebody can score now."""
+        """The service can score now."""
         await calls.models(calls.deadline(READY_TIMEOUT_S))
         return Health()
 
@@ -127,7 +127,7 @@ def _own_routes(calls: Calls) -> APIRouter:
 
 
 async def _version(calls: Calls, scorer: str | None, deadline: Deadline) -> str:
-    """The version meant where no item tells it."""
+    """Return the version of the requested scorer, if no item has one or items have several."""
     for info in await calls.models(deadline):
         if scorer is None or scorer in (info.name, *info.versions):
             return scorer if scorer in info.versions else info.version
@@ -149,25 +149,25 @@ def _foreign_routes(calls: Calls) -> APIRouter:
     @router.post("/classify", responses=documented(422, 504))
     async def classify(body: foreign.ClassifyRequest) -> foreign.ClassifyResponse:
         """vLLM's classification of one label, as verl's reward loop reads it."""
-        scores = await _pooled(calls, body)
-        data = [foreign.ClassifyItem(index=i, probs=[body.shown(s.reward)]) for i, s in enumerate(scores)]
+        scores = await _scores_of_texts(calls, body)
+        data = [foreign.ClassifyItem(index=i, probs=[body.activated(s.reward)]) for i, s in enumerate(scores)]
         return foreign.ClassifyResponse(id="classify", model=scores[0].scorer_version, data=data)
 
     @router.post("/pooling", responses=documented(422, 504))
     async def pooling(body: foreign.ClassifyRequest) -> foreign.PoolingResponse:
         """vLLM's pooling of one label."""
-        scores = await _pooled(calls, body)
-        data = [foreign.PoolingItem(index=i, data=[body.shown(s.reward)]) for i, s in enumerate(scores)]
+        scores = await _scores_of_texts(calls, body)
+        data = [foreign.PoolingItem(index=i, data=[body.activated(s.reward)]) for i, s in enumerate(scores)]
         return foreign.PoolingResponse(id="pooling", model=scores[0].scorer_version, data=data)
 
     return router
 
 
-async def _pooled(calls: Calls, body: foreign.ClassifyRequest) -> list[Score]:
+async def _scores_of_texts(calls: Calls, body: foreign.ClassifyRequest) -> list[Score]:
     scorer, deadline = None, calls.deadline()
     if body.model:
-        known = {name for info in await calls.models(deadline) for name in (info.name, *info.versions)}
-        scorer = body.model if body.model in known else None
+        names = {name for info in await calls.models(deadline) for name in (info.name, *info.versions)}
+        scorer = body.model if body.model in names else None
     return await calls.scores(body.items(), scorer, "input", deadline)
 
 

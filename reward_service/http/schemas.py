@@ -1,4 +1,4 @@
-"""The JSON of the HTTP face: what is asked, what is answered, and the one shape of every error."""
+"""JSON schemas of the HTTP API: requests, responses, and the one format of every error."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from reward_service.config.service import MIN_TIMEOUT_S
 
 MAX_ITEMS = 4096
 MAX_CONTAINERS, MAX_COMMAS, MAX_KEYS = 100_000, 1_000_000, 64
-"""Lists and objects, commas (in texts too) and keys at the top of one body; JSON may be nested 200 deep (pydantic's own
-bound)."""
+"""Most lists and objects, commas (including those in texts) and top-level keys of a body. Pydantic limits nesting to
+200 levels."""
 MAX_NAME = 256
-"""Longest id and name, which answers repeat."""
+"""Longest id and name; responses repeat them."""
 
 
 def parse_json(body: bytes) -> Any:
-    """The value of a body. Raises json.JSONDecodeError for what is not JSON, NaN and Infinity, and too many values."""
+    """Parse a body. Raises json.JSONDecodeError for invalid JSON, NaN, Infinity and too many values."""
     if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS or body.count(b",") > MAX_COMMAS:
         raise json.JSONDecodeError(f"more than {MAX_CONTAINERS} lists and objects or {MAX_COMMAS} commas", "", 0)
     try:
@@ -40,18 +40,19 @@ def _unicode(text: str) -> str:
     return text
 
 
-def _finite(value: Any) -> Any:
+def finite_json(value: Any) -> Any:
+    """Return the JSON value. Raises ValueError if it contains NaN or an infinite number."""
     json.dumps(value, allow_nan=False)
     return value
 
 
-Column = Annotated[list[Any], Field(max_length=MAX_ITEMS), AfterValidator(_finite)]
-"""One JSON value an item, whose numbers are finite (1e999 is not)."""
+Column = Annotated[list[Any], Field(max_length=MAX_ITEMS), AfterValidator(finite_json)]
+"""One JSON value per item; all numbers are finite (1e999 is not)."""
 Text = Annotated[str, AfterValidator(_unicode)]
 """A text without lone surrogates."""
 Name = Annotated[Text, Field(max_length=MAX_NAME)]
 Texts = Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
-"""One text an item; validation stops at the first that is none."""
+"""One text per item; validation stops at the first invalid one."""
 
 
 class _Message(BaseModel):
@@ -62,43 +63,43 @@ class ChatMessage(_Message):
     """One turn of a conversation."""
 
     role: Text
-    """Who speaks: system, user, assistant or tool."""
+    """Role of the speaker: system, user, assistant or tool."""
     content: Text
-    """What is said."""
+    """Text of the turn."""
 
 
 Conversation = Annotated[list[ChatMessage], Field(max_length=256, fail_fast=True)]
 
 
 class RewardsRequest(_Message):
-    """Responses to score; every list has one entry a response."""
+    """Responses to score; every list has one entry per response."""
 
     responses: Texts
-    """What was answered."""
+    """The responses."""
     prompts: Texts | None = None
-    """What was asked; this or `messages`."""
+    """The prompts; give either these or `messages`."""
     messages: Annotated[list[Conversation], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
-    """What was asked, as conversations, which the chat template of the reward model renders."""
+    """The prompts as conversations; the reward model's chat template renders them."""
     ids: Annotated[list[Name], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
-    """Names of the items, each its own; their positions unless given."""
+    """Unique ids of the items; their positions by default."""
     references: Column | None = None
-    """Handed to the scorer as the column `references`."""
+    """Passed to the scorer as the column `references`."""
     columns: Annotated[dict[Name, Column], Field(max_length=MAX_KEYS)] | None = None
-    """Further columns for the scorer, by name."""
+    """More columns for the scorer, by name."""
     scorer: Name | None = None
-    """The scorer meant, by name or by name@version; this service's default unless given."""
+    """Name or name@version of the scorer; the service's default if unset."""
     timeout_s: float | None = Field(default=None, ge=MIN_TIMEOUT_S)
-    """Deadline of this call, at most the service's own."""
+    """Deadline of this call in seconds; at most the service's own."""
 
     @model_validator(mode="after")
     def _fits(self) -> RewardsRequest:
         if (self.prompts is None) == (self.messages is None):
             raise ValueError("give either prompts or messages")
         if self.columns and "references" in self.columns and self.references is not None:
-            raise ValueError("references are given twice")
+            raise ValueError("give references either in references or in columns")
         lists: dict[str, list[Any] | None] = {"ids": self.ids, "references": self.references}
-        asked = {"prompts": self.prompts, "messages": self.messages} | lists | (self.columns or {})
-        for name, values in asked.items():
+        by_name = {"prompts": self.prompts, "messages": self.messages} | lists | (self.columns or {})
+        for name, values in by_name.items():
             if values is not None and len(values) != len(self.responses):
                 raise ValueError(f"{len(self.responses)} responses, {len(values)} {name}")
         if self.ids is not None and len(set(self.ids)) != len(self.ids):
@@ -106,7 +107,7 @@ class RewardsRequest(_Message):
         return self
 
     def items(self) -> list[ScoreRequest]:
-        """The same as records; a conversation is the item's column `messages`."""
+        """Return the items as score requests; a conversation becomes the item's column `messages`."""
         columns: dict[str, list[Any]] = dict(self.columns or {})
         if self.references is not None:
             columns["references"] = self.references
@@ -122,27 +123,27 @@ class RewardsRequest(_Message):
 
 
 class ItemReward(_Message):
-    """One item's reward, or the error that stands in its place."""
+    """One item's reward, or its error."""
 
     id: str
     """The item's id."""
     reward: FiniteFloat | None
-    """A finite number; null where there is an error."""
+    """A finite number; null if there is an error."""
     parts: dict[str, FiniteFloat] = Field(default_factory=dict)
-    """What the reward is made of, by name."""
+    """Parts of the reward, by name."""
     error: str | None = None
-    """Who failed and how, where there is no reward."""
+    """What failed, if there is no reward."""
     unavailable: bool = False
-    """Whether it may be had later: somebody whom the scorer asks is down or busy."""
+    """A retry may succeed: a service that the scorer calls is down or busy."""
 
 
 class RewardsResponse(_Message):
-    """One entry a response, in the order asked."""
+    """One entry per response, in the order of the request."""
 
     rewards: list[ItemReward]
     """The rewards."""
     model_version: str
-    """Name and content digest of what scored."""
+    """Name and content digest of the scorer."""
 
 
 class ModelCard(_Message):
@@ -155,9 +156,9 @@ class ModelCard(_Message):
     version: str
     """Name and content digest: the same version always gives the same reward."""
     versions: list[str]
-    """This version and older ones still served, each to be asked for as the scorer."""
+    """This version and older ones that are still served; each can be requested as the scorer."""
     default: bool
-    """Whether it scores where none is named."""
+    """It is used if a request names no scorer."""
 
 
 class ModelList(_Message):
@@ -170,25 +171,25 @@ class ModelList(_Message):
 
 
 class Health(_Message):
-    """The service answers."""
+    """The service is alive."""
 
     status: str = "ok"
     """Always `ok`."""
 
 
 class Problem(_Message):
-    """What was wrong with a request."""
+    """An error of a request."""
 
     code: str
-    """A stable word for programs."""
+    """Stable code for programs."""
     message: str
-    """A sentence for people."""
+    """Message for people."""
     field: str | None = None
-    """The field of the request that is wrong, where there is one."""
+    """The wrong field of the request, if the error is about one."""
 
 
 class ErrorResponse(_Message):
-    """The body of every answer that is not a success."""
+    """The body of every error response."""
 
     error: Problem
-    """What was wrong."""
+    """The error."""

@@ -1,6 +1,6 @@
-"""Serves an ASGI app over HTTP/1.1 with uvicorn, bounded where uvicorn is not: heads, their time, connections, readers.
+"""Serves an ASGI app over HTTP/1.1 with uvicorn, with limits that uvicorn lacks: heads, connections, slow readers.
 
-Knows nothing of rewards. A client that is slow, endless, deaf or no HTTP at all costs its connection and little memory.
+A client that is slow, sends without end, does not read or does not speak HTTP costs one connection and little memory.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from reward_service.http.schemas import ErrorResponse, Problem
 MAX_HEAD_BYTES = 32 * 2**10
 BACKLOG = 2048
 EOF_GRACE_S = 2.0
-"""How long a client that has closed its side may be one that only has no more to say: then it has gone."""
+"""Time to answer a client that has closed its sending side, in seconds; then it is treated as disconnected."""
 RAW = {
     400: ("Bad Request", "malformed"),
     408: ("Request Timeout", "too_slow"),
     431: ("Request Header Fields Too Large", "too_large"),
     503: ("Service Unavailable", "unavailable"),
 }
-"""Reason and code of what is answered before there is a request."""
+"""Reason and error code of responses that are sent before a request is complete."""
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens on host:port. Raises InputError where it is taken or is no address of this machine."""
+    """Return a listening socket. Raises InputError if the port is taken or the host is not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio sends at once
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # IPPROTO_TCP makes asyncio set TCP_NODELAY
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
@@ -47,9 +47,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def http_server(app: ASGIApp, limits: HttpConfig, *, drain_timeout_s: float) -> uvicorn.Server:
-    """A server of that app; `serve(sockets=[...])` runs it until `should_exit` is set.
+    """Return a server of the app; `serve(sockets=[...])` runs it until `should_exit` is set.
 
-    Raises InputError for a certificate that is none.
+    Raises InputError for an invalid certificate.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = uvicorn.Config(
@@ -68,12 +68,12 @@ def http_server(app: ASGIApp, limits: HttpConfig, *, drain_timeout_s: float) -> 
 
 
 def _protocol(limits: HttpConfig) -> type[HttpToolsProtocol]:
-    class LimitedProtocol(Bounded):
+    class ConfiguredProtocol(LimitedProtocol):
         pass
 
-    LimitedProtocol.limits = limits
-    LimitedProtocol.tls = _tls(limits) if limits.ssl_certfile else None
-    return LimitedProtocol
+    ConfiguredProtocol.limits = limits
+    ConfiguredProtocol.tls = _tls(limits) if limits.ssl_certfile else None
+    return ConfiguredProtocol
 
 
 def _tls(limits: HttpConfig) -> ssl.SSLContext:
@@ -81,18 +81,18 @@ def _tls(limits: HttpConfig) -> ssl.SSLContext:
     assert limits.ssl_certfile is not None
     try:
         context.load_cert_chain(limits.ssl_certfile, limits.ssl_keyfile)
-    except OSError as error:  # ssl.SSLError too
+    except OSError as error:  # includes ssl.SSLError
         what = f"{limits.ssl_certfile} and its key cannot be used: {error}"
         raise InputError("reward_service.http.ssl_certfile", what) from error
     return context
 
 
-class Bounded(HttpToolsProtocol):
-    """One connection, one request at a time: heads have a size and a time, answers have to be read.
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection with one request at a time; limits the size and time of heads, and the time of unread responses.
 
-    A connection counts from its first byte on, and a TLS handshake has as long as a head. Headers after a body
-    (trailers) are refused: a proxy in front may not have seen them. A request that comes before the answer to the one
-    before it is not answered: the connection ends after that answer.
+    A connection counts from its first byte, and a TLS handshake has the deadline of a head. Headers after a body
+    (trailers) are rejected: a proxy in front may not have checked them. A request that arrives before the previous
+    response (pipelining) is not answered: the connection closes after that response.
     """
 
     limits: HttpConfig
@@ -101,8 +101,8 @@ class Bounded(HttpToolsProtocol):
     _abort: asyncio.TimerHandle | None = None
     _num_head_bytes = 0
     _in_head = True
-    _is_deaf = False
-    _early: bytes | None = None  # during a handshake: what came with its end
+    _ignores_input = False
+    _early: bytes | None = None  # bytes that arrive with the end of the TLS handshake
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -112,21 +112,21 @@ class Bounded(HttpToolsProtocol):
         elif self.tls is not None:
             transport.pause_reading()
             self._early = b""
-            handshake = self.loop.create_task(self._shake_hands(transport, self.tls))
+            handshake = self.loop.create_task(self._start_tls(transport, self.tls))
             self.tasks.add(handshake)
             handshake.add_done_callback(self.tasks.discard)
         elif is_one_too_many:
-            self._refuse(503, f"{self.limits.max_connections} connections are open; come again")
+            self._refuse(503, f"{self.limits.max_connections} connections are open; retry later")
         else:
             self._expect_head()
 
-    async def _shake_hands(self, transport: Any, tls: ssl.SSLContext) -> None:
-        """Go on over TLS; a client that does not get there in time, or speaks no TLS, is cut off."""
+    async def _start_tls(self, transport: Any, tls: ssl.SSLContext) -> None:
+        """Continue over TLS; disconnect a client that does not complete the handshake in time."""
         timeout_s = self.limits.header_timeout_s
         timeouts = {"ssl_handshake_timeout": timeout_s, "ssl_shutdown_timeout": timeout_s}
         try:
             secure = await self.loop.start_tls(transport, self, tls, server_side=True, **timeouts)
-        except OSError:  # ssl.SSLError and ConnectionError: its own affair, there is nobody left to tell
+        except OSError:  # includes ssl.SSLError and ConnectionError: the client can't receive an answer
             transport.abort()
             self.connections.discard(self)
             return
@@ -139,12 +139,12 @@ class Bounded(HttpToolsProtocol):
             self.data_received(early)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_timer()
-        self._forget_abort()
+        self._cancel_timer()
+        self._cancel_abort()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:
-        """A client that has said all it had to say still gets its answer, if that comes soon: most have gone."""
+        """Answer a client that closed its sending side, if the response starts within EOF_GRACE_S."""
         if not self._is_answering():
             return False
         self.cycle.keep_alive = False
@@ -160,14 +160,14 @@ class Bounded(HttpToolsProtocol):
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self._forget_abort()
+        self._cancel_abort()
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._early is not None:
             self._early += data
             return
-        if self.transport.is_closing() or self._is_deaf:
+        if self.transport.is_closing() or self._ignores_input:
             return
         if self._in_head:
             self._num_head_bytes += len(data)
@@ -181,24 +181,24 @@ class Bounded(HttpToolsProtocol):
         if self._in_head:
             super().on_header(name, value)
         else:
-            self._refuse(400, "headers after the body are not taken")
+            self._refuse(400, "headers after the body are not allowed")
 
     def on_headers_complete(self) -> None:
-        self._forget_timer()
+        self._cancel_timer()
         self._in_head = False
-        if self._is_deaf or self._is_answering():
-            self._is_deaf = True
+        if self._ignores_input or self._is_answering():
+            self._ignores_input = True
             self.cycle.keep_alive = False
             self.flow.pause_reading()
         elif not self.transport.is_closing():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if not self._is_deaf and not self.transport.is_closing():
+        if not self._ignores_input and not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._is_deaf and self.cycle is not None:
+        if not self._ignores_input and self.cycle is not None:
             super().on_message_complete()
         self._in_head, self._num_head_bytes = True, 0
 
@@ -217,7 +217,7 @@ class Bounded(HttpToolsProtocol):
         what = f"the head of the request was not sent within {self.limits.header_timeout_s:g} s"
         self._timer = self.loop.call_later(self.limits.header_timeout_s, self._refuse, 408, what)
 
-    def _forget_timer(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -226,14 +226,14 @@ class Bounded(HttpToolsProtocol):
         if self._abort is None:
             self._abort = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
 
-    def _forget_abort(self) -> None:
+    def _cancel_abort(self) -> None:
         if self._abort is not None:
             self._abort.cancel()
             self._abort = None
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer before there is a request, or in its stead; an answer under way is cut off."""
-        self._forget_timer()
+        """Answer before the request is complete, and close; a response that has started is cut off."""
+        self._cancel_timer()
         if self.transport.is_closing():
             return
         if not self._is_answering() or not self.cycle.response_started:

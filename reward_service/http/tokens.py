@@ -1,6 +1,6 @@
-"""Who may call the HTTP face: tokens by name, kept as digests, compared in constant time. Knows no HTTP but a header.
+"""Named access tokens of the HTTP server, stored as digests and compared in constant time.
 
-A token is taken as a bearer or as the password of HTTP Basic, for clients that know only a URL.
+A token is accepted as a bearer token, or as the password of HTTP Basic for clients that are configured by a URL only.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ LOGGER = logging.getLogger("antiphon")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FILE = "tokens.json"
-"""A run's own tokens, in its directory."""
+"""The file of a run's tokens, in the run directory."""
 OWN = "ANTIPHON_TOKEN"
-"""The name under which the token of the environment goes."""
+"""The name of the token from the environment."""
 
 
 class TokenBook:
-    """The tokens that are good now: that of the environment and those in a file, which is read again when it changes.
+    """The currently valid tokens: that of the environment and those of a file, which is reloaded when it changes.
 
-    Whether a token is required is settled at the start: revoking the last one closes the door, it doesn't open it.
-    Raises InputError for a file that is none.
+    Whether a token is required is decided at the start: after the last one is revoked, every call is rejected.
+    Raises InputError for an invalid file.
     """
 
     def __init__(self, token: str | None, path: Path | None = None, *, is_required: bool = False) -> None:
@@ -47,11 +47,11 @@ class TokenBook:
         self.is_required = bool(is_required or self._own or self._named)
 
     def name_of(self, authorization: bytes) -> str | None:
-        """The name of the token in that header, or None where none that is good now is in it."""
-        given = _digest(_token_in(authorization))
+        """Return the name of the token in an Authorization header, or None if it has no valid token."""
+        received = _digest(_token_in(authorization))
         found = None
         for name, digest in (self._own | self._current()).items():
-            if hmac.compare_digest(digest, given):
+            if hmac.compare_digest(digest, received):
                 found = name
         return found
 
@@ -62,15 +62,15 @@ class TokenBook:
         try:
             self._named, self._stamp = read_tokens(self._path), stamp
         except InputError as error:
-            LOGGER.error("%s; none of its tokens is good until it can be read", error)
+            LOGGER.error("%s; its tokens are rejected until it can be read", error)
             self._named, self._stamp = {}, None
         return self._named
 
 
 def with_tokens(config: RewardServiceConfig, run_path: Path) -> RewardServiceConfig:
-    """The settings with the file of tokens that they name, or else the run's own, as an absolute path.
+    """Return the settings with the absolute path of their token file, by default the run's own.
 
-    A file that is named asks for a token though it may hold none yet.
+    If the settings name a file, a token is required even if the file has none yet.
     """
     http = config.http
     path, is_required = http.tokens or run_path / FILE, http.require_token or http.tokens is not None
@@ -79,42 +79,42 @@ def with_tokens(config: RewardServiceConfig, run_path: Path) -> RewardServiceCon
 
 
 def token_book(config: RewardServiceConfig, token: str | None) -> TokenBook:
-    """The tokens of these settings. Raises InputError for a file that is none."""
+    """Return the tokens of these settings. Raises InputError for an invalid file."""
     return TokenBook(token, config.http.tokens, is_required=config.http.require_token)
 
 
 def read_tokens(path: Path) -> dict[str, str]:
-    """SHA-256 digests of the tokens by name; none where there is no file. Raises InputError for another file."""
+    """Return SHA-256 digests of the tokens by name; none if there is no file. Raises InputError for an invalid file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["tokens"]
         if not all(DIGEST.fullmatch(digest) for digest in found.values()):
-            raise ValueError("a digest is none")
+            raise ValueError("a digest is not 64 hexadecimal digits")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(str(path), f"not a file of tokens: {type(error).__name__}: {error}") from error
+        raise InputError(str(path), f"not a token file: {type(error).__name__}: {error}") from error
     return dict(found)
 
 
 def add_token(path: Path, name: str) -> str:
-    """Make a token of that name and keep its digest; returns the token, which is shown this once.
+    """Create a token and store its digest; returns the token, which can't be read again later.
 
-    Raises InputError for a name that is taken or is none.
+    Raises InputError for a name that is taken or invalid.
     """
     if not NAME.fullmatch(name) or name == OWN:
-        raise InputError("token", f"{name!r} is no name for a token (letters, digits, . _ -)")
+        raise InputError("token", f"{name!r} is not a valid token name: use letters, digits, . _ -")
     token = secrets.token_urlsafe(32)
-    with _alone(path):
+    with _locked(path):
         tokens = read_tokens(path)
         if name in tokens:
-            raise InputError("token", f"there is a token {name!r} already (revoke it first)")
+            raise InputError("token", f"there is a token {name!r} already: revoke it first")
         _write(path, tokens | {name: _digest(token.encode())})
     return token
 
 
 def revoke_token(path: Path, name: str) -> None:
-    """Forget a token: calls with it are refused from now on. Raises InputError where there is none of that name."""
-    with _alone(path):
+    """Delete a token: calls with it are rejected from now on. Raises InputError if no token has that name."""
+    with _locked(path):
         tokens = read_tokens(path)
         if name not in tokens:
             raise InputError("token", f"no token {name!r} in {path}")
@@ -123,8 +123,8 @@ def revoke_token(path: Path, name: str) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Nobody else changes the file meanwhile."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock that every process takes to change the file."""
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -138,14 +138,14 @@ def _write(path: Path, tokens: Mapping[str, str]) -> None:
 
 
 def _token_in(authorization: bytes) -> bytes:
-    scheme, _, given = authorization.partition(b" ")
-    given = given.strip()
+    scheme, _, credentials = authorization.partition(b" ")
+    credentials = credentials.strip()
     if scheme.lower() == b"bearer":
-        return given
+        return credentials
     if scheme.lower() != b"basic":
         return b""
     try:
-        return base64.b64decode(given, validate=True).partition(b":")[2]
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
     except (binascii.Error, ValueError):
         return b""
 

@@ -1,6 +1,6 @@
-"""The reward service as a Ray Serve application: one deployment, reached by handle and, where a port is set, HTTP.
+"""The reward service as a Ray Serve application: one deployment, called by handle and, if a port is set, by HTTP.
 
-Both ways lead to the same scorers and the same count. Knows nothing of runs but a name.
+Both ways lead to the same scorers and the same counts.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from reward_service.config.service import REWARD_MODEL, RewardServiceConfig, app
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.address import check_address
 from reward_service.scorers.registry import check_scorers
-from reward_service.serving.http_actor import START_TIMEOUT_S as FACE_TIMEOUT_S
-from reward_service.serving.http_actor import FaceActor, face_name
+from reward_service.serving.http_actor import START_TIMEOUT_S as HTTP_START_TIMEOUT_S
+from reward_service.serving.http_actor import HttpServerActor, http_actor_name
 from reward_service.serving.replica import RewardService
 from reward_service.serving.versions import Models, ModelVersions, published
 
@@ -40,12 +40,12 @@ HEALTH_EVERY_S = 2.0
 MAX_ONGOING_REQUESTS = 256
 MAX_QUEUED_REQUESTS = 4096
 WHERE = "reward_service"
-_faces: dict[str, RemoteActor] = {}
-"""The faces that this process started: Ray ends an actor, named or not, whose first handle nobody holds."""
+_http_actors: dict[str, RemoteActor] = {}
+"""The HTTP servers that this process started: Ray ends an actor, even a named one, if its first handle is dropped."""
 
 
 class Deployed(NamedTuple):
-    """What the replicas of an application are made of. Serve starts others in their place where `version` differs."""
+    """The arguments of an application's replicas. Serve replaces its replicas if `version` changes."""
 
     config: RewardServiceConfig
     log_path: Path | None
@@ -53,7 +53,7 @@ class Deployed(NamedTuple):
 
 
 class RewardDeployment(RewardService):
-    """One replica, in a process of its own."""
+    """One replica, in a separate process."""
 
     def __init__(self, config: RewardServiceConfig, log_path: Path | None, deployed_as: str) -> None:
         if log_path is not None:
@@ -64,22 +64,22 @@ class RewardDeployment(RewardService):
         self._versions = ModelVersions({}, {})
 
     async def reconfigure(self, models: Mapping[str, Any]) -> None:
-        """Serve's word for new settings, at the start too: the reward models."""
+        """Load new reward models. Serve calls this at the start and for every change of `user_config`."""
         versions = ModelVersions.from_json(models)
         await self.load(versions)
         self._versions = versions
 
     async def deployed_with(self) -> tuple[Deployed, ModelVersions]:
-        """How the application was deployed, and the reward models that it has now."""
+        """Return how the application was deployed, and its current reward models."""
         return Deployed(self._config, self._log_path, self._deployed_as), self._versions
 
     async def pid(self) -> int:
-        """This replica's process."""
+        """Return the id of this replica's process."""
         return os.getpid()
 
 
 def check_reward_service(config: RewardServiceConfig, *, reward_model_path: Path | None, token: str | None) -> None:
-    """Raise InputError for settings that can't work: no such scorer, a taken port, no token beyond loopback."""
+    """Raise InputError for settings that can't work: a missing scorer, a taken port, a missing token."""
     check_scorers(config, reward_model_path)
     check_address(config, token)
 
@@ -93,25 +93,25 @@ def start_reward_service(
     log_path: Path | None = None,
     feedback_path: Path | None = None,
     feedback: FeedbackSettings = FeedbackSettings(),
-    unwanted: threading.Event | None = None,
+    cancelled: threading.Event | None = None,
 ) -> Any:
-    """Start the application of run `name` on the Ray this process is connected to; returns its handle when ready.
+    """Start the application of run `name` on this process's Ray; returns its handle when it is ready.
 
-    `reward_model_path` has to stay as it is while the application runs: replicas that start later read it too. Where it
-    has a port and a `feedback_path`, people can give feedback at the same address, asked as `feedback` says.
-    Blocks for seconds (a reward model is loaded): call it from a thread, which ends soon after `unwanted` is set.
-    Raises InputError for settings that can't work, before anything is started, and RewardError when the application
-    does not come up or is not wanted any more.
+    The content of `reward_model_path` must not change while the application runs: replicas that start later read it
+    too. With a port and a `feedback_path`, the same address accepts human feedback by the settings `feedback`.
+    Blocks for seconds (a reward model is loaded): call it from a thread, and set `cancelled` to end it early.
+    Raises InputError for settings that can't work, before anything is started, and RewardError if the application does
+    not start or the start is cancelled.
     """
-    unwanted = unwanted or threading.Event()
+    cancelled = cancelled or threading.Event()
     check_reward_service(config, reward_model_path=reward_model_path, token=token)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_quiet())
     models = _models(config, reward_model_path)
     try:
-        _deploy(Deployed(config, log_path, secrets.token_hex(6)), name, ModelVersions(models, models), unwanted)
+        _deploy(Deployed(config, log_path, secrets.token_hex(6)), name, ModelVersions(models, models), cancelled)
         if config.port is not None:
-            _start_face(config, name, log_path, token, feedback_path, feedback)
+            _start_http_server(config, name, log_path, token, feedback_path, feedback)
     except BaseException:
         stop_reward_service(name)
         raise
@@ -119,11 +119,11 @@ def start_reward_service(
 
 
 def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL) -> None:
-    """Have the running application of run `name` serve the reward model in `folder` from now on, under that name.
+    """Publish the reward model in `folder` to the running application of run `name`, as the scorer `scorer`.
 
-    Every replica loads it beside the present one, which serves until then and can still be asked for by its version,
-    of replicas too that start later: so the folder has to stay as it is. Returns when all have it. Raises InputError
-    where no such application runs and for a folder that is no model, before anything changes.
+    Every replica loads it beside the current one, which serves until then and can still be requested by its version,
+    also from replicas that start later: so the folder must not change. Returns when all replicas serve the new model.
+    Raises InputError, before anything changes, if no such application runs or the folder is not a model.
     """
     from reward_service.scorers.reward_model import RewardModelScorer
 
@@ -134,44 +134,44 @@ def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL)
     RewardModelScorer(folder)
     deployed, versions = handle.broadcast("deployed_with").results(timeout_s=CALL_TIMEOUT_S)[0]
     if scorer not in versions.present:
-        raise InputError(app_name(name), f"serves no reward model {scorer}")
+        raise InputError(app_name(name), f"serves no reward model named {scorer}")
     model = published(folder)
     if model.digest != versions.present[scorer].digest:
         _deploy(deployed, name, versions.followed_by(scorer, model), threading.Event())
 
 
-async def face_ended(name: str) -> None:
-    """Wait for the end of the face of run `name` that this process started; `stop_reward_service` brings it about.
+async def http_server_ended(name: str) -> None:
+    """Wait until the HTTP server of run `name` that this process started has ended, after `stop_reward_service`.
 
-    Returns at once where there is none. Raises InputError where Ray started it again and its port was taken.
+    Returns immediately if there is none. Raises InputError if Ray restarted it and its port was taken by then.
     """
-    if name in _faces:
-        await _faces[name].ended()
+    if name in _http_actors:
+        await _http_actors[name].ended()
 
 
 def stop_reward_service(name: str) -> None:
-    """End the application of run `name` and the face that this process started, and nothing else that Serve runs.
+    """End the application of run `name` and the HTTP server that this process started; leave the rest of Serve alone.
 
-    Call it from a thread without an event loop: the face answers first what it has, for a bounded time.
+    Call it from a thread without an event loop. The HTTP server first answers pending requests, for a limited time.
     """
-    face = _faces.pop(name, None)
-    if face is not None:
-        with contextlib.suppress(DeadlineExceeded, ActorDied, InputError):  # what it has not answered is cut off
-            waited_for = "its HTTP face to answer what it has"
-            asyncio.run(within(face.drain(), DRAIN_TIMEOUT_S, where=WHERE, waited_for=waited_for))
-        kill_actor(face)
-    with contextlib.suppress(RayServeException):  # no Serve runs on this Ray, so nothing of ours does
+    actor = _http_actors.pop(name, None)
+    if actor is not None:
+        with contextlib.suppress(DeadlineExceeded, ActorDied, InputError):  # requests still pending are cut off
+            waited_for = "its HTTP server to answer pending requests"
+            asyncio.run(within(actor.drain(), DRAIN_TIMEOUT_S, where=WHERE, waited_for=waited_for))
+        kill_actor(actor)
+    with contextlib.suppress(RayServeException):  # Serve does not run on this Ray: there is nothing to delete
         serve.delete(app_name(name))
 
 
 def num_scored(name: str) -> int:
-    """Items given a reward by the application of run `name`, over all its replicas."""
+    """Return how many items got a reward from the application of run `name`, over all its replicas."""
     handle: Any = serve.get_app_handle(app_name(name))
     return sum(handle.broadcast("num_scored").results(timeout_s=CALL_TIMEOUT_S))
 
 
 def service_url(config: RewardServiceConfig) -> str:
-    """Where the HTTP face is reached."""
+    """Return the URL of the HTTP server."""
     scheme = "https" if config.http.ssl_certfile else "http"
     host = f"[{config.host}]" if ":" in config.host else config.host
     return f"{scheme}://{host}:{config.port}"
@@ -182,7 +182,7 @@ def _quiet() -> LoggingConfig:
 
 
 def _models(config: RewardServiceConfig, reward_model_path: Path | None) -> Models:
-    """The reward models of the settings, the run's own among them where it is needed."""
+    """Return the reward models of the settings, including the run's own if it is needed."""
     scorers = {name: scorer for name, scorer in config.scorers.items() if isinstance(scorer, TrainedModelConfig)}
     folders = {name: scorer.path for name, scorer in scorers.items()}
     if config.needs_reward_model():
@@ -191,7 +191,7 @@ def _models(config: RewardServiceConfig, reward_model_path: Path | None) -> Mode
     return {name: published(folder) for name, folder in folders.items()}
 
 
-def _deploy(deployed: Deployed, name: str, versions: ModelVersions, unwanted: threading.Event) -> None:
+def _deploy(deployed: Deployed, name: str, versions: ModelVersions, cancelled: threading.Event) -> None:
     config = deployed.config
     deployment = serve.deployment(RewardDeployment).options(
         name="rewards",
@@ -211,7 +211,7 @@ def _deploy(deployed: Deployed, name: str, versions: ModelVersions, unwanted: th
     application = app_name(name)
     target = serve.RunTarget(target=deployment.bind(*deployed), name=application, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
-    _await_running(application, unwanted)
+    _await_running(application, cancelled)
 
 
 def _num_replicas(config: RewardServiceConfig) -> dict[str, Any]:
@@ -220,34 +220,35 @@ def _num_replicas(config: RewardServiceConfig) -> dict[str, Any]:
     return {"autoscaling_config": {"min_replicas": config.num_replicas, "max_replicas": config.max_replicas}}
 
 
-def _await_running(application: str, unwanted: threading.Event) -> None:
-    """Wait for Serve to report the application running. Raises RewardError with Serve's own words."""
+def _await_running(application: str, cancelled: threading.Event) -> None:
+    """Wait until Serve reports the application as running. Raises RewardError with Serve's message."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
-        if unwanted.is_set():
-            raise RewardError(WHERE, "its start was given up")
+        if cancelled.is_set():
+            raise RewardError(WHERE, "its start was cancelled")
         overview = serve.status().applications.get(application)
         status = overview.status if overview else None
         if status == ApplicationStatus.RUNNING:
             return
-        said = overview.message if overview else "unknown to Ray Serve"
+        message = overview.message if overview else "unknown to Ray Serve"
         if status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-            raise RewardError(WHERE, f"did not start: {said}")
+            raise RewardError(WHERE, f"did not start: {message}")
         if time.monotonic() > deadline:
-            raise RewardError(WHERE, f"did not start within {START_TIMEOUT_S:g} s ({status}): {said}")
+            raise RewardError(WHERE, f"did not start within {START_TIMEOUT_S:g} s ({status}): {message}")
         time.sleep(0.1)
 
 
-def _start_face(config: RewardServiceConfig, name: str, log_path: Path | None, *args: Any) -> None:
-    """Start the HTTP face and wait until it listens. Raises RewardError when it does not."""
-    _faces[name] = face = start_actor(
-        FaceActor,
+def _start_http_server(config: RewardServiceConfig, name: str, log_path: Path | None, *args: Any) -> None:
+    """Start the HTTP server and wait until it listens. Raises RewardError if it does not."""
+    _http_actors[name] = actor = start_actor(
+        HttpServerActor,
         config,
         app_name(name),
         *args,
-        name="reward_service's HTTP face",
-        registered_as=face_name(name),
+        name="reward_service's HTTP server",
+        registered_as=http_actor_name(name),
         log_path=log_path,
         pinned_and_restarted=True,
     )
-    asyncio.run(within(face.listening(), 2 * FACE_TIMEOUT_S, where=WHERE, waited_for="its HTTP face to listen"))
+    timeout_s = 2 * HTTP_START_TIMEOUT_S
+    asyncio.run(within(actor.listening(), timeout_s, where=WHERE, waited_for="its HTTP server to listen"))

@@ -1,7 +1,7 @@
-"""The HTTP face in a process of its own: a Ray actor that listens, guards, and asks the application by its handle.
+"""The HTTP server in a separate process: a Ray actor that listens and calls the application by its handle.
 
-Serve's own proxy is not used: it holds bodies without bound and answers its own routes to anyone. One that dies is
-started again by Ray and listens on the same port.
+Serve's own proxy is not used: it buffers bodies without limit and has routes without access control. If the actor
+dies, Ray restarts it, and it listens on the same port.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ from reward_service.http.tokens import token_book
 START_TIMEOUT_S = 30.0
 
 
-def face_name(run_name: str) -> str:
-    """Under which the face of that run's service is registered."""
-    return f"antiphon-{run_name}-face"
+def http_actor_name(run_name: str) -> str:
+    """Return the name under which the run's HTTP server is registered with Ray."""
+    return f"antiphon-{run_name}-http"
 
 
-class FaceActor:
-    """Listens from its constructor on; with a `feedback_path` people can give feedback here too, which is kept there,
-    and are asked as `feedback` says.
+class HttpServerActor:
+    """Starts listening in its constructor. With a `feedback_path` it also accepts human feedback and stores it there.
 
-    An address that can't be had, or that other machines can reach without a token, is an InputError of `listening` and
-    `ended`, not of the constructor: Ray, which starts the face again, would tell nobody.
+    A taken address, or one that other machines can reach without a token, is an InputError raised by `listening` and
+    `ended`, not by the constructor: Ray would restart the actor and hide the error.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class FaceActor:
         self._thread.start()
 
     def _serve(self) -> None:
-        """Listen to the end; one that nobody asked for ends the process, so that Ray starts it again."""
+        """Serve until `drain`; after any other end, exit the process, so that Ray restarts it."""
         try:
             asyncio.run(self._server.serve(sockets=[self._socket]))
         finally:
@@ -91,7 +90,7 @@ class FaceActor:
         return self._thread
 
     async def listening(self) -> None:
-        """Wait until connections are taken. Raises RewardError where the server ended or does not come up."""
+        """Wait until the server accepts connections. Raises RewardError if it ended or does not start."""
         thread = self._running()
         for _ in range(int(START_TIMEOUT_S / 0.05)):
             if self._server.started and thread.is_alive():
@@ -99,19 +98,18 @@ class FaceActor:
             if not thread.is_alive():
                 break
             await asyncio.sleep(0.05)
-        raise RewardError("reward_service", "its HTTP face does not listen (its log says why)")
+        raise RewardError("reward_service", "its HTTP server does not listen: see its log")
 
     async def ended(self) -> None:
-        """Wait until no more connections are taken, which `drain` brings about; a face that is started again goes on
-        waiting. Raises InputError where it could not listen then."""
+        """Wait until `drain` ends the server, across restarts. Raises InputError if a restarted one can't listen."""
         await asyncio.to_thread(self._running().join)
 
     async def pid(self) -> int:
-        """The process that listens."""
+        """Return the id of the process that listens."""
         return os.getpid()
 
     async def drain(self) -> None:
-        """Take no more connections and wait until the requests under way are answered."""
+        """Accept no more connections and wait until pending requests are answered."""
         thread = self._running()
         self._server.should_exit = True
         await asyncio.to_thread(thread.join)

@@ -1,4 +1,4 @@
-"""One copy of the reward service: its scorers by name, and new versions of them. Knows no Ray and no HTTP."""
+"""One replica of the reward service: its scorers by name and version. Imports neither Ray nor an HTTP library."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from reward_service.scorers.scorer import Scorer, close
 from reward_service.serving.versions import Models, ModelVersions
 
 HUNG_AFTER = 3
-"""Deadlines after which a call counts as hung."""
+"""A call counts as hung after this many times its deadline."""
 
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """Scorers that were built together, the models they were built of, and how many calls they have."""
+    """Scorers that were built together, their reward models, and the number of their running calls."""
 
     scorers: Mapping[str, Scorer]
     models: Models | None = None
@@ -31,57 +31,59 @@ class Generation:
 
 
 class RewardService:
-    """Scores requests with the scorer they name, and counts the items that got a reward.
+    """Scores requests with the requested scorer, and counts the items that got a reward.
 
-    A call has one scorer from its start to its end: a version that comes meanwhile is for the calls after it.
+    A call uses one scorer from start to end; a version that is loaded meanwhile is used by later calls.
     """
 
     def __init__(self, config: RewardServiceConfig) -> None:
         self._config = config
-        self._generations: list[Generation] = []  # the present scorers, and those before
+        self._generations: list[Generation] = []  # the current scorers, then the previous ones
         self._retired: list[Generation] = []
         self._num_scored = 0
         self._since: dict[object, float] = {}
 
     async def check_health(self) -> None:
-        """Raise RewardError where a call has been under way far beyond its deadline: its scorer hangs, and with it all
-        that comes after. Ray Serve starts such a replica again."""
+        """Raise RewardError if a call has run far beyond its deadline, so that Ray Serve restarts this replica.
+
+        Its scorer hangs and would block all later calls.
+        """
         oldest_s = time.monotonic() - min(self._since.values(), default=time.monotonic())
         if oldest_s > HUNG_AFTER * self._config.timeout_s:
-            raise RewardError("reward_service", f"a call has been under way for {oldest_s:.0f} s: its scorer hangs")
+            raise RewardError("reward_service", f"a call has been running for {oldest_s:.0f} s: its scorer hangs")
 
     async def load(self, versions: ModelVersions) -> None:
-        """Build the scorers of these reward models; those that serve now do so until all are whole.
+        """Build the scorers of these reward models; the current scorers serve until all are built.
 
-        What is built already is not built again. Raises InputError for a folder that is no model or not the one that
-        was published; the present scorers stay then.
+        Scorers that exist already are reused. Raises InputError for a folder that is not a model, or whose weights
+        differ from the published ones; the current scorers stay then.
         """
         wanted = [versions.present] if versions.present == versions.previous else list(versions)
-        known = [next((each for each in self._generations if each.models == models), None) for models in wanted]
+        existing = [next((each for each in self._generations if each.models == models), None) for models in wanted]
         fresh: list[Generation] = []
         try:
-            for models in (models for models, generation in zip(wanted, known, strict=True) if generation is None):
+            for models in (models for models, generation in zip(wanted, existing, strict=True) if generation is None):
                 fresh.append(Generation(await asyncio.to_thread(_build, self._config, models), models))
                 _check_digests(fresh[-1].scorers, models)
         except BaseException:
             await _close(fresh)
             raise
-        self._serve([generation or fresh.pop(0) for generation in known])
+        self._serve([generation or fresh.pop(0) for generation in existing])
         await self._close_retired()
 
     def take(self, scorers: Mapping[str, Scorer]) -> None:
-        """Serve these from now on; the present ones can still be asked for by their versions, older ones no more."""
+        """Serve these scorers from now on; the replaced ones can still be requested by version, older ones can't."""
         self._serve([Generation(dict(scorers)), *self._generations[:1]])
 
     def _serve(self, generations: list[Generation]) -> None:
-        """Serve the first of these, and the second to those who ask for its versions."""
+        """Serve the first generation, and the second for calls that request its versions."""
         self._retired += [generation for generation in self._generations if generation not in generations]
         self._generations = generations
 
     async def outcomes(self, requests: Sequence[ScoreRequest], scorer: str | None = None) -> list[Outcome]:
-        """One outcome a request, in their order: its score, or the RewardError in its place.
+        """Return one outcome per request, in order: its score, or a RewardError.
 
-        `scorer` is a name or a version, the default unless given. Raises UnknownScorer.
+        `scorer` is a name or a version; None means the default. Raises UnknownScorer.
         """
         generation, found = self._find(scorer)
         call = object()
@@ -97,18 +99,18 @@ class RewardService:
         return outcomes
 
     async def models(self) -> list[ScorerInfo]:
-        """The scorers, the default first."""
+        """Return the scorers, the default first."""
         infos = []
-        for name, scorer in self._present():
+        for name, scorer in self._current():
             versions = tuple(dict.fromkeys(g.scorers[name].version for g in self._generations if name in g.scorers))
             infos.append(ScorerInfo(name, scorer.version, versions, is_default=name == self._config.scorer))
         return infos
 
     async def num_scored(self) -> int:
-        """Items given a reward since this replica started."""
+        """Return how many items got a reward since this replica started."""
         return self._num_scored
 
-    def _present(self) -> list[tuple[str, Scorer]]:
+    def _current(self) -> list[tuple[str, Scorer]]:
         scorers, default = self._generations[0].scorers, self._config.scorer
         return [(name, scorers[name]) for name in sorted(scorers, key=lambda name: (name != default, name))]
 
@@ -116,12 +118,12 @@ class RewardService:
         for generation, name, scorer in self._all():
             if wanted in (None, name, scorer.version):
                 return generation, scorer
-        names = ", ".join(name for name, _ in self._present())
+        names = ", ".join(name for name, _ in self._current())
         raise UnknownScorer("scorer", f"no scorer {wanted!r}; this service has {names}")
 
     def _all(self) -> Iterator[tuple[Generation, str, Scorer]]:
-        """The present scorers, the default first, then the older ones."""
-        for name, scorer in self._present():
+        """Yield the current scorers, the default first, then the previous ones."""
+        for name, scorer in self._current():
             yield self._generations[0], name, scorer
         for generation in self._generations[1:]:
             for name, scorer in generation.scorers.items():
@@ -134,7 +136,7 @@ class RewardService:
 
 
 def _build(config: RewardServiceConfig, models: Models) -> dict[str, Scorer]:
-    """The scorers of the settings, with these folders for the reward models."""
+    """Build the scorers of the settings, with these folders for the reward models."""
     folders = {name: Path(model.folder) for name, model in models.items()}
     for name, folder in folders.items():
         require_reward_model(folder, name)
@@ -148,7 +150,7 @@ def _build(config: RewardServiceConfig, models: Models) -> dict[str, Scorer]:
 def _check_digests(scorers: Mapping[str, Scorer], models: Models) -> None:
     for name, model in models.items():
         if scorers[name].version != f"{name}@{model.digest}":
-            what = f"{model.folder} holds {scorers[name].version}, and what was published is {name}@{model.digest}"
+            what = f"{model.folder} contains {scorers[name].version}, but {name}@{model.digest} was published"
             raise InputError(name, what)
 
 

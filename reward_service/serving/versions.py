@@ -1,6 +1,6 @@
-"""Which reward models an application serves: for each scorer the present one and the one before it.
+"""The reward models that an application serves: for each scorer the current one and the previous one.
 
-A folder that was published never changes; the digest of its weights goes with it, so that who loads it can tell.
+A published folder must never change; the digest of its weights lets a replica check that when it loads it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Models = Mapping[str, PublishedModel]
 
 
 def published(folder: Path) -> PublishedModel:
-    """The reward model in `folder`. Raises InputError for weights that are no safetensors."""
+    """Return the reward model in `folder`. Raises InputError for weights that are not safetensors."""
     return PublishedModel(str(folder.absolute()), weights_digest(folder))
 
 
 class ModelVersions(NamedTuple):
-    """The models that are served, and those whose versions can still be asked for: of the same names."""
+    """The current models, and the previous ones of the same names, which can still be requested by version."""
 
     present: Models
     previous: Models
 
     def followed_by(self, name: str, model: PublishedModel) -> ModelVersions:
-        """The same after a new model took the place of that scorer's."""
+        """Return the versions after `model` replaced the current model of scorer `name`."""
         return ModelVersions({**self.present, name: model}, {**self.previous, name: self.present[name]})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as Ray Serve takes them: by scorer."""
+        """Return the versions as JSON values by scorer, for Ray Serve's `user_config`."""
         return {
             name: {"present": asdict(model), "previous": asdict(self.previous[name])}
             for name, model in self.present.items()
@@ -49,5 +49,8 @@ class ModelVersions(NamedTuple):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelVersions:
-        """What `to_json` gave."""
-        return cls(*({name: PublishedModel(**of[which]) for name, of in values.items()} for which in cls._fields))
+        """Read the result of `to_json`."""
+        current, previous = (
+            {name: PublishedModel(**models[which]) for name, models in values.items()} for which in cls._fields
+        )
+        return cls(current, previous)

@@ -110,6 +110,6 @@ def test_a_chat_template_that_reaches_for_python_is_refused(model: Path) -> None
 
 def test_a_pickle_for_a_file_of_tokens_is_not_loaded(tmp_path: Path, mark: Path) -> None:
     (tmp_path / "tokens.json").write_bytes(pickle.dumps(Planted(mark)))
-    with pytest.raises(InputError, match="not a file of tokens"):
+    with pytest.raises(InputError, match="not a token file"):
         read_tokens(tmp_path / "tokens.json")
     assert not mark.exists()

@@ -20,7 +20,7 @@ from reward_service.feedback.selection import FeedbackSettings
 from reward_service.http.tokens import with_tokens
 from reward_service.serving.application import (
     check_reward_service,
-    face_ended,
+    http_server_ended,
     service_url,
     start_reward_service,
     stop_reward_service,
@@ -99,7 +99,7 @@ def _start_ray(config: RewardServiceConfig) -> None:
 def _wait_for_interrupt(name: str) -> None:
     """Wait for a signal. Raises InputError if the service loses its port."""
     try:
-        asyncio.run(face_ended(name))
+        asyncio.run(http_server_ended(name))
     except KeyboardInterrupt:
         return
 

@@ -249,7 +249,7 @@ async def test_openrlhf_gets_its_rewards_scores_and_logs() -> None:
     assert whole.json()["rewards"] == [4.0]
     wrong = await face().post("/get_reward", json={"query": ["p: a"], "prompts": ["q"]})
     assert wrong.status_code == 422
-    assert "query 0 does not begin with its prompt" in wrong.json()["error"]["message"]
+    assert "query 0 does not start with its prompt" in wrong.json()["error"]["message"]
 
 
 async def test_openrlhf_labels_are_references_and_an_item_without_a_reward_refuses_the_call() -> None:

@@ -66,7 +66,7 @@ def test_a_file_that_is_none_is_refused_at_the_start_and_lets_nobody_in_later(tm
     book = TokenBook(None, path)
     for wrong in ("[]", "{", '{"tokens": {"a": "short"}}', '{"tokens": []}', "null"):
         path.write_text(wrong)
-        with pytest.raises(InputError, match="not a file of tokens"):
+        with pytest.raises(InputError, match="not a token file"):
             TokenBook(None, path)
         assert book.name_of(f"Bearer {ana}".encode()) is None
     path.write_text(json.dumps({"tokens": {}}))

@@ -235,11 +235,11 @@ def test_a_machine_that_can_not_confine_is_an_input_error_that_says_what_is_miss
 ) -> None:
     source = sandbox.CHILD.read_text()
     broken = {
-        'call("new namespaces (unshare)", libc.unshare(NEW_NAMESPACES))': 'call("new namespaces (unshare)", 1)',
+        'check("new namespaces (unshare)", libc.unshare(NEW_NAMESPACES))': 'check("new namespaces (unshare)", 1)',
         "        filter_calls()\n": "",
         "        limit(job": "        str(job",
     }
-    expected = ("new namespaces (unshare)", "there is no network", "its memory is limited")
+    expected = ("new namespaces (unshare)", "there is no network", "memory is limited")
     for (whole, part), what in zip(broken.items(), expected, strict=True):
         assert whole in source
         monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
@@ -252,7 +252,7 @@ def test_a_machine_that_can_not_confine_is_an_input_error_that_says_what_is_miss
 def test_a_confinement_that_ends_without_a_report_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
     sandbox.CHILD.write_text("raise SystemExit(3)")
-    with pytest.raises(RewardError, match=r"its process ended without a report \(3\)"):
+    with pytest.raises(RewardError, match=r"its process ended without a report \(exit code 3\)"):
         run("", "pass")
 
 

@@ -28,14 +28,14 @@ from reward_service.client.retrying import RetryingRewardClient
 from reward_service.config.service import RewardServiceConfig, app_name
 from reward_service.scorers.reward_model import RewardModelScorer
 from reward_service.serving.application import (
-    face_ended,
+    http_server_ended,
     num_scored,
     publish_reward_model,
     service_url,
     start_reward_service,
     stop_reward_service,
 )
-from reward_service.serving.http_actor import face_name
+from reward_service.serving.http_actor import http_actor_name
 from tests.support.building import moved_model, replica_pids, scores_of
 
 pytestmark = pytest.mark.ray
@@ -106,11 +106,11 @@ def test_wrong_settings_are_refused_before_anything_starts() -> None:
 
 
 def test_a_start_that_is_not_wanted_any_more_is_given_up_and_leaves_no_application(ray_session: None) -> None:
-    unwanted = threading.Event()
-    unwanted.set()
+    cancelled = threading.Event()
+    cancelled.set()
     config = RewardServiceConfig(scorer="tests.support.scorers:length", num_cpus=0.1)
-    with pytest.raises(RewardError, match="given up"):
-        start_reward_service(config, name="unwanted", reward_model_path=None, token=None, unwanted=unwanted)
+    with pytest.raises(RewardError, match="its start was cancelled"):
+        start_reward_service(config, name="unwanted", reward_model_path=None, token=None, cancelled=cancelled)
     assert app_name("unwanted") not in serve.status().applications
 
 
@@ -256,8 +256,8 @@ async def test_a_service_that_is_started_again_with_other_settings_scores_by_tho
 
 
 async def test_a_face_that_dies_listens_again_on_the_same_port(url: str) -> None:
-    face = find_actor(face_name("models"))
-    os.kill(await face.pid(), signal.SIGKILL)
+    actor = find_actor(http_actor_name("models"))
+    os.kill(await actor.pid(), signal.SIGKILL)
     patient = RetryingRewardClient(HttpRewardClient(url, TOKEN, 10.0), 60.0)
     scores = await patient.score(ITEMS[:2])
     await patient.aclose()
@@ -267,8 +267,8 @@ async def test_a_face_that_dies_listens_again_on_the_same_port(url: str) -> None
 async def test_a_face_that_finds_its_port_taken_when_it_is_started_again_says_so(ray_session: None) -> None:
     port = free_port()
     await asyncio.to_thread(start_function, "robbed", "length", port=port)
-    ended = asyncio.create_task(face_ended("robbed"))
-    os.kill(await find_actor(face_name("robbed")).pid(), signal.SIGKILL)
+    ended = asyncio.create_task(http_server_ended("robbed"))
+    os.kill(await find_actor(http_actor_name("robbed")).pid(), signal.SIGKILL)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await _bound(taken, port)
