@@ -1,4 +1,4 @@
-"""How far annotators agree: raw agreement and Cohen's kappa. Pure functions over labels; knows no store."""
+"""Agreement between annotators: raw agreement and Cohen's kappa, as pure functions of labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import fmean
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of two annotators, over the items that both labelled; `kappa` is None where it is not defined."""
+    """Agreement of two annotators on the items that both labelled; `kappa` is None if it is undefined."""
 
     annotators: tuple[str, str]
     num_items: int
@@ -20,16 +20,18 @@ class Agreement:
 
 
 def raw_agreement(first: Sequence[str], second: Sequence[str]) -> float:
-    """Share of items with the same label; one label an item from each annotator, in the same order."""
+    """Return the share of items with the same label; both annotators have one label per item, in the same order."""
     return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
-    """(p_o - p_e) / (1 - p_e): p_o is the raw agreement, p_e = sum_k p1(k) p2(k) what two annotators with these shares
-    of each label would reach by chance. None where p_e is 1: both gave one and the same label throughout.
+    """Return kappa = (p_o - p_e) / (1 - p_e), or None if p_e is 1.
+
+    p_o is the raw agreement, and p_e = sum_k p1(k) p2(k) the agreement expected by chance from each annotator's shares
+    of the labels k. p_e is 1 if both always gave the same single label.
 
     Source: J. Cohen, A Coefficient of Agreement for Nominal Scales, Educational and Psychological Measurement 20 (1),
-    1960. Reckoned in whole numbers up to the division, so perfect agreement is 1 exactly.
+    1960. Computed in integers up to the division, so perfect agreement is exactly 1.
     """
     num_items = len(first)
     num_same = sum(a == b for a, b in zip(first, second, strict=True))
@@ -40,14 +42,17 @@ def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
 
 
 def agreements(labels: Iterable[tuple[str, str, str]]) -> list[Agreement]:
-    """Of every two annotators that share an item, from (annotator, item, label), one label an annotator and item."""
+    """Return the agreement of every two annotators that share an item.
+
+    `labels` are (annotator, item, label), with one label per annotator and item.
+    """
     by_item: dict[str, dict[str, str]] = defaultdict(dict)
     for annotator, item, label in labels:
         by_item[item][annotator] = label
     shared: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
-    for given in by_item.values():
-        for first, second in combinations(sorted(given), 2):
-            shared[first, second].append((given[first], given[second]))
+    for labels_of_item in by_item.values():
+        for first, second in combinations(sorted(labels_of_item), 2):
+            shared[first, second].append((labels_of_item[first], labels_of_item[second]))
     return [_agreement(annotators, both) for annotators, both in sorted(shared.items())]
 
 
@@ -57,10 +62,10 @@ def _agreement(annotators: tuple[str, str], both: Sequence[tuple[str, str]]) -> 
 
 
 def mean_agreement(all_agreements: Sequence[Agreement]) -> tuple[float, float | None]:
-    """Mean raw agreement and mean kappa over every two annotators, each two counted once.
+    """Return the mean raw agreement and the mean kappa over all pairs of annotators.
 
     Source of the mean kappa: R. J. Light, Measures of Response Agreement for Qualitative Data, Psychological Bulletin
-    76 (5), 1971; undefined kappas are left out, and without any it is None.
+    76 (5), 1971. Undefined kappas are left out; None if all are undefined.
     """
     kappas = [agreement.kappa for agreement in all_agreements if agreement.kappa is not None]
     return fmean(agreement.raw for agreement in all_agreements), fmean(kappas) if kappas else None

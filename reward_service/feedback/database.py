@@ -1,7 +1,7 @@
-"""The SQLite file of human feedback: its tables, its version and how a process opens it. Knows no rule of feedback.
+"""The SQLite file of human feedback: its tables, its schema version and how a process opens it.
 
-Rows are added, never changed: what was undone has a row in `retractions` and stays as history. Only what a reward
-model says of a candidate pair is replaced by what a newer one says.
+Rows are added, never changed: undone feedback gets a row in `retractions` and stays as history. Only a reward model's
+opinion of a candidate pair is replaced by that of a newer model.
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ TABLES = (
         WHERE NOT EXISTS (SELECT 1 FROM retractions WHERE retractions.feedback = feedback.id)""",
 )
 UPGRADES = {1: "ALTER TABLE pairs ADD COLUMN scorer_version TEXT"}
-"""What makes a file of that version one of the next."""
+"""The statement that upgrades a file of a version to the next version."""
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
-    """A connection whose commits are on disk when they return; makes the file where there is none, or brings an older
-    one up to date.
+    """Open a connection whose commits are on disk when they return; create a missing file, upgrade an older one.
 
-    Another process may write the same file: each waits for the other, at most BUSY_TIMEOUT_S. Raises InputError
-    naming a file that is newer than this program, that is something else, or that cannot be opened.
+    Other processes may write the same file; each waits for the others for at most BUSY_TIMEOUT_S. Raises InputError for
+    a file that a newer program wrote, that has other content, or that cannot be opened.
     """
     with _named(path):
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -64,7 +63,7 @@ def open_to_write(path: Path) -> sqlite3.Connection:
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """A connection that can write nothing. Raises InputError as `open_to_write` does, and where there is no file."""
+    """Open a read-only connection. Raises InputError as `open_to_write` does, and if there is no file."""
     if not path.is_file():
         raise InputError(str(path), "no such file of feedback (antiphon label makes one)")
     with _named(path):
@@ -82,7 +81,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection, mode: str = "IMMEDIATE") -> Iterator[None]:
-    """All of it or nothing; with mode DEFERRED, one unchanging picture to read."""
+    """Commit everything in the block or nothing; with mode DEFERRED, read one consistent snapshot."""
     connection.execute(f"BEGIN {mode}")
     try:
         yield
@@ -104,7 +103,7 @@ def _is_busy(error: BaseException) -> bool:
     reraise=True,
 )
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Again while another process opens the file: to change the mode SQLite waits for nobody."""
+    """Switch to WAL mode, with retries: SQLite does not wait for other processes to change the mode."""
     connection.execute("PRAGMA journal_mode = WAL")
 
 
@@ -117,14 +116,14 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _check_version(path: Path, connection: sqlite3.Connection) -> int:
-    """The file's version, 0 where it is empty; one statement, for another process may be making the tables."""
+    """Return the file's version, 0 if it is empty; one statement, as another process may be creating the tables."""
     query = "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
     version, num_tables = connection.execute(query).fetchone()
     if version > SCHEMA_VERSION:
-        what = f"is of version {version} and this program reads up to {SCHEMA_VERSION}: use a newer Antiphon"
+        what = f"has version {version}, and this program reads up to {SCHEMA_VERSION}: use a newer Antiphon"
         raise InputError(str(path), what)
     if not version and num_tables:
-        raise InputError(str(path), "is an SQLite file of something else")
+        raise InputError(str(path), "is an SQLite file with other content")
     return int(version)
 
 

@@ -1,6 +1,6 @@
 """The HTTP routes of human feedback and the labelling page: a FastAPI router around a FeedbackStore.
 
-Knows no token: the guard puts the name of the token into `scope["state"]["token_name"]`, where there is one.
+The guard puts the name of the request's token, if any, into `scope["state"]["token_name"]`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RETRY_AFTER_S = 5
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """What the store refuses, as the HTTP status it is."""
+    """Turn the store's exceptions into HTTP errors."""
     try:
         yield
     except FeedbackUnavailable as error:
@@ -67,9 +67,9 @@ def _token_name(request: Request) -> str | None:
 
 
 def feedback_router(store: FeedbackStore, *, settings: FeedbackSettings) -> APIRouter:
-    """The routes of `store`, which pairs are asked by `settings`."""
+    """Return the routes of `store`; `settings` decide which pairs annotators are asked about."""
     router = APIRouter(route_class=StrictRoute)
-    _add_reading_routes(router, store)  # before {id}, which matches their paths too
+    _add_reading_routes(router, store)  # before {id}, which would match their paths
     _add_feedback_routes(router, store)
     _add_pair_routes(router, store, settings)
     _add_page(router)
@@ -79,7 +79,7 @@ def feedback_router(store: FeedbackStore, *, settings: FeedbackSettings) -> APIR
 def _add_feedback_routes(router: APIRouter, store: FeedbackStore) -> None:
     @router.post("/v1/feedback", responses=documented(409, 422))
     async def give_feedback(body: Feedback, request: Request) -> Receipt:
-        """Store a preference, a rating or a correction; the same again changes nothing."""
+        """Store a preference, a rating or a correction; sending it again changes nothing."""
         with _refused():
             return await store.add(body, token=_token_name(request))
 
@@ -87,7 +87,7 @@ def _add_feedback_routes(router: APIRouter, store: FeedbackStore) -> None:
     async def undo_feedback(
         id: Annotated[Id, Path()], annotator: Annotated[Annotator, Query()], request: Request
     ) -> Receipt:
-        """Undo feedback of that annotator; it no longer counts and stays as history."""
+        """Undo feedback of the annotator; it no longer counts but stays as history."""
         with _refused():
             return await store.retract(id, annotator=annotator, token=_token_name(request))
 
@@ -98,13 +98,13 @@ def _add_pair_routes(router: APIRouter, store: FeedbackStore, settings: Feedback
         annotator: Annotated[Annotator, Query()],
         excepted: Annotated[list[Id], Query(alias="except", max_length=MAX_EXCEPTED)] = [],  # noqa: B006
     ) -> NextPair:
-        """The pair to ask that annotator next, null when there is none; `except` names pairs not to ask about."""
+        """The pair to ask the annotator about next, null if there is none; `except` names pairs to leave out."""
         with _refused():
             return await store.next_pair(annotator, settings, excepted=excepted)
 
     @router.post("/v1/pairs", responses=documented(409, 422))
     async def add_pairs(body: PairsRequest) -> PairsAdded:
-        """Add candidate pairs to ask about; known ones change nothing but the reward model's opinion of them."""
+        """Add candidate pairs; of known ones only the reward model's opinion is updated."""
         with _refused():
             return await store.add_pairs(body.pairs)
 
@@ -112,7 +112,7 @@ def _add_pair_routes(router: APIRouter, store: FeedbackStore, settings: Feedback
 def _add_reading_routes(router: APIRouter, store: FeedbackStore) -> None:
     @router.get("/v1/feedback/summary", responses=documented())
     async def summary() -> Summary:
-        """How much feedback there is, of whom, and how far they agree."""
+        """Counts of feedback per annotator, and the agreement of annotators."""
         with _refused():
             return await store.summary()
 
@@ -122,7 +122,7 @@ def _add_reading_routes(router: APIRouter, store: FeedbackStore) -> None:
         responses={200: {"content": {PARQUET: {}}, "description": "A Parquet file"}, **documented()},
     )
     async def export() -> Response:
-        """All preferences so far as Parquet in TRL's columns: prompt, chosen, rejected; who, which policy and when."""
+        """All preferences as Parquet: TRL's columns prompt, chosen, rejected, then annotator, policy and time."""
         with _refused():
             table = await store.preferences()
         headers = {"Content-Disposition": 'attachment; filename="preferences.parquet"', "Cache-Control": "no-store"}

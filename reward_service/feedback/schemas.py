@@ -1,49 +1,44 @@
-"""What people say of responses and what they are asked, as JSON and as records. Knows neither store nor transport."""
+"""JSON schemas of human feedback and of the pairs that annotators are asked about."""
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
 
+from reward_service.http.schemas import finite_json
+
 MAX_TEXT_CHARACTERS = 1_000_000
 MAX_PAIRS = 1000
 MAX_EXCEPTED = 50
 
-
-def _finite(columns: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    json.dumps(columns, allow_nan=False)
-    return columns
-
-
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")]
 Annotator = Annotated[str, Field(max_length=100, pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$")]
-"""A person's name: no control characters, no space at either end."""
+"""A person's name, without control characters or white space at either end."""
 Version = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class _Message(BaseModel):
-    """Nothing beside the fields, no number as a text, and texts of valid Unicode alone: strict mode sees to that."""
+    """Strict mode: no unknown fields, no numbers as texts, only valid Unicode."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class _Feedback(_Message):
     id: Id
-    """Chosen by who sends it, once: sent again it changes nothing."""
+    """Unique id that the sender chooses; sending it again changes nothing."""
     annotator: Annotator
-    """Who says so."""
+    """Name of the annotator."""
     prompt: Text
-    """What was asked."""
+    """The prompt."""
     policy_version: Version | None = None
-    """The policy that answered, where it is known; that of the pair unless given."""
+    """Version of the policy that responded, if known; by default that of the pair."""
 
 
 class Preference(_Feedback):
-    """Which of two responses is better, in the order in which they were shown."""
+    """Which of two responses is better, in the order they were shown."""
 
     kind: Literal["preference"]
     """Always `preference`."""
@@ -54,7 +49,7 @@ class Preference(_Feedback):
     choice: Literal["first", "second", "tie", "skip"]
     """The better one; `tie`: neither is better; `skip`: no opinion."""
     pair: Id | None = None
-    """The candidate pair that was asked about, where there is one."""
+    """Id of the candidate pair, if the question was about one."""
 
     @model_validator(mode="after")
     def _different(self) -> Preference:
@@ -64,18 +59,18 @@ class Preference(_Feedback):
 
 
 class Rating(_Feedback):
-    """How good one response is."""
+    """A rating of one response."""
 
     kind: Literal["rating"]
     """Always `rating`."""
     response: Text
-    """What is rated."""
+    """The rated response."""
     score: FiniteFloat
     """From `lowest` to `highest`."""
     lowest: FiniteFloat = 1.0
-    """The worst there is."""
+    """The worst score."""
     highest: FiniteFloat = 5.0
-    """The best there is."""
+    """The best score."""
 
     @model_validator(mode="after")
     def _in_range(self) -> Rating:
@@ -87,14 +82,14 @@ class Rating(_Feedback):
 
 
 class Correction(_Feedback):
-    """What the response should have been: preferred to what it was."""
+    """A better version of a response; it counts as preferred to the original."""
 
     kind: Literal["correction"]
     """Always `correction`."""
     response: Text
-    """What was answered."""
+    """The original response."""
     corrected: Text
-    """What should have been."""
+    """The corrected response."""
 
     @model_validator(mode="after")
     def _different(self) -> Correction:
@@ -107,37 +102,37 @@ Feedback = Annotated[Preference | Rating | Correction, Field(discriminator="kind
 
 
 class Receipt(_Message):
-    """Stored for good."""
+    """Confirms that feedback is stored durably."""
 
     id: str
     """The id of the feedback."""
     time: datetime
-    """When it was first received (a retraction: when that was), UTC."""
+    """Time when the feedback (or its retraction) was first received, UTC."""
 
 
 class CandidatePair(_Message):
     """Two responses to one prompt that annotators may be asked about."""
 
     id: Id
-    """Names the pair; added again it changes nothing but what the reward model says of it."""
+    """Id of the pair; adding it again only updates the reward model's opinion."""
     prompt: Text
-    """What was asked."""
+    """The prompt."""
     first: Text
-    """One response."""
+    """The first response."""
     second: Text
-    """The other one."""
+    """The second response."""
     policy_version: Version | None = None
-    """The policy that answered."""
-    columns: Annotated[dict[str, JsonValue], AfterValidator(_finite)] = Field(default_factory=dict)
+    """Version of the policy that responded."""
+    columns: Annotated[dict[str, JsonValue], AfterValidator(finite_json)] = Field(default_factory=dict)
     """The prompt's other data columns, for scorers; annotators don't see them."""
     first_reward: FiniteFloat | None = None
-    """The reward model's opinion of `first`, where it has one; annotators don't see it."""
+    """The reward model's reward of `first`, if known; annotators don't see it."""
     second_reward: FiniteFloat | None = None
-    """The same of `second`."""
+    """The reward model's reward of `second`, if known."""
     uncertainty: Annotated[FiniteFloat, Field(ge=0)] | None = None
-    """How far an ensemble of reward models is divided on the pair, where there is one."""
+    """Disagreement of an ensemble of reward models on the pair, if there is an ensemble."""
     scorer_version: Version | None = None
-    """The version of the reward model that says so, where it is known."""
+    """Version of the reward model that gave these rewards, if known."""
 
     @model_validator(mode="after")
     def _different(self) -> CandidatePair:
@@ -147,58 +142,58 @@ class CandidatePair(_Message):
 
 
 class PairsRequest(_Message):
-    """Candidate pairs to add: all of them, or none where one contradicts what is stored."""
+    """Candidate pairs to add: all of them, or none if one contradicts stored data."""
 
     pairs: list[CandidatePair] = Field(min_length=1, max_length=MAX_PAIRS)
     """The pairs."""
 
 
 class PairsAdded(_Message):
-    """What became of the pairs."""
+    """How many pairs were added."""
 
     num_added: int
-    """Pairs that were new."""
+    """New pairs."""
     num_known: int
-    """Pairs that were there already."""
+    """Pairs that were stored already."""
 
 
 class ShownPair(_Message):
-    """A pair as this annotator is to see it: which response comes first is drawn anew for everyone."""
+    """A pair as an annotator sees it; the order of the responses is drawn per annotator."""
 
     id: str
     """The pair's id."""
     prompt: str
-    """What was asked."""
+    """The prompt."""
     first: str
     """The response to show first."""
     second: str
     """The response to show second."""
     policy_version: str | None
-    """The policy that answered."""
+    """Version of the policy that responded."""
 
 
 class Progress(_Message):
-    """How far this annotator is."""
+    """Progress of the annotator."""
 
     num_done: int
-    """Pairs this annotator has labelled or skipped."""
+    """Pairs that the annotator has labelled or skipped."""
     num_left: int
-    """Pairs there are still to ask this annotator."""
+    """Pairs that the annotator can still be asked about."""
 
 
 class NextPair(_Message):
-    """What to ask an annotator next."""
+    """The next question for an annotator."""
 
     pair: ShownPair | None
-    """The pair; null when there is none left to ask."""
+    """The pair; null if none is left."""
     progress: Progress
-    """How far the annotator is."""
+    """Progress of the annotator."""
     store: str
-    """Names the store: what was meant for another one is not sent to this one."""
+    """Id of the store, so that a page does not send it feedback meant for another store."""
 
 
 class Counts(_Message):
-    """Feedback that counts, by kind; what was undone is in `num_retracted` alone."""
+    """Counts of feedback by kind; undone feedback is only in `num_retracted`."""
 
     num_preferences: int = 0
     """Preferences for one of two responses."""
@@ -215,7 +210,7 @@ class Counts(_Message):
 
 
 class PairAgreement(_Message):
-    """Of two annotators, over the pairs that both labelled; skips left out."""
+    """Agreement of two annotators on the pairs that both labelled, without skips."""
 
     annotators: tuple[str, str]
     """Their names."""
@@ -224,20 +219,20 @@ class PairAgreement(_Message):
     raw: float
     """Share of them with the same label."""
     kappa: float | None
-    """Cohen's kappa: agreement beyond chance; null where chance alone would agree always."""
+    """Cohen's kappa, the agreement beyond chance; null if it is undefined."""
 
 
 class MeanAgreement(_Message):
-    """The mean over all two annotators that share a pair, each two counted once."""
+    """Mean agreement over all pairs of annotators that share a candidate pair."""
 
     raw: float
     """Mean share of the same label."""
     kappa: float | None
-    """Mean of the kappas there are."""
+    """Mean of the defined kappas."""
 
 
 class Summary(_Message):
-    """What the store holds."""
+    """Summary of the store."""
 
     num_pairs: int
     """Candidate pairs."""
@@ -248,6 +243,6 @@ class Summary(_Message):
     annotators: dict[str, Counts]
     """The feedback of each annotator."""
     agreement: list[PairAgreement]
-    """Of every two annotators that labelled a pair both."""
+    """Agreement of every two annotators that share a candidate pair."""
     mean_agreement: MeanAgreement | None
-    """Over all of them; null where no two annotators share a pair."""
+    """Mean agreement; null if no two annotators share a candidate pair."""

@@ -1,6 +1,6 @@
-"""Which pair an annotator is asked next, and which response is shown first. Reads the feedback file, writes nothing.
+"""Selects the next pair for an annotator, and the order of its responses. Only reads the feedback file.
 
-Everything drawn follows from the seed, the annotator and how many pairs that annotator has had.
+Random choices depend only on the seed, the annotator and how many pairs the annotator has had.
 """
 
 from __future__ import annotations
@@ -35,19 +35,18 @@ class FeedbackSettings(Section):
     """Which pairs annotators are asked about."""
 
     seed: int = Field(default=0, ge=0)
-    """Everything drawn follows from it."""
+    """Seed of all random choices."""
     random_share: float = Field(default=0.2, ge=0, le=1)
-    """Share of questions about a pair drawn by lot rather than the one the reward model is least sure of."""
+    """Share of questions about a random pair instead of the one on which the reward model is least sure."""
     annotators_per_pair: float = Field(default=1.1, ge=1)
-    """Annotators asked about a pair, in the mean: 1.1 asks a second one about every tenth pair, so that agreement can
-    be measured."""
+    """Mean number of annotators per pair: 1.1 asks a second annotator about every tenth pair, to measure agreement."""
     policy_version: str | None = None
-    """Ask about pairs of this policy alone; about all unless given."""
+    """Ask about pairs of this policy only; about all pairs if unset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The pair to ask about (None: there is none left) and how far the annotator is."""
+    """The pair to ask about (None if none is left) and the annotator's progress."""
 
     pair: sqlite3.Row | None
     num_done: int
@@ -55,12 +54,12 @@ class Asked:
 
 
 def ticket_of(pair: str) -> float:
-    """A number in [0, 1) that is the pair's own: below the share of pairs asked twice, it is one of them."""
+    """Return the pair's pseudo-random number in [0, 1): a pair below the repeated share is asked twice."""
     return int.from_bytes(hashlib.blake2b(pair.encode(), digest_size=6).digest()) / 2**48
 
 
 def is_swapped(seed: int, annotator: str, pair: str) -> bool:
-    """Whether that annotator sees the pair's second response first; half of them do."""
+    """Return whether the annotator sees the pair's second response first; true for half of the annotators."""
     return random.Random(f"order:{seed}:{annotator}:{pair}").random() < 0.5
 
 
@@ -72,11 +71,11 @@ def choose(
     excepted: Collection[str],
     held: Collection[str],
 ) -> Asked:
-    """The next pair for that annotator: none had before, none of `excepted` (labelled, but not received yet), and one
-    that others have before them (`held`) only where there is no other.
+    """Select the annotator's next pair: one not asked before and not in `excepted` (labels still in transit).
 
-    The reward model is least sure where an ensemble is most divided, else where its two rewards are nearest to each
-    other (Bradley-Terry: the probability of either winning is nearest 1/2); one without rewards counts as such.
+    Pairs that other annotators currently see (`held`) are selected only if there is no other. Usually the pair is the
+    one on which the reward model is least sure: where an ensemble disagrees most, else where its two rewards are
+    closest (Bradley-Terry: the probability that either wins is nearest to 1/2). Pairs without rewards come first.
     """
     num_annotators = int(settings.annotators_per_pair)
     values: dict[str, Any] = {
@@ -101,11 +100,11 @@ def choose(
 def _pick(
     connection: sqlite3.Connection, values: dict[str, Any], rng: random.Random, random_share: float
 ) -> sqlite3.Row | None:
-    order, place = LEAST_SURE, 0
+    order, offset = LEAST_SURE, 0
     if rng.random() < random_share:
         (num_open,) = connection.execute(f"SELECT count(*) {OPEN}", values).fetchone()
-        order, place = "position", rng.randrange(num_open) if num_open else 0
+        order, offset = "position", rng.randrange(num_open) if num_open else 0
     row: sqlite3.Row | None = connection.execute(
-        f"SELECT * {OPEN} ORDER BY {order} LIMIT 1 OFFSET {place}", values
+        f"SELECT * {OPEN} ORDER BY {order} LIMIT 1 OFFSET {offset}", values
     ).fetchone()
     return row

@@ -1,7 +1,7 @@
 """The durable store of human feedback: preferences, ratings and corrections, and the pairs to ask about.
 
-What a call has answered is on disk. Feedback is never changed: undoing it adds a retraction. Knows no transport;
-`read_preferences` is what a reward model is trained on.
+Feedback is on disk when a call returns. It is never changed: undoing it adds a retraction. Reward models are trained
+on `read_preferences`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PREFERENCES = pa.schema(
         ("pair", pa.string()),
     ]
 )
-"""TRL's columns, then who preferred it, of which policy, when, and asked about which pair."""
+"""TRL's columns, then the annotator, the policy, the time and the candidate pair."""
 SELECT_PREFERENCES = """
     SELECT prompt, iif(kind = 'correction', corrected, iif(choice = 'first', first, second)) AS chosen,
     iif(kind = 'correction', response, iif(choice = 'first', second, first)) AS rejected,
@@ -69,7 +69,7 @@ SELECT_LABELS = """
     FROM active JOIN pairs ON pairs.id = active.pair WHERE choice != 'skip'
 """
 OPINION = ("first_reward", "second_reward", "uncertainty", "scorer_version")
-"""What a reward model says of a pair."""
+"""Columns with a reward model's opinion of a pair."""
 COUNT = """
     SELECT annotator, sum(is_active AND choice IN ('first', 'second')), sum(is_active AND choice = 'tie'),
     sum(is_active AND choice = 'skip'), sum(is_active AND kind = 'rating'), sum(is_active AND kind = 'correction'),
@@ -81,7 +81,7 @@ COUNT = """
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export holds, and what it leaves out for saying of no response that it is the better one."""
+    """Number of exported preferences, and of the ties and skips that are left out."""
 
     num_preferences: int
     num_ties: int
@@ -89,11 +89,11 @@ class Exported:
 
 
 class FeedbackStore:
-    """Feedback in the SQLite file at `path`, made where there is none; `close` it at the end.
+    """Feedback in the SQLite file at `path`, which is created if missing; `close` it at the end.
 
-    One thread writes and one reads, each with a connection of its own, so no caller's event loop waits for the disk.
-    Other processes may write the same file. Raises InputError for a file that is newer or something else; every
-    method raises FeedbackUnavailable where the file can't be written or read now.
+    One thread writes and one reads, each with its own connection, so the event loop never waits for the disk. Other
+    processes may write the same file. Raises InputError for a file of a newer version or with other content; every
+    method raises FeedbackUnavailable if the file can't be written or read now.
     """
 
     def __init__(self, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -111,17 +111,17 @@ class FeedbackStore:
         self._held: OrderedDict[str, deque[str]] = OrderedDict()
 
     def close(self) -> None:
-        """Wait for what is under way and close the file."""
+        """Wait for running calls and close the file."""
         self._reads.submit(self._reading.close).result()
         self._writes.submit(self._writing.close).result()
         self._reads.shutdown()
         self._writes.shutdown()
 
     async def add(self, feedback: Preference | Rating | Correction, *, token: str | None = None) -> Receipt:
-        """Store feedback; the same again changes nothing and gets the same receipt. `token` names who sent it.
+        """Store feedback; repeating it changes nothing and returns the same receipt. `token` is the token's name.
 
-        Raises FeedbackConflict for an id that is taken by something else and for a pair that the annotator has
-        labelled already, FeedbackRefused where it doesn't fit the pair it names.
+        Raises FeedbackConflict for an id that has other content and for a pair that the annotator has labelled already,
+        FeedbackRefused if the feedback doesn't match its pair.
         """
         receipt = await self._write(self._add, feedback, token)
         pair = feedback.pair if isinstance(feedback, Preference) else None
@@ -131,35 +131,35 @@ class FeedbackStore:
         return receipt
 
     async def retract(self, id: str, *, annotator: str, token: str | None = None) -> Receipt:
-        """Undo feedback of that annotator; it stays as history. Done again it changes nothing.
+        """Undo feedback of the annotator; it stays as history. Repeating this changes nothing.
 
-        Raises FeedbackUnknown where there is none of that id, FeedbackConflict where it is another annotator's.
+        Raises FeedbackUnknown for an unknown id, FeedbackConflict if the feedback is another annotator's.
         """
         return await self._write(self._retract, id, annotator, token)
 
     async def add_pairs(self, pairs: Sequence[CandidatePair]) -> PairsAdded:
-        """Add pairs to ask about: all, or none and FeedbackConflict where one is known with other texts.
+        """Add pairs to ask about: all of them, or none and raise FeedbackConflict if one is known with other texts.
 
-        Of a known pair, what a reward model says of it is replaced, all of it, where anything of that is given: it is
-        that of a newer one.
+        If a known pair comes with any opinion of a reward model, all of its stored opinion is replaced: the new one is
+        from a newer model.
         """
         return await self._write(self._add_pairs, pairs)
 
     async def pair_ids(self, policy_version: str) -> list[str]:
-        """The pairs of that policy, in the order in which they were added."""
+        """Return the ids of the policy's pairs, in the order in which they were added."""
         return await self._read(self._pair_ids, policy_version)
 
     async def pairs_not_judged(self, policy_version: str, scorer_version: str) -> list[CandidatePair]:
-        """The pairs of that policy of which that reward model has not said yet what it thinks."""
+        """Return the policy's pairs that have no opinion of the reward model `scorer_version` yet."""
         return await self._read(self._pairs_not_judged, policy_version, scorer_version)
 
     async def next_pair(
         self, annotator: str, settings: FeedbackSettings = FeedbackSettings(), *, excepted: Sequence[str] = ()
     ) -> NextPair:
-        """What to ask that annotator next; `excepted` are pairs whose labels are still on their way.
+        """Return the annotator's next question; `excepted` are pairs whose labels are still in transit.
 
-        A pair counts as the annotator's for the next two questions, so that those who label at the same time are
-        asked different ones while there are enough.
+        A pair is reserved for the annotator during the next NUM_HELD questions, so that concurrent annotators get
+        different pairs while there are enough.
         """
         held = [pair for name, pairs in self._held.items() if name != annotator for pair in pairs]
         answer = await self._read(self._ask, annotator, settings, excepted, held)
@@ -168,11 +168,11 @@ class FeedbackStore:
         return answer
 
     async def summary(self) -> Summary:
-        """Counts and agreement of all feedback that was not undone."""
+        """Return counts and agreement of all feedback that was not undone."""
         return await self._read(self._summary)
 
     async def preferences(self) -> pa.Table:
-        """As `read_preferences`."""
+        """Return the table of `read_preferences`."""
         return await self._read(lambda: _preferences(self._reading))
 
     async def _write(self, function: Callable[..., Result], *args: Any) -> Result:
@@ -202,7 +202,7 @@ class FeedbackStore:
         known = self._writing.execute("SELECT * FROM feedback WHERE id = ?", (feedback.id,)).fetchone()
         if known is not None:
             if any(known[name] != value for name, value in values.items()):
-                raise FeedbackConflict("id", f"{feedback.id} is stored already, with other content")
+                raise FeedbackConflict("id", f"{feedback.id} is already stored with other content")
             return Receipt(id=feedback.id, time=datetime.fromisoformat(known["time"]))
         if isinstance(feedback, Preference) and feedback.pair is not None:
             self._require_unlabelled(feedback.pair, feedback.annotator)
@@ -211,13 +211,13 @@ class FeedbackStore:
         return Receipt(id=feedback.id, time=now)
 
     def _version_of_pair(self, feedback: Preference) -> str | None:
-        """The policy version of the pair that the preference names, having checked that it is about that pair."""
+        """Return the policy version of the preference's pair, after checking that their texts match."""
         pair = self._writing.execute("SELECT * FROM pairs WHERE id = ?", (feedback.pair,)).fetchone()
         if pair is None:
             raise FeedbackRefused("pair", f"there is no pair {feedback.pair}")
         same_texts = {feedback.first, feedback.second} == {pair["first"], pair["second"]}
         if feedback.prompt != pair["prompt"] or not same_texts:
-            raise FeedbackRefused("pair", f"prompt and responses are not those of pair {feedback.pair}")
+            raise FeedbackRefused("pair", f"prompt and responses do not match pair {feedback.pair}")
         if feedback.policy_version not in (None, pair["policy_version"]):
             raise FeedbackRefused("policy_version", f"pair {feedback.pair} is of policy {pair['policy_version']}")
         version: str | None = pair["policy_version"]
@@ -226,13 +226,13 @@ class FeedbackStore:
     def _require_unlabelled(self, pair: str, annotator: str) -> None:
         query = "SELECT id FROM active WHERE pair = ? AND annotator = ?"
         if row := self._writing.execute(query, (pair, annotator)).fetchone():
-            raise FeedbackConflict("pair", f"{annotator} has labelled pair {pair} already (undo {row['id']} first)")
+            raise FeedbackConflict("pair", f"{annotator} has already labelled pair {pair}: undo {row['id']} first")
 
     def _retract(self, id: str, annotator: str, token: str | None) -> Receipt:
-        given = self._writing.execute("SELECT annotator FROM feedback WHERE id = ?", (id,)).fetchone()
-        if given is None:
+        feedback = self._writing.execute("SELECT annotator FROM feedback WHERE id = ?", (id,)).fetchone()
+        if feedback is None:
             raise FeedbackUnknown("id", f"there is no feedback {id}")
-        if given["annotator"] != annotator:
+        if feedback["annotator"] != annotator:
             raise FeedbackConflict("annotator", f"feedback {id} is not {annotator}'s")
         known = self._writing.execute("SELECT time FROM retractions WHERE feedback = ?", (id,)).fetchone()
         if known is not None:
@@ -254,7 +254,7 @@ class FeedbackStore:
                 num_added += 1
                 continue
             if any(known[name] != value for name, value in values.items()):
-                raise FeedbackConflict("pairs", f"pair {pair.id} is stored already, with other content")
+                raise FeedbackConflict("pairs", f"pair {pair.id} is already stored with other content")
             if any(value is not None for value in opinion.values()):
                 changes = ", ".join(f"{name} = :{name}" for name in OPINION)
                 self._writing.execute(f"UPDATE pairs SET {changes} WHERE id = :id", opinion | {"id": pair.id})
@@ -281,7 +281,7 @@ class FeedbackStore:
         return NextPair(pair=pair, progress=Progress(num_done=asked.num_done, num_left=asked.num_left), store=store)
 
     def _hold(self, annotator: str, pair: str) -> None:
-        """Remember what was shown last to whom; those not seen for longest are forgotten."""
+        """Reserve a pair for the annotator; forgets the annotators who asked longest ago."""
         pairs = self._held.setdefault(annotator, deque(maxlen=NUM_HELD))
         self._held.move_to_end(annotator)
         if pair not in pairs:
@@ -314,7 +314,7 @@ class FeedbackStore:
 
 @contextmanager
 def available(path: Path) -> Iterator[None]:
-    """A file that is locked or a disk that is full, as FeedbackUnavailable."""
+    """Raise FeedbackUnavailable for a locked file or a full disk."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -322,10 +322,10 @@ def available(path: Path) -> Iterator[None]:
 
 
 def read_preferences(path: Path) -> pa.Table:
-    """What the feedback in the file at `path` prefers, oldest first, in the columns PREFERENCES.
+    """Read the preferences in the feedback file, oldest first, in the columns PREFERENCES.
 
-    A correction is chosen over the response it corrects; ties, skips, ratings and what was undone are left out. A pair
-    that several annotators labelled comes once for each. Writes nothing. Raises InputError where there is no such file.
+    A correction is preferred to the response that it corrects; ties, skips, ratings and undone feedback are left out. A
+    pair that several annotators labelled has a row for each. Raises InputError if there is no such file.
     """
     connection = open_to_read(path)
     try:
@@ -336,9 +336,9 @@ def read_preferences(path: Path) -> pa.Table:
 
 
 def export_preferences(store: Path, output: Path) -> Exported:
-    """Write what `read_preferences` gives as Parquet; the file appears whole.
+    """Write the table of `read_preferences` as Parquet, atomically.
 
-    Raises InputError as that does, and where the output cannot be written.
+    Raises InputError as `read_preferences` does, and if the output cannot be written.
     """
     connection = open_to_read(store)
     try:

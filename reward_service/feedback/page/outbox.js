@@ -1,10 +1,10 @@
-// What is on its way to the service: every choice is kept in the browser's storage before it is sent and leaves it
-// when the service has answered for it, so that nothing is lost and, by its id, nothing counts twice. Knows no page.
+// Requests in transit to the service: every choice is stored in the browser before it is sent and removed after the
+// service has acknowledged it, so that none is lost and, because of its id, none counts twice.
 
 const FIRST_WAIT_MS = 1000;
 const LONGEST_WAIT_MS = 15000;
 
-/** Storage that outlives the page, or, where the browser allows none, memory that does not. */
+/** Storage that outlives the page, or memory if the browser does not allow storage. */
 export class Shelf {
   constructor(prefix) {
     this.prefix = prefix;
@@ -56,25 +56,25 @@ export class Shelf {
   }
 }
 
-/** Why there is no answer: the HTTP status, 0 where the service was not reached. */
+/** A failed request: `status` is the HTTP status, 0 if the service was not reached. */
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
     this.status = status;
   }
 
-  /** Whether the service wants a token that it was not given. */
+  /** Whether the service rejected the token. */
   get isLocked() {
     return [401, 403].includes(this.status);
   }
 
-  /** Whether the same may succeed later: not reached, not signed in, too busy, or failing. */
+  /** Whether a retry may succeed: not reached, not signed in, too busy, or failing. */
   get isPassing() {
     return this.status === 0 || this.isLocked || [408, 425, 429].includes(this.status) || this.status >= 500;
   }
 }
 
-/** Sends in order, one at a time, and again until the service has answered; `changed` hears of every change. */
+/** Sends requests in order, one at a time, with retries; calls `changed` after every change. */
 export class Outbox {
   constructor(shelf, send, { changed, refused }) {
     this.shelf = shelf;
@@ -89,13 +89,13 @@ export class Outbox {
     this.isStopped = false;
   }
 
-  /** Send no more: another store answers now. What waits stays on the shelf until its own store is back. */
+  /** Stop sending: the service has another store now. Waiting requests stay stored until their own store is back. */
   stop() {
     clearTimeout(this.timer);
     this.isStopped = true;
   }
 
-  /** Keep a request `{method, path, body}` and send it when its turn comes. */
+  /** Store a request `{method, path, body}` and send it when it is next. */
   put(request) {
     this.counter += 1;
     const order = String(Date.now()).padStart(15, "0") + "-" + String(this.counter).padStart(6, "0");
@@ -110,7 +110,7 @@ export class Outbox {
       .filter(Boolean);
   }
 
-  /** Send what waits, now; the promise is kept when nothing more can be sent. */
+  /** Send the waiting requests now; the promise resolves when no more can be sent. */
   flush() {
     clearTimeout(this.timer);
     this.timer = null;
@@ -141,7 +141,7 @@ export class Outbox {
     }
   }
 
-  /** Wait longer each time; who has to sign in first is not asked again and again. */
+  /** Retry later, with a growing delay; do not retry until the user has signed in, if that is what failed. */
   #tryLater(error) {
     this.failure = error;
     if (error.isLocked || this.isStopped) return;

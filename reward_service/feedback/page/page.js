@@ -1,5 +1,5 @@
-// The labelling page: asks for a name once, shows one pair after another and hands every choice to the outbox.
-// What the service sends is shown by textContent alone: responses are anybody's text.
+// The labelling page: asks for a name once, shows one pair after another and passes every choice to the outbox.
+// Texts from the service are only set as textContent, because responses are untrusted.
 
 import { Outbox, Refused, Shelf } from "./outbox.js";
 
@@ -12,7 +12,7 @@ const TRY_AGAIN_MS = 5000;
 const KEYS = {
   ArrowLeft: "first", 1: "first", ArrowRight: "second", 2: "second", t: "tie", 0: "tie", s: "skip",
 };
-const SAID = { first: "Response 1 chosen.", second: "Response 2 chosen.", tie: "Tie.", skip: "Skipped." };
+const ANNOUNCEMENTS = { first: "Response 1 chosen.", second: "Response 2 chosen.", tie: "Tie.", skip: "Skipped." };
 
 const $ = (id) => document.getElementById(id);
 const browser = new Shelf("antiphon.");
@@ -23,9 +23,9 @@ let annotator = browser.get("annotator");
 let outbox = null;
 let store = null;
 let shown = null; // the pair on the screen
-let upcoming = null; // a promise of the answer after it, asked for beforehand
-let past = []; // what can be undone: {id, pair}, the last one last
-let turn = 0; // counts what was put on the screen: an answer that comes after its turn is dropped
+let upcoming = null; // a promise of the next pair, requested in advance
+let past = []; // choices that can be undone: {id, pair}, the latest last
+let turn = 0; // number of the current screen: responses for an older one are dropped
 let tryingAgain = null;
 let numDone = 0;
 let numAll = 0;
@@ -33,15 +33,15 @@ let numSinceSummary = 0;
 let lastRefusal = "";
 
 function readToken() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  const tokenInAddress = new URLSearchParams(location.hash.slice(1)).get("token");
   try {
-    if (given) {
-      sessionStorage.setItem("antiphon.token", given);
+    if (tokenInAddress) {
+      sessionStorage.setItem("antiphon.token", tokenInAddress);
       history.replaceState(null, "", location.pathname + location.search);
     }
-    return given ?? sessionStorage.getItem("antiphon.token");
+    return tokenInAddress ?? sessionStorage.getItem("antiphon.token");
   } catch {
-    return given;
+    return tokenInAddress;
   }
 }
 
@@ -72,7 +72,7 @@ async function ask(method, path, body) {
   return answer;
 }
 
-/* What waits to be sent */
+/* Requests waiting to be sent */
 
 function openOutbox(name) {
   if (store === name) return;
@@ -96,7 +96,7 @@ function setPast(entries) {
 }
 
 function keepRefused(request, error) {
-  if (request.method === "DELETE" && error.status === 404) return; // what it would undo was not accepted either
+  if (request.method === "DELETE" && error.status === 404) return; // the choice that it would undo was not accepted either
   browser.set(`refused.${request.body?.id ?? newId()}`, { request, message: error.message });
   lastRefusal = `${request.body ? "A choice" : "An undo"} was not accepted: ${error.message}`;
 }
@@ -183,7 +183,7 @@ function choose(choice) {
   shown = null;
   numDone += 1;
   outbox.put({ method: "POST", path: "v1/feedback", body });
-  $("announce").textContent = SAID[choice];
+  $("announce").textContent = ANNOUNCEMENTS[choice];
   afterChange();
   showNext();
 }
@@ -275,7 +275,7 @@ async function showAgreement() {
   try {
     summary = await ask("GET", "v1/feedback/summary");
   } catch {
-    return; // a figure beside the work: the work itself says when the service can't be reached
+    return; // the summary is optional: other requests report an unreachable service
   }
   const mine = summary.agreement.filter(({ annotators }) => annotators.includes(annotator));
   const num = mine.reduce((sum, { num_pairs }) => sum + num_pairs, 0);

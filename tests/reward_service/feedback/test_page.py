@@ -21,7 +21,7 @@ from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.schemas import CandidatePair
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
-from reward_service.http.errors import answer_problems
+from reward_service.http.errors import add_error_handlers
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -69,7 +69,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     store = FeedbackStore(tmp_path / "feedback.sqlite")
     app = FastAPI()
     app.include_router(feedback_router(store, settings=FeedbackSettings(random_share=0)))
-    answer_problems(app)
+    add_error_handlers(app)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

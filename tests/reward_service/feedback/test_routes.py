@@ -17,7 +17,7 @@ from cluster.errors import FeedbackUnavailable
 from reward_service.feedback.routes import FILES, feedback_router
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import PREFERENCES, FeedbackStore
-from reward_service.http.errors import answer_problems
+from reward_service.http.errors import add_error_handlers
 
 PAIR = {"id": "p1", "prompt": "p", "first": "a", "second": "b", "policy_version": "3@x"}
 PREFERENCE = {
@@ -35,7 +35,7 @@ RATING = {"kind": "rating", "id": "r", "annotator": "Ann", "prompt": "p", "respo
 def feedback_app(store: FeedbackStore) -> FastAPI:
     app = FastAPI()
     app.include_router(feedback_router(store, settings=FeedbackSettings(random_share=0)))
-    answer_problems(app)
+    add_error_handlers(app)
     return app
 
 

@@ -64,7 +64,7 @@ async def test_the_same_feedback_again_changes_nothing_and_gets_the_same_receipt
 async def test_an_id_that_is_taken_by_other_content_is_a_conflict(store: FeedbackStore) -> None:
     await store.add(preference("x"))
     for other in (preference("x", choice="tie"), preference("x", "Bob"), preference("x", policy_version="1")):
-        with pytest.raises(FeedbackConflict, match=r"^id: x is stored already"):
+        with pytest.raises(FeedbackConflict, match=r"^id: x is already stored"):
             await store.add(other)
     rating = Rating(kind="rating", id="x", annotator="Ann", prompt="p", response="a", score=3)
     with pytest.raises(FeedbackConflict):
@@ -104,7 +104,7 @@ async def test_a_pair_is_labelled_once_by_an_annotator_unless_undone(store: Feed
     await store.add_pairs([pair("p1")])
     await store.add(preference("x", pair="p1"))
     await store.add(preference("y", "Bob", pair="p1"))
-    with pytest.raises(FeedbackConflict, match=r"^pair: Ann has labelled pair p1 already \(undo x first\)"):
+    with pytest.raises(FeedbackConflict, match=r"^pair: Ann has already labelled pair p1: undo x first"):
         await store.add(preference("z", pair="p1"))
     await store.retract("x", annotator="Ann")
     await store.add(preference("z", pair="p1"))
@@ -140,7 +140,7 @@ async def test_a_preference_that_does_not_fit_its_pair_is_refused_by_field(
 async def test_pairs_are_added_all_or_none(store: FeedbackStore) -> None:
     added = await store.add_pairs([pair("p1", policy_version="v"), pair("p2", policy_version="v")])
     assert (added.num_added, added.num_known) == (2, 0)
-    with pytest.raises(FeedbackConflict, match="pair p2 is stored already"):
+    with pytest.raises(FeedbackConflict, match="pair p2 is already stored"):
         await store.add_pairs([pair("p3", policy_version="v"), pair("p2", second="c", policy_version="v")])
     again = await store.add_pairs([pair("p2", policy_version="v"), pair("p4", policy_version="v")])
     assert (again.num_added, again.num_known) == (1, 1)
@@ -272,7 +272,7 @@ def test_many_may_make_the_same_file_at_once(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from reward_service.feedback import FeedbackStore
+from reward_service.feedback.store import FeedbackStore
 from reward_service.feedback.schemas import Preference
 
 async def write(store):
@@ -327,8 +327,8 @@ def _others(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (_newer, "is of version 3 and this program reads up to 2"),
-        (_others, "is an SQLite file of something else"),
+        (_newer, "has version 3, and this program reads up to 2"),
+        (_others, "is an SQLite file with other content"),
         (lambda path: path.write_bytes(b"no database" * 100), "cannot be opened as a file of feedback"),
     ],
 )

@@ -76,7 +76,12 @@ def test_a_file_that_is_none_is_refused_at_the_start_and_lets_nobody_in_later(tm
 def test_names_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     add_token(path, "ana")
-    for name, what in (("ana", "already"), ("", "no name"), ("a b", "no name"), ("ANTIPHON_TOKEN", "no name")):
+    for name, what in (
+        ("ana", "already"),
+        ("", "not a valid"),
+        ("a b", "not a valid"),
+        ("ANTIPHON_TOKEN", "not a valid"),
+    ):
         with pytest.raises(InputError, match=what):
             add_token(path, name)
     with pytest.raises(InputError, match="no token 'bob'"):

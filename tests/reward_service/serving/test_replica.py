@@ -131,7 +131,9 @@ async def test_a_folder_that_is_not_what_was_published_is_refused_and_the_presen
     service = RewardService(RewardServiceConfig())
     await service.load(first)
     shutil.copy(reward_model_folder / "model.safetensors", folder)
-    with pytest.raises(InputError, match=rf"{folder} contains reward_model@{old.digest}, but reward_model@{new.digest} was published"):
+    with pytest.raises(
+        InputError, match=rf"{folder} contains reward_model@{old.digest}, but reward_model@{new.digest} was published"
+    ):
         await service.load(first.followed_by(REWARD_MODEL, new))
     shutil.rmtree(folder)
     with pytest.raises(InputError, match=rf"no reward model in {folder}"):
