@@ -1,9 +1,9 @@
-"""Writes and reads checkpoints, from which a learner resumes exactly: safetensors and JSON, written atomically.
+"""Writes and reads checkpoints, atomically, from which a learner resumes exactly.
 
-A checkpoint is a folder. `state-*.safetensors` hold the trained tensors and the optimiser, each rank's rows in separate
-files. `checkpoint.json` holds the version and the location of each tensor's rows, so that any number of ranks can read
-them. `policy/` is an ordinary Hugging Face model folder of the policy. No random state is saved: a step draws only the
-order of its mini-batches, which depends on (seed, step, epoch).
+A checkpoint is a folder of safetensors and JSON. `state-*.safetensors` hold the trained tensors and the optimiser, each
+rank's rows in separate files. `checkpoint.json` holds the version and the location of each tensor's rows, so that any
+number of ranks can read them. `policy/` is an ordinary Hugging Face model folder of the policy. No random state is
+saved: a step draws only the order of its mini-batches, which depends on (seed, step, epoch).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CARRIED_FILES = (
 
 
 def write_policy(folder: Path, config: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Write a Hugging Face model folder of these tensors, with tokenizer and generation config from `source`."""
+    """Write a Hugging Face model folder of these tensors, with the tokenizer of `source`."""
     write_model(folder, AutoModelForCausalLM, config, tensors)
     for pattern in CARRIED_FILES:
         for file in source.glob(pattern):
@@ -63,7 +63,10 @@ def write_model(folder: Path, auto_class: Any, config: Any, tensors: Mapping[str
 
 @contextmanager
 def shared_folder(path: Path, ranks: Ranks) -> Iterator[Path]:
-    """`files.replacing_folder` for all ranks: each may write into it; it replaces `path` if no rank raises."""
+    """Yield a folder that all ranks may write into.
+
+    It replaces `path` if no rank raises, as in `files.replacing_folder`.
+    """
     partial = files.partial_of(path)
     with ranks.agreed():
         if ranks.rank == 0:
@@ -93,7 +96,9 @@ class Rows(NamedTuple):
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor | Rows], ranks: Ranks) -> None:
-    """Write this rank's rows of the tensors into files of bounded size; the first rank writes whole tensors.
+    """Write this rank's rows of the tensors into files of bounded size.
+
+    The first rank writes whole tensors.
 
     A file's header holds the index of each tensor's first row.
     """

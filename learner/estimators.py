@@ -21,7 +21,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an estimator needs: a critic's values, several responses per prompt; `whitens`: whitened by default."""
+    """What an estimator needs: a critic's values, several responses per prompt.
+
+    `whitens`: whitened by default.
+    """
 
     critic: bool = False
     groups: bool = False
@@ -39,7 +42,10 @@ ESTIMATORS = {
 
 
 def needs(*, critic: bool = False, groups: bool = False, whitens: bool = False) -> Callable[[Function], Function]:
-    """Declare what an estimator of your own needs; without this decorator it needs nothing and is not whitened."""
+    """Declare what an estimator of your own needs.
+
+    Without this decorator it needs nothing and is not whitened.
+    """
 
     def declare(function: Function) -> Function:
         function.needs = Needs(critic, groups, whitens)  # type: ignore[attr-defined]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Paths, dtype and seed of a learner; `dtype` is that of the computation, trained weights are kept in float32.
+    """Paths, dtype and seed of a learner.
+
+    `dtype` is that of the computation, trained weights are kept in float32.
 
     `reference_path` is the reference policy (default: `model_path`), `critic_path` the reward model that a critic may
     start from, `checkpoint_path` the checkpoint to resume from. Without `log_dir` ranks write to the driver's output.

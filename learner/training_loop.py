@@ -1,4 +1,7 @@
-"""The training loop: take a batch, train a step, publish the weights, report. Imports neither Ray nor RLlib."""
+"""The training loop: take a batch, train a step, publish the weights, report.
+
+Imports neither Ray nor RLlib.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Groups = Sequence[Sequence[Trajectory]]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Result of a step: the version to publish, metrics by their full names, the number of optimiser steps."""
+    """Result of a step: the version to publish, metrics by full name, the number of optimiser steps."""
 
     manifest: Manifest
     metrics: dict[str, float]

@@ -46,7 +46,10 @@ class GroupCalls:
         return await self._run(name, lambda: self._group.call_rank(name, arguments))
 
     async def _run(self, work_name: str, function: Callable[[], list[Any]]) -> list[Any]:
-        """Run a blocking call in a thread until it ends or its deadline passes; any error shuts the group down."""
+        """Run a blocking call in a thread until it ends or its deadline passes.
+
+        Any error shuts the group down.
+        """
         timeout_s = self._config.step_timeout_s
         waited_for = f"{self._num_ranks} learners to finish {work_name}"
         async with self._turn:

@@ -1,4 +1,7 @@
-"""Creates the optimiser, computes the gradients' norm and clips them. Collective if the parameters are sharded."""
+"""Creates the optimiser, computes the gradients' norm and clips them.
+
+Collective if the parameters are sharded.
+"""
 
 from __future__ import annotations
 

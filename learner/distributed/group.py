@@ -48,7 +48,10 @@ class _LearnerGroup(LearnerGroup):
 
 
 class RankGroup:
-    """RLlib's learner group `group`, whose remote ranks run in `place`. Call it from one thread at a time."""
+    """RLlib's learner group `group`, whose remote ranks run in `place`.
+
+    Call it from one thread at a time.
+    """
 
     def __init__(self, group: LearnerGroup, place: PlacementGroup | None) -> None:
         self._group = group
@@ -57,7 +60,10 @@ class RankGroup:
 
     @classmethod
     def start(cls, settings: RankSettings, learner_class: type[RankLearner], place: PlacementGroup | None) -> RankGroup:
-        """Start the ranks in `place` and load their models; blocks. Raises the error of a rank that failed to start."""
+        """Start the ranks in `place` and load their models; blocks.
+
+        Raises the error of a rank that failed to start.
+        """
         # RLlib would log failed, dead and stopped ranks; they are raised as errors instead.
         logging.getLogger("ray.rllib.utils.actor_manager").setLevel(logging.CRITICAL)
         config, spec = _algorithm_config(settings, learner_class), _module_spec(settings, learner_class)
@@ -73,7 +79,9 @@ class RankGroup:
         return [RemoteActor(f"learner-{rank}", worker) for rank, worker in enumerate(self._group._workers or ())]
 
     def call_rank(self, name: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        """Call the method `name` of every rank, rank r with `arguments[r]`; returns their results in rank order.
+        """Call the method `name` of every rank, rank r with `arguments[r]`.
+
+        Returns their results in rank order.
 
         Blocks until all ranks answered. If one raises or dies, waits at most GRACE_S for the others, which may wait
         for it indefinitely, and raises the error that explains the rest.
@@ -81,7 +89,10 @@ class RankGroup:
         return self._call("call_rank", [{"name": name, "arguments": own} for own in arguments])
 
     def update(self, training_data: TrainingData) -> list[Any]:
-        """Train one step, each rank on its own part of the data. As RLlib's `update`, but waits as `call_rank` does."""
+        """Train one step, each rank on its own part of the data.
+
+        As RLlib's `update`, but waits as `call_rank` does.
+        """
         parts = training_data.shard(max(1, len(self._group)))
         return self._call("update", [{"training_data": part, **options} for part, options in parts])
 
@@ -97,7 +108,10 @@ class RankGroup:
         return self._results(answers)
 
     def _results(self, answers: Sequence[Any]) -> list[Any]:
-        """Return results in rank order. Raises the ranks' `first_cause`, or LearnerError if a result is missing."""
+        """Return results in rank order.
+
+        Raises the ranks' `first_cause`, or LearnerError if a result is missing.
+        """
         errors = [(answer.actor_id, answer.get()) for answer in answers if not answer.ok]
         if errors:
             raise first_cause(errors)
@@ -107,7 +121,10 @@ class RankGroup:
         return [answer.get() for answer in sorted(answers, key=lambda answer: answer.actor_id)]
 
     def shutdown(self) -> None:
-        """Kill every rank's process, which also wakes callers that wait for its answer. Write what must last before."""
+        """Kill every rank's process, which also wakes callers that wait for its answer.
+
+        Write what must last before.
+        """
         self._is_shut_down = True
         for rank in self.ranks:
             kill_actor(rank)
@@ -115,7 +132,7 @@ class RankGroup:
 
 
 def _reserve(config: LearnerConfig) -> PlacementGroup | None:
-    """Reserve a bundle per remote rank, so that a cancelled start can end ranks that RLlib still waits for."""
+    """Reserve a bundle per remote rank, so that a cancelled start can kill ranks RLlib still waits for."""
     if config.num_learners == 0:
         return None
     resources = {"CPU": max(config.num_cpus, LEAST_CPUS)} | ({"GPU": config.num_gpus} if config.num_gpus else {})
@@ -137,7 +154,7 @@ def _grace_s(answers: Sequence[Any]) -> float:
 
 
 def first_cause(errors: Sequence[tuple[int, BaseException]]) -> AntiphonError:
-    """Choose the error that explains those of the other ranks: a death, then an AntiphonError, then any other."""
+    """Choose the error that explains the others: a death, then an AntiphonError, then any other."""
     causes = [(rank, getattr(error, "cause", None) or error) for rank, error in errors]
 
     def weight(item: tuple[int, BaseException]) -> int:

@@ -1,6 +1,7 @@
-"""The networks of PPO: a Hugging Face causal model as the policy, and a value head on its trunk or on a second one.
+"""The networks of PPO: a Hugging Face causal model as the policy, and a value head.
 
-Computes log-probabilities, entropies and values of the sampled tokens.
+The value head is on the policy's trunk or on a second one. Computes log-probabilities, entropies and values of the
+sampled tokens.
 
 Shapes: B trajectories, T tokens of the longest, N sampled tokens of a batch, H hidden size, V vocabulary. Outputs
 [B, T] are at the token that they describe, and 0 if the mask is false: the log-probability of token t and the value of
@@ -62,7 +63,10 @@ class ModelSettings:
 
     @classmethod
     def from_config(cls, config: LearnerConfig, place: Place, temperature: float, *, critic: Critic) -> ModelSettings:
-        """Derive the settings of trained networks. Raises InputError if the critic needs a missing reward model."""
+        """Derive the settings of trained networks.
+
+        Raises InputError if the critic needs a missing reward model.
+        """
         from_reward_model = config.critic_from == "reward_model"
         if from_reward_model and place.critic_path is None:
             raise InputError("learner.critic_from", "there is no reward model to start the critic from")
@@ -96,7 +100,9 @@ class Outputs(NamedTuple):
 
 
 def load_causal_model(path: Path, dtype: str, *, packing: bool = False) -> Any:
-    """Load the causal model of a folder, in evaluation mode. Raises InputError if it is missing or not supported.
+    """Load the causal model of a folder, in evaluation mode.
+
+    Raises InputError if it is missing or not supported.
 
     Supported means: its logits are its output embedding of its trunk's hidden states, without scaling or capping; and,
     if sequences are packed, its attention keeps them apart.
@@ -120,7 +126,10 @@ def require_model_folder(path: Path) -> None:
 
 
 def load_model(auto_class: Any, path: Path, dtype: str, **options: Any) -> Any:
-    """Load the model of a folder, in evaluation mode. Raises InputError if the folder or its model is missing."""
+    """Load the model of a folder, in evaluation mode.
+
+    Raises InputError if the folder or its model is missing.
+    """
     require_model_folder(path)
     settings = {"attn_implementation": "sdpa", "trust_remote_code": False, "local_files_only": True, **options}
     try:
@@ -130,7 +139,7 @@ def load_model(auto_class: Any, path: Path, dtype: str, **options: Any) -> Any:
 
 
 def pack_attention(model: Any, path: Path, probe: Tensor, alone: Tensor) -> None:
-    """Switch the model to packed attention, and check that a packed sequence has the same output as alone."""
+    """Switch the model to packed attention, and check that packing does not change the output."""
     model.set_attn_implementation(PACKED)
     length = probe.shape[1]
     packed = trunk_of_pack(model.base_model, torch.cat([probe, probe], 1), [length, length])[length:]
@@ -169,7 +178,7 @@ class ActorCritic(nn.Module):
                 checkpoint_activations(trunk)
 
     def _make_critic(self, dtype: str) -> None:
-        """Create a value head of zeros on the policy's trunk or on a copy; or load trunk and head of a reward model."""
+        """Create a value head of zeros on the policy's trunk or on a copy, or load a reward model."""
         settings = self._settings
         self.value_head = nn.Linear(self.policy.config.get_text_config().hidden_size, 1, dtype=self.numbers)
         nn.init.zeros_(self.value_head.weight)
@@ -209,7 +218,7 @@ class ActorCritic(nn.Module):
         logprobs_only: bool = False,
         temperature: float | None = None,
     ) -> Outputs:
-        """Compute outputs for rows of token ids [B, T] of these lengths, with the mask [B, T] of sampled tokens.
+        """Compute outputs for token ids [B, T] of these lengths; the mask [B, T] selects sampled tokens.
 
         The first column of the mask must be false. Without a critic, or with `logprobs_only`, all values are 0; with
         the latter, entropies too. `temperature` defaults to that of sampling.
@@ -266,7 +275,10 @@ class Reference:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Enable activation checkpointing. Only the layers enter training mode, so that there is still no dropout."""
+    """Enable activation checkpointing.
+
+    Only the layers enter training mode, so that there is still no dropout.
+    """
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -283,7 +295,7 @@ def token_logprobs(
     entropy_gradient: bool | None = True,
     fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Compute log-probabilities and entropies [N] of tokens [N], each from the hidden state [N, H] before it.
+    """Compute log-probabilities and entropies [N] of tokens [N] from hidden states [N, H] before them.
 
     At `temperature`, normalised in float32. More than `chunk_tokens` tokens are computed in chunks, and again in the
     backward pass, so that [N, V] is never in memory as a whole. With `entropy_gradient` None, entropies are 0.

@@ -1,4 +1,4 @@
-"""Compiles layers and token distributions on a GPU, since memory traffic costs more than arithmetic there.
+"""Compiles layers and token distributions on a GPU, where memory traffic is the bottleneck.
 
 Each uncompiled kernel reads and writes its whole input; compiled, a norm is one kernel and a distribution over the
 vocabulary two. On a CPU nothing is compiled, so that its results stay the same bit for bit.
@@ -23,7 +23,10 @@ Distributions = Callable[[Tensor, Tensor, float, bool | None], tuple[Tensor, Ten
 
 
 def fuse_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the model's layers on their first call, for any number of tokens; attention is not compiled."""
+    """Compile the model's layers on their first call, for any number of tokens.
+
+    Attention is not compiled.
+    """
     AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -33,9 +36,9 @@ def fuse_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor"
 def distributions(
     logits: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute log-probabilities of tokens [N] and entropies [N] from logits [N, V] at a temperature, in float32.
+    """Compute log-probabilities of tokens [N] and entropies [N] from logits [N, V] at a temperature.
 
-    `entropy_gradient`: with None entropies are 0, with false they have no gradient.
+    Normalised in float32. `entropy_gradient`: with None entropies are 0, with false they have no gradient.
     """
     if logits.dtype != torch.float64:
         logits = logits.float()
@@ -54,5 +57,8 @@ def fused_distributions() -> Distributions:
 
 
 def entropy(logprobs: Tensor) -> Tensor:
-    """Compute each distribution's entropy in nats; `logprobs` [..., V] are normalised over the vocabulary V."""
+    """Compute each distribution's entropy in nats.
+
+    `logprobs` [..., V] are normalised over the vocabulary V.
+    """
     return -(logprobs.exp() * logprobs).sum(-1)

@@ -26,7 +26,9 @@ _BASE = ".base_layer"
 
 
 def add_adapters(model: Any, settings: LoraSettings, *, seed: int) -> None:
-    """Add an adapter to every linear layer with a target name, or to all but the head; freeze everything else.
+    """Add an adapter to every linear layer with a target name, or to all but the head.
+
+    Everything else is frozen.
 
     An adapter's second matrix starts at 0, so that the output does not change. Raises InputError if no module has a
     target name.

@@ -50,9 +50,10 @@ def cost(length: int) -> float:
 
 
 def balanced(costs: Sequence[float], num: int) -> list[list[int]]:
-    """Split indices into `num` lists of similar cost: the costliest first, each to the cheapest list so far.
+    """Split indices into `num` lists of similar cost.
 
-    At most 4/3 of the optimum (Graham 1969). Each list keeps the given order. Empty lists are omitted.
+    Assigns the costliest first, each to the cheapest list so far. At most 4/3 of the optimum (Graham 1969). Each list
+    keeps the given order. Empty lists are omitted.
     """
     totals, lists = [0.0] * num, [list[int]() for _ in range(num)]
     for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):

@@ -101,10 +101,11 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Compute causal attention within each sequence: query [1, A, N, D], key and value [1, K, N, D] to [1, N, A, D].
+    """Compute causal attention within each sequence.
 
-    An attention function of transformers. There is no dropout: learners stay in evaluation mode. Raises InputError if a
-    sequence is longer than the model's sliding window.
+    From query [1, A, N, D], key and value [1, K, N, D] to [1, N, A, D]. An attention function of transformers. There is
+    no dropout: learners stay in evaluation mode. Raises InputError if a sequence is longer than the model's sliding
+    window.
     """
     if sliding_window is not None and max(pack.lengths) > sliding_window:
         problem = (

@@ -1,7 +1,7 @@
-"""The reward model in training: a Hugging Face sequence classifier with one label, read at a sequence's last token.
+"""The reward model in training: a Hugging Face sequence classifier with one label.
 
-Each sequence's reward equals that of transformers' model for the sequence alone. Sequences are packed, or padded on
-the right, which causal attention ignores. There is no dropout.
+The reward is read at a sequence's last token. Each sequence's reward equals that of transformers' model for the
+sequence alone. Sequences are packed, or padded on the right, which causal attention ignores. There is no dropout.
 
 Shapes: B sequences, N tokens of all, H hidden size.
 """
@@ -67,5 +67,5 @@ class RewardNet(nn.Module):
 
 
 def last_place(token_ids: Sequence[int], pad_token_id: int) -> int:
-    """Return the index at which transformers reads the reward: the last token that is not the padding token."""
+    """Return the index that transformers reads the reward at: the last non-padding token."""
     return next((place for place in reversed(range(len(token_ids))) if token_ids[place] != pad_token_id), 0)

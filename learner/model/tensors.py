@@ -13,7 +13,7 @@ from learner.model.lora import merged
 
 
 def policy_tensors(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield the policy's whole tensors by their names in a model folder, with adapters merged, without a tied head."""
+    """Yield the policy's whole tensors by name, with adapters merged, without a tied head."""
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor is None or id(tensor) in seen:

@@ -39,17 +39,17 @@ class Moments(NamedTuple):
 
 
 def kl_k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """log p - log q per token: unbiased, of either sign (k1 of Schulman 2020, "Approximating KL divergence")."""
+    """Compute log p - log q per token: unbiased, of either sign (k1, Schulman 2020)."""
     return logprobs - reference_logprobs
 
 
 def kl_k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """(log p - log q)^2 / 2 per token: biased, never negative (k2 of Schulman 2020)."""
+    """Compute (log p - log q)^2 / 2 per token: biased, never negative (k2, Schulman 2020)."""
     return (logprobs - reference_logprobs).square() / 2
 
 
 def kl_k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """q / p - 1 - log(q / p) per token: unbiased, never negative (k3 of Schulman 2020).
+    """Compute q / p - 1 - log(q / p) per token: unbiased, never negative (k3, Schulman 2020).
 
     Log-ratios are clamped to MAX_LOG_RATIO, so that a single extreme token cannot give infinity.
     """
@@ -91,7 +91,7 @@ def last_unmasked(mask: Tensor) -> Tensor:
 
 
 def length_adaptive_lambda(mask: Tensor, alpha: float) -> Tensor:
-    """Compute lambda [B] per row: 1 - 1 / (alpha n) for n sampled tokens, at least 0 (arXiv:2504.05118, eq. 9)."""
+    """Compute VAPO's lambda [B] (arXiv:2504.05118, eq. 9): 1 - 1 / (alpha n) for n tokens, at least 0."""
     return (1 - 1 / (alpha * mask.sum(1).clamp(min=1))).clamp(min=0)
 
 
@@ -116,7 +116,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
 
 def group_advantages(rewards: Tensor, groups: Tensor, estimator: Literal["grpo", "dr_grpo", "rloo"]) -> Tensor:
-    """Compute advantages [B] of whole responses with rewards [B] relative to their group; `groups` [B] are its numbers.
+    """Compute advantages [B] of whole responses with rewards [B] relative to their group.
+
+    `groups` [B] are the groups' numbers.
 
     With n rewards r of a group, their mean m and unbiased deviation s: `grpo` (r - m) / (s + 1e-6), the outcome
     supervision of arXiv:2402.03300; `dr_grpo` r - m (arXiv:2503.20783); `rloo` (r - m) n / (n - 1), which is r minus
@@ -236,7 +238,7 @@ def group_means(totals: Tensor, groups: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """An advantage estimator: `function` returns advantages [B, T], and with a critic also returns [B, T].
+    """An advantage estimator: `function` returns advantages, with a critic also returns, [B, T] each.
 
     `baseline(totals, groups)` [B] is subtracted from the scores before token rewards are made.
     """

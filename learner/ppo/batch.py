@@ -19,7 +19,7 @@ from cluster.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded trajectories. `mask` is true on tokens the policy sampled, each of which has a token before it."""
+    """Padded trajectories. `mask` is true on sampled tokens, each of which has a token before it."""
 
     uids: tuple[str, ...]
     tasks: tuple[str, ...]

@@ -14,7 +14,7 @@ from learner.config import ConstraintConfig
 
 
 def updated_multiplier(multiplier: float, cost_mean: float, config: ConstraintConfig) -> float:
-    """Update the multiplier after a step of mean cost `cost_mean`, by projected gradient ascent on the dual.
+    """Update the multiplier after a step of mean cost `cost_mean`: projected gradient ascent on the dual.
 
     lambda + learning_rate (cost_mean - max_mean), clamped to 0 and `max_multiplier`. (arXiv:2310.12773, eq. 31, updates
     its logarithm instead, which does not recover from near 0 in a run of few steps.)
@@ -29,8 +29,9 @@ def less_costs(scores: Tensor, costs: Tensor, multiplier: float) -> Tensor:
 
 
 def rescaled(rewards: Tensor, multiplier: float) -> Tensor:
-    """Divide token rewards [B, T], which include costs and KL penalty, by 1 + lambda (arXiv:2310.12773, eq. 30).
+    """Divide token rewards [B, T] by 1 + lambda (arXiv:2310.12773, eq. 30).
 
-    The optimal policy stays the same, and the critic's targets keep their scale for any lambda.
+    The rewards include costs and KL penalty. The optimal policy stays the same, and the critic's targets keep their
+    scale for any lambda.
     """
     return rewards / (1 + multiplier)

@@ -1,4 +1,4 @@
-"""Computes a step's rewards, advantages, returns and importance weights from what the weights before it computed.
+"""Computes a step's rewards, advantages, returns and importance weights before it trains.
 
 They are constant over the epochs. `AdvantageComputer` also keeps what changes from step to step: the KL coefficient,
 the constraint's multiplier and running statistics.
@@ -26,7 +26,9 @@ from learner.ppo.shaping import RunningMoments, normalized_scores, shaped_scores
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the networks computed for a batch before the step, [B, T] each; 0 where the batch's mask is false.
+    """What the networks computed for a batch before the step, [B, T] each.
+
+    Values are 0 if the batch's mask is false.
 
     `proximal` and `reference` are log-probabilities of the policy and of the reference policy.
     """
@@ -199,5 +201,8 @@ class AdvantageComputer:
 
 
 def _moments_name(task: str) -> str:
-    """Name the running statistics of a task's rewards in a checkpoint; without a task, those of all rewards."""
+    """Name the running statistics of a task's rewards in a checkpoint.
+
+    Without a task, name the statistics of all rewards.
+    """
     return f"reward_moments.{task}" if task else "reward_moments"

@@ -41,7 +41,7 @@ def _log_rewards(experience: Experience, metrics: StepMetrics) -> None:
 
 
 def _log_engine(step: int, experience: Experience, metrics: StepMetrics) -> None:
-    """Add how far the engine's log-probabilities are from the learner's, on tokens sampled by the same weights."""
+    """Add the difference of engine and learner log-probabilities on tokens of the same weights."""
     batch = experience.batch
     fresh = batch.mask & (batch.versions == step - 1)
     engine, own = batch.behavior_logprobs[fresh], experience.proximal[fresh]
@@ -51,7 +51,10 @@ def _log_engine(step: int, experience: Experience, metrics: StepMetrics) -> None
 
 
 def _log_importance(experience: Experience, ranks: Ranks, metrics: StepMetrics) -> None:
-    """Add the mean importance weight, and the effective sample size (sum w)^2 / sum w^2 per token (Kong 1992)."""
+    """Add the mean importance weight and the effective sample size.
+
+    The latter is (sum w)^2 / sum w^2, per token (Kong 1992).
+    """
     weights: Tensor = experience.importance[experience.batch.mask].double()
     sums = torch.stack([weights.new_tensor(len(weights)), weights.sum(), weights.square().sum()])
     count, total, squares = ranks.all_sum(sums).tolist()

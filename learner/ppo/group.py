@@ -28,14 +28,19 @@ class PPOLearnerGroup(GroupCalls):
 
     @classmethod
     async def start(cls, settings: LearnerSettings) -> PPOLearnerGroup:
-        """Start the ranks and wait until all have loaded their models; the first step is `settings.version` + 1.
+        """Start the ranks and wait until all have loaded their models.
+
+        The first step is `settings.version` + 1.
 
         Raises the error of a rank that failed to start, DeadlineExceeded after START_TIMEOUT_S.
         """
         return cls(await build(settings, TrajectoryLearner), settings)
 
     async def step(self, step: int, groups: Groups) -> StepResult:
-        """Train all epochs and mini-batches on one batch; returns the manifest of version `step`, to be published."""
+        """Train all epochs and mini-batches on one batch.
+
+        Returns the manifest of version `step`, to be published.
+        """
         started = time.monotonic()
         if step != self._next_step:
             raise LearnerError("learner group", f"step {step} was asked for, but the next one is {self._next_step}")

@@ -47,12 +47,12 @@ def importance_weights(
     floor: float = 0.0,
     outside: Literal["truncate", "mask"] = "truncate",
 ) -> Tensor:
-    """Compute weights [B, T], without gradient, that correct for tokens sampled by another policy than the proximal.
+    """Compute weights [B, T] that correct for tokens sampled by another policy than the proximal one.
 
-    proximal / behaviour of each token, or (`sequence`) the product over the row, on each of its tokens. A weight above
-    `cap` becomes `cap` ("truncated importance sampling", arXiv:1802.01561, eq. 1), or with `outside="mask"` one above
-    `cap` or below `floor` becomes 0 (IcePop's band, arXiv:2510.18855, eq. 3). If behaviour and proximal agree it
-    is exactly 1.
+    They have no gradient. A weight is proximal / behaviour of each token, or (`sequence`) the product over the row, on
+    each of its tokens. A weight above `cap` becomes `cap` ("truncated importance sampling", arXiv:1802.01561, eq. 1),
+    or with `outside="mask"` one above `cap` or below `floor` becomes 0 (IcePop's band, arXiv:2510.18855, eq. 3). If
+    behaviour and proximal agree it is exactly 1.
     """
     log_ratio = torch.where(mask, proximal_logprobs - behavior_logprobs, 0.0).detach()
     if level == "sequence":
@@ -74,7 +74,9 @@ def policy_loss(
     dual_clip: float | None = None,
     objective: Objective = "ppo",
 ) -> PolicyLoss:
-    """Compute the policy loss per token before importance weights; u = current / proximal probability, A = advantage.
+    """Compute the policy loss per token before importance weights.
+
+    u is the current / proximal probability, A the advantage.
 
     `ppo`: max(-A u, -A clip(u, 1 - clip, 1 + clip)) (arXiv:1707.06347, eq. 7); with weights proximal / behaviour it is
     the decoupled objective (arXiv:2110.00641, eq. 8; arXiv:2505.24298, eq. 5).
@@ -100,23 +102,30 @@ def policy_loss(
 
 
 def _sequence_mean(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """Compute the row's mean log-ratio; each token's gradient is that of its own log-ratio (GSPO-token, eq. 14)."""
+    """Compute the row's mean log-ratio.
+
+    Each token's gradient is that of its own log-ratio (GSPO-token, eq. 14).
+    """
     counts = mask.sum(1, keepdim=True).clamp(min=1)
     mean = torch.where(mask, log_ratio, 0.0).detach().sum(1, keepdim=True) / counts
     return mean + (log_ratio - log_ratio.detach())
 
 
 def value_loss(values: Tensor, *, old_values: Tensor, returns: Tensor, clip: float) -> ValueLoss:
-    """Compute max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2 per token (as PPO's released code)."""
+    """Compute the clipped value loss per token, as PPO's released code does.
+
+    max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2
+    """
     clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
     free = (values - returns).square()
     return ValueLoss(torch.maximum(free, clipped) / 2, clipped > free)
 
 
 def token_mean(per_token: Tensor, mask: Tensor, count: float) -> Tensor:
-    """Sum the unmasked tokens and divide by `count`, the number of such tokens of *all* ranks and micro-batches.
+    """Sum the unmasked tokens and divide by `count`.
 
-    With the global count, gradients of micro-batches and ranks add up to the gradient of the whole batch.
+    `count` is the number of such tokens of *all* ranks and micro-batches. With the global count, gradients of
+    micro-batches and ranks add up to the gradient of the whole batch.
     """
     return torch.where(mask, per_token, 0.0).sum() / count
 
@@ -127,7 +136,7 @@ Aggregation = Literal["token_mean", "sequence_mean_token_sum", "sequence_mean_to
 def aggregate(
     per_token: Tensor, mask: Tensor, aggregation: Aggregation, *, num_tokens: float, num_sequences: float
 ) -> Tensor:
-    """Aggregate the unmasked tokens [B, T] to one number, by *global* counts, so that micro-batches add up.
+    """Aggregate the unmasked tokens [B, T] by *global* counts, so that micro-batches add up.
 
     `token_mean`: each token weighs 1 / num_tokens. The others: each sequence weighs 1 / num_sequences, as the sum or
     the mean of its own tokens.

@@ -1,4 +1,7 @@
-"""One rank of the PPO learner: its networks, optimiser, step, publication and checkpoints. Imports no RLlib."""
+"""One rank of the PPO learner: its networks, optimiser, step, publication and checkpoints.
+
+Imports no RLlib.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ def _new_incarnation() -> str:
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """Everything that a rank is built from. `version` is that of the weights: the checkpoint's, or else the model's.
+    """Everything that a rank is built from.
+
+    `version` is that of the weights: the checkpoint's, or else the model's.
 
     `tasks` are the run's task names, if it names any. `lengths` are the planned numbers of steps, by version.
     `probe_token_ids` are whole sequences (default: drawn from the vocabulary).
@@ -59,7 +64,10 @@ class LearnerSettings:
         return self.place.log_dir
 
     def model(self) -> ModelSettings:
-        """Return the settings of the networks. Raises InputError if the critic needs a reward model that is missing."""
+        """Return the settings of the networks.
+
+        Raises InputError if the critic needs a reward model that is missing.
+        """
         critic = critic_of(self.config)
         return ModelSettings.from_config(self.config, self.place, self.temperature, critic=critic)
 
@@ -79,7 +87,10 @@ def shard_actor_critic(model: ActorCritic, settings: LearnerSettings, num_ranks:
 
 
 class PPORank:
-    """Trains and saves one rank. Every method is collective. `model` and `optimizer` must be ready to train."""
+    """Trains and saves one rank.
+
+    Every method is collective. `model` and `optimizer` must be ready to train.
+    """
 
     def __init__(
         self,
@@ -126,7 +137,10 @@ class PPORank:
         return RankResult({**metrics, "learner/step_s": time.monotonic() - started}, manifest)
 
     def explain(self, step: int, share: Share, uid: str) -> Explanation:
-        """Train one step as `update` does; returns the values and advantages of one trajectory of this rank's share."""
+        """Train one step as `update` does.
+
+        Returns the values and advantages of one trajectory of this rank's share.
+        """
         own = [trajectory for trajectory in share.trajectories if trajectory.uid == uid]
         if not own:
             raise LearnerError(f"trajectory {uid}", "it was not trained in this step", uids=[uid])

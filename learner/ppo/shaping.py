@@ -79,5 +79,8 @@ def shaped_scores(scores: Tensor, *, lengths: Tensor, ends: Tensor, config: Lear
 
 
 def overlong_penalty(lengths: Tensor, *, start: int, buffer: int, penalty: float) -> Tensor:
-    """Penalise lengths: 0 up to `start`, then linear to `penalty` at `start` + `buffer` (arXiv:2503.14476, eq. 13)."""
+    """Compute DAPO's length penalty (arXiv:2503.14476, eq. 13).
+
+    0 up to `start` tokens, then linear to `penalty` at `start` + `buffer`.
+    """
     return penalty * ((lengths - start) / buffer).clamp(0, 1)

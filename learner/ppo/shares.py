@@ -25,7 +25,10 @@ class Share:
 
 
 def split(groups: Groups, num_ranks: int) -> list[Share]:
-    """Split groups among ranks, in admission order, so that the ranks' costs are about equal. Groups stay whole."""
+    """Split groups among ranks, in admission order, so that the ranks' costs are about equal.
+
+    Groups stay whole.
+    """
     if len(groups) < num_ranks:
         raise LearnerError("learner.num_learners", f"{len(groups)} groups are too few for {num_ranks} learners")
     ends = [0, *accumulate(map(len, groups))]

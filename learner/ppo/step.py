@@ -1,4 +1,4 @@
-"""One PPO step on one rank: evaluates a batch, computes its advantages, then trains all epochs and mini-batches.
+"""One PPO step on one rank: evaluate a batch, compute its advantages, train all epochs.
 
 Shapes: B trajectories of this rank, T tokens of the longest.
 """
@@ -39,7 +39,9 @@ class MiniBatch(NamedTuple):
 
 
 class PPOStep:
-    """Proximal Policy Optimization (arXiv:1707.06347) on `model`, in place. Collective: call it on every rank.
+    """Proximal Policy Optimization (arXiv:1707.06347) on `model`, in place.
+
+    Collective: call it on every rank.
 
     `computer` holds the state between steps. `tasks` are the run's task names, if it names any. `lengths` are the
     planned numbers of steps (default: `config.num_steps`).
@@ -185,7 +187,10 @@ class PPOStep:
         return scheduled(value, schedule, step, length_at(step, self._lengths, self._config.num_steps))
 
     def _optimize(self, step: int, experience: Experience, minibatch: MiniBatch, metrics: StepMetrics) -> bool:
-        """Run one optimiser step; returns false, without it, if the policy has moved too far since the step's start."""
+        """Run one optimiser step.
+
+        Returns false, without it, if the policy has moved too far since the step's start.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         batch, rows = experience.batch, minibatch.rows
         step_kl, bad = torch.zeros((), dtype=torch.float64, device=self._device), list[str]()

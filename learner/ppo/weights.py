@@ -1,4 +1,4 @@
-"""Makes the manifest of a version: puts the policy's tensors where actors can fetch them, and computes the probe.
+"""Makes the manifest of a version: puts the policy's tensors for the actors, computes the probe.
 
 Tensors never pass through the driver.
 """
@@ -25,7 +25,7 @@ ProbeTokens = Sequence[Sequence[int]]
 
 
 def default_probe(config: Any, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Draw probe sequences from the whole vocabulary: any change of the weights changes their log-probabilities."""
+    """Draw probe sequences from the whole vocabulary, so that any change of the weights affects them."""
     text = config.get_text_config()
     length = min(MAX_PROBE_TOKENS, text.max_position_embeddings)
     draw = random.Random(f"probe:{seed}")

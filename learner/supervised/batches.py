@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def shuffled_batches(num_rows: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Yield row numbers in batches, without end: each pass in a new order, its last batch perhaps smaller."""
+    """Yield row numbers in batches, without end, each pass in a new order; its last batch may be smaller."""
     while True:
         order = torch.randperm(num_rows, generator=generator).tolist()
         for start in range(0, num_rows, batch_size):
@@ -27,10 +27,10 @@ def shuffled_batches(num_rows: int, batch_size: int, generator: torch.Generator)
 def mixed_batches(
     sizes: Sequence[int], weights: Sequence[float], batch_size: int, generator: torch.Generator
 ) -> Iterator[list[int]]:
-    """Yield row numbers in batches, without end, from sources of these sizes, whose rows are numbered consecutively.
+    """Yield row numbers in batches, without end, from sources of these sizes.
 
-    Each source has its own passes, each in a new order, and is drawn from in proportion to its weight. A single source
-    is batched as in `shuffled_batches`.
+    Rows are numbered consecutively over the sources. Each source has its own passes, each in a new order, and is drawn
+    from in proportion to its weight. A single source is batched as in `shuffled_batches`.
     """
     if len(sizes) == 1:
         yield from shuffled_batches(sizes[0], batch_size, generator)
@@ -42,7 +42,10 @@ def mixed_batches(
 
 
 def split(rows: Sequence[T], share: float, generator: torch.Generator, path: Path) -> tuple[list[T], list[T]]:
-    """Split rows into training and held-out rows, at least one of each. Raises InputError on a single row."""
+    """Split rows into training and held-out rows, at least one of each.
+
+    Raises InputError on a single row.
+    """
     if len(rows) < 2:
         raise InputError(str(path), "a single row: one is needed for training and one to be held out")
     order = torch.randperm(len(rows), generator=generator).tolist()

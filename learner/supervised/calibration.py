@@ -1,4 +1,6 @@
-"""Measures accuracy and calibration of a reward model on pairs that it was not trained on. Imports no torch.
+"""Measures accuracy and calibration of a reward model on pairs that it was not trained on.
+
+Imports no torch.
 
 A pair's margin is the reward of the chosen response minus that of the rejected one; its sigmoid is the probability that
 the model gives to the choice (Bradley and Terry 1952).
@@ -64,9 +66,10 @@ def expected_calibration_error(margins: Numbers, num_bins: int = NUM_BINS) -> fl
 
 
 def ensemble_uncertainty(margins: Sequence[Numbers]) -> float:
-    """Compute how far M >= 2 members disagree: a margin's standard deviation over members, mean over the N pairs.
+    """Compute how far M >= 2 members disagree.
 
-    Uses margins, not rewards: preferences do not determine each member's offset.
+    A margin's standard deviation over members, mean over the N pairs. Uses margins, not rewards: preferences do not
+    determine each member's offset.
     """
     return float(np.asarray(margins, dtype=np.float64).std(axis=0).mean())
 

@@ -168,7 +168,10 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str])
 def _tokenize_rendered(
     tokenizer: Any, examples: Examples, rendered: Sequence[tuple[RenderedPrompt, RenderedPrompt]], broken: BrokenRows
 ) -> list[Completion]:
-    """Tokenize conversations as the chat template renders them; adds an end of sequence if it writes none."""
+    """Tokenize conversations as the chat template renders them.
+
+    Adds an end of sequence if it writes none.
+    """
     completions = []
     halves = (token_ids(tokenizer, [half[side] for half in rendered]) for side in (0, 1))
     for row, (prompt, whole) in enumerate(zip(*halves, strict=True)):
@@ -197,7 +200,9 @@ def read_pair_texts(
     columns: Mapping[str, str] | None = None,
     broken: BrokenRows | None = None,
 ) -> PairTexts:
-    """Read the pairs of a data set of preferences as texts; conversations as the chat template renders them.
+    """Read the pairs of a data set of preferences as texts.
+
+    Conversations are rendered by the chat template.
 
     Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
@@ -221,7 +226,9 @@ def read_pair_texts(
 def read_pairs(
     tokenizer: Any, path: Path, columns: Mapping[str, str] | None = None, broken: BrokenRows | None = None
 ) -> list[Pair]:
-    """Read the pairs of a data set of preferences; prompt + response + end of sequence is tokenized as in serving.
+    """Read the pairs of a data set of preferences.
+
+    Prompt + response + end of sequence is tokenized as in serving.
 
     Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
@@ -244,7 +251,7 @@ def read_pairs(
 
 
 def draw_of(prompt: str) -> float:
-    """Return a number in [0, 1) that depends on the prompt only (the first 53 bits of blake2b of its UTF-8)."""
+    """Return a number in [0, 1) that depends on the prompt only: 53 bits of blake2b of its UTF-8."""
     digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 

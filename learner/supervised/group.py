@@ -21,7 +21,10 @@ class SupervisedLearnerGroup(GroupCalls):
 
     @classmethod
     async def start(cls, settings: SupervisedSettings) -> Self:
-        """Start the ranks with their models and data. Raises the error of a rank that failed, or DeadlineExceeded."""
+        """Start the ranks with their models and data.
+
+        Raises the error of a rank that failed, or DeadlineExceeded.
+        """
         return cls(await build(settings, SupervisedLearner), settings.config)
 
     async def train(self) -> AsyncIterator[Row]:
@@ -42,5 +45,8 @@ class SupervisedLearnerGroup(GroupCalls):
 
 
 def _next_num(num: int, took_s: float) -> int:
-    """Return the number of steps for the next call, given that `num` took `took_s`; at most twice as many."""
+    """Return the number of steps for the next call, given that `num` took `took_s`.
+
+    The result is at most twice `num`.
+    """
     return max(1, min(2 * num, int(num * CALL_S / took_s)))

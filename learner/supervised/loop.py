@@ -1,4 +1,4 @@
-"""The loop of both supervised stages: optimiser steps, evaluation on held-out rows, best weights, checkpoints.
+"""The loop of both supervised stages: optimiser steps, evaluation, best weights, checkpoints.
 
 A stage passes in the functions that compute a batch's gradient and evaluate held-out rows. Every rank runs the same
 loop, in step with the others.

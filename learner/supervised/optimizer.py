@@ -16,7 +16,9 @@ MAX_GRAD_NORM = 1.0
 
 
 class Optimizer:
-    """AdamW with gradients clipped to norm 1; linear warm-up over a tenth of the steps, then cosine to a tenth.
+    """AdamW with gradients clipped to norm 1.
+
+    Linear warm-up over a tenth of the steps, then cosine to a tenth.
 
     `num_done` is the number of optimiser steps done, which is the position in the schedule.
     """
@@ -52,7 +54,7 @@ class Optimizer:
 
 
 def warmup_then_cosine(num_steps: int) -> Callable[[int], float]:
-    """Return the factor of the peak learning rate by step: up over a tenth of the steps, then a cosine to 0.1."""
+    """Return the factor of the peak learning rate by step: a warm-up over a tenth, then a cosine to 0.1."""
     warmup = max(1, num_steps // 10)
 
     def factor(step: int) -> float:

@@ -28,7 +28,9 @@ CENTERING = 0.01
 
 
 class PreferenceLoss:
-    """Mean negative log-likelihood of preferences (Bradley and Terry 1952); in training centred, with smoothed labels.
+    """Mean negative log-likelihood of preferences (Bradley and Terry 1952).
+
+    In training it is centred and labels are smoothed.
 
     A pair's margin is how much higher the chosen reward should be (Llama 2, arXiv:2307.09288, eq. 2). All methods are
     collective; `pieces` are this rank's part of `rows`, in micro-batches.
@@ -69,7 +71,10 @@ class PreferenceLoss:
 
     @torch.no_grad()
     def rewards(self, pieces: Sequence[Sequence[Pair]], places: Sequence[Sequence[int]], num: int) -> list[list[float]]:
-        """Compute chosen and rejected rewards of all ranks' `num` rows; `places` are the row numbers of `pieces`."""
+        """Compute chosen and rejected rewards of all ranks' `num` rows.
+
+        `places` are the row numbers of `pieces`.
+        """
         rewards = torch.zeros(2, num, dtype=torch.float64, device=self._device)
         for piece, own in zip(pieces, places, strict=True):
             for side, values in enumerate(pair_rewards(self._net, piece)):
@@ -103,7 +108,7 @@ class MeasuredRewards:
         return calibration.measures(self.chosen, self.rejected)
 
     def write(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """Write the rewards, their statistics and `record`, on the training and its result, into the model's folder."""
+        """Write the rewards, their statistics and `record` of the training into the model's folder."""
         rewards = pa.table({"chosen": list(self.chosen), "rejected": list(self.rejected)})
         pq.write_table(rewards, folder / HELD_OUT_REWARDS)
         statistics = calibration.reward_statistics(self.chosen, self.rejected)

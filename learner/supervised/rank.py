@@ -38,13 +38,13 @@ from learner.supervised.sft import CompletionLoss, sft_plan
 
 @dataclass(frozen=True, slots=True)
 class SupervisedSettings:
-    """Everything that a rank is built from: `stage` says what is trained, `config` how ranks divide the work.
+    """Everything that a rank is built from.
 
-    The trained model replaces `output_path`. Several `sources` are mixed by their weights, and rows are held out of
-    each separately. The reward model is evaluated on the pairs of `fresh_path`, by default on the held-out ones.
-    `more_path` has further pairs. With `by_prompt`, pairs are held out by their prompt only, so that held-out
-    pairs stay held out when pairs are added. `member` numbers the reward models of an ensemble, which hold out the
-    same pairs.
+    `stage` says what is trained, `config` how ranks divide the work. The trained model replaces `output_path`. Several
+    `sources` are mixed by their weights, and rows are held out of each separately. The reward model is evaluated on the
+    pairs of `fresh_path`, by default on the held-out ones. `more_path` has further pairs. With `by_prompt`, pairs are
+    held out by their prompt only, so that held-out pairs stay held out when pairs are added. `member` numbers the
+    reward models of an ensemble, which hold out the same pairs.
     """
 
     config: LearnerConfig

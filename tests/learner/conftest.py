@@ -47,7 +47,7 @@ def write_policy(path: Path, *, seed: int = 0, **overrides: Any) -> Path:
 
 
 def make_trajectory(index: int, *, version: int = 0, seed: int = 0, reward: float | None = None) -> Trajectory:
-    """Make one turn of 3 to 9 tokens after a prompt of 2 to 5, with random log-probabilities near the policy's."""
+    """Make one turn of 3 to 9 tokens after a prompt of 2 to 5, with random log-probabilities."""
     draw = random.Random(f"{seed}:{index}")
     prompt, response = draw.randint(2, 5), draw.randint(3, 9)
     return Trajectory(
@@ -67,7 +67,10 @@ def make_trajectory(index: int, *, version: int = 0, seed: int = 0, reward: floa
 
 
 def make_two_turn_trajectory(index: int, *, version: int = 0, seed: int = 0) -> Trajectory:
-    """Make a prompt, a response sampled across a swap, another speaker's turn and a second response; both rewarded."""
+    """Make a prompt, a response sampled across a swap, another speaker's turn and a second response.
+
+    Both responses are rewarded.
+    """
     draw = random.Random(f"two:{seed}:{index}")
     spans = [Turn(2, 4, 0.25), Turn(9, 3, -0.5)]
     mask = [any(turn.start <= t < turn.start + turn.length for turn in spans) for t in range(12)]

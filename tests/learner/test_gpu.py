@@ -32,7 +32,7 @@ UNCLIPPED = {"clip": 10.0, "value_clip": 10.0}
 
 @pytest.fixture(scope="module")
 def grouped_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy whose two query heads share one key and value head, in a size that flash attention supports."""
+    """A policy whose two query heads share a key and value head, of a size for flash attention."""
     path = tmp_path_factory.mktemp("grouped") / "policy"
     return write_policy(path, hidden_size=128, intermediate_size=256, num_key_value_heads=1, initializer_range=0.05)
 

@@ -1,4 +1,4 @@
-"""The letters task for whole-run tests: the example's prompts and scorer with a model of a tenth of the size."""
+"""The letters task for whole-run tests, with a model of a tenth of the size."""
 
 from __future__ import annotations
 

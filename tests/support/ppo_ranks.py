@@ -58,9 +58,9 @@ def settings(path: Path, network: str, data_parallel: str, checkpoint_path: Path
 
 
 def trajectories(step: int) -> list[Trajectory]:
-    """Make seven trajectories of different lengths and one of two turns, half of them sampled by the version before.
+    """Make seven trajectories of different lengths and one of two turns.
 
-    Two belong to another task; of two ranks the first has both.
+    Half of them were sampled by the version before. Two belong to another task; of two ranks the first has both.
     """
     plain = [make_trajectory(i, version=max(0, step - 1 - i % 2), seed=step) for i in range(7)]
     plain = [replace(t, task="other", reward=50.0 + i) if i in (0, 4) else t for i, t in enumerate(plain)]
@@ -82,7 +82,10 @@ def make_rank(rank_settings: LearnerSettings, ranks: Ranks) -> PPORank:
 
 
 def train(rank_settings: LearnerSettings, ranks: Ranks, folder: Path) -> dict[str, float]:
-    """Train to step 3, from the start or from the checkpoint; writes a checkpoint per step below `folder`."""
+    """Train to step 3, from the start or from the checkpoint.
+
+    Writes a checkpoint per step below `folder`.
+    """
     rank = make_rank(rank_settings, ranks)
     for step in range(rank_settings.version + 1, 4):
         result = rank.update(step, share(step, ranks.rank, ranks.size))

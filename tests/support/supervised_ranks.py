@@ -104,7 +104,7 @@ def untimed(rows: list[Row]) -> list[Row]:
 
 
 def main(rank: int, size: int, folder: Path) -> None:
-    """Train every stage and layout with ddp and fsdp2, and each again, interrupted after its first checkpoint."""
+    """Train every stage and layout with ddp and fsdp2, uninterrupted and interrupted."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     torch.set_num_threads(1)
     ranks = Ranks(CPU, distributed=True)

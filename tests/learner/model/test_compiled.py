@@ -1,4 +1,4 @@
-"""Compiled layers and distributions give the same numbers as plain ones, and are compiled once for all packs."""
+"""Compiled layers and distributions match plain ones, and are compiled once for all packs."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from learner.ppo import advantages as adv
 
 
 def slow_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> list[list[float]]:
-    """Compute eq. 16 of arXiv:1506.02438: the sum over k of (gamma lam)^k delta_{t+k}, over the sampled tokens only."""
+    """Compute eq. 16 of arXiv:1506.02438: the sum of (gamma lam)^k delta_{t+k} over sampled tokens."""
     advantages = [[0.0] * values.shape[1] for _ in values]
     for row in range(values.shape[0]):
         sampled = [t for t in range(values.shape[1]) if mask[row, t]]

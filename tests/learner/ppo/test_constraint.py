@@ -78,7 +78,7 @@ def test_the_multiplier_rises_above_the_bound_and_falls_below_it() -> None:
 
 
 def constrained_rewards(row: int, made: Any, *, kl: float, multiplier: float) -> list[float]:
-    """Compute a row's token rewards: (reward - lambda cost) / (1 + lambda), the KL penalty divided as well."""
+    """Compute a row's token rewards: (reward - lambda cost - KL penalty) / (1 + lambda)."""
     rewards = rewards_of(made.batch, made, kl)[row]
     tokens = made.batch.mask[row].nonzero()[:, 0].tolist()
     rewards = [r + float(made.batch.turn_rewards[row, t]) for r, t in zip(rewards, tokens, strict=True)]

@@ -31,7 +31,7 @@ def trajectories(num: int = 8, *, lag: int = 0) -> list[Trajectory]:
 
 
 def evaluation(batch: Batch, *, shift: float = 0.0) -> Evaluation:
-    """Make proximal log-probabilities: the behaviour ones plus `shift` on even rows, minus `shift` on odd ones."""
+    """Make proximal log-probabilities: behaviour plus `shift` on even rows, minus `shift` on odd ones."""
     shape, generator = batch.mask.shape, torch.Generator().manual_seed(0)
     sign = 1 - 2 * (torch.arange(len(batch.uids)) % 2)[:, None]
     proximal = torch.where(batch.mask, batch.behavior_logprobs + shift * sign, 0.0)

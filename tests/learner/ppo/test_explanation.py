@@ -1,4 +1,4 @@
-"""An explained step returns the numbers of one trajectory and trains the same weights as an ordinary step."""
+"""An explained step returns one trajectory's numbers and trains as an ordinary step."""
 
 from __future__ import annotations
 

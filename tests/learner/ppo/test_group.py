@@ -1,4 +1,4 @@
-"""The group on a real Ray: equal weights on 0, 1 and 2 remote learners, exact resumption, raised failures."""
+"""The group on a real Ray: equal weights on 0, 1 and 2 learners, exact resumption, raised errors."""
 
 from __future__ import annotations
 

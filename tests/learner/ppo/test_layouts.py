@@ -1,4 +1,4 @@
-"""A step gives the same weights packed or padded, in micro-batches or chunks, recomputed, on ranks or sharded."""
+"""A step gives the same weights packed or padded, in micro-batches, recomputed or sharded."""
 
 from __future__ import annotations
 

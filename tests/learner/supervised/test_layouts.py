@@ -101,7 +101,10 @@ def test_the_reward_offset_is_that_of_the_batch_for_any_micro_batch(folder: Path
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of two ranks for every stage and layout, with ddp and fsdp2; resumed ones were compared there."""
+    """The results of two ranks for every stage and layout, with ddp and fsdp2.
+
+    The processes themselves compare resumed with uninterrupted training.
+    """
     folder = write_inputs(tmp_path_factory.mktemp("ranks"))
     run_two_ranks("tests.support.supervised_ranks", folder)
     return folder

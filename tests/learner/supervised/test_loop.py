@@ -1,4 +1,7 @@
-"""Interrupted stages end with the same weights; held-out measurements choose the weights and stop training."""
+"""Interrupted stages end with the same weights.
+
+Held-out measurements choose the weights and stop training.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reward model training ranks responses as the preferences do, and writes a folder that transformers loads."""
+"""Reward models rank responses as the preferences do; transformers loads their folder."""
 
 from __future__ import annotations
 
