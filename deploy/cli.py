@@ -7,6 +7,7 @@ so that `antiphon check` and `antiphon --help` answer in about a second.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import traceback
@@ -86,12 +87,13 @@ def _load(name: str) -> Any:
         module, _, attribute = COMMANDS[heading][name].partition(":")
         function = getattr(importlib.import_module(f"deploy.commands.{module}"), attribute)
     single = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    single.command(name, rich_help_panel=heading)(function)
+    text = "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(function) or "").split("\n\n"))
+    single.command(name, help=text, rich_help_panel=heading)(function)
     return typer.main.get_command(single)
 
 
 class CommandLine(typer.Typer):
-    """A typer app that always ends with an exit code and prints a failure as the last line, `error: WHERE: WHAT`."""
+    """Runs the app; prints a failure as the last line, `error: WHERE: WHAT`, and exits with a code."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         sys.exit(self._exit_code(*args, **kwargs))

@@ -1,4 +1,4 @@
-"""Store the answers of a policy to held-out prompts, summarize them and compare two policies prompt by prompt."""
+"""Store the answers of a policy to held-out prompts, summarize them and compare two policies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GREEDY = -1
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to the prompt of one row of a task; `parts` are the values from the environment's `info`.
+    """One answer to the prompt of a row of a task; `parts` are values of the environment's `info`.
 
     `task` is '' in a run without named tasks.
     """
@@ -102,7 +102,7 @@ def reward_interval(answers: Iterable[Answer]) -> Interval:
 
 
 def pass_rates(answers: Sequence[Answer], pass_reward: float) -> dict[str, float]:
-    """Return pass@k for k = 1, 2, 4, ... and the number of samples; an answer passes if its reward is high enough."""
+    """Return pass@k for k = 1, 2, 4, ... and all samples; a reward of at least `pass_reward` passes."""
     groups = list(by_row(answers).values())
     num = min(map(len, groups))
     rates = {}
@@ -113,7 +113,7 @@ def pass_rates(answers: Sequence[Answer], pass_reward: float) -> dict[str, float
 
 
 def compare(after: Sequence[Answer], before: Sequence[Answer], where: str) -> tuple[Difference, list[Regression]]:
-    """Return the difference `after` - `before` over prompts, and the prompts with a lower reward, the worst first.
+    """Return the difference `after` - `before` over prompts, and the worse prompts, the worst first.
 
     Raises InputError with `where` if the two did not answer the same prompts.
     """

@@ -1,4 +1,4 @@
-"""Select the data columns that a user's function takes by name, besides the texts that it takes by position."""
+"""Select the data columns that a user's function takes by name, besides texts by position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reward_service.scorers.signatures import column_parameters
 def columns_for(
     function: Callable[..., Any], rows: Sequence[Mapping[str, Any]], key: str, *, num_texts: int
 ) -> dict[str, list[Any]]:
-    """Return the columns, except the prompt, that the function names, or all if it takes `**columns`; a value per row.
+    """Return the columns that the function names, or all if it takes `**columns`; a value per row.
 
     The function's first `num_texts` parameters take texts. Raises InputError at the run file's `key` if a column that
     the function requires is missing.

@@ -33,7 +33,7 @@ PLAIN_PROMPTS_ONLY = ("reward_low", "reward_high", "kl_nats", "distinct")
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One sampled conversation: the index of its row, the row, and its number among the row's samples or GREEDY."""
+    """One sampled conversation of a row; `sample` is its number among the row's samples, or GREEDY."""
 
     index: int
     row: Mapping[str, Any]
@@ -43,7 +43,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The answers of one policy to the held-out prompts, with the metrics over all tasks and of each task."""
+    """The answers of one policy to the held-out prompts, with metrics over all tasks and of each."""
 
     answers: list[Answer]
     metrics: dict[str, float]
@@ -107,7 +107,7 @@ def _report_changes(session: Session, before: Sequence[Answer], after: Sequence[
 async def _evaluate_altered(
     session: Session, rows: Mapping[str, Sequence[dict[str, Any]]], policy: Path, reference: Path, plain: Evaluated
 ) -> list[Answer]:
-    """Return a policy's answers to adversarial prompts; adds their metrics to those of the `plain` prompts."""
+    """Return a policy's answers to adversarial prompts; adds their metrics to those of `plain`."""
     answers = list[Answer]()
     for task, own in rows.items():
         altered = await _evaluate_task(session, task, own, policy, reference)
@@ -119,7 +119,7 @@ async def _evaluate_altered(
 
 
 def robustness(plain: Mapping[str, float], altered: Evaluated, ways: Sequence[Way]) -> dict[str, float]:
-    """Return the metrics on adversarial prompts, the reward by way of altering, and the drop of the reward."""
+    """Return the metrics on adversarial prompts, the reward by way, and the drop of the reward."""
     by_way: dict[Way, list[float]] = {}
     for answer in altered.answers:
         if answer.sample != GREEDY:
@@ -270,7 +270,7 @@ def measure(
 
 
 def _sampled(logprobs: Sequence[Sequence[float]], conversations: Sequence[Conversation]) -> list[list[float]]:
-    """Keep the log-probabilities of the tokens that the policy sampled; those given start at the second token."""
+    """Keep the log-probabilities of sampled tokens; the given ones start at the second token."""
     return [
         [value for value, is_sampled in zip(values, conversation.mask[1:], strict=True) if is_sampled]
         for values, conversation in zip(logprobs, conversations, strict=True)

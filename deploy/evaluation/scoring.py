@@ -30,7 +30,7 @@ async def held_out_rows(session: Session, num: int, task: str, *, altered: bool 
 async def score(
     session: Session, task: str, rows: Sequence[Mapping[str, Any]], conversations: Sequence[Conversation]
 ) -> list[Score]:
-    """Return a score for each conversation: the reward of the reward service plus the environment's turn rewards.
+    """Return a score for each conversation: the service's reward plus the environment's turn rewards.
 
     The parts of a score are those of the service and of the environment.
     """

@@ -54,7 +54,7 @@ def _resampled_means(values: np.ndarray, draw: np.random.Generator) -> np.ndarra
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float], *, seed: int = 0) -> Difference:
-    """Return the mean of `after` - `before` with its bootstrap interval and a two-sided sign-flip permutation test.
+    """Compare paired values: mean difference, bootstrap interval, two-sided sign-flip permutation test.
 
     The p-value counts the observed difference among the NUM_FLIPPED drawn ones (Phipson and Smyth 2010), so it is never
     0. Raises ValueError if the lengths differ.
@@ -72,7 +72,7 @@ def paired_difference(after: Sequence[float], before: Sequence[float], *, seed: 
 
 
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
-    """Estimate the probability that one of k samples passes, unbiased, from n samples (arXiv:2107.03374, eq. 1).
+    """Estimate, unbiased, the probability that one of k of n samples passes (arXiv:2107.03374, eq. 1).
 
     Raises ValueError if k is larger than n.
     """

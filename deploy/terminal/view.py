@@ -1,4 +1,4 @@
-"""Show the progress of a run on stderr: a live display in a terminal, otherwise a plain line every few seconds."""
+"""Show the progress of a run on stderr: live in a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -110,7 +110,10 @@ class View:
             self._live = None
 
     def stage(self, name: str, total_steps: int) -> None:
-        """Begin a stage and mark the one before it as done. `total_steps` is 0 if the number of steps is unknown."""
+        """Begin a stage and mark the one before it as done.
+
+        `total_steps` is 0 if the number of steps is unknown.
+        """
         self._end_stage(done=True)
         self._stages.append(_Stage(name, total_steps, self._clock()))
         self._printed_at = float("-inf")

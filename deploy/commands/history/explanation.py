@@ -38,7 +38,10 @@ PLAIN_WIDTH = 120
 
 
 def explain_conversation(run: RunDirectory, uid: str, *, html: Path | None) -> None:
-    """Print a conversation and, if `html` is set, write it as a page. Raises InputError if it was not trained."""
+    """Print a conversation and, if `html` is set, write it as a page.
+
+    Raises InputError if it was not trained.
+    """
     config = read_run_config(run.path / CONFIG)
     history = History(run.path / RECORDS)
     step = history.step_of(uid)
@@ -68,7 +71,7 @@ def _with_one_learner(config: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True, slots=True)
 class RetrainedStep:
-    """The trajectory's values in the retrained step, and how the weights before it compare with the recorded ones."""
+    """The values of a trajectory in the retrained step; `comparison` is about the weights before it."""
 
     explanation: Explanation
     comparison: str

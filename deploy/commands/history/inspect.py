@@ -42,7 +42,10 @@ def inspect(
 
 
 def show_trajectories(path: Path, *, uid: str | None, limit: int) -> None:
-    """Print a table of the first `limit` trajectories, or the one with this uid. Raises InputError if there is none."""
+    """Print a table of the first `limit` trajectories, or the one with this uid.
+
+    Raises InputError if there is none.
+    """
     trajectories = read_trajectories(path)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     if uid is None:
@@ -127,7 +130,7 @@ def _print_table(
 
 
 def decoder(run_path: Path) -> Decode:
-    """Return a function that decodes token ids with the run's tokenizer, or joins the ids if there is none."""
+    """Return a function that decodes token ids, or joins them if the run has no tokenizer."""
     tokenizer_path = _tokenizer_path(run_path)
     if tokenizer_path is None:
         return lambda token_ids: " ".join(map(str, token_ids))

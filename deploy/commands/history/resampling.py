@@ -1,4 +1,4 @@
-"""Sample a run's segments again from their seeds, versions and prefixes, in batches of other compositions.
+"""Sample a run's segments again from their seeds, versions and prefixes, in other batches.
 
 The caller of `sample_again` provides the weights of each version.
 """

@@ -49,7 +49,7 @@ PLAIN_WIDTH = 120
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps to replay: from `start`, the checkpoint's version, to `last`. The user asked for `first` to `last`."""
+    """The steps to replay, from the checkpoint's version `start` to `last`; `first` was asked for."""
 
     first: int
     last: int
@@ -125,7 +125,7 @@ async def _token_replay(session: Session, history: History, plan: Plan) -> Token
 
 
 def make_plan(run: RunDirectory, history: History, steps: str | None, *, older: int) -> Plan:
-    """Plan the steps `A:B` (both ends are optional), starting from the newest checkpoint that is old enough.
+    """Plan the steps `A:B` (both ends are optional) from the newest checkpoint that is old enough.
 
     `older` is the number of versions before step A that are needed too.
     """
@@ -144,7 +144,10 @@ def make_plan(run: RunDirectory, history: History, steps: str | None, *, older: 
 
 
 def changed_config(run: RunDirectory, config: RunConfig, lines: Sequence[str]) -> RunConfig:
-    """Return the run's settings with other learner settings. Raises InputError naming a key of another section."""
+    """Return the run's settings with other learner settings.
+
+    Raises InputError naming a key of another section.
+    """
     changed = load_run_config(run.path / CONFIG, lines, beside=False, option="--what-if")
     before, now = flat(config), flat(changed)
     others = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith("learner.")]
@@ -154,7 +157,7 @@ def changed_config(run: RunDirectory, config: RunConfig, lines: Sequence[str]) -
 
 
 class Replay:
-    """Trains the steps of `plan` again with the learner group that `start(checkpoint, first_step)` returns.
+    """Trains the steps of `plan` again with the learners that `start(checkpoint, first_step)` returns.
 
     Calls `on_step` with the metrics of each step.
     """
@@ -215,7 +218,9 @@ class Replay:
 
 
 def require_same(manifest: Manifest, history: History) -> bool:
-    """Return True if the recorded version has the same bits. Raises AntiphonError naming the step if it differs.
+    """Return True if the recorded version has the same bits.
+
+    Raises AntiphonError naming the step if it differs.
 
     Returns False if the run was killed before it recorded this version: there is nothing to compare.
     """

@@ -1,4 +1,4 @@
-"""Split a trajectory into a readable transcript: spans of text, with training values of the policy's tokens."""
+"""Split a trajectory into a transcript: spans of text, with values of the policy's tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONTEXT_TOKENS = 8
 
 
 class TokenValues(Protocol):
-    """Values of each token of a trajectory, [T] each; `before` and `after` are log-probabilities around the step."""
+    """Values of a trajectory's tokens, [T] each; `before` and `after` the step are log-probabilities."""
 
     @property
     def values(self) -> Sequence[float]: ...
@@ -28,7 +28,7 @@ class TokenValues(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that the policy sampled, with its value, its advantage and its log-probability before the step."""
+    """A token that the policy sampled, with value, advantage and log-probability before the step."""
 
     text: str
     value: float
@@ -62,7 +62,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """A conversation; `comparison` describes how the weights before its step compare with the recorded ones."""
+    """A conversation; `comparison` says how the weights before its step differ from the recorded ones."""
 
     run: str
     trajectory: Trajectory

@@ -41,9 +41,10 @@ def evaluate(
     task: Annotated[str | None, typer.Option(metavar="NAME", help="Show only this task of several.")] = None,
     list_: Annotated[int, typer.Option("--list", min=0, help="How many prompts with worse responses to list.")] = 5,
 ) -> None:
-    """Evaluate the policy before and after PPO on held-out prompts; stores the responses in RUN/evaluation.
+    """Evaluate the policy before and after PPO on held-out prompts.
 
-    With --against, a task is compared with the task of the same name in the other run, or with a single-task run.
+    Stores the responses in RUN/evaluation. With --against, a task is compared with the task of the same name in the
+    other run, or with a single-task run.
 
     [dim]antiphon evaluate runs/reviews --num-samples 4 --against runs/hacked[/dim]
     """
@@ -88,7 +89,7 @@ def _evaluate(config: RunConfig, path: Path, task: str, *, fresh: bool) -> None:
 
 
 def _print_changes(path: Path, other: Path | None, task: str, num_listed: int) -> None:
-    """Print the change of the mean reward with its confidence interval, and the prompts with worse responses."""
+    """Print the change of the reward with its confidence interval, and prompts with worse responses."""
     from deploy.evaluation import answers
 
     after = answers.read(path / EVALUATION / "after.parquet")

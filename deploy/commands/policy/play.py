@@ -42,7 +42,7 @@ def play(
     task: Annotated[str | None, typer.Option(metavar="NAME", help="Task to play, if several have one.")] = None,
     set_: Lines = None,
 ) -> None:
-    """Answer a task's environment turn by turn in place of the policy, from the terminal or from lines on stdin.
+    """Answer a task's environment turn by turn in place of the policy, in the terminal or from stdin.
 
     [dim]antiphon play examples/game/run.toml --seed 3[/dim]
     """
@@ -51,7 +51,7 @@ def play(
 
 
 def play_conversation(config: RunConfig, run_path: Path, *, task: str | None, seed: int) -> None:
-    """Run one conversation with the environment of `task`, which may be omitted if only one task has an environment.
+    """Run one conversation with the environment of `task`, by default the only task that has one.
 
     Raises InputError if there is no environment, and EnvironmentFault if it fails.
     """
@@ -67,7 +67,10 @@ def play_conversation(config: RunConfig, run_path: Path, *, task: str | None, se
 
 
 def _task_to_play(config: RunConfig, task: str | None) -> str:
-    """Return the name of the task to play. Raises InputError if none has an environment or the name is ambiguous."""
+    """Return the name of the task to play.
+
+    Raises InputError if none has an environment or the name is ambiguous.
+    """
     names = [name for name, each in config.by_task().items() if each.environment.path is not None]
     if not names:
         raise InputError("environment.path", "is not set; antiphon play needs an environment")
@@ -80,7 +83,7 @@ def _task_to_play(config: RunConfig, task: str | None) -> str:
 
 
 def _columns(config: RunConfig, run_path: Path, task: str, seed: int) -> dict[str, Any]:
-    """Return the columns of prompt row `seed` (modulo the number of rows), or none if the task has no prompts."""
+    """Return the columns of prompt row `seed` modulo the number of rows; none without prompts."""
     built = run_path / "data" / task / "prompts.parquet"
     path = config.by_task()[task].prompts or (built if built.exists() else None)
     if path is None:

@@ -1,4 +1,4 @@
-"""`antiphon evaluate-rewards`: measure the accuracy of a reward model or reward service on a file of pairs.
+"""`antiphon evaluate-rewards`: measure the accuracy of a reward model or service on pairs.
 
 The file has the form of RewardBench (arXiv:2403.13787): prompt, chosen, rejected and optionally subset. Scores with the
 model in this process, without Ray, or over HTTP.
@@ -122,7 +122,7 @@ def measure_accuracy(
     strict: bool,
     json_path: Path | None,
 ) -> None:
-    """Score every pair with the reward model in a folder or the service at a URL, and print a table by subset.
+    """Score every pair with a reward model or the service at a URL, and print a table by subset.
 
     Invalid rows and rows that cannot be scored are left out and listed with file and line; with `strict` they raise
     InputError. Raises RewardError if the service fails.

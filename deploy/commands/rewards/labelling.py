@@ -1,4 +1,4 @@
-"""Sample pairs of responses of a run's newest policy and serve the labelling page until it is interrupted.
+"""Sample pairs of responses of a run's newest policy and serve the labelling page.
 
 Rollout actors sample the pairs once for each policy, and the run's reward model scores them once. Everything is stored
 in RUN/feedback.sqlite.
@@ -52,7 +52,7 @@ GRACE_S = 2
 def collect_feedback(
     run: RunDirectory, *, host: str, port: int, num_pairs: int, annotators_per_pair: float, random_share: float
 ) -> None:
-    """Serve the labelling page; prints ``listening on URL/label`` when ready and returns after SIGINT or SIGTERM.
+    """Serve the labelling page; prints ``listening on URL/label`` and returns after SIGINT or SIGTERM.
 
     Starts no engine if the newest policy already has `num_pairs` pairs. Call it on the main thread. Raises InputError
     if the run has no policy, if another process uses the run, and if the port is taken.
@@ -179,7 +179,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _add_rewards(store: FeedbackStore, run: RunDirectory, policy_version: str) -> None:
-    """Score the policy's pairs with the run's reward model, if it has one, unless it has already scored them."""
+    """Score the policy's unscored pairs with the run's reward model, if it has one."""
     folder = published_folder(run.path)
     if folder is None:
         return

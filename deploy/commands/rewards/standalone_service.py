@@ -39,7 +39,7 @@ def serve(
     run_path: Path,
     feedback: FeedbackSettings = FeedbackSettings(),
 ) -> None:
-    """Serve rewards on host:port; prints ``listening on URL`` when ready and returns after SIGINT or SIGTERM.
+    """Serve rewards on host:port; prints ``listening on URL`` and returns after SIGINT or SIGTERM.
 
     Accepts ANTIPHON_TOKEN and the tokens of `antiphon token`. If the run directory exists, the service also collects
     feedback with the settings `feedback`, and `antiphon reward-model RUN` publishes new models to it. Call it on the

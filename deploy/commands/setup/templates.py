@@ -35,7 +35,7 @@ def task_names() -> list[str]:
 
 
 def copied_task(task: str, package: str) -> dict[str, str]:
-    """Return the files of an example task, by their path below the new folder, as parts of the Python `package`.
+    """Return the files of an example task, by their path in the new folder, as Python `package`.
 
     The task's modules and the shared modules that it imports become modules of `package`; other tasks that it imports
     become its sub-packages. Raises InputError if there is no such task.
@@ -73,7 +73,7 @@ def _referenced(files: Mapping[str, str]) -> set[str]:
 
 
 def _renamed(text: str, task: str, package: str) -> str:
-    """Replace the examples' dotted names by those in `package`, and paths such as `examples/TASK/run.toml`."""
+    """Replace dotted names of the examples by those in `package`, and `examples/TASK/` by its folder."""
     text = _REFERENCE.sub(lambda found: package if found[1] == task else f"{package}.{found[1]}", text)
     text = _IMPORT_FROM_PACKAGE.sub(lambda found: f"from {package} import {found[1]}", text)
     return text.replace(f"{PACKAGE}/{task}/", f"{package.replace('.', '/')}/")

@@ -112,7 +112,10 @@ def submit_job(
 
 
 def entrypoint(run_file: Path, options: Sequence[str]) -> str:
-    """Return the job's shell command. Raises InputError if the run file is outside of the working directory."""
+    """Return the job's shell command.
+
+    Raises InputError if the run file is outside of the working directory.
+    """
     path = Path(os.path.abspath(run_file))
     if not path.is_relative_to(Path.cwd()):
         raise InputError(str(run_file), f"is not in the working directory ({Path.cwd()}), so it is not uploaded")
@@ -176,7 +179,7 @@ def _runs_folder(config: RunConfig) -> list[str]:
 
 
 def _environment(config: RunConfig) -> dict[str, str]:
-    """Return the job's variables: the time to stop cleanly, and the token if the reward service opens a port."""
+    """Return the job's variables: the time to stop, and the token if the service opens a port."""
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     token = os.environ.get("ANTIPHON_TOKEN")
     if token and config.reward_service.port is not None:
