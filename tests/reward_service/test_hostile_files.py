@@ -1,4 +1,4 @@
-"""Files that would run code in a careless reader: nothing of them runs, and each is refused by name."""
+"""Files that would run code in an unsafe reader: no code runs, and each file is rejected by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfo
 
 
 class Planted:
-    """Unpickled, it leaves a mark."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -37,7 +37,7 @@ class Planted:
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """A folder that must not come into being; that unpickling makes it is shown first."""
+    """Return a folder that must not be created; first checks that unpickling would create it."""
     shown = tmp_path / "shown"
     pickle.loads(pickle.dumps(Planted(shown)))  # noqa: S301
     assert shown.exists()
@@ -49,7 +49,7 @@ def model(reward_model_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(reward_model_folder, tmp_path / "model"))
 
 
-def test_a_pickle_that_is_named_safetensors_is_not_loaded(model: Path, mark: Path) -> None:
+def test_pickle_named_safetensors_is_not_loaded(model: Path, mark: Path) -> None:
     (model / "model.safetensors").write_bytes(pickle.dumps(Planted(mark)))
     with pytest.raises(InputError, match=r"^reward_model: cannot load"):
         RewardModelScorer(model)
@@ -57,14 +57,14 @@ def test_a_pickle_that_is_named_safetensors_is_not_loaded(model: Path, mark: Pat
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "model.pt"])
-def test_a_pickle_beside_the_weights_is_refused(model: Path, mark: Path, name: str) -> None:
+def test_pickle_beside_the_weights_is_rejected(model: Path, mark: Path, name: str) -> None:
     (model / name).write_bytes(pickle.dumps(Planted(mark)))
     with pytest.raises(InputError, match=rf"{name} is not safetensors"):
         RewardModelScorer(model)
     assert not mark.exists()
 
 
-def test_code_that_a_model_brings_is_not_run(model: Path, mark: Path) -> None:
+def test_code_in_a_model_folder_is_not_run(model: Path, mark: Path) -> None:
     (model / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Evil: ...\n")
     config = json.loads((model / "config.json").read_text())
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
@@ -75,40 +75,40 @@ def test_code_that_a_model_brings_is_not_run(model: Path, mark: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["arrow.py_extension_type", "ray.data.arrow_tensor", "ray.data.arrow_pickled_object"])
-def test_a_parquet_file_with_a_pickle_for_an_extension_type_runs_nothing(tmp_path: Path, mark: Path, name: str) -> None:
+def test_pickle_in_a_parquet_extension_type_is_not_run(tmp_path: Path, mark: Path, name: str) -> None:
     planted = pickle.dumps(Planted(mark))
     metadata = {"ARROW:extension:name": name, "ARROW:extension:metadata": planted}
     field = pa.field("prompt", pa.string(), metadata=metadata)
     table = pa.table([pa.array(["hello"])], schema=pa.schema([field]))
     pq.write_table(table, tmp_path / "prompts.parquet")
-    with contextlib.suppress(InputError):  # where Ray's extension types are registered, the type is refused by name
+    with contextlib.suppress(InputError):  # if Ray's extension types are registered, the type is rejected by name
         assert read_table(tmp_path / "prompts.parquet").column("prompt").to_pylist() == ["hello"]
     assert not mark.exists()
 
 
 def refused(model: Path) -> str:
-    """Why the model gives a conversation no reward."""
+    """Return the error of the model for a conversation."""
     asked = ScoreRequest("x", "", "a", {"messages": [{"role": "user", "content": "hello"}]})
     (outcome,) = RewardModelScorer(model).score_batch([asked])
     assert isinstance(outcome, RewardError)
     return outcome.what
 
 
-def test_a_chat_template_that_does_not_end_is_stopped(model: Path) -> None:
+def test_endless_chat_template_is_stopped(model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     tokenizer.chat_template = ENDLESS
     tokenizer.save_pretrained(model)
     assert f"the chat template does not end (more than {MAX_TEMPLATE_LINES:,} lines)" in refused(model)
 
 
-def test_a_chat_template_that_reaches_for_python_is_refused(model: Path) -> None:
+def test_chat_template_that_accesses_python_is_rejected(model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     tokenizer.chat_template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     tokenizer.save_pretrained(model)
     assert "messages: the chat template refuses it" in refused(model)
 
 
-def test_a_pickle_for_a_file_of_tokens_is_not_loaded(tmp_path: Path, mark: Path) -> None:
+def test_pickled_token_file_is_not_loaded(tmp_path: Path, mark: Path) -> None:
     (tmp_path / "tokens.json").write_bytes(pickle.dumps(Planted(mark)))
     with pytest.raises(InputError, match="not a token file"):
         read_tokens(tmp_path / "tokens.json")

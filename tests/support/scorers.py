@@ -1,4 +1,4 @@
-"""Scorers that tests name by dotted path: good ones, and one for each way to be wrong."""
+"""Scorer functions that tests name by dotted path: correct ones, and one for each kind of error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def slow(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def die_once(prompts: list[str], responses: list[str], references: list[str]) -> list[float]:
-    """Kills its process unless the file that the references name is there, and puts it there."""
+    """Kill the process, unless the file in `references` exists; creates it first."""
     mark = Path(references[0])
     if not mark.exists():
         mark.touch()
@@ -38,10 +38,10 @@ def die_once(prompts: list[str], responses: list[str], references: list[str]) ->
 
 
 def gated(prompts: list[str], responses: list[str], references: list[list[str]]) -> list[float]:
-    """Says by a first file that it has begun, and goes on when there is a second; each item names both."""
-    begun, go_on = map(Path, references[0])
-    begun.touch()
-    while not go_on.exists():
+    """Create the first file in `references`, then wait for the second."""
+    started, release = map(Path, references[0])
+    started.touch()
+    while not release.exists():
         time.sleep(0.01)
     return length(prompts, responses)
 
@@ -65,7 +65,7 @@ def not_a_list(prompts: list[str], responses: list[str]) -> Any:
 
 
 def wrong_on_demand(prompts: list[str], responses: list[str]) -> list[Any]:
-    """Each response says what its reward is to be."""
+    """Return the kind of value that each response names."""
     values = {"nan": float("nan"), "inf": float("inf"), "huge": 10**400, "string": "0.5", "none": None, "one": 1}
     return [values[response] for response in responses]
 

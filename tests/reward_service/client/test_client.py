@@ -29,20 +29,20 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answering(*answers: Any) -> tuple[HttpRewardClient, list[httpx.Request]]:
-    """A client whose service gives these answers in turn, the last for ever, and the requests it got."""
-    asked: list[httpx.Request] = []
+    """Return a client whose service gives these answers in turn, the last one repeatedly, and its requests."""
+    received: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        given = answers[min(len(asked), len(answers) - 1)]
-        asked.append(request)
-        if isinstance(given, Exception):
-            raise given
-        status, body = given
+        next_answer = answers[min(len(received), len(answers) - 1)]
+        received.append(request)
+        if isinstance(next_answer, Exception):
+            raise next_answer
+        status, body = next_answer
         return httpx.Response(status, text=body) if isinstance(body, str) else httpx.Response(status, json=body)
 
     client = HttpRewardClient("http://service", None, 5.0)
     client._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    return client, asked
+    return client, received
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def answering(*answers: Any) -> tuple[HttpRewardClient, list[httpx.Request]]:
         ({"rewards": [{"id": "x", "reward": 1.0, "parts": {"a": "b"}}], "model_version": "v"}, "parts for x"),
     ],
 )
-async def test_no_wrong_answer_is_taken_for_a_reward(body: Any, what: str) -> None:
+async def test_invalid_answer_is_never_used_as_a_reward(body: Any, what: str) -> None:
     client, asked = answering((200, body))
     with pytest.raises(RewardUnavailable) as caught:
         await scores_of(client, [ITEM])
@@ -69,7 +69,7 @@ async def test_no_wrong_answer_is_taken_for_a_reward(body: Any, what: str) -> No
 
 
 @pytest.mark.parametrize("trouble", [(503, "busy"), (429, "later"), (500, "oh"), httpx.ConnectError("refused")])
-async def test_what_may_pass_is_tried_again_a_few_times(trouble: Any) -> None:
+async def test_temporary_failure_is_retried(trouble: Any) -> None:
     client, asked = answering(trouble, trouble, (200, GOOD))
     assert await scores_of(client, [ITEM]) == [Score("x", 2.0, {"n": 2.0}, "v")]
     assert [request.content for request in asked] == [asked[0].content] * 3
@@ -78,7 +78,7 @@ async def test_what_may_pass_is_tried_again_a_few_times(trouble: Any) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
-async def test_what_is_refused_is_not_tried_again(status: int) -> None:
+async def test_rejected_call_is_not_retried(status: int) -> None:
     client, asked = answering((status, "no"), (200, GOOD))
     with pytest.raises(RewardError, match=rf"answered {status}: no") as caught:
         await scores_of(client, [ITEM])
@@ -86,26 +86,26 @@ async def test_what_is_refused_is_not_tried_again(status: int) -> None:
     assert len(asked) == 1
 
 
-async def test_an_item_that_the_scorer_could_not_score_is_final_and_named() -> None:
+async def test_error_of_one_item_is_final_and_names_it() -> None:
     body = {"rewards": [{"id": "x", "reward": None, "error": "length: too long"}], "model_version": "v"}
     with pytest.raises(RewardError, match="no reward for x: length: too long") as caught:
         await scores_of(answering((200, body))[0], [ITEM])
     assert not isinstance(caught.value, RewardUnavailable)
 
 
-async def test_columns_travel_by_their_names() -> None:
+async def test_columns_are_sent_by_name() -> None:
     client, asked = answering((200, GOOD))
     await scores_of(client, [ScoreRequest("x", "p", "a", {"references": ["r"], "level": 3})])
     assert b'"columns":{"level":[3],"references":[["r"]]}' in asked[0].content
 
 
-async def test_a_service_that_is_not_there_is_named() -> None:
+async def test_unreachable_service_is_named() -> None:
     with pytest.raises(RewardUnavailable, match=r"^reward_service: http://127\.0\.0\.1:9/v1/rewards: ConnectError"):
         await scores_of(HttpRewardClient("http://127.0.0.1:9", None, 5.0), [ITEM])
 
 
 class Moody:
-    """A client that is unavailable for so many calls, then scores."""
+    """A transport that is unavailable for `num_bad` calls, then scores."""
 
     def __init__(self, num_bad: int, retry_after_s: float | None = None) -> None:
         self.num_bad = num_bad
@@ -120,7 +120,7 @@ class Moody:
         return [Score(request.id, 1.0, {}, "v") for request in requests]
 
 
-async def test_patience_outlasts_a_service_that_comes_back_and_says_meanwhile_what_is_missing() -> None:
+async def test_waiting_names_the_missing_rewards_until_the_service_is_back() -> None:
     moody = Moody(6)
     patient = RetryingRewardClient(moody, patience_s=60.0)
     assert patient.waiting() is None
@@ -131,12 +131,12 @@ async def test_patience_outlasts_a_service_that_comes_back_and_says_meanwhile_wh
     assert patient.waiting() is None
 
 
-async def test_spent_patience_raises_what_was_missing() -> None:
+async def test_error_names_the_missing_rewards_when_patience_ends() -> None:
     with pytest.raises(RewardUnavailable, match=r"no rewards for x in 0\.01 s \(reward_service\.patience_s\): down"):
         await RetryingRewardClient(Moody(1000), patience_s=0.01).score([ITEM])
 
 
-async def test_patience_waits_as_long_as_the_service_asks_and_tries_once_more_at_its_own_end() -> None:
+async def test_last_retry_is_made_when_patience_ends() -> None:
     moody = Moody(1, retry_after_s=60.0)
     assert [score.id for score in await RetryingRewardClient(moody, patience_s=0.05).score([ITEM])] == ["x"]
 
@@ -151,17 +151,17 @@ async def test_patience_waits_as_long_as_the_service_asks_and_tries_once_more_at
         "[" * 100_000,
     ],
 )
-async def test_nonsense_of_every_kind_is_something_to_wait_for(body: Any) -> None:
+async def test_any_invalid_answer_is_retryable(body: Any) -> None:
     with pytest.raises(RewardUnavailable):
         await scores_of(answering((200, body))[0], [ITEM])
 
 
-async def test_a_column_that_json_cannot_hold_is_named() -> None:
+async def test_column_that_json_cannot_represent_is_named() -> None:
     with pytest.raises(RewardError, match="the column level can't be sent as JSON"):
         await scores_of(answering((200, GOOD))[0], [ScoreRequest("x", "p", "a", {"level": float("nan")})])
 
 
-async def test_an_answer_that_is_final_is_not_waited_for() -> None:
+async def test_final_error_is_not_retried() -> None:
     class Final:
         async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
             raise RewardError("scorer", "broken")
@@ -170,7 +170,7 @@ async def test_an_answer_that_is_final_is_not_waited_for() -> None:
         await RetryingRewardClient(Final(), patience_s=60.0).score([ITEM])
 
 
-async def test_what_is_missing_of_one_item_is_waited_for_and_what_is_refused_of_one_is_final() -> None:
+async def test_call_is_retried_only_if_an_item_is_unavailable() -> None:
     answers: list[list[Score | RewardError]] = [
         [RewardUnavailable("reward_service", "busy"), Score("y", 1.0, {}, "v")],
         [RewardError("scorer", "no JSON"), Score("y", 2.0, {}, "v")],
@@ -185,7 +185,7 @@ async def test_what_is_missing_of_one_item_is_waited_for_and_what_is_refused_of_
     assert not answers
 
 
-def test_a_run_uses_its_own_service_or_the_one_it_is_pointed_at_and_both_clients_travel() -> None:
+def test_run_client_uses_a_handle_or_http_and_can_be_pickled() -> None:
     own = run_client(RewardServiceConfig(), "run", None)
     elsewhere = run_client(RewardServiceConfig(url="http://other:1", scorer="quality"), "run", "secret")
     for patient, kind in ((own, HandleRewardClient), (elsewhere, HttpRewardClient)):
@@ -195,7 +195,7 @@ def test_a_run_uses_its_own_service_or_the_one_it_is_pointed_at_and_both_clients
 
 
 class Named:
-    """Gives the length of what it is called, or raises; keeps what it was asked."""
+    """Returns the length of its name as the reward, or raises; records the ids of its requests."""
 
     def __init__(self, name: str, error: RewardError | None = None) -> None:
         self.name, self.error = name, error
@@ -212,32 +212,32 @@ class Named:
         self.is_closed = True
 
 
-def of(*tasks: str) -> list[ScoreRequest]:
+def requests_of(*tasks: str) -> list[ScoreRequest]:
     return [ScoreRequest(str(place), "p", "r", {}, task) for place, task in enumerate(tasks)]
 
 
-async def test_each_tasks_client_is_asked_once_and_the_answers_come_in_the_order_of_the_requests() -> None:
+async def test_outcomes_of_several_tasks_keep_the_order_of_requests() -> None:
     sums, games = Named("a"), Named("bb")
     clients = PerTaskClient({"sums": sums, "games": games})
-    outcomes = await clients.outcomes(of("games", "sums", "games"))
+    outcomes = await clients.outcomes(requests_of("games", "sums", "games"))
     assert [(outcome.id, outcome.reward) for outcome in outcomes] == [("0", 2.0), ("1", 1.0), ("2", 2.0)]  # type: ignore[union-attr]
     assert (sums.asked, games.asked) == ([["1"]], [["0", "2"]])
-    await clients.outcomes(of("sums"))
+    await clients.outcomes(requests_of("sums"))
     assert len(games.asked) == 1
     await clients.aclose()
     assert sums.is_closed
     assert games.is_closed
 
 
-async def test_no_requests_meet_every_tasks_client_and_a_task_without_one_is_named() -> None:
+async def test_call_without_requests_reaches_every_tasks_client() -> None:
     broken = Named("a", RewardUnavailable("reward_service", "down"))
     with pytest.raises(RewardUnavailable, match="down"):
         await PerTaskClient({"sums": Named("b"), "games": broken}).outcomes([])
     with pytest.raises(RewardError, match="0 is of task 'chess', which has no scorer"):
-        await PerTaskClient({"sums": Named("b")}).outcomes(of("chess"))
+        await PerTaskClient({"sums": Named("b")}).outcomes(requests_of("chess"))
 
 
-def test_a_run_of_several_tasks_asks_for_each_tasks_scorer_by_its_name_and_the_client_travels() -> None:
+def test_client_of_several_tasks_requests_each_tasks_scorer() -> None:
     scorers = {"sums": "answer", "games": "none", "texts": "reward_model"}
     own = RewardServiceConfig().serving(list(scorers.values()))
     assert own.scorer == "reward_model"

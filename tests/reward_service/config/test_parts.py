@@ -1,4 +1,4 @@
-"""Which parts a reward may have: what the settings say, against what real scorers give."""
+"""The parts that settings name, compared with the parts of real scorers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def service(scorer: str, **changes: Any) -> RewardServiceConfig:
     return RewardServiceConfig(scorer=scorer, scorers=RULES | OPEN | COMPOSITES, **changes)
 
 
-async def test_every_scorer_gives_parts_that_were_told_and_a_rule_gives_all_of_them() -> None:
+async def test_scorers_return_the_parts_that_their_settings_name() -> None:
     scorers = build_scorers(service("outer"), None)
     for name in [*RULES, *OPEN, *COMPOSITES]:
         (outcome,) = await scorers[name].score([ITEM])
@@ -69,9 +69,9 @@ async def test_every_scorer_gives_parts_that_were_told_and_a_rule_gives_all_of_t
         ("reward_model", "uncertainty", True),
     ],
 )
-def test_the_parts_of_a_composite_are_named_by_the_way_to_them(scorer: str, part: str, may: bool) -> None:
+def test_parts_of_a_composite_are_named_by_their_path(scorer: str, part: str, may: bool) -> None:
     assert may_have_part(service(scorer), part) == may
 
 
-def test_of_a_service_elsewhere_any_part_may_come() -> None:
+def test_external_service_may_return_any_part() -> None:
     assert may_have_part(service("forbidden", url="http://127.0.0.1:9"), "anything")

@@ -1,4 +1,4 @@
-"""What a scorer's section refuses, and that both sides of each rule are as they should be."""
+"""Valid and invalid settings of scorers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def composite(**settings: Any) -> dict[str, Any]:
     ],
     ids=lambda section: section["kind"],
 )
-def test_every_kind_has_its_settings(section: dict[str, Any]) -> None:
+def test_settings_of_every_kind_are_accepted(section: dict[str, Any]) -> None:
     assert config(a=section).scorers["a"].kind == section["kind"]
 
 
@@ -77,20 +77,20 @@ def test_every_kind_has_its_settings(section: dict[str, Any]) -> None:
         (composite(normalize={"a": {"mean": 0, "std": 0}}), "greater than 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(section: dict[str, Any], what: str) -> None:
+def test_invalid_settings_are_rejected(section: dict[str, Any], what: str) -> None:
     with pytest.raises(ValidationError) as caught:
         config(a=EXACT, b=EXACT, c=section)
     assert what in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["1a", "", "a b", "ä", "a/b", "-a", "reward_model"])
-def test_a_name_that_is_none_is_refused(name: str) -> None:
+def test_invalid_scorer_name_is_rejected(name: str) -> None:
     with pytest.raises(ValidationError, match=r"is not a valid name|is a reserved name"):
         config(**{name: EXACT})
 
 
 @pytest.mark.parametrize("name", ["a", "Z", "a_b-c.d9"])
-def test_a_name_is_a_letter_then_letters_digits_and_signs(name: str) -> None:
+def test_scorer_name_starts_with_a_letter(name: str) -> None:
     assert name in config(**{name: EXACT}).scorers
 
 
@@ -104,25 +104,25 @@ def test_a_name_is_a_letter_then_letters_digits_and_signs(name: str) -> None:
         ({"a": EXACT, "c": composite(normalize={"a": "reward_statistics"})}, "c.normalize: 'a' is not a reward model"),
     ],
 )
-def test_a_composite_fits_the_scorers_it_names(scorers: dict[str, Any], what: str) -> None:
+def test_composite_that_does_not_fit_its_scorers_is_rejected(scorers: dict[str, Any], what: str) -> None:
     with pytest.raises(ValidationError) as caught:
         config(**scorers)
     assert what in str(caught.value)
 
 
-def test_a_diamond_of_composites_is_no_circle() -> None:
+def test_diamond_of_composites_is_accepted() -> None:
     left, right = composite(), composite(parts={"a": 2})
     config(a=EXACT, left=left, right=right, top=composite(parts={"left": 1, "right": 1}))
 
 
-def test_the_runs_reward_model_is_needed_where_it_is_used_or_a_part() -> None:
+def test_reward_model_is_needed_if_it_is_used_or_a_part() -> None:
     assert RewardServiceConfig().needs_reward_model()
     assert not RewardServiceConfig(scorer="m:f").needs_reward_model()
     part = {"c": composite(parts={"reward_model": 1})}
     assert RewardServiceConfig(scorer="m:f", scorers=part).needs_reward_model()
 
 
-def test_where_a_file_lies_is_no_part_of_a_version_but_every_setting_is() -> None:
+def test_version_depends_on_every_setting_except_file_paths() -> None:
     texts = {
         settings_text(config(a={"kind": "forbidden", "path": path}).scorers["a"]) for path in ("here.txt", "there.txt")
     }

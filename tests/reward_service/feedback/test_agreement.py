@@ -10,14 +10,14 @@ LABELS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min
 
 
 def slow_kappa(first: list[str], second: list[str]) -> float | None:
-    """By enumeration: how often two labels match where they are of the same item, and where they are of any two."""
+    """Compute kappa by enumeration: matches of labels of the same item, and of any two items."""
     same_item = sum(first[i] == second[i] for i in range(len(first))) / len(first)
     any_items = sum(a == b for a in first for b in second) / len(first) ** 2
     return None if any_items == 1 else (same_item - any_items) / (1 - any_items)
 
 
 @given(LABELS)
-def test_kappa_is_that_of_the_slow_version(both: list[tuple[str, str]]) -> None:
+def test_kappa_equals_a_slow_reference(both: list[tuple[str, str]]) -> None:
     first, second = [a for a, _ in both], [b for _, b in both]
     kappa, slow = cohens_kappa(first, second), slow_kappa(first, second)
     assert kappa == (None if slow is None else pytest.approx(slow, abs=1e-12))
@@ -44,7 +44,7 @@ def test_known_tables_have_their_known_kappa(
     assert cohens_kappa(first, second) == (None if kappa is None else pytest.approx(kappa, abs=5e-5))
 
 
-def test_only_items_that_both_labelled_count_and_every_two_annotators_once() -> None:
+def test_only_items_that_both_labelled_count() -> None:
     labels = [("B", "1", "x"), ("A", "1", "x"), ("A", "2", "y"), ("B", "2", "x"), ("A", "3", "y"), ("C", "2", "y")]
     assert agreements(labels) == [
         Agreement(("A", "B"), 2, 0.5, 0.0),
@@ -53,7 +53,7 @@ def test_only_items_that_both_labelled_count_and_every_two_annotators_once() -> 
     ]
 
 
-def test_the_mean_leaves_out_a_kappa_that_is_not_defined() -> None:
+def test_mean_leaves_out_undefined_kappas() -> None:
     found = [Agreement(("A", "B"), 2, 0.5, 0.25), Agreement(("A", "C"), 9, 1.0, None)]
     assert mean_agreement(found) == (0.75, 0.25)
     assert mean_agreement(found[1:]) == (1.0, None)

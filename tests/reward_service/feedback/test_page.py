@@ -35,13 +35,13 @@ CHANGED = (
 
 @dataclass
 class Service:
-    """A labelling service on a port of its own."""
+    """A labelling service on a free port."""
 
     url: str
     store: FeedbackStore
 
     def add_pairs(self, *texts: tuple[str, str, str]) -> None:
-        """Candidate pairs of (prompt, first, second), asked in this order."""
+        """Add candidate pairs of (prompt, first, second), to be asked in this order."""
         pairs = [
             CandidatePair(id=f"p{i}", prompt=prompt, first=first, second=second)
             for i, (prompt, first, second) in enumerate(texts)
@@ -51,7 +51,7 @@ class Service:
         thread.join()
 
     def labels(self) -> list[tuple[str, str, str]]:
-        """(annotator, the better response or the choice, prompt) of all that was not undone, oldest first."""
+        """Return (annotator, the better response or the choice, prompt) of all active feedback, oldest first."""
         with closing(sqlite3.connect(self.store.path)) as connection:
             return connection.execute(
                 "SELECT annotator, CASE choice WHEN 'first' THEN first WHEN 'second' THEN second ELSE choice END, "
@@ -59,7 +59,7 @@ class Service:
             ).fetchall()
 
     def num_stored(self) -> int:
-        """Feedback ever stored, undone or not."""
+        """Return the number of stored feedback rows, including undone ones."""
         with closing(sqlite3.connect(self.store.path)) as connection:
             return int(connection.execute("SELECT count(*) FROM feedback").fetchone()[0])
 
@@ -108,7 +108,7 @@ def context(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def label(context: Any, pairs: Service) -> Any:
-    """A page on which Ann sees her first pair."""
+    """Return a page that shows Ann her first pair."""
     page = context.new_page()
     page.goto(pairs.url)
     introduce(page, "Ann")
@@ -116,7 +116,7 @@ def label(context: Any, pairs: Service) -> Any:
 
 
 def introduce(page: Any, name: str) -> None:
-    """Give a name by keyboard: the field has the focus."""
+    """Type a name into the focused field."""
     page.keyboard.insert_text(name)
     page.keyboard.press("Enter")
     page.locator("#view-pair").wait_for()
@@ -127,14 +127,14 @@ def shown(page: Any) -> tuple[str, str, str]:
 
 
 def then_next(page: Any, act: Callable[[], None]) -> tuple[str, str, str]:
-    """Do something that brings another pair; returns the pair before it."""
+    """Call `act` and wait for another pair; returns the previous pair."""
     before = shown(page)
     act()
     page.wait_for_function(CHANGED, arg=before[1])
     return before
 
 
-def test_a_pair_after_another_is_labelled_by_keyboard_alone(label: Any, pairs: Service) -> None:
+def test_pairs_are_labelled_by_keyboard(label: Any, pairs: Service) -> None:
     expected = []
     for key, place in (("1", 1), ("ArrowLeft", 1), ("2", 2), ("ArrowRight", 2)):
         before = then_next(label, lambda key=key: label.keyboard.press(key))
@@ -149,7 +149,7 @@ def test_a_pair_after_another_is_labelled_by_keyboard_alone(label: Any, pairs: S
     assert pairs.labels() == expected
 
 
-def test_a_pair_after_another_is_labelled_by_clicks(label: Any, pairs: Service) -> None:
+def test_pairs_are_labelled_by_clicks(label: Any, pairs: Service) -> None:
     first = then_next(label, label.get_by_role("button", name="1 is better").click)
     second = then_next(label, label.get_by_role("button", name="2 is better").click)
     third = then_next(label, label.get_by_role("button", name="Tie").click)
@@ -170,7 +170,7 @@ def test_undo_brings_the_pair_back_and_the_new_choice_counts(label: Any, pairs: 
     assert pairs.num_stored() == 2
 
 
-def test_the_last_choice_can_be_undone_after_the_page_was_loaded_anew(label: Any, pairs: Service) -> None:
+def test_last_choice_can_be_undone_after_a_reload(label: Any, pairs: Service) -> None:
     first = then_next(label, lambda: label.keyboard.press("1"))
     label.wait_for_function(SENT)
     label.reload()
@@ -193,7 +193,7 @@ def test_the_name_is_asked_once_and_can_be_changed(label: Any, pairs: Service) -
     assert [annotator for annotator, _, _ in pairs.labels()] == ["Bob"]
 
 
-def test_a_key_that_is_held_down_labels_one_pair(label: Any, pairs: Service) -> None:
+def test_held_key_labels_one_pair(label: Any, pairs: Service) -> None:
     def hold() -> None:
         for _ in range(10):
             label.keyboard.down("1")
@@ -204,7 +204,7 @@ def test_a_key_that_is_held_down_labels_one_pair(label: Any, pairs: Service) -> 
     assert pairs.num_stored() == 1
 
 
-def test_help_is_opened_and_closed_by_key_and_no_choice_is_taken_meanwhile(label: Any, pairs: Service) -> None:
+def test_no_choice_is_accepted_while_help_is_open(label: Any, pairs: Service) -> None:
     before = shown(label)
     label.keyboard.press("?")
     sync_api.expect(label.get_by_role("dialog", name="How to label")).to_be_visible()
@@ -217,9 +217,7 @@ def test_help_is_opened_and_closed_by_key_and_no_choice_is_taken_meanwhile(label
     assert pairs.labels() == [("Ann", "tie", before[0])]
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen_and_every_choice_is_in_reach(
-    browser: Any, service: Service
-) -> None:
+def test_page_fits_a_phone_screen(browser: Any, service: Service) -> None:
     service.add_pairs(("word" * 200, "long" * 500, "wide " * 500))
     context = browser.new_context(viewport={"width": 360, "height": 640}, is_mobile=True, color_scheme="dark")
     page = context.new_page()
@@ -237,7 +235,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_every_choice_is_in_reac
     context.close()
 
 
-def test_hostile_responses_are_shown_as_text_and_nothing_of_them_runs(context: Any, service: Service) -> None:
+def test_hostile_responses_are_shown_as_text(context: Any, service: Service) -> None:
     hostile = (
         "<script>window.hacked = 1</script>",
         "<img src=x onerror='window.hacked = 1'>",
@@ -255,9 +253,7 @@ def test_hostile_responses_are_shown_as_text_and_nothing_of_them_runs(context: A
     assert service.labels()[0][0] == "<b onmouseover=alert(1)>Ann</b>"
 
 
-def test_a_choice_made_without_a_connection_is_kept_said_so_and_sent_once(
-    label: Any, context: Any, pairs: Service
-) -> None:
+def test_choice_without_connection_is_kept_and_sent_once(label: Any, context: Any, pairs: Service) -> None:
     label.wait_for_load_state("networkidle")
     context.set_offline(True)
     first = then_next(label, lambda: label.keyboard.press("1"))
@@ -274,9 +270,7 @@ def test_a_choice_made_without_a_connection_is_kept_said_so_and_sent_once(
     assert (len(pairs.labels()), pairs.num_stored()) == (2, 2)
 
 
-def test_a_choice_whose_page_was_closed_before_it_was_sent_is_sent_by_the_next_page(
-    label: Any, context: Any, pairs: Service
-) -> None:
+def test_unsent_choice_is_sent_by_the_next_page_after_a_close(label: Any, context: Any, pairs: Service) -> None:
     label.wait_for_load_state("networkidle")
     context.set_offline(True)
     first = then_next(label, lambda: label.keyboard.press("1"))
@@ -289,7 +283,7 @@ def test_a_choice_whose_page_was_closed_before_it_was_sent_is_sent_by_the_next_p
     assert pairs.labels() == [("Ann", first[1], first[0])]
 
 
-def test_a_choice_meant_for_another_store_at_this_address_is_left_waiting_for_it(label: Any, pairs: Service) -> None:
+def test_choice_for_another_store_is_not_sent_to_this_one(label: Any, pairs: Service) -> None:
     waiting = {"method": "POST", "path": "v1/feedback", "body": {"id": "x", "annotator": "Ann", "pair": "q"}}
     label.evaluate("(it) => localStorage.setItem('antiphon.outbox.another.1', JSON.stringify(it))", waiting)
     label.reload()
@@ -300,7 +294,7 @@ def test_a_choice_meant_for_another_store_at_this_address_is_left_waiting_for_it
     assert label.evaluate("localStorage.getItem('antiphon.outbox.another.1')") is not None
 
 
-def test_a_choice_whose_answer_was_lost_is_sent_again_and_counts_once(label: Any, pairs: Service) -> None:
+def test_choice_counts_once_if_its_response_was_lost(label: Any, pairs: Service) -> None:
     bodies = []
 
     def lose_the_first_answer(route: Any) -> None:
@@ -320,7 +314,7 @@ def test_a_choice_whose_answer_was_lost_is_sent_again_and_counts_once(label: Any
     assert pairs.num_stored() == 1
 
 
-def test_a_choice_that_the_service_refuses_is_said_and_kept_aside(label: Any, pairs: Service) -> None:
+def test_rejected_choice_is_shown_and_stored_separately(label: Any, pairs: Service) -> None:
     error = {"error": {"code": "invalid", "message": "no such wish", "field": None}}
     label.route("**/v1/feedback", lambda route: route.fulfill(status=422, json=error))
     then_next(label, lambda: label.keyboard.press("1"))
@@ -345,7 +339,7 @@ def test_agreement_with_others_is_shown(context: Any, label: Any, pairs: Service
     sync_api.expect(label.locator("#agreement")).to_have_text("50% agreement · 2 shared")
 
 
-def test_a_token_in_the_address_is_sent_as_a_bearer_and_is_shown_no_more(context: Any, pairs: Service) -> None:
+def test_token_in_the_address_is_used_and_hidden(context: Any, pairs: Service) -> None:
     page = context.new_page()
     with page.expect_request("**/v1/pairs/next*") as asked:
         page.goto(f"{pairs.url}#token=secret")
@@ -359,7 +353,7 @@ def test_a_token_in_the_address_is_sent_as_a_bearer_and_is_shown_no_more(context
     assert sent.value.headers["authorization"] == "Bearer secret"
 
 
-def test_without_pairs_it_says_so_and_looks_again_when_asked(context: Any, service: Service) -> None:
+def test_page_without_pairs_can_look_again(context: Any, service: Service) -> None:
     page = context.new_page()
     page.goto(service.url)
     page.keyboard.type("Ann")

@@ -1,4 +1,4 @@
-"""The routes of feedback over a real store: what they take, what they refuse, and what the page may do."""
+"""The feedback routes with a real store: valid and invalid requests, and the page's security headers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def http(store: FeedbackStore) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://service")
 
 
-async def test_an_annotator_is_asked_answers_undoes_and_is_asked_again(http: httpx.AsyncClient) -> None:
+async def test_annotator_answers_undoes_and_is_asked_again(http: httpx.AsyncClient) -> None:
     added = await http.post("/v1/pairs", json={"pairs": [PAIR]})
     assert added.json() == {"num_added": 1, "num_known": 0}
     asked = (await http.get("/v1/pairs/next", params={"annotator": "Ann"})).json()
@@ -69,7 +69,7 @@ async def test_an_annotator_is_asked_answers_undoes_and_is_asked_again(http: htt
     assert again == asked
 
 
-async def test_pairs_whose_labels_are_on_their_way_are_named_and_not_asked(http: httpx.AsyncClient) -> None:
+async def test_excepted_pairs_are_not_asked(http: httpx.AsyncClient) -> None:
     await http.post("/v1/pairs", json={"pairs": [PAIR, PAIR | {"id": "p2"}]})
     asked = await http.get("/v1/pairs/next", params={"annotator": "Ann", "except": ["p1", "p3"]})
     assert asked.json()["pair"]["id"] == "p2"
@@ -108,7 +108,7 @@ async def test_the_name_of_the_token_is_stored_beside_the_feedback(store: Feedba
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_a_wrong_preference_is_refused_by_field(
+async def test_field_of_a_wrong_preference_is_named(
     http: httpx.AsyncClient, changes: dict[str, Any], field: str | None
 ) -> None:
     headers = {"content-type": "application/json"}
@@ -118,14 +118,14 @@ async def test_a_wrong_preference_is_refused_by_field(
 
 
 @pytest.mark.parametrize("changes", [{"score": 6}, {"lowest": 5, "highest": 5}, {"score": "4"}])
-async def test_a_rating_out_of_its_range_is_refused(http: httpx.AsyncClient, changes: dict[str, Any]) -> None:
+async def test_rating_out_of_its_range_is_rejected(http: httpx.AsyncClient, changes: dict[str, Any]) -> None:
     headers = {"content-type": "application/json"}
     answer = await http.post("/v1/feedback", content=json.dumps(RATING | changes), headers=headers)
     assert answer.status_code == 422
     assert (await http.post("/v1/feedback", json=RATING)).status_code == 200
 
 
-async def test_what_contradicts_the_store_is_a_conflict_and_what_is_not_there_is_not_found(
+async def test_conflicts_are_409_and_unknown_feedback_is_404(
     http: httpx.AsyncClient,
 ) -> None:
     await http.post("/v1/feedback", json=PREFERENCE)
@@ -137,7 +137,7 @@ async def test_what_contradicts_the_store_is_a_conflict_and_what_is_not_there_is
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
 
 
-async def test_a_store_that_cannot_write_now_says_when_to_come_again(
+async def test_retry_after_is_sent_if_the_store_is_unavailable(
     http: httpx.AsyncClient, store: FeedbackStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def busy(*_: Any, **__: Any) -> None:
@@ -170,7 +170,7 @@ async def test_the_export_is_parquet_in_trl_columns(http: httpx.AsyncClient) -> 
     assert table.slice(0, 1).to_pylist()[0]["chosen"] == "a"
 
 
-async def test_the_page_and_its_files_may_load_nothing_from_elsewhere_and_run_nothing_inline(
+async def test_page_may_load_and_run_only_its_own_files(
     http: httpx.AsyncClient,
 ) -> None:
     page = await http.get("/label")
@@ -187,7 +187,7 @@ async def test_the_page_and_its_files_may_load_nothing_from_elsewhere_and_run_no
         assert (await http.get(f"/label/{name}")).status_code == 404
 
 
-async def test_every_route_names_the_statuses_it_may_answer(http: httpx.AsyncClient) -> None:
+async def test_every_route_documents_its_statuses(http: httpx.AsyncClient) -> None:
     paths = (await http.get("/openapi.json")).json()["paths"]
     named = {
         (path, method): set(route["responses"]) for path, methods in paths.items() for method, route in methods.items()

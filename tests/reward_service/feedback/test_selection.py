@@ -1,4 +1,4 @@
-"""Which pair is asked next: the least sure first, some by lot, none twice, a few of a second annotator."""
+"""Selection of the next pair: least sure first, some at random, none twice, a few for a second annotator."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def label(store: FeedbackStore, annotator: str, shown: ShownPair, choice: 
 async def asked(
     store: FeedbackStore, annotator: str, settings: FeedbackSettings = SURE, choice: str = "first"
 ) -> list[str]:
-    """The pairs that annotator is asked until there is none left, each labelled."""
+    """Return the pairs that the annotator is asked about until none is left; labels each."""
     ids = []
     while (shown := (await store.next_pair(annotator, settings)).pair) is not None:
         ids.append(shown.id)
@@ -51,17 +51,17 @@ async def asked(
     return ids
 
 
-async def test_the_pair_with_the_nearest_rewards_comes_first_and_one_without_before_it(store: FeedbackStore) -> None:
+async def test_pairs_without_rewards_then_with_nearest_rewards_come_first(store: FeedbackStore) -> None:
     await store.add_pairs([pair("far", 3.0), pair("near", -0.1), pair("middle", 1.0), pair("unknown")])
     assert await asked(store, "Ann") == ["unknown", "near", "middle", "far"]
 
 
-async def test_where_an_ensemble_is_divided_comes_before_what_one_model_says(store: FeedbackStore) -> None:
+async def test_disagreement_of_an_ensemble_precedes_near_rewards(store: FeedbackStore) -> None:
     await store.add_pairs([pair("near", 0.0), pair("agreed", 0.0, 0.1), pair("divided", 5.0, 2.0)])
     assert await asked(store, "Ann") == ["divided", "agreed", "near"]
 
 
-async def test_a_newer_reward_models_opinion_takes_the_place_of_the_old_one(store: FeedbackStore) -> None:
+async def test_newer_opinion_changes_the_order_of_pairs(store: FeedbackStore) -> None:
     await store.add_pairs([pair("x", 0.1), pair("y", 0.5)])
     await store.add_pairs([pair("x", 9.0), pair("y")])
     assert await asked(store, "Ann") == ["y", "x"]
@@ -76,7 +76,7 @@ async def test_no_pair_is_asked_twice_unless_it_was_undone(store: FeedbackStore)
     assert (answer.pair.id, answer.progress.num_done, answer.progress.num_left) == ("p3", 4, 1)
 
 
-async def test_a_skipped_pair_is_still_asked_of_others_and_a_tied_one_is_not(store: FeedbackStore) -> None:
+async def test_skipped_pair_is_asked_of_others_but_a_tie_is_not(store: FeedbackStore) -> None:
     await store.add_pairs([pair("skipped", 0.0), pair("tied", 1.0)])
     for choice in ("skip", "tie"):
         shown = (await store.next_pair("Ann", SURE)).pair
@@ -85,7 +85,7 @@ async def test_a_skipped_pair_is_still_asked_of_others_and_a_tied_one_is_not(sto
     assert await asked(store, "Bob") == ["skipped"]
 
 
-async def test_pairs_whose_labels_are_on_their_way_are_left_out(store: FeedbackStore) -> None:
+async def test_pairs_with_labels_in_transit_are_left_out(store: FeedbackStore) -> None:
     await store.add_pairs([pair("x", 0.0), pair("y", 1.0)])
     answer = await store.next_pair("Ann", SURE, excepted=["x"])
     assert answer.pair is not None
@@ -93,7 +93,7 @@ async def test_pairs_whose_labels_are_on_their_way_are_left_out(store: FeedbackS
     assert (await store.next_pair("Ann", SURE, excepted=["x", "y"])).pair is None
 
 
-async def test_two_annotators_at_the_same_time_are_asked_different_pairs_while_there_are_some(
+async def test_concurrent_annotators_get_different_pairs_while_possible(
     store: FeedbackStore,
 ) -> None:
     await store.add_pairs([pair("x", 0.0), pair("y", 1.0)])
@@ -101,7 +101,7 @@ async def test_two_annotators_at_the_same_time_are_asked_different_pairs_while_t
     assert [one.id for one in shown if one] == ["x", "y", "x"]
 
 
-async def test_a_share_of_pairs_is_asked_of_a_second_annotator_and_none_of_a_third(store: FeedbackStore) -> None:
+async def test_share_of_pairs_is_asked_of_a_second_annotator(store: FeedbackStore) -> None:
     settings = FeedbackSettings(random_share=0, annotators_per_pair=1.3)
     await store.add_pairs([pair(f"p{i}") for i in range(200)])
     by_annotator = {name: await asked(store, name, settings) for name in ("Ann", "Bob", "Cyd")}
@@ -111,7 +111,7 @@ async def test_a_share_of_pairs_is_asked_of_a_second_annotator_and_none_of_a_thi
     assert sum(found.num_pairs for found in (await store.summary()).agreement) == len(by_annotator["Bob"])
 
 
-async def test_what_is_asked_follows_from_seed_annotator_and_count(tmp_path: Path) -> None:
+async def test_question_depends_on_seed_annotator_and_count(tmp_path: Path) -> None:
     orders = []
     for i, seed in enumerate((0, 0, 1)):
         store = FeedbackStore(tmp_path / f"{i}.sqlite")
@@ -137,7 +137,7 @@ async def test_half_of_the_annotators_see_the_second_response_first(store: Feedb
     assert 8 <= firsts.count("b") <= 32
 
 
-async def test_pairs_of_another_policy_are_not_asked_where_one_is_set(store: FeedbackStore) -> None:
+async def test_only_pairs_of_the_policy_are_asked_if_one_is_set(store: FeedbackStore) -> None:
     await store.add_pairs([pair("old", version="1"), pair("new", version="2")])
     assert await asked(store, "Ann", SURE.model_copy(update={"policy_version": "2"})) == ["new"]
     progress = (await store.next_pair("Ann", SURE.model_copy(update={"policy_version": "2"}))).progress

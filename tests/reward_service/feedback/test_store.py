@@ -1,4 +1,4 @@
-"""The store of feedback: idempotent, undone by retraction, durable, and what it exports."""
+"""The feedback store: idempotent, with retractions, durable, and its exports."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def pair(id: str, **changes: Any) -> CandidatePair:
     return CandidatePair(id=id, **({"prompt": "p", "first": "a", "second": "b"} | changes))
 
 
-async def test_the_same_feedback_again_changes_nothing_and_gets_the_same_receipt(store: FeedbackStore) -> None:
+async def test_repeated_feedback_gets_the_same_receipt(store: FeedbackStore) -> None:
     first = await store.add(preference("x"))
     assert await store.add(preference("x"), token="another") == first
     assert (await store.summary()).total.num_preferences == 1
 
 
-async def test_an_id_that_is_taken_by_other_content_is_a_conflict(store: FeedbackStore) -> None:
+async def test_conflict_if_an_id_has_other_content(store: FeedbackStore) -> None:
     await store.add(preference("x"))
     for other in (preference("x", choice="tie"), preference("x", "Bob"), preference("x", policy_version="1")):
         with pytest.raises(FeedbackConflict, match=r"^id: x is already stored"):
@@ -71,7 +71,7 @@ async def test_an_id_that_is_taken_by_other_content_is_a_conflict(store: Feedbac
         await store.add(rating)
 
 
-async def test_everything_is_kept_with_who_when_and_which_token(path: Path) -> None:
+async def test_feedback_is_stored_with_annotator_time_and_token(path: Path) -> None:
     now = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
     store = FeedbackStore(path, now=lambda: now)
     receipt = await store.add(preference("x", policy_version="7@abc"), token="phone")
@@ -81,7 +81,7 @@ async def test_everything_is_kept_with_who_when_and_which_token(path: Path) -> N
     assert row == ("Ann", "phone", "2026-05-01T12:00:00+00:00", "7@abc")
 
 
-async def test_what_was_undone_counts_no_more_and_stays_as_history(store: FeedbackStore, path: Path) -> None:
+async def test_undone_feedback_stays_as_history(store: FeedbackStore, path: Path) -> None:
     await store.add(preference("x"))
     receipt = await store.retract("x", annotator="Ann")
     assert await store.retract("x", annotator="Ann") == receipt
@@ -92,7 +92,7 @@ async def test_what_was_undone_counts_no_more_and_stays_as_history(store: Feedba
     assert sqlite3.connect(path).execute("SELECT id FROM feedback").fetchall() == [("x",)]
 
 
-async def test_only_the_annotator_undoes_and_only_what_is_there(store: FeedbackStore) -> None:
+async def test_only_its_annotator_can_undo_feedback(store: FeedbackStore) -> None:
     await store.add(preference("x"))
     with pytest.raises(FeedbackConflict, match=r"^annotator: feedback x is not Bob's"):
         await store.retract("x", annotator="Bob")
@@ -100,7 +100,7 @@ async def test_only_the_annotator_undoes_and_only_what_is_there(store: FeedbackS
         await store.retract("y", annotator="Ann")
 
 
-async def test_a_pair_is_labelled_once_by_an_annotator_unless_undone(store: FeedbackStore) -> None:
+async def test_annotator_labels_a_pair_once_unless_undone(store: FeedbackStore) -> None:
     await store.add_pairs([pair("p1")])
     await store.add(preference("x", pair="p1"))
     await store.add(preference("y", "Bob", pair="p1"))
@@ -127,7 +127,7 @@ async def test_a_preference_takes_the_policy_version_of_its_pair(store: Feedback
         ({"policy_version": "4@y"}, "policy_version"),
     ],
 )
-async def test_a_preference_that_does_not_fit_its_pair_is_refused_by_field(
+async def test_preference_that_does_not_match_its_pair_is_rejected(
     store: FeedbackStore, changes: dict[str, str], field: str
 ) -> None:
     await store.add_pairs([pair("p1", policy_version="3@x")])
@@ -147,9 +147,7 @@ async def test_pairs_are_added_all_or_none(store: FeedbackStore) -> None:
     assert await store.pair_ids("v") == ["p1", "p2", "p4"]
 
 
-async def test_what_a_newer_reward_model_says_of_a_pair_takes_the_place_of_all_that_was_said(
-    store: FeedbackStore, path: Path
-) -> None:
+async def test_newer_opinion_of_a_pair_replaces_the_whole_old_one(store: FeedbackStore, path: Path) -> None:
     known = pair("p1", policy_version="v", columns={"level": 3})
     await store.add_pairs([known])
     for said in ({"first_reward": 1.0, "second_reward": 2.0, "scorer_version": "m@1"}, {}):
@@ -161,7 +159,7 @@ async def test_what_a_newer_reward_model_says_of_a_pair_takes_the_place_of_all_t
     assert row == (3.0, None, "m@2")
 
 
-async def test_a_file_of_the_version_before_is_brought_up_to_date_with_all_that_is_in_it(path: Path) -> None:
+async def test_file_of_an_older_version_is_upgraded_with_its_content(path: Path) -> None:
     store = FeedbackStore(path)
     await store.add_pairs([pair("p1", policy_version="v")])
     await store.add(preference("x", pair="p1"))
@@ -177,9 +175,7 @@ async def test_a_file_of_the_version_before_is_brought_up_to_date_with_all_that_
     assert read_preferences(path).num_rows == 1
 
 
-async def test_export_has_trl_columns_with_corrections_and_without_ties_skips_and_ratings(
-    store: FeedbackStore, tmp_path: Path
-) -> None:
+async def test_export_has_preferences_and_corrections_in_trl_columns(store: FeedbackStore, tmp_path: Path) -> None:
     await store.add(preference("1"))
     await store.add(preference("2", choice="second"))
     await store.add(preference("3", choice="tie"))
@@ -199,7 +195,7 @@ async def test_export_has_trl_columns_with_corrections_and_without_ties_skips_an
     assert table.equals(await store.preferences())
 
 
-async def test_agreement_is_reckoned_whichever_response_was_shown_first(store: FeedbackStore) -> None:
+async def test_agreement_does_not_depend_on_the_order_shown(store: FeedbackStore) -> None:
     await store.add_pairs([pair(f"p{i}") for i in range(4)])
     for i, choice in enumerate(("first", "second", "tie", "first")):
         await store.add(preference(f"a{i}", pair=f"p{i}", choice=choice))
@@ -216,7 +212,7 @@ RETRACT = st.tuples(st.just("retract"), st.sampled_from("xyz"), ANNOTATORS, st.n
 
 @settings(max_examples=20)
 @given(st.lists(ADD | RETRACT, max_size=10))
-def test_any_order_of_feedback_and_undoing_leaves_what_a_dictionary_would_hold(calls: list[Any]) -> None:
+def test_store_equals_a_dictionary_after_any_order_of_calls(calls: list[Any]) -> None:
     kept: dict[str, tuple[str, str]] = {}
     undone: set[str] = set()
 
@@ -255,7 +251,7 @@ async def test_two_processes_may_write_the_same_file(path: Path) -> None:
         store.close()
 
 
-def test_many_may_make_the_same_file_at_once(tmp_path: Path) -> None:
+def test_several_processes_may_create_the_same_file(tmp_path: Path) -> None:
     def make(path: Path, ready: threading.Barrier) -> str:
         ready.wait()
         connection = database.open_to_write(path)
@@ -285,7 +281,7 @@ asyncio.run(write(FeedbackStore(Path(sys.argv[1]))))
 """
 
 
-def test_a_writer_that_is_killed_has_lost_nothing_that_it_acknowledged(path: Path) -> None:
+def test_acknowledged_feedback_survives_a_killed_writer(path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     acknowledged = [process.stdout.readline().strip() for _ in range(30)]
@@ -299,9 +295,7 @@ def test_a_writer_that_is_killed_has_lost_nothing_that_it_acknowledged(path: Pat
     assert set(acknowledged) <= stored
 
 
-async def test_a_file_that_another_process_holds_is_unavailable_by_name(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_locked_file_is_unavailable_and_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.01)
     store = FeedbackStore(path)
     other = sqlite3.connect(path, isolation_level=None)
@@ -332,7 +326,7 @@ def _others(path: Path) -> None:
         (lambda path: path.write_bytes(b"no database" * 100), "cannot be opened as a file of feedback"),
     ],
 )
-def test_a_file_that_is_newer_or_something_else_is_refused_and_left_alone(path: Path, make: Any, what: str) -> None:
+def test_newer_or_other_file_is_rejected_unchanged(path: Path, make: Any, what: str) -> None:
     make(path)
     before = path.read_bytes()
     for open_it in (FeedbackStore, read_preferences):
@@ -342,7 +336,7 @@ def test_a_file_that_is_newer_or_something_else_is_refused_and_left_alone(path: 
     assert path.read_bytes() == before
 
 
-def test_reading_where_there_is_no_file_is_refused_and_makes_none(path: Path) -> None:
+def test_reading_a_missing_file_is_an_error_and_creates_none(path: Path) -> None:
     with pytest.raises(InputError, match="no such file of feedback"):
         read_preferences(path)
     assert not path.exists()

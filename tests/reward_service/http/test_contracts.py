@@ -22,7 +22,7 @@ from reward_service.serving.replica import RewardService
 
 
 class ServiceBackend:
-    """A replica in this process, as the face asks it."""
+    """A replica in this process, as the HTTP server calls it."""
 
     def __init__(self, service: RewardService) -> None:
         self._service = service
@@ -60,7 +60,7 @@ def face(
     return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
-async def test_rewards_come_back_under_their_ids_with_parts_and_version() -> None:
+async def test_rewards_have_ids_parts_and_version() -> None:
     body = {"prompts": ["p", "p"], "responses": ["a", "bb"], "ids": ["x", "y"]}
     answer = await face().post("/v1/rewards", json=body)
     assert answer.status_code == 200
@@ -71,13 +71,13 @@ async def test_rewards_come_back_under_their_ids_with_parts_and_version() -> Non
     assert answer.json()["model_version"].startswith("tests.support.scorers:length@")
 
 
-async def test_ids_are_positions_unless_given_and_references_reach_the_scorer() -> None:
+async def test_ids_default_to_positions() -> None:
     body = {"prompts": ["p", "p"], "responses": ["a", "b"], "references": ["a", "a"]}
     answer = await face("equals_reference").post("/v1/rewards", json=body)
     assert [(item["id"], item["reward"]) for item in answer.json()["rewards"]] == [("0", 1.0), ("1", 0.0)]
 
 
-async def test_an_item_that_cannot_be_scored_has_a_null_reward_and_says_why() -> None:
+async def test_item_that_cannot_be_scored_has_a_null_reward_and_error() -> None:
     answer = await face("wrong_on_demand").post(
         "/v1/rewards", json={"prompts": ["p", "p"], "responses": ["one", "nan"]}
     )
@@ -110,7 +110,7 @@ async def test_an_item_that_cannot_be_scored_has_a_null_reward_and_says_why() ->
         ('{"prompts": ["p"], "responses": ["' + "a" * 10 + "\\x00" + '"]}', 400, "malformed", None),
     ],
 )
-async def test_a_wrong_request_is_refused_in_one_shape(body: str, status: int, code: str, field: str | None) -> None:
+async def test_wrong_request_gets_the_error_format(body: str, status: int, code: str, field: str | None) -> None:
     answer = await face().post("/v1/rewards", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status
     error = answer.json()["error"]
@@ -119,7 +119,7 @@ async def test_a_wrong_request_is_refused_in_one_shape(body: str, status: int, c
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/rewards", 405)])
-async def test_routes_that_do_not_exist_are_refused_in_the_same_shape(method: str, path: str, status: int) -> None:
+async def test_unknown_route_gets_the_error_format(method: str, path: str, status: int) -> None:
     answer = await face().request(method, path)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"code", "message", "field"}
@@ -127,7 +127,7 @@ async def test_routes_that_do_not_exist_are_refused_in_the_same_shape(method: st
 
 @pytest.mark.parametrize("path", ["/v1/rewards", "/openapi.json", "/nowhere"])
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic secret", "Bearer", "secret", "Basic YTpi"])
-async def test_without_the_token_every_route_is_closed(path: str, authorization: str | None) -> None:
+async def test_every_route_is_rejected_without_the_token(path: str, authorization: str | None) -> None:
     headers = {"Authorization": authorization} if authorization else {}
     answer = await face(token="secret").post(path, headers=headers, content=b"{}")
     assert answer.status_code == 401
@@ -135,7 +135,7 @@ async def test_without_the_token_every_route_is_closed(path: str, authorization:
     assert answer.json()["error"]["code"] == "unauthorized"
 
 
-async def test_with_the_token_routes_are_open_and_health_needs_none() -> None:
+async def test_routes_answer_with_the_token_and_health_without() -> None:
     client = face(token="secret")
     assert (await client.get("/healthz")).json() == {"status": "ok"}
     answer = await client.get("/openapi.json", headers={"Authorization": "bearer secret"})
@@ -143,7 +143,7 @@ async def test_with_the_token_routes_are_open_and_health_needs_none() -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_beyond_the_limit_is_refused_while_it_is_read(chunked: bool) -> None:
+async def test_body_beyond_the_limit_is_rejected_while_it_is_read(chunked: bool) -> None:
     read = 0
 
     async def chunks() -> Any:
@@ -161,7 +161,7 @@ async def test_a_body_beyond_the_limit_is_refused_while_it_is_read(chunked: bool
         assert read < 30
 
 
-async def test_a_scorer_past_its_deadline_is_an_error_not_a_wait() -> None:
+async def test_error_at_the_deadline_if_the_scorer_is_slow() -> None:
     import threading
 
     import tests.support.scorers
@@ -175,7 +175,7 @@ async def test_a_scorer_past_its_deadline_is_an_error_not_a_wait() -> None:
     assert answer.json()["error"]["code"] == "deadline_exceeded"
 
 
-async def test_messages_reach_the_scorer_as_a_column_and_columns_by_their_names() -> None:
+async def test_messages_and_columns_reach_the_scorer() -> None:
     seen: list[ScoreRequest] = []
 
     class Recording(ServiceBackend):
@@ -211,7 +211,7 @@ class Refusing:
     ],
 )
 @pytest.mark.parametrize("method_path", ["POST /v1/rewards", "GET /readyz", "GET /v1/models"])
-async def test_a_service_that_cannot_score_says_so_and_when_to_come_again(
+async def test_retry_after_is_sent_if_the_backend_is_unavailable(
     error: Exception, status: int, retry_after: str | None, method_path: str
 ) -> None:
     method, path = method_path.split()
@@ -227,7 +227,7 @@ async def test_models_are_listed_with_their_versions() -> None:
     assert body["data"][0]["versions"] == [body["data"][0]["version"]]
 
 
-async def test_a_scorer_can_be_asked_for_by_its_version() -> None:
+async def test_scorer_can_be_requested_by_version() -> None:
     client = face()
     version = (await client.get("/v1/models")).json()["data"][0]["version"]
     for scorer, status in (
@@ -252,7 +252,7 @@ async def test_openrlhf_gets_its_rewards_scores_and_logs() -> None:
     assert "query 0 does not start with its prompt" in wrong.json()["error"]["message"]
 
 
-async def test_openrlhf_labels_are_references_and_an_item_without_a_reward_refuses_the_call() -> None:
+async def test_openrlhf_call_fails_if_an_item_has_no_reward() -> None:
     body = {"query": ["a", "b"], "prompts": ["", ""], "labels": ["a", "a"]}
     assert (await face("equals_reference").post("/get_reward", json=body)).json()["rewards"] == [1.0, 0.0]
     answer = await face("wrong_on_demand").post("/get_reward", json={"query": ["one", "nan"]})
@@ -273,12 +273,12 @@ async def test_verl_reads_the_last_probability_of_the_last_item(extra: dict[str,
     assert older["data"][-1]["probs"] == [3.0]
 
 
-async def test_a_client_that_knows_only_a_url_can_put_the_token_into_it() -> None:
+async def test_token_in_the_url_is_accepted() -> None:
     answer = await face(token="secret").post("http://antiphon:secret@service/get_reward", json={"query": ["a"]})
     assert answer.json()["rewards"] == [1.0]
 
 
-async def test_too_many_requests_are_refused_and_told_when_to_come_again() -> None:
+async def test_too_many_requests_are_rejected_with_retry_after() -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(Refusing):
@@ -297,7 +297,7 @@ async def test_too_many_requests_are_refused_and_told_when_to_come_again() -> No
     assert (await first).status_code == 200
 
 
-async def test_health_is_answered_whatever_is_under_way_and_takes_no_body() -> None:
+async def test_health_is_answered_under_load_and_takes_no_body() -> None:
     client = face(max_waiting_requests=1, token="secret")
     assert (await client.get("/healthz")).status_code == 200
     refused = await client.post("/healthz", content=b"{}")
@@ -307,7 +307,7 @@ async def test_health_is_answered_whatever_is_under_way_and_takes_no_body() -> N
 @pytest.mark.parametrize(
     ("host", "status"), [("localhost:80", 200), ("127.0.0.1", 200), ("[::1]:8", 200), ("evil.example", 403)]
 )
-async def test_without_a_token_only_this_machines_own_names_are_answered_to(host: str, status: int) -> None:
+async def test_only_localhost_names_are_answered_without_a_token(host: str, status: int) -> None:
     assert (await face().get("/v1/models", headers={"host": host})).status_code == status
     authorized = {"host": host, "authorization": "Bearer secret"}
     assert (await face(token="secret").get("/v1/models", headers=authorized)).status_code == 200
@@ -323,14 +323,14 @@ async def test_without_a_token_only_this_machines_own_names_are_answered_to(host
         ("/classify", '{"input": [' + "1," * 300_000 + "1]}"),
     ],
 )
-async def test_a_body_of_very_many_values_is_refused_at_once(path: str, body: str) -> None:
+async def test_body_with_very_many_values_is_rejected_quickly(path: str, body: str) -> None:
     started = time.monotonic()
     answer = await face().post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 422)
     assert time.monotonic() - started < 1.5
 
 
-async def test_an_item_that_may_be_scored_later_is_told_from_one_that_cannot_be() -> None:
+async def test_item_is_marked_unavailable_if_a_retry_may_succeed() -> None:
     class Halting(Refusing):
         async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
             return [RewardUnavailable("judge", "busy"), RewardError("judge", "no number")]
@@ -349,12 +349,12 @@ async def test_an_item_that_may_be_scored_later_is_told_from_one_that_cannot_be(
     assert (foreign.status_code, foreign.headers["retry-after"]) == (503, "1")
 
 
-async def test_bodies_that_together_are_too_much_are_refused() -> None:
+async def test_pending_bodies_beyond_the_total_limit_are_rejected() -> None:
     answer = await face(max_buffered_bytes=1000).post("/v1/rewards", content=b" " * 2000)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
-async def test_a_compressed_body_is_refused_unread() -> None:
+async def test_compressed_body_is_rejected_unread() -> None:
     headers = {"content-encoding": "gzip", "content-type": "application/json"}
     answer = await face().post("/v1/rewards", content=b"\x1f\x8b", headers=headers)
     assert (answer.status_code, answer.headers["connection"]) == (415, "close")
@@ -372,7 +372,7 @@ async def test_requests_and_items_are_counted_for_prometheus() -> None:
     assert "antiphon_requests_in_flight 1.0" in text
 
 
-async def test_a_look_at_the_versions_has_what_is_left_of_the_requests_time() -> None:
+async def test_version_lookup_shares_the_deadline_of_the_request() -> None:
     asked: list[tuple[str, float]] = []
 
     class Slow(Refusing):

@@ -1,4 +1,4 @@
-"""What hostile clients cost a face in a process of its own: less than 50 MB, whatever they send."""
+"""Memory that hostile clients cost an HTTP server in a separate process: less than 50 MB."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Address = tuple[str, int]
 
 @pytest.fixture(scope="module")
 def face() -> Iterator[tuple[psutil.Process, Address]]:
-    """The process and the address of a face, warmed by what a good client asks."""
+    """Start an HTTP server and warm it up with good requests; yields its process and address."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", PROGRAM],
         cwd=ROOT,
@@ -50,7 +50,7 @@ def face() -> Iterator[tuple[psutil.Process, Address]]:
 
 
 def send(address: Address, *parts: bytes, times: int = 1) -> bytes:
-    """Send these, again and again, until all is sent or the connection ends; what came back by its end."""
+    """Send the pieces until all are sent or the connection ends; returns what was received."""
     received = b""
     with socket.create_connection(address, timeout=5) as connection:
         try:

@@ -1,4 +1,4 @@
-"""Every route of the whole app, whichever there are: who gets in."""
+"""Access control of every route of the whole app."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ OPEN = {"GET /healthz"}
 
 
 def all_routes(client: httpx.AsyncClient) -> set[str]:
-    """Method and path of everything that the app behind a face answers, with an `x` for each parameter."""
+    """Return method and path of every route of the app, with an `x` for each parameter."""
     app = client._transport.app._app  # type: ignore[attr-defined]
     return {f"{method} {re.sub('{.*?}', 'x', route.path)}" for route in app.routes for method in route.methods}
 
 
-async def test_every_route_is_open_to_the_right_token_alone(tmp_path: Path) -> None:
+async def test_every_route_requires_the_right_token(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     named, revoked = add_token(path, "named"), add_token(path, "revoked")
     store = FeedbackStore(tmp_path / "feedback.sqlite")

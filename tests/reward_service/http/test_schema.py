@@ -1,4 +1,4 @@
-"""The face against its own OpenAPI document: what schemathesis makes up is answered as documented, never by a 5xx."""
+"""The HTTP server against its OpenAPI document: generated requests get documented responses, never a 5xx."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGE = 256
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The whole face, feedback and labelling page included, with a token."""
+    """Start the whole app with feedback, labelling page and a token."""
     store = FeedbackStore(tmp_path_factory.mktemp("schema") / "feedback.sqlite")
     for host, port in serve(token=TOKEN, routers=[feedback_router(store, settings=FeedbackSettings())]):
         yield f"http://{host}:{port}"
@@ -35,7 +35,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def run_schemathesis(url: str, folder: Path, *options: str) -> int:
-    """Have it make up requests to every operation; how many it made."""
+    """Generate requests to every operation; returns their number."""
     authorization = f"Bearer {TOKEN}"
     document = httpx.get(f"{url}/openapi.json", headers={"Authorization": authorization}, trust_env=False).json()
     (folder / "openapi.json").write_text(json.dumps(_of_modest_size(document)))
@@ -53,7 +53,7 @@ def run_schemathesis(url: str, folder: Path, *options: str) -> int:
 
 
 def _of_modest_size(schema: Any) -> Any:
-    """The schema without upper bounds that are large."""
+    """Return the schema without large upper bounds."""
     if isinstance(schema, dict):
         bounds = {name for name in ("maxLength", "maxItems", "maxProperties") if _is_large(schema.get(name))}
         return {name: _of_modest_size(value) for name, value in schema.items() if name not in bounds}
@@ -64,11 +64,11 @@ def _is_large(bound: Any) -> bool:
     return isinstance(bound, int) and bound > LARGE
 
 
-def test_made_up_requests_are_answered_as_documented(url: str, tmp_path: Path) -> None:
+def test_generated_requests_are_answered_as_documented(url: str, tmp_path: Path) -> None:
     run_schemathesis(url, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "5")
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
-def test_ten_thousand_made_up_requests_are_answered_as_documented(url: str, tmp_path: Path) -> None:
+def test_ten_thousand_generated_requests_are_answered_as_documented(url: str, tmp_path: Path) -> None:
     assert run_schemathesis(url, tmp_path, "--max-examples", "1000") >= 10_000

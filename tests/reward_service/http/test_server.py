@@ -1,4 +1,4 @@
-"""The face on a real socket, against clients that are no clients."""
+"""The HTTP server on a real socket, against clients that misbehave."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HEAD = b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: applicati
 def serve(
     *, token: str | None = None, backend: Backend | None = None, routers: Sequence[APIRouter] = (), **limits: Any
 ) -> Iterator[tuple[str, int]]:
-    """Host and port of a face over a scorer by length, until the generator is closed."""
+    """Start a server with a length scorer; yields host and port."""
     path = "tests.support.scorers:length"
     service = RewardService(RewardServiceConfig(scorer=path))
     service.take({path: FunctionScorer(path, load_function(path, "here"))})
@@ -66,7 +66,7 @@ def address() -> Iterator[tuple[str, int]]:
 
 
 def exchange(address: tuple[str, int], data: bytes, *, timeout_s: float = 5.0) -> tuple[bytes, float]:
-    """All that comes back for those bytes until the connection is closed, and after how many seconds it was."""
+    """Send bytes; returns what is received until the connection closes, and the seconds until then."""
     started = time.monotonic()
     with socket.create_connection(address, timeout=timeout_s) as connection:
         try:
@@ -107,7 +107,7 @@ def status_and_code(answer: bytes) -> tuple[int, str]:
         (HEAD + b"Connection: close\r\nContent-Length: 10000\r\n\r\n" + b"[" * 10_000, 400, "malformed"),
     ],
 )
-def test_garbage_is_refused_within_a_second(address: tuple[str, int], data: bytes, status: int, code: str) -> None:
+def test_garbage_is_rejected_within_a_second(address: tuple[str, int], data: bytes, status: int, code: str) -> None:
     answer, seconds = exchange(address, data)
     assert status_and_code(answer) == (status, code)
     assert seconds < 1.5
@@ -122,7 +122,7 @@ def test_garbage_is_refused_within_a_second(address: tuple[str, int], data: byte
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", "the body was not sent within 0.6 s"),
     ],
 )
-def test_a_client_that_stops_sending_is_refused_at_the_deadline(
+def test_client_that_stops_sending_is_rejected_at_the_deadline(
     address: tuple[str, int], data: bytes, what: str
 ) -> None:
     answer, seconds = exchange(address, data)
@@ -131,7 +131,7 @@ def test_a_client_that_stops_sending_is_refused_at_the_deadline(
     assert 0.5 < seconds < 3
 
 
-def test_a_slow_loris_does_not_win_time_by_dripping(address: tuple[str, int]) -> None:
+def test_slow_bytes_do_not_extend_the_deadline_of_a_head(address: tuple[str, int]) -> None:
     started = time.monotonic()
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\n")
@@ -148,7 +148,7 @@ def test_a_slow_loris_does_not_win_time_by_dripping(address: tuple[str, int]) ->
     assert num_sent > 3
 
 
-def test_a_client_that_sends_all_of_a_body_that_is_too_long_still_learns_why(address: tuple[str, int]) -> None:
+def test_client_gets_the_error_after_sending_a_body_too_large(address: tuple[str, int]) -> None:
     num_bytes = LIMITS["max_body_bytes"] * 3 // 2
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % num_bytes + b" " * num_bytes)
@@ -158,7 +158,7 @@ def test_a_client_that_sends_all_of_a_body_that_is_too_long_still_learns_why(add
     assert status_and_code(received) == (413, "too_large")
 
 
-async def test_an_answer_is_not_held_back_for_the_acknowledgement_of_its_head() -> None:
+async def test_response_is_not_delayed_by_tcp_acknowledgements() -> None:
     accepted = asyncio.get_running_loop().create_future()
     bound = listening_socket("127.0.0.1", 0)
     server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=bound)
@@ -170,7 +170,7 @@ async def test_an_answer_is_not_held_back_for_the_acknowledgement_of_its_head() 
             end.close()
 
 
-def test_connections_beyond_the_limit_are_refused_and_others_go_on(address: tuple[str, int]) -> None:
+def test_connections_beyond_the_limit_are_rejected(address: tuple[str, int]) -> None:
     held = [socket.create_connection(address, timeout=5) for _ in range(LIMITS["max_connections"])]
     try:
         answer, _ = exchange(address, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -182,7 +182,7 @@ def test_connections_beyond_the_limit_are_refused_and_others_go_on(address: tupl
 
 
 def takes_connections_again(url: str, **options: Any) -> bool:
-    """Whether the face does, within seconds of the end of those that were too many."""
+    """Return whether the server answers again within seconds after the extra connections closed."""
     for _ in range(100):
         try:
             if httpx.get(f"{url}/healthz", trust_env=False, **options).status_code == 200:
@@ -193,7 +193,7 @@ def takes_connections_again(url: str, **options: Any) -> bool:
     return False
 
 
-def test_a_connection_is_kept_for_further_requests(address: tuple[str, int]) -> None:
+def test_connection_is_reused(address: tuple[str, int]) -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.create_connection(address, timeout=5) as connection:
         for _ in range(3):
@@ -204,7 +204,7 @@ def test_a_connection_is_kept_for_further_requests(address: tuple[str, int]) -> 
             assert received.startswith(b"HTTP/1.1 200")
 
 
-def test_answers_that_are_not_read_end_the_connection(address: tuple[str, int]) -> None:
+def test_connection_closes_if_responses_are_not_read(address: tuple[str, int]) -> None:
     responses = ["x" * 64 for _ in range(4000)]
     ids = [f"{i:0200d}" for i in range(4000)]
     body = json.dumps({"prompts": responses, "responses": responses, "ids": ids}).encode()
@@ -221,12 +221,12 @@ def test_answers_that_are_not_read_end_the_connection(address: tuple[str, int]) 
     assert len(received) < len(body) // 2
 
 
-def test_headers_after_the_body_are_refused(address: tuple[str, int]) -> None:
+def test_headers_after_the_body_are_rejected(address: tuple[str, int]) -> None:
     chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nAuthorization: Bearer x\r\n\r\n"
     assert status_and_code(exchange(address, chunked)[0]) == (400, "malformed")
 
 
-def test_a_client_that_has_said_all_still_gets_its_answer(address: tuple[str, int]) -> None:
+def test_client_that_closed_its_sending_side_gets_its_response(address: tuple[str, int]) -> None:
     body = b'{"prompts": ["p"], "responses": ["abc"]}'
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -238,7 +238,7 @@ def test_a_client_that_has_said_all_still_gets_its_answer(address: tuple[str, in
 
 
 class Endless:
-    """A backend that scores for ever, and says when it begins and when it is told to stop."""
+    """A backend whose scoring never ends; records when it starts and when it is cancelled."""
 
     def __init__(self) -> None:
         self.begun, self.stopped = threading.Event(), threading.Event()
@@ -254,7 +254,7 @@ class Endless:
 
 
 @pytest.mark.parametrize("is_reset", [True, False])
-def test_what_is_scored_for_a_client_that_has_gone_is_given_up(is_reset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_is_cancelled_if_the_client_disconnects(is_reset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reward_service.http.server.EOF_GRACE_S", 0.1)
     endless = Endless()
     body = b'{"prompts": ["p"], "responses": ["abc"]}'
@@ -270,7 +270,7 @@ def test_what_is_scored_for_a_client_that_has_gone_is_given_up(is_reset: bool, m
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The settings of a certificate for 127.0.0.1, made for these tests."""
+    """Return settings with a new certificate for 127.0.0.1."""
     folder = tmp_path_factory.mktemp("tls")
     files = {"ssl_certfile": folder / "cert.pem", "ssl_keyfile": folder / "key.pem"}
     subprocess.run(
@@ -281,7 +281,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
-def test_with_a_certificate_it_speaks_https(certificate: dict[str, Path]) -> None:
+def test_https_is_served_with_a_certificate(certificate: dict[str, Path]) -> None:
     for host, port in serve(**certificate):
         context = ssl.create_default_context(cafile=str(certificate["ssl_certfile"]))
         with httpx.Client(base_url=f"https://{host}:{port}", verify=context, trust_env=False) as http:
@@ -290,7 +290,7 @@ def test_with_a_certificate_it_speaks_https(certificate: dict[str, Path]) -> Non
         assert b"HTTP/1.1" not in answer
 
 
-def test_a_handshake_has_a_time_and_counts_as_a_connection(certificate: dict[str, Path]) -> None:
+def test_handshake_has_a_deadline_and_counts_as_a_connection(certificate: dict[str, Path]) -> None:
     for address in serve(**certificate, header_timeout_s=0.6, max_connections=2):
         started = time.monotonic()
         with socket.create_connection(address, timeout=5) as one, socket.create_connection(address, timeout=5) as other:
@@ -301,14 +301,14 @@ def test_a_handshake_has_a_time_and_counts_as_a_connection(certificate: dict[str
         assert takes_connections_again(f"https://{address[0]}:{address[1]}", verify=context)
 
 
-def test_a_certificate_that_is_none_is_named(tmp_path: Path, certificate: dict[str, Path]) -> None:
+def test_invalid_certificate_is_named(tmp_path: Path, certificate: dict[str, Path]) -> None:
     (tmp_path / "none.pem").write_text("none")
     for files in (certificate | {"ssl_certfile": tmp_path / "none.pem"}, {"ssl_certfile": tmp_path / "missing.pem"}):
         with pytest.raises(InputError, match=rf"^reward_service\.http\.ssl_certfile: {tmp_path}/\w+\.pem"):
             http_server(FastAPI(), HttpConfig(**files), drain_timeout_s=1)
 
 
-def test_an_address_that_is_taken_is_named() -> None:
+def test_taken_address_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -11,7 +11,7 @@ from reward_service.config.service import HttpConfig, RewardServiceConfig
 from reward_service.http.tokens import TokenBook, add_token, read_tokens, revoke_token, token_book, with_tokens
 
 
-def test_tokens_are_known_by_their_names_as_bearers_and_as_passwords(tmp_path: Path) -> None:
+def test_tokens_are_accepted_as_bearer_and_as_password(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     token = add_token(path, "ana")
     book = TokenBook("own", path)
@@ -22,14 +22,14 @@ def test_tokens_are_known_by_their_names_as_bearers_and_as_passwords(tmp_path: P
         assert book.name_of(wrong) is None
 
 
-def test_the_file_holds_digests_and_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_file_has_digests_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     token = add_token(path, "ana")
     assert token not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_tokens_come_and_go_while_the_service_runs_and_the_last_one_closes_the_door(tmp_path: Path) -> None:
+def test_tokens_can_be_added_and_revoked_while_the_service_runs(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     ana = add_token(path, "ana")
     book = TokenBook(None, path)
@@ -41,11 +41,11 @@ def test_tokens_come_and_go_while_the_service_runs_and_the_last_one_closes_the_d
     assert book.is_required
 
 
-def test_a_book_that_asks_for_a_token_does_so_though_it_has_none(tmp_path: Path) -> None:
+def test_token_can_be_required_before_one_exists(tmp_path: Path) -> None:
     assert TokenBook(None, tmp_path / "none.json", is_required=True).is_required
 
 
-def test_a_run_has_its_own_file_and_one_that_is_named_asks_for_a_token_from_the_start(tmp_path: Path) -> None:
+def test_token_is_required_if_the_settings_name_a_file(tmp_path: Path) -> None:
     own = with_tokens(RewardServiceConfig(), tmp_path)
     assert (own.http.tokens, own.http.require_token) == (tmp_path / "tokens.json", False)
     assert not token_book(own, None).is_required
@@ -56,11 +56,11 @@ def test_a_run_has_its_own_file_and_one_that_is_named_asks_for_a_token_from_the_
     assert token_book(own, None).is_required
 
 
-def test_without_any_token_none_is_required(tmp_path: Path) -> None:
+def test_no_token_is_required_if_none_exists(tmp_path: Path) -> None:
     assert not TokenBook(None, tmp_path / "none.json").is_required
 
 
-def test_a_file_that_is_none_is_refused_at_the_start_and_lets_nobody_in_later(tmp_path: Path) -> None:
+def test_invalid_token_file_admits_no_caller(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     ana = add_token(path, "ana")
     book = TokenBook(None, path)
@@ -73,7 +73,7 @@ def test_a_file_that_is_none_is_refused_at_the_start_and_lets_nobody_in_later(tm
     assert read_tokens(path) == {}
 
 
-def test_names_are_checked(tmp_path: Path) -> None:
+def test_token_names_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     add_token(path, "ana")
     for name, what in (

@@ -1,4 +1,4 @@
-"""Escapes from the confinement, each tried for real, and judging code by its tests in it."""
+"""Real attempts to escape from the sandbox, and scoring code by its tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REFUSALS = "(OSError, MemoryError, RuntimeError, ImportError, AssertionError)"
 
 
 def escapes(*attempts: str, needs: str = "") -> list[str]:
-    """The attempts that were not refused, each tried in the same confined process; a mistake in one is no refusal."""
+    """Return the attempts that were not refused, all made in one sandbox; an attempt must not fail otherwise."""
     tests = [
         f"try:\n{textwrap.indent(attempt, '    ')}\nexcept {REFUSALS}: pass\nelse: raise SystemExit"
         for attempt in attempts
@@ -55,18 +55,18 @@ def escapes(*attempts: str, needs: str = "") -> list[str]:
     return [attempt for attempt, refused in zip(attempts, report.passed, strict=True) if not refused]
 
 
-def test_what_passes_passes_and_what_fails_fails() -> None:
+def test_report_says_which_tests_pass() -> None:
     report = run("def double(x): return 2 * x", "assert double(2) == 4", "assert double(2) == 5", "double('")
     assert report == Report((False, False, False), (2,), "0")
     report = run("def double(x): return 2 * x", "assert double(2) == 4", "assert double(2) == 5")
     assert report == Report((True, False), (), "0")
 
 
-def test_this_machine_confines() -> None:
+def test_this_machine_enforces_every_limit() -> None:
     check_confinement(LIMITS, "here")
 
 
-def test_no_network_is_reached(tmp_path: Path) -> None:
+def test_network_is_unreachable(tmp_path: Path) -> None:
     with socket.socket() as listening, socket.socket(socket.AF_UNIX) as abstract, socket.socket(socket.AF_UNIX) as file:
         listening.bind(("127.0.0.1", 0))
         abstract.bind("\0antiphon-confined-test")
@@ -85,7 +85,7 @@ def test_no_network_is_reached(tmp_path: Path) -> None:
         assert escapes(*attempts) == []
 
 
-def test_no_file_beyond_its_folder_is_read(tmp_path: Path) -> None:
+def test_files_outside_its_folder_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     attempts = [
         *(f"open({path!r})" for path in ("/etc/passwd", "/proc/self/environ", "/proc/1/environ", "/dev/null", "/sys")),
@@ -103,7 +103,7 @@ def test_no_file_beyond_its_folder_is_read(tmp_path: Path) -> None:
     assert escapes(*attempts) == []
 
 
-def test_nothing_open_or_in_the_environment_is_handed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_open_file_or_environment_variable_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTIPHON_TOKEN", "secret")
     needs = "import fcntl, resource\n"
     attempts = [
@@ -114,7 +114,7 @@ def test_nothing_open_or_in_the_environment_is_handed_in(monkeypatch: pytest.Mon
     assert escapes(*attempts, needs=needs) == []
 
 
-def test_no_file_beyond_its_folder_is_written_and_the_folder_is_small() -> None:
+def test_only_its_small_folder_can_be_written() -> None:
     library = "os.path.dirname(os.__file__)"
     attempts = [
         "open('/x', 'w')",
@@ -130,7 +130,7 @@ def test_no_file_beyond_its_folder_is_written_and_the_folder_is_small() -> None:
     assert run("open('x', 'w').write('y')", "assert open('/tmp/x').read() == 'y'").passed == (True,)
 
 
-def test_no_process_is_started_and_none_outside_is_seen() -> None:
+def test_processes_can_be_neither_started_nor_seen() -> None:
     python = sys.executable
     attempts = [
         "os.fork()",
@@ -146,7 +146,7 @@ def test_no_process_is_started_and_none_outside_is_seen() -> None:
     assert escapes(*attempts) == []
 
 
-def test_no_right_is_got_back() -> None:
+def test_dropped_privileges_cannot_be_regained() -> None:
     attempts = [
         "os.setuid(0)",
         "os.setgid(0)",
@@ -164,7 +164,7 @@ def test_no_right_is_got_back() -> None:
     assert escapes(*attempts) == []
 
 
-def test_memory_and_threads_are_bounded() -> None:
+def test_memory_and_threads_are_limited() -> None:
     threads = "import threading\nstop = threading.Event()\n"
     attempts = [
         "x = bytearray(300 << 20)",
@@ -178,7 +178,7 @@ def test_memory_and_threads_are_bounded() -> None:
 
 
 def left() -> list[psutil.Process]:
-    """The processes of confined code that are not another test process's."""
+    """Return the sandbox processes that do not belong to another test process."""
     own = psutil.Process()
     workers = own.parent().children() if "PYTEST_XDIST_WORKER" in os.environ else [own]
     found = []
@@ -198,7 +198,7 @@ def left() -> list[psutil.Process]:
         ("import os, time; os.setsid(); os.close(3); time.sleep(60)", 1.0, "late"),
     ],
 )
-def test_what_does_not_end_is_ended_with_all_that_it_started(program: str, wall_s: float, ended: str) -> None:
+def test_program_that_does_not_end_is_killed(program: str, wall_s: float, ended: str) -> None:
     report = run("", "pass", program, "pass", wall_s=wall_s)
     assert report == Report((True, False, False), (), ended)
     assert left() == []
@@ -219,18 +219,18 @@ def test_what_does_not_end_is_ended_with_all_that_it_started(program: str, wall_
         "def f(): f()\nf()",
     ],
 )
-def test_a_program_that_ends_early_or_says_that_it_passed_passes_nothing(program: str) -> None:
+def test_no_test_passes_if_a_program_exits_early_or_prints_passed(program: str) -> None:
     assert run(program, "assert False", "assert answer == 1", wall_s=1.5).passed == (False, False)
 
 
-def test_the_order_of_a_set_is_the_same_each_time() -> None:
+def test_order_of_a_set_is_always_the_same() -> None:
     program = "order = ''.join({'a', 'b', 'c', 'd', 'e', 'f'})"
     hashes = [run(program, *(f"assert order[0] == {letter!r}" for letter in "abcdef")).passed for _ in range(3)]
     assert hashes[0] == hashes[1] == hashes[2]
     assert sum(hashes[0]) == 1
 
 
-def test_a_machine_that_can_not_confine_is_an_input_error_that_says_what_is_missing(
+def test_missing_limit_is_named_if_the_machine_cannot_enforce_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     source = sandbox.CHILD.read_text()
@@ -249,7 +249,7 @@ def test_a_machine_that_can_not_confine_is_an_input_error_that_says_what_is_miss
         assert what in str(caught.value)
 
 
-def test_a_confinement_that_ends_without_a_report_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_error_if_the_sandbox_ends_without_a_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
     sandbox.CHILD.write_text("raise SystemExit(3)")
     with pytest.raises(RewardError, match=r"its process ended without a report \(exit code 3\)"):
@@ -260,7 +260,7 @@ def item(response: str, **columns: Any) -> ScoreRequest:
     return ScoreRequest("i", "p", response, columns)
 
 
-def test_code_is_worth_the_share_of_its_tests_that_pass() -> None:
+def test_reward_of_code_is_the_share_of_passed_tests() -> None:
     response = "Here:\n```python\ndef double(x):\n    return x + 2\n```\n"
     tests = ["assert double(2) == 4", "assert double(3) == 6"]
     rule = code_rule(CodeConfig(kind="code"))
@@ -271,7 +271,7 @@ def test_code_is_worth_the_share_of_its_tests_that_pass() -> None:
     assert other(item("no code at all", unit_tests=tests[0]))[0] == 0.0
 
 
-def test_code_that_uses_up_its_cpu_time_has_what_it_passed_and_code_that_waits_for_ever_is_an_error() -> None:
+def test_passed_tests_count_if_cpu_time_runs_out_but_not_wall_time() -> None:
     busy = CodeConfig(kind="code", cpu_s=1, wall_s=60)
     assert code_rule(busy)(item("x = 1", references=["assert x", "while x: pass"]))[0] == 0.5
     waiting = CodeConfig(kind="code", cpu_s=1, wall_s=1)
@@ -288,13 +288,13 @@ def test_code_that_uses_up_its_cpu_time_has_what_it_passed_and_code_that_waits_f
         ({"references": ["assert (", "pass"]}, "test 0 of i is not valid Python"),
     ],
 )
-def test_an_item_without_tests_that_can_be_run_is_an_error(columns: dict[str, Any], what: str) -> None:
+def test_error_if_an_item_has_no_runnable_tests(columns: dict[str, Any], what: str) -> None:
     with pytest.raises(RewardError) as caught:
         code_rule(CodeConfig(kind="code"))(item("x = 1", **columns))
     assert caught.value.what == what
 
 
-async def test_a_code_scorer_is_built_where_it_is_confined_and_judges_items_side_by_side() -> None:
+async def test_code_scorer_scores_items_concurrently() -> None:
     config = RewardServiceConfig(scorer="code", scorers={"code": {"kind": "code", "cpu_s": 1, "num_processes": 2}})
     scorer = build_scorer(config, None)
     items = [item(f"x = {number}", references="assert x < 2") for number in range(3)]
@@ -304,7 +304,7 @@ async def test_a_code_scorer_is_built_where_it_is_confined_and_judges_items_side
     await close(scorer)
 
 
-def test_a_code_scorer_is_refused_where_nothing_confines_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_code_scorer_is_rejected_if_the_machine_has_no_sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
     sandbox.CHILD.write_text('print(\'{"unconfined": "no namespaces"}\')')
     config = RewardServiceConfig(scorer="a", scorers={"a": {"kind": "code"}})

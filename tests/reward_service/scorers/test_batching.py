@@ -9,7 +9,7 @@ from reward_service.scorers.batching import Batcher
 
 
 class Doubler:
-    """Doubles numbers and remembers its batches; the first batch waits until it is let go."""
+    """Doubles numbers and records its batches; the first batch waits for `go`."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -23,7 +23,7 @@ class Doubler:
         return [2 * item for item in items]
 
 
-async def test_calls_that_arrive_while_a_batch_runs_share_the_next() -> None:
+async def test_calls_during_a_batch_share_the_next_one() -> None:
     doubler = Doubler()
     batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=3)
     calls = [asyncio.create_task(batcher.run([1]))]
@@ -36,7 +36,7 @@ async def test_calls_that_arrive_while_a_batch_runs_share_the_next() -> None:
     assert doubler.batches == [[1], [2, 3, 4], [5]]
 
 
-async def test_a_failed_batch_fails_its_callers_and_no_later_one() -> None:
+async def test_failed_batch_fails_only_its_callers() -> None:
     doubler = Doubler()
     doubler.go.set()
     batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=8)
@@ -45,7 +45,7 @@ async def test_a_failed_batch_fails_its_callers_and_no_later_one() -> None:
     assert await batcher.run([5]) == [10]
 
 
-async def test_a_caller_that_gave_up_is_not_computed() -> None:
+async def test_cancelled_caller_is_not_computed() -> None:
     doubler = Doubler()
     batcher: Batcher[int, int] = Batcher(doubler, max_batch_size=8)
     first = asyncio.create_task(batcher.run([1]))

@@ -1,4 +1,4 @@
-"""Mathematics and JSON, decided in worker processes that are killed when they take too long."""
+"""Mathematics and JSON Schema in worker processes that are killed at a deadline."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_equal_expressions_are_equal(mathematics: Rule, response: str, reference
     assert mathematics(item(response, references))[0] == reward
 
 
-def test_an_expression_that_takes_for_ever_is_an_error_and_the_next_item_has_its_answer(mathematics: Rule) -> None:
+def test_next_item_is_scored_after_an_expression_timed_out(mathematics: Rule) -> None:
     with pytest.raises(RewardError, match="i took longer than 2 s"):
         mathematics(item("it is 9**9**9**9**9", "3"))
     assert mathematics(item("it is 3", "3"))[0] == 1.0
@@ -84,24 +84,24 @@ def test_a_reference_without_an_expression_is_an_error(mathematics: Rule) -> Non
         ("", 0.0, 0.0),
     ],
 )
-def test_a_response_is_json_that_the_schema_allows_or_not(
+def test_json_schema_scores_valid_and_invalid_responses(
     schema: Rule, response: str, reward: float, parsed: float
 ) -> None:
     assert schema(item(response)) == (reward, {"parsed": parsed})
 
 
-def test_a_value_that_takes_a_schemas_pattern_for_ever_is_an_error(schema: Rule) -> None:
+def test_error_if_a_schema_pattern_times_out(schema: Rule) -> None:
     with pytest.raises(RewardError, match=r"i took longer than 0\.5 s"):
         schema(item('{"a": "' + "a" * 100 + '!"}'))
 
 
-def test_the_last_fenced_block_counts_else_the_whole_response() -> None:
+def test_last_fenced_block_is_used_or_the_whole_response() -> None:
     assert last_block("x\n```\na\n```\ny\n```python\nb\nc\n```\n") == "b\nc\n"
     assert last_block("no `block` ```here```") == "no `block` ```here```"
     assert last_block("```python\nnever closed") == "```python\nnever closed"
 
 
-def test_a_worker_that_dies_is_an_error_naming_it_and_is_replaced() -> None:
+def test_worker_is_replaced_after_it_died() -> None:
     worker = Worker("json_schema", {}, timeout_s=5.0)
     assert worker.ask("1") == {"parsed": True, "valid": True}
     assert worker._process is not None
@@ -113,7 +113,7 @@ def test_a_worker_that_dies_is_an_error_naming_it_and_is_replaced() -> None:
     worker.close()
 
 
-def test_what_a_worker_can_not_do_is_its_answers_error() -> None:
+def test_failure_inside_a_worker_is_the_items_error() -> None:
     worker = Worker("json_schema", {}, timeout_s=5.0)
     with pytest.raises(RewardError, match="TypeError"):
         worker.ask({"not": "text"})

@@ -1,4 +1,4 @@
-"""Weighted sums, gates and frozen statistics over scorers that answer what a test tells them to."""
+"""Weighted sums, gates and fixed statistics over fake scorers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ITEM = ScoreRequest("i", "p", "r")
 
 
 class Fixed:
-    """Answers every item with one reward, or one error."""
+    """Returns one reward or one error for every item."""
 
     def __init__(self, name: str, answer: float | RewardError, version: str = "1", **parts: float) -> None:
         self.name = name
@@ -54,7 +54,7 @@ async def test_a_composite_is_the_weighted_sum_of_its_parts() -> None:
     assert await reward(composite({"a": 2.0, "b": 3.0}, {"a": 0.5, "b": -1.0})) == -2.0
 
 
-async def test_parts_are_every_scorers_own_reward_and_what_it_is_made_of() -> None:
+async def test_parts_are_the_reward_and_parts_of_every_scorer() -> None:
     inner = composite({"x": Fixed("x", 1.0, x=1.0, words=7.0)}, {"x": 2.0})
     outer = composite({"inner": inner, "a": Fixed("a", 3.0, a=3.0)}, {"inner": 1.0}, gates=("a",))
     (score,) = await outer.score([ITEM])
@@ -83,13 +83,13 @@ async def test_a_gate_vetoes_at_or_below_its_threshold(
 
 @settings(max_examples=30)
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
-def test_being_vetoed_never_pays(part: float, gate: float) -> None:
+def test_veto_never_raises_a_reward(part: float, gate: float) -> None:
     scorers = {"a": part, "safety": gate}
     free = asyncio.run(reward(composite(scorers, {"a": 1.0})))
     assert asyncio.run(reward(composite(scorers, {"a": 1.0}, gates=("safety",)))) <= free
 
 
-async def test_a_part_is_normalised_before_it_is_weighted_and_shown_as_it_was() -> None:
+async def test_part_is_normalized_in_the_sum_but_reported_unchanged() -> None:
     normalize = {"a": Statistics(mean=1.0, std=2.0)}
     scorer = composite({"a": 5.0, "b": 1.0}, {"a": 3.0, "b": 1.0}, normalize=normalize)
     (score,) = await scorer.score([ITEM])
@@ -97,7 +97,7 @@ async def test_a_part_is_normalised_before_it_is_weighted_and_shown_as_it_was() 
     assert (score.reward, score.parts["a"]) == (7.0, 5.0)
 
 
-async def test_a_part_that_fails_fails_the_item_and_is_named() -> None:
+async def test_error_names_the_part_that_failed() -> None:
     for scorers in ({"a": 1.0, "b": RewardError("b", "i is too long")}, {"a": RewardError("a", "x"), "b": 1.0}):
         failed = next(name for name, given in scorers.items() if isinstance(given, RewardError))
         members = {name: Fixed(name, given) for name, given in scorers.items()}
@@ -105,7 +105,7 @@ async def test_a_part_that_fails_fails_the_item_and_is_named() -> None:
         assert str(outcome).startswith(f"all: its part {failed}: ")
 
 
-async def test_a_part_that_does_not_apply_is_left_out_and_without_any_the_composite_does_not() -> None:
+async def test_part_that_does_not_apply_is_left_out_of_the_sum() -> None:
     none = Fixed("b", NotApplicable("b", "does not apply to i"))
     scorer = composite({"a": 2.0, "b": none}, {"a": 1.0, "b": 5.0}, gates=("b",))
     (score,) = await scorer.score([ITEM])
@@ -116,13 +116,13 @@ async def test_a_part_that_does_not_apply_is_left_out_and_without_any_the_compos
     assert str(outcome) == "all: none of its parts applies to i"
 
 
-async def test_a_sum_that_is_not_finite_is_an_error() -> None:
+async def test_error_if_the_sum_is_not_finite() -> None:
     (outcome,) = await composite({"a": 1e308}, {"a": 100.0}).score([ITEM])
     assert isinstance(outcome, RewardError)
     assert "not a finite number" in outcome.what
 
 
-async def test_a_scorer_of_two_roles_is_asked_once_and_all_are_asked_side_by_side() -> None:
+async def test_scorers_run_concurrently_and_once_per_call() -> None:
     started = asyncio.Barrier(2)
 
     class Meeting(Fixed):
@@ -136,7 +136,7 @@ async def test_a_scorer_of_two_roles_is_asked_once_and_all_are_asked_side_by_sid
     assert (a.calls, b.calls) == (1, 1)
 
 
-def test_the_version_follows_from_settings_statistics_and_the_parts_versions() -> None:
+def test_version_depends_on_settings_statistics_and_parts() -> None:
     def version(weight: float = 1.0, mean: float = 0.0, part: str = "1") -> str:
         normalize = {"a": Statistics(mean=mean, std=1.0)}
         return composite({"a": Fixed("a", 1.0, part)}, {"a": weight}, normalize=normalize).version
@@ -159,14 +159,14 @@ def test_the_sum_is_linear_in_its_weights(rewards: dict[str, float], factor: flo
     ("ruled", "called", "expected"),
     [(1.0, 1.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (1.0, -2.0, 0.0), (1.0, NotApplicable("f", "x"), 1.0)],
 )
-async def test_a_function_may_forbid_more_than_the_list(ruled: float, called: Any, expected: float) -> None:
+async def test_function_can_forbid_more_than_the_phrases(ruled: float, called: Any, expected: float) -> None:
     (score,) = await GuardedScorer("safety", Fixed("safety", ruled), Fixed("f", called)).score([ITEM])
     assert isinstance(score, Score)
     assert (score.reward, score.parts.get("violation", 1 - ruled)) == (expected, 1 - expected)
 
 
 @pytest.mark.parametrize("broken", ["safety", "f"])
-async def test_a_list_or_function_that_fails_fails_the_item(broken: str) -> None:
+async def test_item_fails_if_the_rule_or_the_function_fails(broken: str) -> None:
     fixed = [Fixed(name, RewardError(name, "no") if name == broken else 1.0) for name in ("safety", "f")]
     (outcome,) = await GuardedScorer("safety", *fixed).score([ITEM])
     assert str(outcome) == "safety: no"

@@ -1,4 +1,4 @@
-"""The files that scorers' settings name, right and wrong."""
+"""Valid and invalid files that scorer settings name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_schema_is_read_from_its_file(tmp_path: Path) -> None:
         ('{"$ref": "y.json"}', "refers to y.json"),
     ],
 )
-def test_a_schema_file_that_is_none_is_named(tmp_path: Path, content: str, what: str) -> None:
+def test_invalid_schema_file_is_named(tmp_path: Path, content: str, what: str) -> None:
     path = tmp_path / "schema.json"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
@@ -59,7 +59,7 @@ def test_a_schema_file_that_is_none_is_named(tmp_path: Path, content: str, what:
     assert what in caught.value.what
 
 
-def test_statistics_are_read_from_beside_the_weights(tmp_path: Path) -> None:
+def test_statistics_are_read_from_the_model_folder(tmp_path: Path) -> None:
     (tmp_path / "reward_statistics.json").write_text('{"mean": 1, "std": 2.5, "num": 9}')
     assert read_statistics(tmp_path) == Statistics(mean=1.0, std=2.5)
 
@@ -75,7 +75,7 @@ def test_statistics_are_read_from_beside_the_weights(tmp_path: Path) -> None:
         ('{"mean": 1.0, "std": Infinity}', "std: "),
     ],
 )
-def test_statistics_that_are_none_are_named(tmp_path: Path, content: str | None, what: str) -> None:
+def test_invalid_statistics_file_is_named(tmp_path: Path, content: str | None, what: str) -> None:
     if content is not None:
         (tmp_path / "reward_statistics.json").write_text(content)
     with pytest.raises(InputError) as caught:
@@ -94,9 +94,7 @@ def test_statistics_that_are_none_are_named(tmp_path: Path, content: str | None,
         (["config.json", "model.safetensors", "x.pkl"], "x.pkl is not safetensors"),
     ],
 )
-def test_a_folder_that_is_no_reward_model_in_safetensors_is_refused(
-    tmp_path: Path, files: list[str], what: str
-) -> None:
+def test_folder_without_a_safetensors_reward_model_is_rejected(tmp_path: Path, files: list[str], what: str) -> None:
     for name in files:
         (tmp_path / name).write_text(json.dumps({}))
     with pytest.raises(InputError, match=r"^here: ") as caught:

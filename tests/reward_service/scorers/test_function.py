@@ -29,7 +29,7 @@ async def test_a_function_scores_sync_or_async(name: str) -> None:
     assert [outcome.id for outcome in outcomes if isinstance(outcome, Score)] == ["7-0-0", "7-0-1"]
 
 
-async def test_a_score_names_its_parts_and_the_version_of_the_source_that_gave_it() -> None:
+async def test_score_has_parts_and_the_version_of_the_source() -> None:
     (score,) = await scorer("length").score(requests("a"))
     assert isinstance(score, Score)
     assert dict(score.parts) == {"length": 1.0}
@@ -37,7 +37,7 @@ async def test_a_score_names_its_parts_and_the_version_of_the_source_that_gave_i
     assert len(score.scorer_version.rpartition("@")[2]) == 12
 
 
-async def test_a_function_gets_the_columns_it_takes_and_no_others() -> None:
+async def test_function_gets_only_the_columns_that_it_takes() -> None:
     items = [
         ScoreRequest("0", "p", "x", {"references": "x", "topic": "tea"}),
         ScoreRequest("1", "p", "x", {"references": "y"}),
@@ -46,25 +46,25 @@ async def test_a_function_gets_the_columns_it_takes_and_no_others() -> None:
     assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [1.0, 0.0]
 
 
-async def test_an_exception_inside_a_function_is_every_items_error() -> None:
+async def test_every_item_fails_if_the_function_raises() -> None:
     outcomes = await scorer("raising").score(requests("a", "b"))
     expected = "tests.support.scorers:raising: raised KeyError: 'no such answer' (scoring 2 items, 7-0-0 to 7-0-1)"
     assert errors(outcomes) == [expected] * 2
 
 
-async def test_too_few_rewards_are_no_reward_at_all() -> None:
+async def test_every_item_fails_if_there_are_too_few_rewards() -> None:
     outcomes = await scorer("too_few").score(requests("a", "b"))
     expected = "tests.support.scorers:too_few: returned 1 rewards for 2 responses (scoring 2 items, 7-0-0 to 7-0-1)"
     assert errors(outcomes) == [expected] * 2
 
 
-async def test_what_is_no_list_is_an_error_naming_the_item() -> None:
+async def test_error_names_the_item_if_the_value_is_not_a_list() -> None:
     outcomes = await scorer("not_a_list").score(requests("a"))
     assert errors(outcomes) == ["tests.support.scorers:not_a_list: returned float, not a list (scoring 7-0-0)"]
 
 
 @pytest.mark.parametrize("wrong", ["nan", "inf", "huge", "string", "none"])
-async def test_a_value_that_is_no_finite_number_fails_its_own_item_alone(wrong: str) -> None:
+async def test_value_that_is_not_finite_fails_only_its_item(wrong: str) -> None:
     good, bad = await scorer("wrong_on_demand").score(requests("one", wrong))
     assert isinstance(good, Score)
     assert good.reward == 1.0
@@ -73,11 +73,11 @@ async def test_a_value_that_is_no_finite_number_fails_its_own_item_alone(wrong: 
     assert "7-0-1" in bad.what
 
 
-async def test_nothing_to_score_calls_no_function() -> None:
+async def test_function_is_not_called_without_requests() -> None:
     assert await scorer("raising").score([]) == []
 
 
-async def test_a_slow_sync_function_leaves_the_event_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_sync_function_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     release = threading.Event()

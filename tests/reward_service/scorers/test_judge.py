@@ -1,4 +1,4 @@
-"""A judge against a small real HTTP server that answers what each test tells it to."""
+"""A judge with a small real HTTP server whose answers each test sets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ITEM = ScoreRequest("i", "what is 1+1?", "it is 2", {"references": "2"})
 
 
 class Endpoint:
-    """An OpenAI-compatible endpoint: its answers in turn, the last one again and again; remembers what it was asked."""
+    """An OpenAI-compatible endpoint that gives its answers in turn (the last one repeatedly) and records requests."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, Any, dict[str, str]]] = []
@@ -103,7 +103,7 @@ async def ask(endpoint: Endpoint | str, *items: ScoreRequest, **settings: Any) -
     return outcomes if len(items) > 1 else outcomes[0]
 
 
-async def test_the_rubric_is_asked_with_the_items_texts_at_temperature_0(endpoint: Endpoint) -> None:
+async def test_rubric_is_sent_with_the_items_texts_at_temperature_0(endpoint: Endpoint) -> None:
     endpoint.say("Good. Score: 7")
     rubric = "Asked {prompt} answered {response}, expected {reference}. {other} {0} {{x}}"
     score = await ask(endpoint, rubric=rubric, system="You judge.", max_tokens=9)
@@ -120,7 +120,7 @@ async def test_the_rubric_is_asked_with_the_items_texts_at_temperature_0(endpoin
     ]
 
 
-async def test_what_a_response_says_is_never_taken_for_a_place_in_the_rubric(endpoint: Endpoint) -> None:
+async def test_placeholders_inside_a_response_are_left_alone(endpoint: Endpoint) -> None:
     endpoint.say("score: 1")
     item = ScoreRequest("i", "p {response}", "{reference} {prompt} {x} %s \\1", {"references": "secret"})
     await ask(endpoint, item, rubric="{prompt}|{response}")
@@ -160,7 +160,7 @@ async def test_the_number_is_read_and_scaled(
         ({"low": 0, "high": 10}, "score: 11", "11 is not within 0 to 10: 'score: 11'"),
     ],
 )
-async def test_an_opinion_without_a_number_is_an_error_that_quotes_it(
+async def test_error_quotes_the_answer_if_it_has_no_valid_number(
     endpoint: Endpoint, settings: dict[str, Any], opinion: str, what: str
 ) -> None:
     endpoint.say(opinion)
@@ -171,7 +171,7 @@ async def test_an_opinion_without_a_number_is_an_error_that_quotes_it(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-async def test_a_busy_or_failing_endpoint_is_asked_again(endpoint: Endpoint, status: int) -> None:
+async def test_busy_or_failing_endpoint_is_retried(endpoint: Endpoint, status: int) -> None:
     endpoint.refuse(status)
     endpoint.refuse(status)
     endpoint.say("score: 1")
@@ -180,21 +180,21 @@ async def test_a_busy_or_failing_endpoint_is_asked_again(endpoint: Endpoint, sta
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 302])
-async def test_a_refusal_is_not_asked_again(endpoint: Endpoint, status: int) -> None:
+async def test_rejected_request_is_not_retried(endpoint: Endpoint, status: int) -> None:
     endpoint.refuse(status)
     outcome = await ask(endpoint)
     assert f"answered {status}" in outcome.what
     assert len(endpoint.asked) == 1
 
 
-async def test_an_endpoint_that_never_recovers_is_given_up_after_the_attempts(endpoint: Endpoint) -> None:
+async def test_error_after_max_attempts_if_the_endpoint_keeps_failing(endpoint: Endpoint) -> None:
     endpoint.refuse(503)
     outcome = await ask(endpoint, max_attempts=3)
     assert "Busy: answered 503" in outcome.what
     assert len(endpoint.asked) == 3
 
 
-async def test_retry_after_is_honoured_within_the_deadline_and_not_waited_for_beyond_it(endpoint: Endpoint) -> None:
+async def test_retry_after_is_respected_within_the_deadline(endpoint: Endpoint) -> None:
     endpoint.refuse(429, retry_after="0.05")
     endpoint.say("score: 1")
     assert (await ask(endpoint)).reward == 1.0
@@ -205,14 +205,14 @@ async def test_retry_after_is_honoured_within_the_deadline_and_not_waited_for_be
     assert len(endpoint.asked) == 3
 
 
-async def test_a_silent_endpoint_is_an_error_at_the_deadline(endpoint: Endpoint) -> None:
+async def test_error_at_the_deadline_if_the_endpoint_is_silent(endpoint: Endpoint) -> None:
     endpoint.answers = [(200, None, {})]
     outcome = await ask(endpoint, timeout_s=0.1, max_attempts=1)
     assert isinstance(outcome, RewardError)
     assert "i" in outcome.what
 
 
-async def test_an_endpoint_that_is_not_there_is_an_error_naming_it() -> None:
+async def test_error_names_the_endpoint_if_it_is_unreachable() -> None:
     outcome = await ask("http://127.0.0.1:9/v1", max_attempts=1)
     assert "http://127.0.0.1:9/v1: ConnectError" in outcome.what
 
@@ -220,21 +220,21 @@ async def test_an_endpoint_that_is_not_there_is_an_error_naming_it() -> None:
 @pytest.mark.parametrize(
     "answer", ["no json", [], {}, {"choices": []}, {"choices": [{"message": {"content": None}}]}, "[" * 100_000]
 )
-async def test_what_is_no_chat_completion_is_an_error(endpoint: Endpoint, answer: Any) -> None:
+async def test_error_if_the_answer_is_not_a_chat_completion(endpoint: Endpoint, answer: Any) -> None:
     endpoint.answers = [(200, answer, {})]
     outcome = await ask(endpoint)
     assert isinstance(outcome, RewardError)
     assert "answered" in outcome.what
 
 
-async def test_one_item_that_fails_leaves_the_others_their_rewards(endpoint: Endpoint) -> None:
+async def test_failed_item_does_not_affect_the_others(endpoint: Endpoint) -> None:
     endpoint.say("score: 1")
     good, bad = await ask(endpoint, ITEM, ScoreRequest("j", "p", "r"), rubric="{response} {reference}")
     assert isinstance(good, Score)
     assert str(bad) == "helpful: j has no references (scoring j)"
 
 
-async def test_at_most_so_many_questions_are_under_way(endpoint: Endpoint) -> None:
+async def test_concurrent_questions_are_limited(endpoint: Endpoint) -> None:
     endpoint.say("score: 1")
     endpoint.gate = threading.Barrier(2)
     items = [ScoreRequest(str(number), "p", "r") for number in range(6)]

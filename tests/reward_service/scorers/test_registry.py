@@ -27,7 +27,7 @@ from tests.support.paths import ROOT
         ("tests.support.scorers", "is neither 'reward_model' nor of the form module:function"),
     ],
 )
-def test_a_scorer_that_is_not_there_is_an_input_error(scorer: str, what: str) -> None:
+def test_missing_scorer_function_is_an_input_error(scorer: str, what: str) -> None:
     with pytest.raises(InputError, match=r"^reward_service\.scorer: ") as caught:
         check_scorers(RewardServiceConfig(scorer=scorer), None)
     assert what in caught.value.what
@@ -71,7 +71,7 @@ ALL = {
 }
 
 
-async def test_every_kind_is_built_under_its_name_with_a_version_of_its_own() -> None:
+async def test_every_kind_is_built_with_its_name_and_version() -> None:
     scorers = build_scorers(settings(**ALL), None)
     again = build_scorers(settings(**ALL), None)
     assert set(scorers) == {*ALL, "tests.support.scorers:length"}
@@ -82,7 +82,7 @@ async def test_every_kind_is_built_under_its_name_with_a_version_of_its_own() ->
         await close(scorer)
 
 
-async def test_every_kind_scores_and_says_why() -> None:
+async def test_every_kind_scores_with_parts() -> None:
     local = {name: section for name, section in ALL.items() if name != "judge"}
     scorers = build_scorers(settings(scorer="all", **local), None)
     for name, scorer in scorers.items():
@@ -97,12 +97,12 @@ async def test_every_kind_scores_and_says_why() -> None:
         await close(scorer)
 
 
-def test_a_scorer_that_is_named_is_what_a_run_uses() -> None:
+def test_run_uses_the_named_scorer() -> None:
     scorer = build_scorer(settings(scorer="exact", exact={"kind": "exact"}), None)
     assert scorer.name == "exact"
 
 
-def test_composites_share_the_scorers_they_are_made_of(reward_model_folder: Path) -> None:
+def test_composites_share_their_scorers(reward_model_folder: Path) -> None:
     part = {"kind": "composite", "parts": {"reward_model": 1.0, "exact": 1.0}}
     scorers: Any = build_scorers(settings("one", one=part, two=part, exact={"kind": "exact"}), reward_model_folder)
     assert set(scorers) == {"one", "two", "exact", "reward_model"}
@@ -111,7 +111,7 @@ def test_composites_share_the_scorers_they_are_made_of(reward_model_folder: Path
 
 
 @pytest.mark.parametrize("change", [{"max": 4}, {"max": 3, "unit": "words"}, {"max": 3, "penalty": 2.0}])
-def test_a_setting_that_changes_an_answer_changes_the_version(change: dict[str, Any]) -> None:
+def test_version_changes_with_a_setting(change: dict[str, Any]) -> None:
     first, second = (build_scorer(settings("a", a={"kind": "length"} | given), None) for given in ({"max": 3}, change))
     assert first.version != second.version
 
@@ -144,7 +144,7 @@ def test_every_settings_class_has_a_registered_kind() -> None:
     assert set(SCORER_KINDS) == set(get_args(get_args(ScorerConfig)[0]))
 
 
-def test_the_version_of_what_is_forbidden_follows_from_the_files_content(tmp_path: Path) -> None:
+def test_version_of_forbidden_depends_on_the_file_content(tmp_path: Path) -> None:
     def version(name: str, content: str) -> str:
         (tmp_path / name).write_text(content)
         return build_scorer(settings("a", a={"kind": "forbidden", "path": tmp_path / name}), None).version
@@ -168,19 +168,19 @@ def test_the_version_of_what_is_forbidden_follows_from_the_files_content(tmp_pat
         ({"kind": "composite", "parts": {"reward_model": 1.0}}, "reward_model", "not trained"),
     ],
 )
-def test_what_a_scorer_needs_and_lacks_is_named(section: dict[str, Any], where: str, what: str) -> None:
+def test_missing_requirement_of_a_scorer_is_named(section: dict[str, Any], where: str, what: str) -> None:
     with pytest.raises(InputError) as caught:
         check_scorers(settings(a=section), None)
     assert caught.value.where == where
     assert what in caught.value.what
 
 
-def test_a_language_that_nobody_knows_is_refused_when_it_is_built() -> None:
+def test_unsupported_language_is_rejected_when_the_scorer_is_built() -> None:
     with pytest.raises(InputError, match="py3langid does not know qqq"):
         build_scorers(settings(a={"kind": "language", "language": "qqq"}), None)
 
 
-async def test_a_reward_models_own_statistics_normalise_it(reward_model_folder: Path, tmp_path: Path) -> None:
+async def test_statistics_of_a_reward_model_normalize_it(reward_model_folder: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(reward_model_folder, tmp_path / "other"))
     part = {"kind": "composite", "parts": {"other": 2.0}, "normalize": {"other": "reward_statistics"}}
     config = settings("a", a=part, other={"kind": "reward_model", "path": other})
@@ -199,7 +199,7 @@ async def test_a_reward_models_own_statistics_normalise_it(reward_model_folder: 
     assert build_scorer(config, None).version != before
 
 
-def test_a_service_of_several_scorers_has_each_by_what_the_run_calls_it_with_the_version_it_has_alone() -> None:
+def test_service_of_several_scorers_keeps_their_names_and_versions() -> None:
     config = RewardServiceConfig.model_validate({"scorers": {"answer": {"kind": "exact"}}})
     path = "tests.support.scorers:length"
     served = config.serving(["answer", "none", path, "answer"])
@@ -210,7 +210,7 @@ def test_a_service_of_several_scorers_has_each_by_what_the_run_calls_it_with_the
     assert config.serving(["none"]).scorer == "none"
 
 
-def test_a_reward_model_is_needed_whichever_of_the_scorers_it_is() -> None:
+def test_reward_model_is_needed_if_any_scorer_uses_it() -> None:
     config = RewardServiceConfig(scorer="none")
     assert config.serving(["tests.support.scorers:length", "reward_model"]).needs_reward_model()
     assert not config.serving(["tests.support.scorers:length"]).needs_reward_model()

@@ -24,7 +24,7 @@ ITEMS = [ScoreRequest(f"7-{i}-0", "say " + "x" * (i % 5), "abc" * (1 + i % 9)) f
 
 
 def direct_rewards(folder: Path) -> list[float]:
-    """One forward pass a text, with nothing padded."""
+    """Compute each reward in a separate forward pass without padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
@@ -34,7 +34,7 @@ def direct_rewards(folder: Path) -> list[float]:
         ]
 
 
-async def test_rewards_equal_a_direct_forward_however_they_were_batched(reward_model_folder: Path) -> None:
+async def test_rewards_equal_a_direct_forward_for_any_batching(reward_model_folder: Path) -> None:
     scorer = RewardModelScorer(reward_model_folder, max_batch_size=16)
     calls = [scorer.score(ITEMS[start : start + 4]) for start in range(0, len(ITEMS), 4)]
     scores = [score for answer in await asyncio.gather(*calls) for score in answer]
@@ -46,14 +46,14 @@ async def test_rewards_equal_a_direct_forward_however_they_were_batched(reward_m
         assert math.isclose(score.reward, reward, rel_tol=0, abs_tol=1e-6)
 
 
-async def test_a_text_longer_than_the_context_is_an_error_naming_the_item(reward_model_folder: Path) -> None:
+async def test_error_names_the_item_if_its_text_exceeds_the_context(reward_model_folder: Path) -> None:
     scorer = RewardModelScorer(reward_model_folder)
     good, bad = await scorer.score([ITEMS[0], ScoreRequest("7-9-9", "say ", "a" * 60)])
     assert isinstance(good, Score)
     assert str(bad) == "reward_model: 7-9-9 has 65 tokens; the model reads at most 64"
 
 
-async def test_a_model_that_gives_no_finite_number_gives_an_error(reward_model_folder: Path) -> None:
+async def test_error_if_the_model_returns_no_finite_number(reward_model_folder: Path) -> None:
     scorer = RewardModelScorer(reward_model_folder)
     with torch.no_grad():
         scorer._models[0].score.weight.fill_(float("nan"))
@@ -74,14 +74,14 @@ def test_the_version_is_a_digest_of_the_weights(reward_model_folder: Path, tmp_p
     assert build_scorer(RewardServiceConfig(), copy).version != first
 
 
-def test_a_folder_without_safetensors_is_refused(reward_model_folder: Path, tmp_path: Path) -> None:
+def test_folder_without_safetensors_is_rejected(reward_model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((reward_model_folder / "config.json").read_text())
     (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
     with pytest.raises(InputError, match=r"^reward_model: no safetensors in "):
         build_scorer(RewardServiceConfig(), tmp_path)
 
 
-def test_a_classifier_of_two_labels_is_refused(reward_model_folder: Path, tmp_path: Path) -> None:
+def test_classifier_with_two_labels_is_rejected(reward_model_folder: Path, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
         reward_model_folder, num_labels=2, ignore_mismatched_sizes=True
     )
@@ -92,7 +92,7 @@ def test_a_classifier_of_two_labels_is_refused(reward_model_folder: Path, tmp_pa
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 400))
-def test_batches_hold_every_text_once_and_no_more_padded_tokens_than_allowed(lengths: list[int], most: int) -> None:
+def test_batches_have_every_text_once_within_the_token_limit(lengths: list[int], most: int) -> None:
     batches = list(batches_by_length(lengths, max_tokens=most))
     assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -101,15 +101,13 @@ def test_batches_hold_every_text_once_and_no_more_padded_tokens_than_allowed(len
     assert longest == sorted(longest)
 
 
-def test_one_long_text_pads_no_short_ones() -> None:
+def test_long_text_does_not_pad_short_ones() -> None:
     batches = list(batches_by_length([*[5] * 255, 2000], max_tokens=16384))
     assert [len(batch) for batch in batches] == [255, 1]
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 100, 100_000])
-async def test_rewards_are_the_same_however_many_tokens_a_pass_may_have(
-    reward_model_folder: Path, max_batch_tokens: int
-) -> None:
+async def test_rewards_do_not_depend_on_the_tokens_per_pass(reward_model_folder: Path, max_batch_tokens: int) -> None:
     scorer = RewardModelScorer(reward_model_folder, max_batch_tokens=max_batch_tokens)
     scores = await scorer.score(ITEMS)
     for score, reward in zip(scores, direct_rewards(reward_model_folder), strict=True):
@@ -119,7 +117,7 @@ async def test_rewards_are_the_same_however_many_tokens_a_pass_may_have(
 
 
 def with_members(folder: Path, target: Path, num: int) -> Path:
-    """A copy of the model with further members, whose heads are other than its."""
+    """Copy the model and add members with different heads."""
     shutil.copytree(folder, target)
     for number in range(1, num + 1):
         model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -129,9 +127,7 @@ def with_members(folder: Path, target: Path, num: int) -> Path:
     return target
 
 
-async def test_an_ensembles_reward_is_its_members_mean_and_it_says_how_unsure_it_is(
-    reward_model_folder: Path, tmp_path: Path
-) -> None:
+async def test_ensemble_returns_its_members_mean_and_uncertainty(reward_model_folder: Path, tmp_path: Path) -> None:
     folder = with_members(reward_model_folder, tmp_path / "ensemble", 2)
     scorer = RewardModelScorer(folder, name="helpful")
     for score, reward in zip(await scorer.score(ITEMS), direct_rewards(reward_model_folder), strict=True):
@@ -149,7 +145,7 @@ def test_the_version_of_an_ensemble_is_a_digest_of_all_its_members(reward_model_
     assert len({RewardModelScorer(folder).version for folder in folders}) == 3
 
 
-def test_a_member_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_member_is_named(tmp_path: Path) -> None:
     for name in ("member-1", "member-3"):
         (tmp_path / name).mkdir()
     with pytest.raises(InputError, match="has member-1, member-3 but no member-2"):
@@ -159,7 +155,7 @@ def test_a_member_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", [".", "member-1"])
-def test_weights_that_are_no_safetensors_are_refused_and_never_read(
+def test_weights_that_are_not_safetensors_are_rejected_unread(
     reward_model_folder: Path, tmp_path: Path, where: str
 ) -> None:
     folder = with_members(reward_model_folder, tmp_path / "model", 1)
@@ -169,7 +165,7 @@ def test_weights_that_are_no_safetensors_are_refused_and_never_read(
 
 
 class Planted:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -178,9 +174,7 @@ class Planted:
         return (open, (self.path, "w"))
 
 
-def test_a_pickle_that_is_called_safetensors_is_refused_and_never_unpickled(
-    reward_model_folder: Path, tmp_path: Path
-) -> None:
+def test_pickle_named_safetensors_is_rejected_without_unpickling(reward_model_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(reward_model_folder, tmp_path / "model")
     (folder / "model.safetensors").write_bytes(pickle.dumps(Planted(str(tmp_path / "ran"))))
     with pytest.raises(InputError, match=r"^reward_model: cannot load"):
@@ -188,9 +182,7 @@ def test_a_pickle_that_is_called_safetensors_is_refused_and_never_unpickled(
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_conversation_is_the_prompt_that_this_models_template_makes_of_it(
-    reward_model_folder: Path, tmp_path: Path
-) -> None:
+def test_conversation_is_rendered_by_the_models_chat_template(reward_model_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(reward_model_folder, tmp_path / "model"))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"

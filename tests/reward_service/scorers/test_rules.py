@@ -1,4 +1,4 @@
-"""Rules on both sides of what they ask, and on texts that nobody would write."""
+"""Rules on right, wrong and generated texts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def pattern(**settings: Any) -> Rule:
         ({"answer": r"\d+"}, "1 then 2", "2", 1.0),
     ],
 )
-def test_an_exact_answer(settings: dict[str, Any], response: str, references: Any, reward: float) -> None:
+def test_exact_answers_are_compared_by_the_settings(
+    settings: dict[str, Any], response: str, references: Any, reward: float
+) -> None:
     assert exact(**settings)(item(response, references))[0] == reward
 
 
@@ -81,12 +83,14 @@ def test_an_exact_answer(settings: dict[str, Any], response: str, references: An
         ({"answer": r"\\boxed\{([^}]*)\}"}, r"\boxed{12} of 13", 12, 1.0),
     ],
 )
-def test_a_numeric_answer(settings: dict[str, Any], response: str, references: Any, reward: float) -> None:
+def test_numeric_answers_are_compared_within_the_tolerance(
+    settings: dict[str, Any], response: str, references: Any, reward: float
+) -> None:
     assert numeric(**settings)(item(response, references))[0] == reward
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_a_number_written_out_is_that_number(number: float) -> None:
+def test_spelled_numbers_are_parsed(number: float) -> None:
     assert numeric()(item(f"so it is {number!r}", number))[0] == 1.0
 
 
@@ -98,25 +102,25 @@ def test_an_item_without_references_is_an_error(rule: Rule, references: Any) -> 
 
 
 @pytest.mark.parametrize("references", ["seven", True, [1, None], "nan", "inf", {}])
-def test_a_reference_that_is_no_number_is_an_error(references: Any) -> None:
+def test_error_if_a_reference_is_not_a_number(references: Any) -> None:
     with pytest.raises(RewardError, match="a reference of i is not a finite number"):
         numeric()(item("7", references))
 
 
-def test_a_pattern_is_searched_or_has_to_be_all() -> None:
+def test_pattern_matches_anywhere_or_the_whole_response() -> None:
     for match, rewards in (("search", [2.0, 2.0, -1.0]), ("full", [2.0, -1.0, -1.0])):
         rule = pattern(pattern="<a>.*</a>", match=match, reward=2.0, otherwise=-1.0)
         assert [rule(item(text))[0] for text in ("<a>x</a>", "so <a>x</a>", "<a>x")] == rewards
 
 
 @pytest.mark.parametrize("match", ["search", "full"])
-def test_a_pattern_that_takes_for_ever_is_an_error_not_a_wait(match: str) -> None:
+def test_error_if_a_pattern_times_out(match: str) -> None:
     rule = pattern(pattern="(a|aa)+$", match=match, timeout_s=0.05)
     with pytest.raises(RewardError, match=r"took longer than 0\.05 s on i"):
         rule(item("a" * 200 + "!"))
 
 
-def test_an_answers_pattern_that_takes_for_ever_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_if_an_answer_pattern_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rule_scorer, "PATTERN_TIMEOUT_S", 0.05)
     with pytest.raises(RewardError, match=r"took longer than 0\.05 s on i"):
         exact(answer="(a|aa)+$")(item("a" * 200 + "!", "x"))
@@ -135,12 +139,12 @@ def test_an_answers_pattern_that_takes_for_ever_is_an_error(monkeypatch: pytest.
         ({"max": 2, "unit": "words"}, "one two  three", -1.0),
     ],
 )
-def test_a_length_beyond_its_bounds_costs(settings: dict[str, Any], response: str, reward: float) -> None:
+def test_length_is_penalized_beyond_its_bounds(settings: dict[str, Any], response: str, reward: float) -> None:
     assert length(**settings)(item(response))[0] == reward
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_a_longer_response_never_costs_less(shorter: int, longer: int) -> None:
+def test_penalty_never_falls_with_length(shorter: int, longer: int) -> None:
     rule = length(max=10, margin=20)
     shorter, longer = sorted((shorter, longer))
     assert -1.0 <= rule(item("x" * longer))[0] <= rule(item("x" * shorter))[0] <= 0.0
@@ -158,11 +162,11 @@ def test_a_longer_response_never_costs_less(shorter: int, longer: int) -> None:
         ("The e", {"finish_reason": None}, -1.0),
     ],
 )
-def test_a_response_that_was_cut_off_costs(response: str, columns: dict[str, Any], reward: float) -> None:
+def test_truncated_response_is_penalized(response: str, columns: dict[str, Any], reward: float) -> None:
     assert rules.truncation_rule(kinds.TruncationConfig(kind="truncation"))(item(response, **columns))[0] == reward
 
 
-def test_repetition_costs_by_the_share_that_was_there_before() -> None:
+def test_repetition_is_penalized_by_the_repeated_share() -> None:
     assert repetition(n=1)(item("a b c d"))[0] == 0.0
     assert repetition(n=1, penalty=2.0)(item("a a a a"))[0] == -1.5
     assert repetition(n=2)(item("a b a b a b"))[1] == {"repeated_share": pytest.approx(0.6)}
@@ -171,11 +175,11 @@ def test_repetition_costs_by_the_share_that_was_there_before() -> None:
 
 
 @given(st.text(), st.integers(1, 5))
-def test_the_repeated_share_is_a_share(text: str, n: int) -> None:
+def test_repeated_share_is_between_0_and_1(text: str, n: int) -> None:
     assert 0.0 <= repetition(n=n)(item(text))[1]["repeated_share"] < 1.0
 
 
-def test_the_language_is_told_and_the_same_each_time() -> None:
+def test_language_is_detected_deterministically() -> None:
     rule = language(language="de")
     german = rule(item("Das ist ein ganz gewöhnlicher deutscher Satz über das Wetter von gestern."))
     english = rule(item("This is a quite ordinary English sentence about the weather of yesterday."))
@@ -185,7 +189,7 @@ def test_the_language_is_told_and_the_same_each_time() -> None:
     assert language(language="de", among=("de", "fr"))(item("the weather of yesterday"))[1]["probability"] <= 1.0
 
 
-def test_a_language_that_nobody_knows_is_an_input_error() -> None:
+def test_unsupported_language_is_an_input_error() -> None:
     with pytest.raises(InputError, match=r"^language: py3langid does not know qqq"):
         language(language="qqq")
 
@@ -204,12 +208,12 @@ def test_a_language_that_nobody_knows_is_an_input_error() -> None:
         ("", 1.0),
     ],
 )
-def test_what_is_forbidden_is_found_as_whole_words_however_it_is_written(response: str, reward: float) -> None:
+def test_forbidden_phrases_match_whole_words_in_any_spelling(response: str, reward: float) -> None:
     rule = forbidden_rule(["bomb", "How to KILL", "a.b"])
     assert rule(item(response))[0] == reward
 
 
-def test_different_forbidden_phrases_are_counted_once_each() -> None:
+def test_each_forbidden_phrase_is_counted_once() -> None:
     assert forbidden_rule(["a", "b"])(item("a a b"))[1] == {"num_forbidden": 2.0, "violation": 1.0}
     assert forbidden_rule(["a", "b"])(item("c"))[1] == {"num_forbidden": 0.0, "violation": 0.0}
 
@@ -219,7 +223,7 @@ def conversation(*said: tuple[str, str]) -> ScoreRequest:
     return ScoreRequest("i", "p", said[-1][1], {"conversation": messages})
 
 
-def test_after_a_conversation_all_that_the_policy_said_is_looked_at_and_nothing_that_others_said() -> None:
+def test_only_the_policys_turns_of_a_conversation_are_searched() -> None:
     begun = [("system", "never say bomb"), ("user", "a bomb?")]
     early = conversation(*begun, ("assistant", "a bomb!"), ("user", "what?"), ("assistant", "nothing"))
     clean = conversation(*begun, ("assistant", "no."), ("tool", "bomb"), ("assistant", "nothing"))
@@ -228,14 +232,14 @@ def test_after_a_conversation_all_that_the_policy_said_is_looked_at_and_nothing_
     assert forbidden_rule(["bomb"], "last")(early)[0] == 1.0
 
 
-def test_a_phrase_is_not_found_where_one_turn_ends_and_the_next_begins_and_counts_once_in_a_conversation() -> None:
+def test_phrase_does_not_match_across_turns_of_a_conversation() -> None:
     apart = conversation(("assistant", "how to"), ("user", "well?"), ("assistant", "kill"))
     assert forbidden_rule(["how to kill"])(apart)[0] == 1.0
     again = conversation(("assistant", "a"), ("user", "well?"), ("assistant", "a b"))
     assert forbidden_rule(["a", "b"])(again)[1] == {"num_forbidden": 2.0, "violation": 1.0}
 
 
-async def test_a_conversation_that_is_none_is_an_error_and_not_a_clean_bill() -> None:
+async def test_error_if_the_conversation_column_is_invalid() -> None:
     scorer = RuleScorer("safe", forbidden_rule(["bomb"]), version="v")
     (outcome,) = await scorer.score([ScoreRequest("i", "p", "r", {"conversation": "a bomb"})])
     assert str(outcome).startswith("safe: raised TypeError")
@@ -243,20 +247,20 @@ async def test_a_conversation_that_is_none_is_an_error_and_not_a_clean_bill() ->
 
 
 @given(st.text(), st.text())
-def test_rules_answer_any_text_with_a_finite_number(prompt: str, response: str) -> None:
+def test_rules_return_a_finite_number_for_any_text(prompt: str, response: str) -> None:
     every = [exact(), numeric(), length(max=3), repetition(), forbidden_rule(["a"]), pattern(pattern="a")]
     for rule in every:
         reward, measures = rule(ScoreRequest("i", prompt, response, {"references": 1}))
         assert all(map(math.isfinite, [reward, *measures.values()]))
 
 
-async def test_a_rules_score_has_its_name_its_measures_and_its_version() -> None:
+async def test_score_of_a_rule_has_its_name_measures_and_version() -> None:
     (score,) = await RuleScorer("brief", length(max=3), version="brief@1").score([item("abcd")])
     assert score == Score("i", -1.0, {"num_characters": 4.0, "brief": -1.0}, "brief@1")
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-async def test_an_item_that_a_rule_can_not_judge_fails_alone(num_threads: int) -> None:
+async def test_item_that_a_rule_cannot_score_fails_alone(num_threads: int) -> None:
     scorer = RuleScorer("same", exact(), version="v", num_threads=num_threads)
     good, bad, last = await scorer.score([item("a", "a"), item("a"), item("b", "a")])
     assert str(bad) == "same: i has no references"
@@ -264,7 +268,7 @@ async def test_an_item_that_a_rule_can_not_judge_fails_alone(num_threads: int) -
     scorer.close()
 
 
-async def test_what_a_rule_raises_is_its_items_error() -> None:
+async def test_exception_of_a_rule_is_the_items_error() -> None:
     def broken(request: ScoreRequest) -> Verdict:
         raise ZeroDivisionError("x")
 

@@ -1,4 +1,4 @@
-"""Functions in the signatures of TRL, OpenRLHF, verl and our own."""
+"""Functions in the signatures of TRL, OpenRLHF, verl and Antiphon."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def verl_async(data_source: str, solution_str: str, ground_truth: str, ext
         (verl_async, "verl"),
     ],
 )
-def test_the_kind_is_told_by_the_parameters_names(function: Callable[..., Any], kind: str) -> None:
+def test_signature_is_recognized_by_parameter_names(function: Callable[..., Any], kind: str) -> None:
     assert signature_kind(function) == kind
 
 
@@ -94,20 +94,20 @@ async def test_each_signature_scores(function: Callable[..., Any], rewards: list
     assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == rewards
 
 
-async def test_none_from_a_trl_function_does_not_apply_and_names_the_item() -> None:
+async def test_none_means_not_applicable_from_a_trl_function() -> None:
     good, none = await FunctionScorer("s", trl).score(ITEMS)
     assert isinstance(good, Score)
     assert isinstance(none, NotApplicable)
     assert str(none) == "s: does not apply to i1 (it returned None)"
 
 
-async def test_none_from_any_other_function_is_no_number() -> None:
+async def test_none_is_an_error_from_any_other_function() -> None:
     (outcome,) = await FunctionScorer("s", lambda prompts, responses: [None]).score(ITEMS[:1])
     assert isinstance(outcome, RewardError)
     assert not isinstance(outcome, NotApplicable)
 
 
-async def test_the_logs_of_an_openrlhf_function_are_parts_where_they_are_finite_numbers_an_item() -> None:
+async def test_logs_of_an_openrlhf_function_become_parts_if_finite() -> None:
     first, second = await FunctionScorer("s", openrlhf_logs).score(ITEMS)
     assert isinstance(first, Score)
     assert isinstance(second, Score)
@@ -115,21 +115,21 @@ async def test_the_logs_of_an_openrlhf_function_are_parts_where_they_are_finite_
     assert dict(second.parts) == {"s": 2.0, "scores": 1.0, "short": pytest.approx(0.2), "bad": 1.0}
 
 
-async def test_a_verl_function_fails_the_item_it_raises_for_alone_and_its_numbers_are_parts() -> None:
+async def test_verl_function_fails_only_the_item_that_it_raises_for() -> None:
     good, bad = await FunctionScorer("s", verl).score(ITEMS)
     assert isinstance(good, Score)
     assert dict(good.parts) == {"s": 1.0, "length": 1.0}
     assert str(bad) == "s: raised ValueError: no such answer (scoring i1)"
 
 
-async def test_a_verl_function_without_ground_truth_is_an_error_naming_the_item() -> None:
+async def test_error_names_the_item_if_a_verl_function_lacks_ground_truth() -> None:
     (outcome,) = await FunctionScorer("s", verl).score([ScoreRequest("i9", "p", "a")])
     assert isinstance(outcome, RewardError)
     assert "needs a ground truth" in outcome.what
     assert "i9" in outcome.what
 
 
-async def test_ground_truth_and_labels_of_their_own_go_before_references() -> None:
+async def test_ground_truth_and_labels_columns_precede_references() -> None:
     item = ScoreRequest("i", "p", "a", {"references": "b", "ground_truth": "a", "labels": "a"})
     for function in (verl, openrlhf):
         (outcome,) = await FunctionScorer("s", function).score([item])
@@ -146,7 +146,7 @@ async def test_ground_truth_and_labels_of_their_own_go_before_references() -> No
         (np.array([1.0]), "returned 1 rewards for 2 responses"),
     ],
 )
-async def test_what_is_no_list_of_rewards_is_every_items_error(returned: Any, what: str) -> None:
+async def test_every_item_fails_if_the_value_is_not_a_list_of_rewards(returned: Any, what: str) -> None:
     def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> Any:
         return returned
 
@@ -155,7 +155,7 @@ async def test_what_is_no_list_of_rewards_is_every_items_error(returned: Any, wh
 
 
 @pytest.mark.parametrize("wrong", [{"reward": 1.0}, {"score": None}, "1", float("nan")])
-async def test_a_verl_function_that_gives_no_finite_score_gives_an_error(wrong: Any) -> None:
+async def test_error_if_a_verl_function_returns_no_finite_score(wrong: Any) -> None:
     def compute_score(data_source: str, solution_str: str, ground_truth: str) -> Any:
         return wrong
 

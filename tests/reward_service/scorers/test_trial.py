@@ -1,4 +1,4 @@
-"""The first call of people's scorers: what is wrong is named with file, line and what was expected."""
+"""The trial call of users' scorers: errors name file, line and the expected value."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def refused(path: str, timeout_s: float = 60.0) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", ["length", "length_async", "equals_reference"])
-def test_a_scorer_that_gives_a_number_passes(name: str) -> None:
+def test_scorer_that_returns_a_number_passes(name: str) -> None:
     assert tried(f"tests.support.scorers:{name}") == [1]
 
 
-def test_a_scorer_that_does_not_judge_the_first_prompt_passes() -> None:
+def test_scorer_that_does_not_apply_to_the_first_prompt_passes() -> None:
     assert tried(f"{__name__}:judges_nothing") == [1]
 
 
-def test_the_line_that_raises_is_named() -> None:
+def test_error_names_the_line_that_raises() -> None:
     where, what = refused("tests.support.scorers:raising")
     line = int(place_of(scorers.raising).rpartition(":")[2])
     assert where == f"tests/support/scorers.py:{line + 1}"
@@ -67,22 +67,22 @@ def test_the_line_that_raises_is_named() -> None:
         ("not_a_list", "returned float, not a list: f(prompts, responses, **columns) returns a list"),
     ],
 )
-def test_what_it_should_have_given_is_said_where_it_stands(name: str, what: str) -> None:
+def test_error_states_the_expected_return_value(name: str, what: str) -> None:
     where, said = refused(f"tests.support.scorers:{name}")
     assert where == place_of(getattr(scorers, name))
     assert said.startswith(what)
 
 
-def test_a_value_that_is_no_number_is_named_with_its_signature() -> None:
+def test_error_states_the_signature_if_a_value_is_not_a_number() -> None:
     where, what = refused(f"{__name__}:a_word")
     assert re.fullmatch(r"tests/reward_service/scorers/test_trial.py:\d+", where)
     assert what.startswith("returned str 'good' for trial, not a number: compute_score(data_source, solution_str")
 
 
-def test_one_that_takes_too_long_is_told_from_one_that_raises_a_timeout() -> None:
+def test_slow_function_is_distinguished_from_one_raising_TimeoutError() -> None:
     assert "sleeps did not return within 0.1 s" in refused(f"{__name__}:sleeps", 0.1)[1]
     assert "raised TimeoutError: the judge is away" in refused(f"{__name__}:asks_too_long")[1]
 
 
-def test_one_that_is_not_there_is_named_by_its_setting() -> None:
+def test_missing_function_is_named_by_its_setting() -> None:
     assert refused("tests.support.scorers:nobody")[0] == "reward_service.scorer"

@@ -57,7 +57,7 @@ TEMPLATES = {
 
 @pytest.fixture(scope="module")
 def talking(reward_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two reward models by their names in the service, each with a chat template of its own."""
+    """Two reward models by name, each with its own chat template."""
     folders = {}
     for number, (name, template) in enumerate(TEMPLATES.items()):
         folders[name] = moved_model(reward_model_folder, tmp_path_factory.mktemp("talking") / name, by=number + 1.0)
@@ -67,7 +67,7 @@ def talking(reward_model_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def url(ray_session: None, reward_model_folder: Path, talking: dict[str, Path]) -> Iterator[str]:
-    """Where the run `models`' service, a reward model and two more by name, with a token, is reached by HTTP."""
+    """Start the service of the run `models` with three reward models and a token; returns its URL."""
     serve.shutdown()
     scorers = {name: {"kind": "reward_model", "path": str(folder)} for name, folder in talking.items()}
     config = RewardServiceConfig.model_validate({"port": free_port(), "num_cpus": 0.1, "scorers": scorers})
@@ -77,7 +77,7 @@ def url(ray_session: None, reward_model_folder: Path, talking: dict[str, Path]) 
 
 
 def close(scores: Sequence[Score], expected: Sequence[Any]) -> bool:
-    """Whether two lists of scores agree to 1e-6 and in their versions."""
+    """Return whether two lists of scores agree to 1e-6 and have the same versions."""
     return all(
         score.scorer_version == wanted.scorer_version
         and math.isclose(score.reward, wanted.reward, rel_tol=0, abs_tol=1e-6)
@@ -90,7 +90,7 @@ def start_function(name: str, scorer: str, **settings: Any) -> Any:
     return start_reward_service(config, name=name, reward_model_path=None, token=None)
 
 
-def test_wrong_settings_are_refused_before_anything_starts() -> None:
+def test_wrong_settings_are_rejected_before_anything_starts() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -105,7 +105,7 @@ def test_wrong_settings_are_refused_before_anything_starts() -> None:
         start_reward_service(RewardServiceConfig(), name="refused", reward_model_path=None, token=None)
 
 
-def test_a_start_that_is_not_wanted_any_more_is_given_up_and_leaves_no_application(ray_session: None) -> None:
+def test_cancelled_start_leaves_no_application(ray_session: None) -> None:
     cancelled = threading.Event()
     cancelled.set()
     config = RewardServiceConfig(scorer="tests.support.scorers:length", num_cpus=0.1)
@@ -114,7 +114,7 @@ def test_a_start_that_is_not_wanted_any_more_is_given_up_and_leaves_no_applicati
     assert app_name("unwanted") not in serve.status().applications
 
 
-def test_stopping_a_service_where_no_serve_runs_hides_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_without_serve_hides_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def delete(name: str) -> None:
         raise RayServeException("There is no Serve instance running on this Ray cluster.")
 
@@ -122,7 +122,7 @@ def test_stopping_a_service_where_no_serve_runs_hides_no_other_error(monkeypatch
     stop_reward_service("nobody")
 
 
-async def test_handle_and_http_give_the_rewards_of_a_direct_forward(url: str, reward_model_folder: Path) -> None:
+async def test_handle_and_http_return_the_rewards_of_a_direct_forward(url: str, reward_model_folder: Path) -> None:
     expected = RewardModelScorer(reward_model_folder).score_batch(ITEMS)
     by_handle = await scores_of(HandleRewardClient("models", 60.0), ITEMS)
     http = HttpRewardClient(url, TOKEN, 60.0)
@@ -135,7 +135,7 @@ async def test_handle_and_http_give_the_rewards_of_a_direct_forward(url: str, re
             assert math.isclose(score.reward, offline.reward, rel_tol=0, abs_tol=1e-6)
 
 
-async def test_messages_are_read_by_each_models_own_chat_template(url: str, talking: dict[str, Path]) -> None:
+async def test_messages_are_rendered_by_each_models_chat_template(url: str, talking: dict[str, Path]) -> None:
     conversation = [{"role": "user", "content": "say abc"}]
     body = {"messages": [conversation], "responses": ["abc"]}
     rewards = set()
@@ -150,7 +150,7 @@ async def test_messages_are_read_by_each_models_own_chat_template(url: str, talk
     assert len(rewards) == 2
 
 
-async def test_without_the_token_http_is_closed(url: str) -> None:
+async def test_http_is_rejected_without_the_token(url: str) -> None:
     async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
         assert (await http.get("/healthz")).status_code == 200
         assert (await http.get("/openapi.json")).status_code == 401
@@ -160,7 +160,7 @@ async def test_without_the_token_http_is_closed(url: str) -> None:
     await wrong.aclose()
 
 
-async def test_concurrent_calls_are_each_answered_and_every_item_is_counted(url: str) -> None:
+async def test_concurrent_calls_are_answered_and_counted(url: str) -> None:
     before = await asyncio.to_thread(num_scored, "models")
     client = HandleRewardClient("models", 60.0)
     calls = [scores_of(client, ITEMS[i % 40 : i % 40 + 8]) for i in range(100)]
@@ -173,7 +173,7 @@ async def test_concurrent_calls_are_each_answered_and_every_item_is_counted(url:
 
 
 class Caller:
-    """Holds a client in a process of its own, as a rollout actor does."""
+    """Holds a client in a separate process, as a rollout actor does."""
 
     def __init__(self, client: HandleRewardClient) -> None:
         self._client = client
@@ -182,7 +182,7 @@ class Caller:
         return await scores_of(self._client, requests)
 
 
-async def test_a_client_travels_into_an_actor(url: str) -> None:
+async def test_client_can_be_sent_to_an_actor(url: str) -> None:
     caller = start_actor(Caller, HandleRewardClient("models", 60.0), name="caller")
     scores = await caller.score(ITEMS[:2])
     assert [score.id for score in scores] == [item.id for item in ITEMS[:2]]
@@ -191,7 +191,7 @@ async def test_a_client_travels_into_an_actor(url: str) -> None:
     kill_actor(caller)
 
 
-async def test_deleting_the_service_while_calls_wait_raises_naming_it(url: str) -> None:
+async def test_waiting_calls_raise_if_the_service_is_deleted(url: str) -> None:
     await asyncio.to_thread(start_function, "gone", "slow")
     client = HandleRewardClient("gone", 60.0)
     waiting = asyncio.create_task(scores_of(client, ITEMS[:1]))
@@ -208,7 +208,7 @@ async def test_deleting_the_service_while_calls_wait_raises_naming_it(url: str) 
     assert await scores_of(HandleRewardClient("models", 60.0), ITEMS[:1])
 
 
-async def test_a_new_version_is_served_without_a_failed_request_and_the_old_one_can_still_be_asked_for(
+async def test_new_version_is_served_without_a_failed_request(
     url: str, reward_model_folder: Path, tmp_path: Path
 ) -> None:
     other = moved_model(reward_model_folder, tmp_path / "other")
@@ -227,7 +227,7 @@ async def test_a_new_version_is_served_without_a_failed_request_and_the_old_one_
     older = HttpRewardClient(url, TOKEN, 60.0, scorer=old[0].scorer_version)
     assert close(await scores_of(older, ITEMS[:8]), old[:8])
     (pid,) = await asyncio.to_thread(replica_pids, "models")
-    os.kill(pid, signal.SIGKILL)  # the one that is started in its place serves both versions too
+    os.kill(pid, signal.SIGKILL)  # its replacement serves both versions too
     assert close(await scores_of(http, ITEMS[:8]), new[:8])
     assert close(await scores_of(older, ITEMS[:8]), old[:8])
     await older.aclose()
@@ -235,7 +235,7 @@ async def test_a_new_version_is_served_without_a_failed_request_and_the_old_one_
     await asyncio.to_thread(publish_reward_model, "models", reward_model_folder)
 
 
-async def test_a_folder_that_is_no_model_is_not_published(url: str, tmp_path: Path) -> None:
+async def test_folder_that_is_not_a_model_is_not_published(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no safetensors"):
         await asyncio.to_thread(publish_reward_model, "models", tmp_path)
     with pytest.raises(InputError, match="no such application runs"):
@@ -243,7 +243,7 @@ async def test_a_folder_that_is_no_model_is_not_published(url: str, tmp_path: Pa
     assert await scores_of(HandleRewardClient("models", 60.0), ITEMS[:1])
 
 
-async def test_a_service_that_is_started_again_with_other_settings_scores_by_those(ray_session: None) -> None:
+async def test_restarted_service_uses_its_new_settings(ray_session: None) -> None:
     await asyncio.to_thread(start_function, "again", "length")
     client = HandleRewardClient("again", 60.0)
     (before,) = await scores_of(client, ITEMS[:1])
@@ -255,7 +255,7 @@ async def test_a_service_that_is_started_again_with_other_settings_scores_by_tho
     await asyncio.to_thread(stop_reward_service, "again")
 
 
-async def test_a_face_that_dies_listens_again_on_the_same_port(url: str) -> None:
+async def test_killed_http_server_listens_again_on_the_same_port(url: str) -> None:
     actor = find_actor(http_actor_name("models"))
     os.kill(await actor.pid(), signal.SIGKILL)
     patient = RetryingRewardClient(HttpRewardClient(url, TOKEN, 10.0), 60.0)
@@ -264,7 +264,7 @@ async def test_a_face_that_dies_listens_again_on_the_same_port(url: str) -> None
     assert [score.id for score in scores] == [item.id for item in ITEMS[:2]]
 
 
-async def test_a_face_that_finds_its_port_taken_when_it_is_started_again_says_so(ray_session: None) -> None:
+async def test_error_if_a_restarted_http_server_finds_its_port_taken(ray_session: None) -> None:
     port = free_port()
     await asyncio.to_thread(start_function, "robbed", "length", port=port)
     ended = asyncio.create_task(http_server_ended("robbed"))
@@ -279,7 +279,7 @@ async def test_a_face_that_finds_its_port_taken_when_it_is_started_again_says_so
 
 
 async def _bound(taken: socket.socket, port: int) -> None:
-    """Take the port of a process that was killed a moment ago."""
+    """Bind the port of a process that was just killed."""
     for _ in range(1000):
         try:
             return taken.bind(("127.0.0.1", port))
@@ -288,7 +288,7 @@ async def _bound(taken: socket.socket, port: int) -> None:
     raise AssertionError(f"{port} does not become free")
 
 
-async def test_what_a_replica_that_dies_had_under_way_is_answered_by_another(ray_session: None, tmp_path: Path) -> None:
+async def test_calls_of_a_dead_replica_are_answered_by_another(ray_session: None, tmp_path: Path) -> None:
     await asyncio.to_thread(start_function, "mortal", "die_once", num_replicas=2)
     mortal = [replace(item, columns={"references": str(tmp_path / "died")}) for item in ITEMS[:8]]
     scores = await asyncio.gather(*(scores_of(HandleRewardClient("mortal", 60.0), [item]) for item in mortal))
@@ -297,7 +297,7 @@ async def test_what_a_replica_that_dies_had_under_way_is_answered_by_another(ray
     await asyncio.to_thread(stop_reward_service, "mortal")
 
 
-async def test_runs_that_share_a_cluster_have_each_their_own_service_and_port(url: str) -> None:
+async def test_runs_on_one_cluster_have_separate_services_and_ports(url: str) -> None:
     port = free_port()
     await asyncio.to_thread(start_function, "second", "length_async", port=port)
     other = HttpRewardClient(f"http://127.0.0.1:{port}", None, 60.0)

@@ -22,16 +22,16 @@ ITEM = ScoreRequest("x", "p", "a")
 
 
 class Numbered:
-    """A scorer whose reward is its version's number, once it may go on."""
+    """A scorer that returns its version's number after it is released."""
 
     def __init__(self, name: str, number: int) -> None:
         self.name, self.version, self.number = name, f"{name}@{number}", number
-        self.begun, self.go_on, self.is_closed = asyncio.Event(), asyncio.Event(), False
-        self.go_on.set()
+        self.started, self.release, self.is_closed = asyncio.Event(), asyncio.Event(), False
+        self.release.set()
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        self.begun.set()
-        await self.go_on.wait()
+        self.started.set()
+        await self.release.wait()
         assert not self.is_closed
         return [Score(request.id, float(self.number), {}, self.version) for request in requests]
 
@@ -49,7 +49,7 @@ async def reward(service: RewardService, scorer: str | None = None) -> float:
     return all_scores(await service.outcomes([ITEM], scorer))[0].reward
 
 
-async def test_scorers_are_found_by_name_and_the_default_is_first() -> None:
+async def test_scorers_are_listed_with_the_default_first() -> None:
     service = service_of(Numbered("b", 1), Numbered("a", 2), Numbered("c", 3))
     assert [await reward(service, name) for name in (None, "a", "c")] == [1.0, 2.0, 3.0]
     assert [(info.name, info.is_default) for info in await service.models()] == [
@@ -62,7 +62,7 @@ async def test_scorers_are_found_by_name_and_the_default_is_first() -> None:
     assert await service.num_scored() == 3
 
 
-async def test_the_version_before_can_still_be_asked_for_and_the_one_before_that_no_more() -> None:
+async def test_only_the_previous_version_can_still_be_requested() -> None:
     service = service_of(Numbered("a", 1))
     service.take({"a": Numbered("a", 2)})
     assert [await reward(service, wanted) for wanted in (None, "a@1", "a@2")] == [2.0, 1.0, 2.0]
@@ -72,24 +72,22 @@ async def test_the_version_before_can_still_be_asked_for_and_the_one_before_that
         await reward(service, "a@1")
 
 
-async def test_a_scorer_is_closed_when_it_is_retired_and_its_last_call_has_ended() -> None:
+async def test_retired_scorer_is_closed_after_its_last_call() -> None:
     old = Numbered("a", 1)
-    old.go_on.clear()
+    old.release.clear()
     service = service_of(old)
     call = asyncio.create_task(reward(service))
-    await old.begun.wait()
+    await old.started.wait()
     for number in (2, 3):
         service.take({"a": Numbered("a", number)})
     assert await reward(service) == 3.0
     assert not old.is_closed
-    old.go_on.set()
+    old.release.set()
     assert await call == 1.0
     assert old.is_closed
 
 
-async def test_a_replica_that_starts_late_serves_the_version_before_too(
-    reward_model_folder: Path, tmp_path: Path
-) -> None:
+async def test_late_replica_serves_the_previous_version_too(reward_model_folder: Path, tmp_path: Path) -> None:
     old, new = published(reward_model_folder), published(moved_model(reward_model_folder, tmp_path / "new"))
     versions = ModelVersions({REWARD_MODEL: old}, {REWARD_MODEL: old}).followed_by(REWARD_MODEL, new)
     early, late = RewardService(RewardServiceConfig()), RewardService(RewardServiceConfig())
@@ -103,9 +101,7 @@ async def test_a_replica_that_starts_late_serves_the_version_before_too(
     assert [await reward(service) for service in (early, late)] == [rewards[0][1]] * 2
 
 
-async def test_a_new_version_of_one_model_leaves_the_versions_of_the_others(
-    reward_model_folder: Path, tmp_path: Path
-) -> None:
+async def test_new_version_of_one_model_keeps_those_of_the_others(reward_model_folder: Path, tmp_path: Path) -> None:
     old, new = published(reward_model_folder), published(moved_model(reward_model_folder, tmp_path / "new"))
     config = RewardServiceConfig.model_validate(
         {"scorers": {"b": {"kind": "reward_model", "path": str(reward_model_folder)}}}
@@ -122,7 +118,7 @@ async def test_a_new_version_of_one_model_leaves_the_versions_of_the_others(
             assert old_reward != new_reward == await reward(service, name)
 
 
-async def test_a_folder_that_is_not_what_was_published_is_refused_and_the_present_scorers_stay(
+async def test_current_scorers_stay_if_a_folder_changed_since_publication(
     reward_model_folder: Path, tmp_path: Path
 ) -> None:
     old, folder = published(reward_model_folder), moved_model(reward_model_folder, tmp_path / "new")
@@ -141,18 +137,18 @@ async def test_a_folder_that_is_not_what_was_published_is_refused_and_the_presen
     assert (await service.models())[0].versions == (f"reward_model@{old.digest}",)
 
 
-async def test_a_call_that_hangs_makes_the_replica_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_replica_is_unhealthy_if_a_call_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica, "HUNG_AFTER", 0.01)
     stuck = Numbered("a", 1)
-    stuck.go_on.clear()
+    stuck.release.clear()
     service = RewardService(RewardServiceConfig(scorer="a", timeout_s=0.1))
     service.take({"a": stuck})
     await service.check_health()
     call = asyncio.create_task(reward(service))
-    await stuck.begun.wait()
+    await stuck.started.wait()
     await asyncio.sleep(0.01)
     with pytest.raises(RewardError, match="its scorer hangs"):
         await service.check_health()
-    stuck.go_on.set()
+    stuck.release.set()
     assert await call == 1.0
     await service.check_health()
