@@ -279,21 +279,21 @@ async def test_token_in_the_url_is_accepted() -> None:
 
 
 async def test_too_many_requests_are_rejected_with_retry_after() -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    started, release = asyncio.Event(), asyncio.Event()
 
     class Slow(Refusing):
         async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
-            begun.set()
-            await go_on.wait()
+            started.set()
+            await release.wait()
             return [Score(request.id, 1.0, {}, "v") for request in requests]
 
     client = face(backend=Slow(RuntimeError()), max_waiting_requests=1)
     body = {"prompts": ["p"], "responses": ["a"]}
     first = asyncio.create_task(client.post("/v1/rewards", json=body))
-    await begun.wait()
+    await started.wait()
     refused = await client.post("/v1/rewards", json=body)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    go_on.set()
+    release.set()
     assert (await first).status_code == 200
 
 

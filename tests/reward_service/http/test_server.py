@@ -241,10 +241,10 @@ class Endless:
     """A backend whose scoring never ends; records when it starts and when it is cancelled."""
 
     def __init__(self) -> None:
-        self.begun, self.stopped = threading.Event(), threading.Event()
+        self.started, self.stopped = threading.Event(), threading.Event()
 
     async def score(self, *_: Any, **__: Any) -> Any:
-        self.begun.set()
+        self.started.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -263,7 +263,7 @@ def test_scoring_is_cancelled_if_the_client_disconnects(is_reset: bool, monkeypa
             if is_reset:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            assert endless.begun.wait(5)
+            assert endless.started.wait(5)
             assert not endless.stopped.is_set()
         assert endless.stopped.wait(5)
 
