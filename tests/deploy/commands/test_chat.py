@@ -124,7 +124,7 @@ def test_an_interrupt_ends_the_wait_for_a_line() -> None:
         "async def wait():\n    lines = TypedLines()\n    print(await lines.next(), flush=True)\n"
         "    await lines.next()\nwith interruptible(): asyncio.run(wait())"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
         assert process.stdin is not None
         assert process.stdout is not None
