@@ -133,6 +133,16 @@ def kill_actor(actor: RemoteActor) -> None:
         ray.kill(actor.handle, no_restart=True)
 
 
+async def process_of(actor: RemoteActor) -> tuple[str, int]:
+    """Return the node id and the process id of an actor."""
+    place: tuple[str, int] = await _await(actor.name, actor.handle.__ray_call__.remote(_own_process))
+    return place
+
+
+def _own_process(instance: Any) -> tuple[str, int]:
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
 async def within(awaitable: Awaitable[Any], timeout_s: float, *, where: str, waited_for: str) -> Any:
     """Await with a deadline. Raises DeadlineExceeded saying what was waited for."""
     try:

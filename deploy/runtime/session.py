@@ -7,6 +7,7 @@ Knows no stage.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -14,15 +15,17 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from cluster.actors.health import Health, State
 from cluster.actors.pool import ActorPool
-from cluster.actors.remote import RemoteActor, kill_actor, start_actor, stream_task, within
+from cluster.actors.remote import RemoteActor, kill_actor, process_of, start_actor, stream_task, within
 from cluster.errors import ActorDied, InputError
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
@@ -30,6 +33,7 @@ from deploy.run.layout import FEEDBACK
 from deploy.run.metrics_log import MetricsLog
 from deploy.run.reward_models import published_folder
 from deploy.runtime.connect import answers
+from deploy.runtime.processes import EXIT_TIMEOUT_S, MARKER, end, marked
 from deploy.runtime.signals import signals_kept_from_children
 from deploy.runtime.startup import StartUp
 from deploy.terminal.view import View
@@ -90,6 +94,9 @@ class Session:
                 note=view.note,
             ),
         )
+        self._id = uuid.uuid4().hex
+        self._processes: dict[str, psutil.Process] = {}
+        self._ending = set[asyncio.Task[None]]()
         self._engine_path: Path | None = None
         self._log = MetricsLog(run.path)
         self._rollout_metrics: dict[str, dict[str, float]] = {}
@@ -110,6 +117,7 @@ class Session:
         env = {
             "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
+            MARKER: self._id,
         }
         if address and address != "auto" and not answers(address):
             raise InputError(address, "no Ray answers at this address (RAY_ADDRESS)")
@@ -180,10 +188,24 @@ class Session:
 
         Not a bare `gather`: if a deadline cancels that, its exception is never retrieved and asyncio prints it.
         """
+        node, pid = await process_of(actor)
+        if node == ray.get_runtime_context().get_node_id():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._processes[actor.name] = psutil.Process(pid)
         await asyncio.gather(actor.start(), actor.preload(self._new_reward_client()))
 
     async def _stop_actor(self, actor: RemoteActor) -> None:
+        """Kill an actor; its process is waited for in the background, so that a run need not wait."""
         kill_actor(actor)
+        process = self._processes.pop(actor.name, None)
+        if process is not None:
+            ending = asyncio.create_task(self._end([process]))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def _end(self, processes: Sequence[psutil.Process]) -> None:
+        for name in await asyncio.to_thread(end, processes):
+            self.view.note(f"killed {name}: it did not exit within {EXIT_TIMEOUT_S:g} s")
 
     async def rewards(self) -> RetryingRewardClient:
         """A client of the run's reward service, which starts with the first call, or of the one elsewhere."""
@@ -354,6 +376,8 @@ class Session:
         if self._has_service:
             await asyncio.to_thread(stop_reward_service, self.config.run.name)
         await asyncio.to_thread(ray.shutdown)
+        await self._end(await asyncio.to_thread(marked, self._id))
+        await asyncio.gather(*self._ending)
 
 
 def dtype_of(config: RunConfig, policy: Path) -> str:
