@@ -1,6 +1,6 @@
-"""Puts a run on machines: the composition root and the command line."""
+"""The application: run files, run directories, stages, the PPO ring and the command line."""
 
 import os
 
-# A call to Ray after its end is an error: it would start another Ray, with nobody to end it. Read as ray is imported.
+# A call to Ray after its end must fail: it would start another Ray that is never stopped. Ray reads this on import.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

@@ -1,4 +1,4 @@
-"""Peak memory of a run: proportional set size summed over this process and all below it, Ray's daemons included."""
+"""Measures the peak memory of a run: proportional set size (PSS) of this process and its descendants, Ray included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EVERY_S = 2.0
 
 
 class PeakMemory:
-    """Samples every two seconds while `follow` runs."""
+    """Samples the memory every two seconds while `follow` runs."""
 
     def __init__(self) -> None:
         self.size_bytes = 0
@@ -25,7 +25,7 @@ class PeakMemory:
 
 
 def total_pss_bytes() -> int:
-    """PSS of this process and its descendants now; a process that ends meanwhile counts nothing."""
+    """Return the current PSS of this process and its descendants; a process that ends meanwhile counts 0."""
     me = psutil.Process()
     return sum(_pss_bytes(process.pid) for process in (me, *me.children(recursive=True)))
 

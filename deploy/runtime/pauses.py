@@ -1,4 +1,4 @@
-"""Says when a run pauses because rewards are missing, what is missing, and when it goes on. Changes nothing."""
+"""Reports when a run pauses because rewards are missing, and when it resumes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ ANSWER_TIMEOUT_S = 30.0
 async def watch_rewards(
     actors: Callable[[], Iterable[RemoteActor]], own: Callable[[], str | None], note: Callable[[str], None]
 ) -> None:
-    """Ask this process (`own`) and the actors now and then whether they wait for rewards; `note` what the first says,
-    once. Never ends."""
+    """Check every few seconds whether this process (`own`) or an actor waits for rewards. Never returns.
+
+    Calls `note` at the start of a pause, with the first missing rewards found, and at its end.
+    """
     since: float | None = None
     while True:
         missing = own() or await first_missing(actors())
@@ -33,7 +35,7 @@ async def watch_rewards(
 
 @contextlib.asynccontextmanager
 async def pauses_said(own: Callable[[], str | None], note: Callable[[str], None]) -> AsyncIterator[None]:
-    """Say pauses of this process alone while the block runs."""
+    """Report pauses of this process only, while the context lasts."""
     watching = asyncio.create_task(watch_rewards(lambda: (), own, note))
     try:
         yield
@@ -42,13 +44,13 @@ async def pauses_said(own: Callable[[], str | None], note: Callable[[str], None]
 
 
 async def first_missing(actors: Iterable[RemoteActor]) -> str | None:
-    """What the first of them says that waits for rewards; None where none does."""
+    """Return what the first actor that waits for rewards reports; None if no actor waits."""
     for actor in list(actors):
         try:
             missing: str | None = await within(
-                actor.missing_rewards(), ANSWER_TIMEOUT_S, where=actor.name, waited_for="it to say what it waits for"
+                actor.missing_rewards(), ANSWER_TIMEOUT_S, where=actor.name, waited_for="its report on missing rewards"
             )
-        except (ActorDied, DeadlineExceeded):  # its supervisor says so
+        except (ActorDied, DeadlineExceeded):  # the actor pool reports it
             continue
         if missing:
             return missing

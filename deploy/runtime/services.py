@@ -1,6 +1,6 @@
-"""Which reward services stand for a run now, so that a new reward model can be published to them.
+"""Publishes a new reward model to the reward services that serve a run.
 
-Each says where it is in RUN/serving/PORT.json while it runs. Knows nothing of how a service works.
+While a service runs, RUN/serving/PORT.json holds its address.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reward_service.serving.application import publish_reward_model
 
 @contextmanager
 def announced(run_path: Path, *, port: int, ray_address: str, name: str) -> Iterator[None]:
-    """Say where the service is while the block runs; nothing where there is no run directory."""
+    """Write the service's address while the context lasts; does nothing without a run directory."""
     if not run_path.is_dir():
         yield
         return
@@ -38,22 +38,22 @@ def announced(run_path: Path, *, port: int, ray_address: str, name: str) -> Iter
 
 
 def publish_to_services(run_path: Path) -> list[int]:
-    """Publish the run's reward model to every service that stands for it; returns their ports.
+    """Publish the run's reward model to every service that serves the run; returns their ports.
 
-    Forgets those whose Ray is gone. Raises the first error of those that could not take it, after all were asked.
+    Forgets services whose Ray has ended. If a service refuses the model, raises its error after all were tried.
     """
     folder = published_folder(run_path)
     if folder is None:
         raise not_done("reward_model")
     published, errors = [], []
     for path in sorted((run_path / SERVING).glob("*.json")):
-        place = json.loads(path.read_text())
-        if not answers(place["ray_address"]):
+        service = json.loads(path.read_text())
+        if not answers(service["ray_address"]):
             path.unlink(missing_ok=True)
             continue
-        ray.init(place["ray_address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
+        ray.init(service["ray_address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
         try:
-            publish_reward_model(place["name"], folder)
+            publish_reward_model(service["name"], folder)
             published.append(int(path.stem))
         except AntiphonError as error:
             errors.append(type(error)(f"reward service on port {path.stem}", str(error)))

@@ -1,7 +1,6 @@
-"""What the stages of one command share: Ray, the rollout actors, the reward service. Started when first needed.
+"""What the stages of one command share: Ray, rollout actors, reward service. Each starts when it is first needed.
 
-Engines cost half a minute to start, so the actors that sample preferences go on to PPO and to the evaluation.
-Knows no stage.
+Engines take half a minute to start, so PPO and the evaluation reuse the actors that sampled the preferences.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ from rollout_actors.conversations.conversation import Conversation
 
 SPARE_ACTORS = 4
 SYSTEM_CONFIG = {"task_events_report_interval_ms": 0}
-"""Of a Ray of our own: it keeps no list of every call, which nobody looks at and which takes 10 MiB more a minute."""
+"""For a Ray that we start: do not collect task events (unused, 10 MiB per minute)."""
 SPIN_COUNT = "1000"
-"""How often an OpenMP thread looks for work before it sleeps. Left to itself it burns the core that the one it waits
-for needs: on two busy cores a step of two threads took five times as long."""
+"""How often an OpenMP thread looks for work before it sleeps. By default it spins on the core that another thread
+needs: on two busy cores a step of two threads took five times as long."""
 PROMPTS_A_CALL = 256
 OnStep = Callable[[str, Mapping[str, Any]], None]
 """Called with a stage's name and the metrics of one of its steps."""
@@ -66,7 +65,10 @@ TOTALS = (
 
 
 class Session:
-    """Owns everything that one command starts; `close` ends all of it."""
+    """Owns everything that one command starts; `close` stops all of it.
+
+    `reward_client` makes a client of the reward service; by default that of the run's settings.
+    """
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class Session:
         self.start_up = StartUp(run)
         self.pool = ActorPool(
             self._start_rollout_actor,
-            self._stop_actor,
+            self.stop_actor,
             name="rollout",
             max_restarts=config.rollout_actors.max_restarts,
             note=view.note,
@@ -108,7 +110,7 @@ class Session:
         self._service_ready = asyncio.Event()
 
     def connect(self) -> str:
-        """Start a Ray of our own, or join the one that RAY_ADDRESS names; returns its address."""
+        """Start a local Ray, or join the one that RAY_ADDRESS names; returns its address."""
         sys.path.insert(0, os.getcwd())
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -126,7 +128,7 @@ class Session:
         return str(ray.get_runtime_context().gcs_address)
 
     def _num_cpus(self) -> int:
-        """Enough of Ray's CPUs for every part and for actors that join later, whatever this machine has."""
+        """Return enough CPUs, as Ray counts them, for every part and for actors that join later."""
         config = self.config
         needed = (
             max(config.rollout_actors.num_actors + SPARE_ACTORS, config.rollout_actors.max_actors or 0)
@@ -137,7 +139,7 @@ class Session:
         return max(os.cpu_count() or 1, math.ceil(needed))
 
     def log_path(self, name: str) -> Path:
-        """Where the process of that name prints."""
+        """Return the log file of the process of that name."""
         return self.run.path / "logs" / f"{name}.log"
 
     async def run_task(
@@ -153,7 +155,7 @@ class Session:
         return [value async for value in stream_task(function, *args, name=name, log_path=log_path, **kwargs)]
 
     async def rollout_actors(self, num: int, policy_path: Path) -> Sequence[RemoteActor]:
-        """At least `num` ready rollout actors. Those that start now start with the weights of `policy_path`."""
+        """Return at least `num` ready rollout actors. Actors that start now load the weights of `policy_path`."""
         self._engine_path = policy_path
         with self.start_up.phase("rollout_actors"):
             await self.pool.fill(num)
@@ -176,25 +178,30 @@ class Session:
             num_gpus=settings.num_gpus,
         )
         await within(
-            self._start_engine(actor),
+            self.start_engine(actor),
             settings.start_timeout_s,
             where=name,
             waited_for="its engine to start (rollout_actors.start_timeout_s)",
         )
+        await self._remember_process(actor)
         return actor
 
-    async def _start_engine(self, actor: RemoteActor) -> None:
+    async def start_engine(self, actor: RemoteActor) -> None:
         """Start the engine while the actor imports the reward client.
 
-        Not a bare `gather`: if a deadline cancels that, its exception is never retrieved and asyncio prints it.
+        A deadline must wrap this coroutine, not the `gather`: asyncio prints the exception of a `gather` that
+        `wait_for` cancels, since no code retrieves it.
         """
+        await asyncio.gather(actor.start(), actor.preload(self._new_reward_client()))
+
+    async def _remember_process(self, actor: RemoteActor) -> None:
+        """Remember the process of an actor on this machine, so that it can be killed if it hangs."""
         node, pid = await process_of(actor)
         if node == ray.get_runtime_context().get_node_id():
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._processes[actor.name] = psutil.Process(pid)
-        await asyncio.gather(actor.start(), actor.preload(self._new_reward_client()))
 
-    async def _stop_actor(self, actor: RemoteActor) -> None:
+    async def stop_actor(self, actor: RemoteActor) -> None:
         """Kill an actor; its process is waited for in the background, so that a run need not wait."""
         kill_actor(actor)
         process = self._processes.pop(actor.name, None)
@@ -208,7 +215,7 @@ class Session:
             self.view.note(f"killed {name}: it did not exit within {EXIT_TIMEOUT_S:g} s")
 
     async def rewards(self) -> RetryingRewardClient:
-        """A client of the run's reward service, which starts with the first call, or of the one elsewhere."""
+        """Return a client of the run's reward service, started by the first call, or of `reward_service.url`."""
         if self._reward_client is None:
             config = self.config.served()
             with self.start_up.phase("reward_service"):
@@ -221,7 +228,7 @@ class Session:
         return self._reward_client
 
     async def _start_reward_service(self, config: RewardServiceConfig) -> None:
-        """Start it in a thread; cancelled, wait for the thread to give up: after our Ray's end Serve starts another."""
+        """Start it in a thread. If cancelled, wait for the thread: after Ray's end, Serve would start another Ray."""
         cancelled = threading.Event()
 
         def start() -> None:
@@ -245,12 +252,12 @@ class Session:
             raise
 
     async def follow_service(self) -> None:
-        """Wait for the start of the run's reward service and for its port's end; raises InputError where it lost it."""
+        """Wait until the run's reward service stops serving its port; raises InputError if it lost the port."""
         await self._service_ready.wait()
         await http_server_ended(self.config.run.name)
 
     def missing_rewards(self) -> str | None:
-        """What this process waits for where its rewards are missing."""
+        """Return which rewards this process waits for, or None."""
         return self._reward_client.waiting() if self._reward_client is not None else None
 
     def _client_of_the_service(self) -> RetryingRewardClient:
@@ -267,12 +274,12 @@ class Session:
         seed: str,
         progress: Callable[[int], None] = lambda num_done: None,
     ) -> list[list[Response]]:
-        """`num` responses of the policy in that folder to each prompt, at the training temperature.
+        """Sample `num` responses of the policy in that folder to each prompt, at the training temperature.
 
-        Asked for in pieces, all at once, so that the engine is never short of work and `progress` hears how many
-        prompts are done.
+        Requests are split and sent concurrently to keep the engine busy; `progress` is called with the number of
+        finished prompts.
         """
-        sampled: list[list[Response]] = await self._in_pieces("sample", prompts, policy, progress, num=num, seed=seed)
+        sampled: list[list[Response]] = await self._in_parts("sample", prompts, policy, progress, num=num, seed=seed)
         return sampled
 
     async def answer(
@@ -285,17 +292,17 @@ class Session:
         seed: str,
         temperature: float | None = None,
     ) -> list[list[Conversation]]:
-        """`num` answers of the policy in that folder to each row's prompt, or conversations about it."""
+        """Return `num` conversations of the policy in that folder about each row, single-turn without environment."""
         recorded_as = self.config.recorded_as(task)
-        held: list[list[Conversation]] = await self._in_pieces(
+        conversations: list[list[Conversation]] = await self._in_parts(
             "answer", rows, policy, num=num, seed=seed, temperature=temperature, task=recorded_as
         )
-        return held
+        return conversations
 
-    async def _in_pieces(
+    async def _in_parts(
         self,
         method: str,
-        asked: Sequence[Any],
+        requests: Sequence[Any],
         policy: Path,
         progress: Callable[[int], None] = lambda num_done: None,
         *,
@@ -309,21 +316,21 @@ class Session:
             temperature = self.config.rollout_actors.temperature
         num_done = 0
 
-        async def piece(first: int) -> list[Any]:
+        async def ask(first: int) -> list[Any]:
             nonlocal num_done
-            part = list(asked[first : first + PROMPTS_A_CALL])
-            given: list[Any] = await self.pool.ask(
+            part = list(requests[first : first + PROMPTS_A_CALL])
+            answers: list[Any] = await self.pool.ask(
                 method, part, num=num, seed=f"{seed}-{first}", temperature=temperature, **settings
             )
             num_done += len(part)
             progress(num_done)
-            return given
+            return answers
 
-        pieces = await asyncio.gather(*map(piece, range(0, len(asked), PROMPTS_A_CALL)))
-        return [answers for part in pieces for answers in part]
+        parts = await asyncio.gather(*map(ask, range(0, len(requests), PROMPTS_A_CALL)))
+        return [answers for part in parts for answers in part]
 
     async def logprobs(self, sequences: Sequence[Sequence[int]], policy: Path) -> list[list[float]]:
-        """Log-probabilities of each sequence's tokens, the first left out, under the policy in that folder."""
+        """Return the log-probability of each token but the first of each sequence under the policy in that folder."""
         await self._load(policy)
         logprobs: list[list[float]] = await self.pool.ask("logprobs", [list(ids) for ids in sequences])
         return logprobs
@@ -333,7 +340,7 @@ class Session:
         await self.pool.ask("load_policy", str(policy))
 
     async def rollout_totals(self) -> dict[str, float]:
-        """Totals over all rollout actors, those that left included; what one that just died did since is missing."""
+        """Return totals over all rollout actors, including removed ones; of one that died, up to its last answer."""
         for actor in list(self.pool.actors):
             try:
                 self._rollout_metrics[actor.name] = await actor.metrics()
@@ -342,7 +349,7 @@ class Session:
         return {key: sum(metrics[key] for metrics in self._rollout_metrics.values()) for key in TOTALS}
 
     async def rollout_metrics(self) -> dict[str, float]:
-        """The totals under their full names, with the number of actors and the tokens/s since the last call."""
+        """Return the totals by their metric names, the number of actors and the tokens/s since the last call."""
         totals = await self.rollout_totals()
         now = time.monotonic()
         num_tokens, since = self._sampled_before
@@ -362,11 +369,14 @@ class Session:
             self._on_step(stage, metrics)
 
     def record(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """One row of metrics.jsonl."""
+        """Write one row of metrics.jsonl."""
         self._log.write({"stage": stage, **metrics})
 
     async def close(self) -> None:
-        """End every process this command started; a Ray that was there before stays."""
+        """Stop every process that this command started; a Ray that it joined keeps running.
+
+        Processes that hang in their exit are killed and named in a note.
+        """
         self._log.close()
         if self._reward_client is not None:
             await self._reward_client.aclose()
@@ -381,7 +391,7 @@ class Session:
 
 
 def dtype_of(config: RunConfig, policy: Path) -> str:
-    """The numbers that engine and learner both compute in; `auto` is what the policy's folder says, or float32."""
+    """Return the dtype of engine and learner; for `auto`, that of the policy's folder or else float32."""
     if config.model.dtype != "auto":
         return config.model.dtype
     settings = json.loads((policy / "config.json").read_text())

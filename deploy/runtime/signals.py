@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP all interrupt, even where the shell that started us had SIGINT ignored."""
+    """Raise KeyboardInterrupt on SIGINT, SIGTERM and SIGHUP, even if the parent shell ignores SIGINT."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -29,10 +29,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def signals_kept_from_children() -> Iterator[None]:
-    """Processes started meanwhile never get SIGTERM or SIGHUP.
+    """Block SIGTERM and SIGHUP in processes that are started while the context lasts.
 
-    Sent to the whole process group (timeout, a service manager, a terminal that closes), either would end Ray before
-    this process could end what runs on it. Ray itself does the same for SIGINT.
+    If sent to the whole process group (by timeout, a service manager or a closing terminal), either would end Ray
+    before this process could stop what runs on it. Ray itself does the same for SIGINT.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:

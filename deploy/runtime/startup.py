@@ -1,7 +1,7 @@
-"""How long a command takes to its first PPO step, by phase, in `summary.json` under `start_s`.
+"""Measures the time from a command's start to its first PPO step, by phase; written to `start_s` in summary.json.
 
-Phases that run side by side are each given their own seconds; `total` is what a person waited. Nothing is written by
-a command that makes no PPO step.
+Phases may overlap, each has its own seconds; `total` is the time that passed. A command without a PPO step writes
+nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deploy.run.directory import RunDirectory
 
 
 class StartUp:
-    """The clock of one command, from the start of its process."""
+    """Times the phases of one command, from the start of its process."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
@@ -26,17 +26,17 @@ class StartUp:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a phase that ends well; what is done in parts adds up."""
+        """Time a phase if it succeeds; repeated phases add up."""
         started = time.monotonic()
         yield
         self._seconds[name] += time.monotonic() - started
 
     def first_step(self, *, waited_s: float, step_s: float) -> None:
-        """The first PPO step is done: its batch was waited for, then it was learned from."""
+        """Write the times once the first PPO step is done: `waited_s` for its batch, then `step_s` of training."""
         self._seconds |= {"first_batch": waited_s, "first_step": step_s, "total": _elapsed_s()}
         self._run.update_summary({f"start_s.{name}": round(seconds, 3) for name, seconds in self._seconds.items()})
 
 
 def _elapsed_s() -> float:
-    """Seconds since this process was started."""
+    """Return the seconds since this process was started."""
     return time.time() - psutil.Process().create_time()

@@ -1,6 +1,6 @@
-"""Where errors become what a person sees: a line on stderr, a run's status, a traceback in its logs.
+"""Reports errors to people: one line on stderr, the run's status, a traceback in the run's logs.
 
-The one place of the command line that catches everything; knows no command.
+`recorded` is the one place above the stages that catches every exception.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deploy.runtime.signals import interruptible
 
 
 def say_error(error: AntiphonError) -> int:
-    """Print the error's one line; returns the exit code."""
+    """Print the error in one line; returns the exit code."""
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr, flush=True)
     return error.exit_code
@@ -26,33 +26,44 @@ def say_error(error: AntiphonError) -> int:
 
 @contextlib.contextmanager
 def running(run: RunDirectory) -> Iterator[None]:
-    """Keeps status.json right while the context lasts, however it ends.
+    """Keep status.json correct while a command runs. Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt.
 
-    What was raised goes on as an AntiphonError with its traceback in RUN/logs, or as KeyboardInterrupt; SIGTERM and a
-    closed terminal interrupt like Ctrl-C.
+    Must be entered in the main thread. Errors are raised as in `recorded`.
+    """
+    try:
+        with recorded(run), interruptible():
+            yield
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        print(f"interrupted; the same command resumes {run.path}", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt from error
+
+
+@contextlib.contextmanager
+def recorded(run: RunDirectory) -> Iterator[None]:
+    """Keep status.json correct while the context lasts.
+
+    Errors that are not an AntiphonError are raised as one. The traceback of every error is in RUN/logs/errors.log.
     """
     run.update_status(state="RUNNING", stage=None, step=0, ray_address=None, error=None)
     try:
-        with interruptible():
-            yield
-    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        yield
+    except (KeyboardInterrupt, asyncio.CancelledError):
         run.update_status(state="INTERRUPTED", ray_address=None)
-        print(f"interrupted; the same command goes on with {run.path}", file=sys.stderr, flush=True)
-        raise KeyboardInterrupt from error
+        raise
     except AntiphonError as error:
         run.update_status(state="FAILED", ray_address=None, error=str(error))
         _keep_traceback(run, error)
         raise
-    except Exception as error:
+    except Exception as error:  # the boundary: any other error becomes an AntiphonError that names its traceback
         kept = _keep_traceback(run, error)
-        what = first_line(error)
-        run.update_status(state="FAILED", ray_address=None, error=what)
-        raise AntiphonError("antiphon", f"{what} (see {kept})") from error
+        line = first_line(error)
+        run.update_status(state="FAILED", ray_address=None, error=line)
+        raise AntiphonError("antiphon", f"{line} (see {kept})") from error
     run.update_status(state="DONE", ray_address=None)
 
 
 def first_line(error: Exception) -> str:
-    """An unforeseen error in one line."""
+    """Describe an unexpected error in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

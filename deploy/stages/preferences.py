@@ -1,9 +1,8 @@
-"""Collect preference pairs."""
+"""The preferences stage: samples pairs of responses and has them labelled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,18 +16,15 @@ from deploy.run.artifacts import policy_path
 from deploy.run.layout import HELD_OUT
 from deploy.runtime.session import Session
 
-if TYPE_CHECKING:
-    pass
-
 
 async def collect_preferences(session: Session) -> None:
-    """Sample pairs from the SFT policy, have them labelled, and write `preferences.parquet` in TRL's columns."""
+    """Sample pairs from the SFT policy, label them, and write `preferences.parquet` with TRL's columns."""
     config, run = session.config, session.run
     settings = config.preferences
     num = settings.num_pairs + settings.num_held_out_pairs
     session.view.stage("preferences", num)
     if settings.annotator is None:
-        raise AntiphonError("preferences.annotator", "nobody labels the pairs (set it, or data.preferences)")
+        raise AntiphonError("preferences.annotator", "no function labels the pairs (set it, or data.preferences)")
     annotate = user_code.load(settings.annotator, "preferences.annotator")
     rows = await prompt_rows(session, "prompts", altered_share=config.data.adversarial_share)
     order = PromptOrder(rows, config.run.seed)
@@ -50,7 +46,10 @@ def _write_pairs(
 ) -> None:
     settings, path = session.config.preferences, session.run.path
     if len(labels) != len(prompts) or not set(labels) <= {0, 1}:
-        raise AntiphonError("preferences.annotator", f"gave {len(labels)} labels for {len(prompts)} pairs, or not 0/1")
+        raise AntiphonError(
+            "preferences.annotator",
+            f"gave {len(labels)} labels for {len(prompts)} pairs, or not 0/1",
+        )
     chosen = [b if label else a for a, b, label in zip(first, second, labels, strict=True)]
     rejected = [a if label else b for a, b, label in zip(first, second, labels, strict=True)]
     table = pa.table({"prompt": list(prompts), "chosen": chosen, "rejected": rejected})
@@ -67,7 +66,7 @@ def _write_pairs(
 
 
 def _oracle_accuracy(oracle: Callable[..., list[float]], pairs: dict[str, list[str]]) -> float:
-    """Share of labels that the oracle's own opinion agrees with; a tie agrees by half."""
+    """Return the share of labels that agree with the oracle's scores; a tie counts one half."""
     chosen = oracle(pairs["prompt"], pairs["chosen"])
     rejected = oracle(pairs["prompt"], pairs["rejected"])
     agreed = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(chosen, rejected, strict=True)]

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.runs.test_commands import ROOT, metrics, of_this_user, started_by, wait_for
+from tests.support.processes import open_paths
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -48,7 +49,7 @@ def end_of(process: subprocess.Popen[str]) -> str:
 def learner(process: subprocess.Popen[str], run: Path, rank: int) -> psutil.Process:
     """The process of a rank: the one that prints into its log."""
     log = str(run / "logs" / f"learner-{rank}.log")
-    (found,) = (child for child in started_by(process) if log in {file.path for file in child.open_files()})
+    (found,) = (child for child in started_by(process) if log in open_paths(child))
     return found
 
 

@@ -22,6 +22,8 @@ import pytest
 from cluster.journal.history import History
 from tests.runs.test_commands import ROOT, actors_of, metrics, started_by, wait_for
 from tests.support.paths import LETTERS
+from tests.support.processes import command_of
+from tests.support.processes import name_of as process_name
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(2700)]
 
@@ -85,7 +87,7 @@ def _pss_bytes(pid: int) -> tuple[int, int]:
 
 def name_of(process: psutil.Process) -> str:
     """Its name; Ray's log monitor is a python like others."""
-    return LOG_MONITOR if any(LOG_MONITOR in part for part in process.cmdline()) else process.name()
+    return LOG_MONITOR if any(LOG_MONITOR in part for part in command_of(process)) else process_name(process)
 
 
 def watch(process: subprocess.Popen[str]) -> Watched:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import psutil
 import pyarrow.compute as pc
 import pytest
 
@@ -21,6 +20,7 @@ from cluster.journal.history import History
 from tests.chaos.test_whole_replay import start
 from tests.runs.test_commands import actors_of, metrics
 from tests.support.paths import LETTERS
+from tests.support.processes import is_running
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(3000)]
 
@@ -49,7 +49,7 @@ def has_delivered(run: Path, generation: int) -> bool:
 
 
 def kill_actor(process: subprocess.Popen[str]) -> None:
-    *_, actor = (child for child in actors_of(process) if child.status() != psutil.STATUS_ZOMBIE)
+    *_, actor = (child for child in actors_of(process) if is_running(child))
     actor.kill()
 
 

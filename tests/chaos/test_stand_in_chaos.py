@@ -23,6 +23,7 @@ from cluster.journal.files import read_log
 from cluster.journal.history import History
 from cluster.ledger import QueueCounts
 from cluster.trajectory import Trajectory
+from tests.support.processes import name_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -90,7 +91,7 @@ async def kill_at_random(ring: StandInRing, seed: int, kills: list[str]) -> None
 def recorder_pid() -> int:
     """The process of the recorder: the one that is there, if Ray starts another at this moment."""
     children = psutil.Process().children(recursive=True)
-    return max(child.pid for child in children if child.name().startswith("ray::Recorder"))
+    return max(child.pid for child in children if name_of(child).startswith("ray::Recorder"))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Minutes, so `make chaos` runs it and `make test` does not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from cluster.journal.files import read_log
 from cluster.journal.history import History
 from tests.runs.test_commands import ROOT, metrics, started_by, wait_for
 from tests.support.paths import LETTERS
+from tests.support.processes import name_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -50,15 +52,17 @@ def output_of(process: subprocess.Popen[str]) -> str:
 
 
 def recorder_of(process: subprocess.Popen[str]) -> psutil.Process:
-    (recorder,) = (child for child in started_by(process) if child.name().startswith("ray::Recorder"))
+    (recorder,) = (child for child in started_by(process) if name_of(child).startswith("ray::Recorder"))
     return recorder
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:
     """The end of a machine: the command and all it started, with no word to any of them."""
     children = started_by(process)
-    for victim in (psutil.Process(process.pid), *children):
-        victim.kill()
+    process.kill()
+    for victim in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
     process.communicate()
     psutil.wait_procs(children, timeout=30)
 

@@ -177,7 +177,7 @@ def test_an_interrupted_run_prints_how_to_resume(
         signal.raise_signal(number)
 
     code, _, last = antiphon("train", "run.toml", launch=interrupted)
-    assert (code, last) == (130, f"interrupted; the same command goes on with {task}/runs/{task.name}")
+    assert (code, last) == (130, f"interrupted; the same command resumes {task}/runs/{task.name}")
     assert status(task)["state"] == "INTERRUPTED"
     assert antiphon("train", "run.toml", launch=train_to_the_end)[0] == 0
 

@@ -1,4 +1,4 @@
-"""Whole commands as a person types them: interrupted, gone on with, and what they leave behind."""
+"""Whole commands as a person types them: interrupted, resumed, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.support.paths import LETTERS, ROOT
+from tests.support.processes import children_of, command_of, name_of, running
 
 NUM_STEPS = 24
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -35,7 +36,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def of_this_user() -> set[int]:
-    return {process.pid for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE}
+    return set(running())
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str], timeout_s: float = 240) -> None:
@@ -47,27 +48,19 @@ def wait_for(condition: Any, process: subprocess.Popen[str], timeout_s: float = 
 
 
 def started_by(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+    return children_of(process)
 
 
 def actors_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [child for child in started_by(process) if _name_of(child).startswith("ray::RolloutAct")]
-
-
-def _name_of(process: psutil.Process) -> str:
-    """Its name; none where it has ended since it was listed."""
-    try:
-        return process.name()
-    except psutil.NoSuchProcess:
-        return ""
+    return [child for child in started_by(process) if name_of(child).startswith("ray::RolloutAct")]
 
 
 def names_of(pids: set[int]) -> set[str]:
-    return {process.name() for process in psutil.process_iter() if process.pid in pids}
+    return {name_of(process) for pid, process in running().items() if pid in pids}
 
 
 @pytest.mark.chaos
-def test_a_rollout_actor_killed_while_it_starts_ends_the_command_by_name_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_command_names_a_rollout_actor_killed_during_its_start(tmp_path: Path) -> None:
     before = of_this_user()
     line = command(tmp_path, "rollout_actors.max_restarts = 0")
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -84,7 +77,7 @@ def test_a_rollout_actor_killed_while_it_starts_ends_the_command_by_name_and_lea
 
 
 def failed(tmp_path: Path, *lines: str) -> tuple[int, str]:
-    """Exit code and last line of a command that fails; no trajectory was written and no process is left."""
+    """Run a command that fails; returns its exit code and last line. It leaves no trajectory and no process."""
     env = os.environ | {"STARTED_BY": str(tmp_path)}
     done = subprocess.run(command(tmp_path, *lines), cwd=ROOT, capture_output=True, text=True, timeout=240, env=env)
     last = done.stderr.strip().splitlines()[-1]
@@ -96,7 +89,7 @@ def failed(tmp_path: Path, *lines: str) -> tuple[int, str]:
 
 
 def names_started_by(path: Path) -> set[str]:
-    """The names of processes that live in an environment that says so."""
+    """Return the names of the processes whose environment has STARTED_BY set to `path`."""
     names = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -105,7 +98,7 @@ def names_started_by(path: Path) -> set[str]:
     return names
 
 
-def test_a_taken_port_is_refused_by_number_before_anything_starts(tmp_path: Path) -> None:
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, last = failed(tmp_path, f"reward_service.port = {port}")
@@ -113,7 +106,7 @@ def test_a_taken_port_is_refused_by_number_before_anything_starts(tmp_path: Path
 
 
 @pytest.mark.chaos
-def test_a_scorer_that_raises_is_named_with_its_line_before_an_engine_is_loaded(tmp_path: Path) -> None:
+def test_a_scorer_that_raises_is_named_before_an_engine_is_loaded(tmp_path: Path) -> None:
     code, last = failed(tmp_path, "reward_service.scorer = 'tests.support.scorers:raising'")
     assert code == 2
     assert re.match(
@@ -123,32 +116,32 @@ def test_a_scorer_that_raises_is_named_with_its_line_before_an_engine_is_loaded(
 
 
 @pytest.mark.chaos
-def test_a_scorer_that_raises_later_ends_the_command_naming_it_and_no_reward_is_made_up(tmp_path: Path) -> None:
+def test_a_command_names_a_scorer_that_raises_during_training(tmp_path: Path) -> None:
     code, last = failed(tmp_path, "reward_service.scorer = 'tests.support.scorers:raising_on_text'")
     assert code == 1
     assert last.startswith("error: tests.support.scorers:raising_on_text: raised KeyError: 'no such answer'")
 
 
 def interrupt(process: subprocess.Popen[str], number: signal.Signals, before: set[int]) -> None:
-    """Signal the whole process group, as a terminal does, and see the end that a person should see."""
+    """Signal the whole process group, as a terminal does, and check exit code, last line and processes."""
     started = {process.pid, *(child.pid for child in started_by(process))}
     assert len(started) > 5
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 130, errors
-    assert errors.strip().splitlines()[-1].startswith("interrupted; the same command goes on")
-    left = {pid for pid in started if pid in of_this_user() - before}
-    assert left == set(), [psutil.Process(pid).cmdline() for pid in left]
+    assert errors.strip().splitlines()[-1].startswith("interrupted; the same command resumes")
+    left = {pid: process for pid, process in running().items() if pid in started - before}
+    assert not left, [command_of(process) for process in left.values()]
 
 
 def begin(runs: Path) -> subprocess.Popen[str]:
-    """The command in a process group of its own, as in a terminal."""
+    """Start the command in its own process group, as a terminal does."""
     env, pipe = os.environ | {"COLUMNS": "100"}, subprocess.PIPE
     line = command(runs)
     return subprocess.Popen(line, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-def test_an_interrupted_run_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
     run, before = tmp_path / "letters", of_this_user()
     env = os.environ | {"COLUMNS": "100"}
     first = begin(tmp_path)
@@ -168,7 +161,7 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on_where_it_was(tmp_path:
 
 
 @pytest.mark.chaos
-def test_a_run_ended_while_it_starts_leaves_no_process(tmp_path: Path) -> None:
+def test_a_run_interrupted_during_its_start_leaves_no_process(tmp_path: Path) -> None:
     before = of_this_user()
     process = begin(tmp_path)
     wait_for(lambda: actors_of(process), process)
@@ -177,7 +170,7 @@ def test_a_run_ended_while_it_starts_leaves_no_process(tmp_path: Path) -> None:
 
 
 def _is_whole(run: Path) -> None:
-    """Every step is there once, the ledger adds up, and `policy/` is an ordinary Hugging Face folder."""
+    """Check that every step is there once, the ledger adds up, and `policy/` loads as a Hugging Face folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     steps = metrics(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -85,7 +86,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     _, alive = psutil.wait_procs(family, timeout=15)
     for survivor in alive:
-        survivor.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            survivor.kill()
     process.wait()
 
 

@@ -29,6 +29,7 @@ from learner.place import Place
 from learner.ppo.batch import make_batch
 from learner.training_loop import Groups, StepResult
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, rank_process_ids, write_policy
+from tests.support.processes import is_running
 
 CONFIG = LearnerConfig(num_learners=2, num_epochs=2, num_minibatches=2, learning_rate=1e-3, num_cpus=0.1)
 DIED = LearnerDied("learner-1", "its process died")
@@ -369,4 +370,4 @@ async def test_a_rank_that_hangs_is_ended_and_changes_no_bit(
     assert [checksums(manifest) for manifest in rig.published] == [*undisturbed[:2], *undisturbed[1:4]]
     waited = "learner group: waited 5 s for 2 learners to finish step 2; rebuilt from the start, 1 step trained again"
     assert rig.notes[0].startswith(waited)
-    assert not psutil.pid_exists(rank.pid) or psutil.Process(rank.pid).status() == psutil.STATUS_ZOMBIE
+    assert not is_running(rank)

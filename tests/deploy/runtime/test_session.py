@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cluster.actors.remote import within
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy.config.schema import ModelSection, RunConfig
@@ -61,6 +63,33 @@ async def test_a_session_closes_its_reward_client(tmp_path: Path, monkeypatch: p
     )  # other tests' Ray is not this one's
     await session.close()
     assert client.is_closed
+
+
+async def test_a_cancelled_start_of_an_actor_leaves_no_unretrieved_exception(tmp_path: Path) -> None:
+    class Actor:
+        name = "rollout-0"
+
+        async def start(self) -> None:
+            started.set()
+            await asyncio.Event().wait()
+
+        async def preload(self, client: object) -> None:
+            await asyncio.Event().wait()
+
+    started, unretrieved = asyncio.Event(), list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unretrieved.append(context))
+    config = RunConfig.model_validate({"model": {"path": "model"}})
+    session = Session(config, RunDirectory(tmp_path), View(), reward_client=lambda: RetryingRewardClient(Client(), 1.0))
+    actor: Any = Actor()
+    starting = asyncio.create_task(within(session.start_engine(actor), 60, where="rollout-0", waited_for="its engine"))
+    await started.wait()
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    del starting
+    gc.collect()
+    await asyncio.sleep(0)
+    assert unretrieved == []
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
