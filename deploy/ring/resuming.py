@@ -19,7 +19,7 @@ from deploy.run.layout import RECORDS
 from deploy.run.stages import checkpoint_step
 
 POSITION = "position.json"
-"""File in a checkpoint: numbers of trained and voided groups, for a run whose journal is lost."""
+"""File in a checkpoint with the numbers of trained and voided groups, for a run whose journal is lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Runs a supervised stage (SFT, reward model) on a learner group of its own and reports its steps."""
+"""Runs a supervised stage (SFT, reward model) on its own learner group and reports its steps."""
 
 from __future__ import annotations
 

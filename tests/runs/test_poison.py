@@ -1,4 +1,4 @@
-"""A prompt that kills whoever samples it, in a ring of real Ray actors: its group is voided and the run goes on."""
+"""A prompt that kills every actor that samples it, among real Ray actors: its group is voided, the run continues."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ POISONED = 5
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("lag", [0, 2])
-async def test_a_prompt_that_kills_its_actors_is_voided_with_its_reason_and_nothing_else_is(
-    ray_session: None, tmp_path: Path, lag: int
-) -> None:
+async def test_only_the_prompt_that_kills_its_actors_is_voided(ray_session: None, tmp_path: Path, lag: int) -> None:
     deadly = PromptOrder(ROWS, 0).row(POISONED)["prompt"]
     pace = Pace(step_s=0.001, deadly_prompt=deadly)
     plan = Plan(num_actors=2, num_steps=4, groups_per_step=4, max_policy_lag=lag, max_restarts=9, pace=pace)

@@ -55,7 +55,7 @@ APP = "ring"
 
 @dataclass
 class Parts:
-    """What the tests of this module share: engines are slow to start."""
+    """Parts that the tests of this module share, since engines are slow to start."""
 
     model: Path
     rows: list[dict[str, Any]]
@@ -64,7 +64,7 @@ class Parts:
 
 @dataclass
 class Outcome:
-    """What a run left behind."""
+    """The results of a run."""
 
     manifests: list[Manifest] = field(default_factory=list)
     trajectories: list[Trajectory] = field(default_factory=list)
@@ -111,7 +111,7 @@ Gate = Callable[[int], Awaitable[None]]
 
 
 class Recording:
-    """The learner group, with everything it was given and gave."""
+    """A learner group that records its inputs and results."""
 
     def __init__(self, learners: PPOLearnerGroup, outcome: Outcome, gate: Gate | None = None) -> None:
         self._learners = learners
@@ -145,7 +145,7 @@ async def run_ring(
     gate: Gate | None = None,
     **learner: Any,
 ) -> Outcome:
-    """A run from version 0 to `num_steps` with the first `num_actors` actors of the pool."""
+    """Run from version 0 to `num_steps` with the first `num_actors` actors of the pool."""
     outcome = Outcome()
     config = TrajectoryQueueConfig(groups_per_step=B, max_policy_lag=lag, take_timeout_s=120)
     prompts = [TaskPrompts("letters", parts.rows)]
@@ -190,7 +190,7 @@ async def run_ring(
 
 
 async def plain_loop(parts: Parts, num_steps: int) -> Outcome:
-    """The same prompts by a plain loop of three lines: sample, score, step. No queue, no actor, no service."""
+    """Train on the same prompts in a plain loop: sample, score, step. No queue, no actor, no service."""
     from cluster.weights.object_store import fetch_tensors
     from rollout_actors.engine.vllm_engine import VllmEngine
 
@@ -214,7 +214,7 @@ async def plain_loop(parts: Parts, num_steps: int) -> Outcome:
 
 
 def _sampled(engine: Any, requests: list[Any]) -> dict[str, tuple[list[int], list[float]]]:
-    """The whole responses to these requests."""
+    """Return the whole responses to these requests."""
     tokens: dict[str, tuple[list[int], list[float]]] = {request.id: ([], []) for request in requests}
     for request in requests:
         engine.add(request)
@@ -262,7 +262,7 @@ def largest_lag(trajectories: Sequence[Trajectory]) -> int:
     return max((t.step or 0) - 1 - version for t in trajectories for version in versions(t))
 
 
-async def test_at_lag_0_ten_steps_give_the_weights_of_a_plain_loop_with_one_actor_and_with_two(parts: Parts) -> None:
+async def test_the_weights_are_those_of_a_plain_loop_at_lag_0(parts: Parts) -> None:
     plain = await plain_loop(parts, 10)
     one = await run_ring(parts, num_actors=1, num_steps=10, lag=0)
     two = await run_ring(parts, num_actors=2, num_steps=10, lag=0)
@@ -291,7 +291,7 @@ async def test_scaling_one_to_three_to_one_loses_nothing(parts: Parts) -> None:
     control = RunControl(1)
 
     async def scale(step: int) -> None:
-        """Before step 3 wait for two actors to join, before step 30 for them to have left; the steps go on."""
+        """Before step 3 wait until two actors have joined, before step 30 until they have left."""
         if step in (3, 30):
             num = 3 if step == 3 else 1
             await control.set_num_rollout_actors(num)
@@ -308,13 +308,13 @@ async def test_scaling_one_to_three_to_one_loses_nothing(parts: Parts) -> None:
     assert largest_lag(outcome.trajectories) <= 2
 
 
-async def test_every_response_trained_was_scored_by_the_service_and_no_other(parts: Parts) -> None:
+async def test_the_service_scores_exactly_the_trained_responses(parts: Parts) -> None:
     before = await asyncio.to_thread(num_scored, APP)
     outcome = await run_ring(parts, num_actors=1, num_steps=2, lag=0)
     assert await asyncio.to_thread(num_scored, APP) - before == len(outcome.trajectories) == 2 * B * RESPONSES
 
 
-async def test_a_killed_actor_is_replaced_once_and_nothing_is_lost_its_second_death_ends_the_run(parts: Parts) -> None:
+async def test_a_killed_actor_is_replaced_once_without_loss(parts: Parts) -> None:
     async def kill(step: int) -> None:
         if step == 3:
             kill_actor(parts.pool.actors[0])
@@ -329,7 +329,7 @@ async def test_a_killed_actor_is_replaced_once_and_nothing_is_lost_its_second_de
     assert failure.group_contains(ActorDied, match=r"rollout-0\+1")
 
 
-async def test_the_policy_folder_is_loaded_as_it_is_by_transformers_and_by_vllm(parts: Parts, tmp_path: Path) -> None:
+async def test_transformers_and_vllm_load_the_policy_folder(parts: Parts, tmp_path: Path) -> None:
     from rollout_actors.engine.vllm_engine import VllmEngine
 
     folder, token_ids = tmp_path / "policy", [3, 1, 4, 1, 5, 9, 2, 6]
@@ -345,7 +345,7 @@ async def test_the_policy_folder_is_loaded_as_it_is_by_transformers_and_by_vllm(
     engine.close()
 
 
-async def test_taking_the_reward_service_away_ends_the_run_naming_it(parts: Parts) -> None:
+async def test_a_run_names_the_reward_service_if_it_is_stopped(parts: Parts) -> None:
     async def take_away() -> None:
         before = await asyncio.to_thread(num_scored, APP)
         while await asyncio.to_thread(num_scored, APP) == before:

@@ -1,4 +1,4 @@
-"""Healing the learner group: from fakes what is asked for, noted and published, on a real Ray that the bits agree."""
+"""Restarts of the learner group: calls, notes and publications with fakes, bit-identity on a real Ray."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HUNG = DeadlineExceeded("learner group", "waited 5 s for 2 learners to finish st
 
 
 def groups_of(step: int, num: int = 8) -> list[list[Trajectory]]:
-    """Groups of two whose members share a group's number, one with two rewarded turns."""
+    """Return groups of two trajectories, one of them with two rewarded turns."""
     plain = [make_trajectory(i, version=step - 1, seed=step) for i in range(num - 1)]
     plain.append(make_two_turn_trajectory(num - 1, version=step - 2, seed=step))
     pairs = [plain[i : i + 2] for i in range(0, num, 2)]
@@ -45,23 +45,23 @@ def groups_of(step: int, num: int = 8) -> list[list[Trajectory]]:
 
 
 def record_step(run_path: Path, step: int, groups: Groups) -> None:
-    """All that a run's log holds of a step, in a file of its own."""
+    """Write all journal records of a step to a new journal file."""
     folder = run_path / RECORDS
     folder.mkdir(exist_ok=True)
-    told = []
+    records = []
     for group in groups:
-        told.append(events.admit(Ticket(group[0].group, group[0].admission_index, 0, 0, {"prompt": ""}, "actor-0")))
-        told += [record for trajectory in group for record in events.finished(trajectory)]
-    told += events.train(step, groups)
+        records.append(events.admit(Ticket(group[0].group, group[0].admission_index, 0, 0, {"prompt": ""}, "actor-0")))
+        records += [record for trajectory in group for record in events.finished(trajectory)]
+    records += events.train(step, groups)
     first = len(read_log(folder, ["number"]))
     log = LogFile(next_path(folder))
-    log.append([{"number": first + place, "time_s": 0.0, **record} for place, record in enumerate(told)])
+    log.append([{"number": first + place, "time_s": 0.0, **record} for place, record in enumerate(records)])
     log.close()
 
 
 @dataclass
 class FakeGroup:
-    """Its only tensor's checksum is made of every uid it was trained on; the next call raises what `fail` holds."""
+    """A group with one tensor, whose checksum covers every trained uid; the next call raises the first of `fail`."""
 
     first_step: int = 1
     checkpoint: Path | None = None
@@ -106,8 +106,8 @@ class FakeGroup:
         self.is_shut_down = True
 
 
-class Rig:
-    """Healed learners of a run directory; `groups` are those that were started, `published` what went out."""
+class Restarts:
+    """Restarting learners of a run directory; `groups` are the started ones, `published` the published manifests."""
 
     def __init__(self, path: Path, *, start: Callable[..., Awaitable[Any]] | None = None, **changes: Any) -> None:
         path.mkdir(exist_ok=True)
@@ -147,7 +147,7 @@ class Rig:
         self.published.append(manifest)
 
     async def step(self, step: int) -> StepResult:
-        """One step, recorded and published."""
+        """Train, record and publish one step."""
         result = await self.learners.step(step, groups_of(step))
         record_step(self.run.path, step, groups_of(step))
         await self.publish(result.manifest)
@@ -157,8 +157,8 @@ class Rig:
         await self.learners.save_checkpoint(self.run.path / "checkpoints" / "ppo" / f"step-{step:06d}")
 
 
-async def rig_at(path: Path, step: int, *, checkpoint: int | None = None, **changes: Any) -> Rig:
-    rig = Rig(path, **changes)
+async def rig_at(path: Path, step: int, *, checkpoint: int | None = None, **changes: Any) -> Restarts:
+    rig = Restarts(path, **changes)
     await rig.open()
     for number in range(1, step + 1):
         await rig.step(number)
@@ -172,9 +172,7 @@ def checksums(manifest: Manifest) -> list[str]:
 
 
 @pytest.mark.parametrize("error", [DIED, HUNG])
-async def test_a_group_that_dies_or_hangs_is_rebuilt_from_its_checkpoint_and_does_the_step(
-    tmp_path: Path, error: Exception
-) -> None:
+async def test_a_group_that_dies_or_hangs_is_restarted_and_trains_the_step(tmp_path: Path, error: Exception) -> None:
     rig = await rig_at(tmp_path, 4, checkpoint=2)
     rig.groups[0].fail = [error]
     result = await rig.step(5)
@@ -186,7 +184,7 @@ async def test_a_group_that_dies_or_hangs_is_rebuilt_from_its_checkpoint_and_doe
     assert rig.run.summary()["num_learner_restarts"] == rig.learners.num_restarts == 1
 
 
-async def test_without_a_checkpoint_everything_is_trained_again(tmp_path: Path) -> None:
+async def test_every_step_is_trained_again_without_a_checkpoint(tmp_path: Path) -> None:
     rig = await rig_at(tmp_path, 1)
     rig.groups[0].fail = [DIED]
     await rig.step(2)
@@ -194,8 +192,8 @@ async def test_without_a_checkpoint_everything_is_trained_again(tmp_path: Path) 
     assert rig.notes == ["learner-1: its process died; rebuilt from the start, 1 step trained again in 0 s"]
 
 
-async def test_the_same_bits_are_published_again_as_the_same_version_from_where_they_now_are(tmp_path: Path) -> None:
-    """What the actors have they do not load again; who joins does not look for it in a process that is gone."""
+async def test_the_same_bits_are_published_again_as_the_same_version(tmp_path: Path) -> None:
+    """Actors do not reload the version; a new actor does not fetch it from a dead process."""
     rig = await rig_at(tmp_path, 2)
     rig.groups[0].fail = [DIED]
     await rig.step(3)
@@ -205,7 +203,7 @@ async def test_the_same_bits_are_published_again_as_the_same_version_from_where_
     assert (before.tensors[0].reference, again.tensors[0].reference) == (rig.groups[0], rig.groups[1])
 
 
-async def test_other_bits_are_another_incarnation_and_said(tmp_path: Path) -> None:
+async def test_other_bits_are_published_as_another_incarnation_with_a_note(tmp_path: Path) -> None:
     rig = await rig_at(tmp_path, 2)
     rig.next = [FakeGroup(salt="other", incarnation="second")]
     rig.groups[0].fail = [DIED]
@@ -221,7 +219,7 @@ async def test_other_bits_are_another_incarnation_and_said(tmp_path: Path) -> No
     )
 
 
-async def test_a_death_while_a_checkpoint_is_written_is_healed_at_the_version_it_is_of(tmp_path: Path) -> None:
+async def test_a_group_that_dies_while_writing_a_checkpoint_is_restarted(tmp_path: Path) -> None:
     rig = await rig_at(tmp_path, 3, checkpoint=2)
     rig.groups[0].fail = [DIED]
     await rig.checkpoint(3)
@@ -229,7 +227,7 @@ async def test_a_death_while_a_checkpoint_is_written_is_healed_at_the_version_it
     assert (tmp_path / "checkpoints" / "ppo" / "step-000003").is_dir()
 
 
-async def test_one_failure_more_than_the_budget_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
+async def test_a_failure_beyond_the_budget_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
     rig = await rig_at(tmp_path, 2, max_restarts=2)
     rig.next = [FakeGroup(fail=[HUNG]), FakeGroup(fail=[DIED])]
     rig.groups[0].fail = [DIED]
@@ -240,7 +238,7 @@ async def test_one_failure_more_than_the_budget_ends_the_run_with_its_own_error(
 
 
 @pytest.mark.parametrize("change", [{"max_restarts": 0}, {"num_learners": 0}])
-async def test_a_run_without_budget_or_with_its_learner_inside_is_not_healed(tmp_path: Path, change: Any) -> None:
+async def test_a_group_is_not_restarted_without_budget_or_learner_processes(tmp_path: Path, change: Any) -> None:
     rig = await rig_at(tmp_path, 1, **change)
     rig.groups[0].fail = [HUNG]
     with pytest.raises(DeadlineExceeded):
@@ -248,7 +246,7 @@ async def test_a_run_without_budget_or_with_its_learner_inside_is_not_healed(tmp
     assert len(rig.groups) == 1
 
 
-async def test_what_a_learner_reports_is_not_healed_and_the_batch_is_kept(tmp_path: Path) -> None:
+async def test_an_error_that_a_learner_reports_is_raised_with_its_batch_kept(tmp_path: Path) -> None:
     rig = await rig_at(tmp_path, 1)
     uid = groups_of(2)[1][0].uid
     rig.groups[0].fail = [LearnerError(f"trajectory {uid}", "its reward is nan", uids=[uid])]
@@ -261,7 +259,7 @@ async def test_what_a_learner_reports_is_not_healed_and_the_batch_is_kept(tmp_pa
     assert rig.notes == []
 
 
-def test_a_batch_read_back_from_the_log_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+def test_a_batch_read_from_the_journal_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     groups = groups_of(3)
     groups[1][0] = replace(groups[1][0], reward=1 / 3, reward_parts={"oracle": math.pi})
     rows = [trajectory for group in groups for trajectory in group]
@@ -274,7 +272,7 @@ def test_a_batch_read_back_from_the_log_is_the_same_to_the_last_bit(tmp_path: Pa
     assert (before.uids, before.lengths) == (after.uids, after.lengths)
 
 
-async def test_a_step_that_is_missing_from_the_log_is_named(tmp_path: Path) -> None:
+async def test_a_step_that_is_missing_from_the_journal_is_named(tmp_path: Path) -> None:
     rig = await rig_at(tmp_path, 2)
     rig.groups[0].fail = [DIED]
     sorted((tmp_path / RECORDS).iterdir())[-1].unlink()
@@ -290,7 +288,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_policy(tmp_path_factory.mktemp("policy") / "tied")
 
 
-def real_rig(path: Path, policy: Path, **changes: Any) -> Rig:
+def real_rig(path: Path, policy: Path, **changes: Any) -> Restarts:
     from learner.ppo.group import PPOLearnerGroup
     from learner.ppo.rank import LearnerSettings
 
@@ -300,12 +298,12 @@ def real_rig(path: Path, policy: Path, **changes: Any) -> Rig:
         place = Place(policy, checkpoint_path=checkpoint)
         return await PPOLearnerGroup.start(LearnerSettings(config, place, 0.7, version=first_step - 1))
 
-    return Rig(path, start=start, **changes)
+    return Restarts(path, start=start, **changes)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_session: None, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[Any]]:
-    """The checksums of versions 0 to 5 of a run that nothing happened to."""
+    """Return the checksums of versions 0 to 5 of a run without failures."""
 
     async def train() -> Sequence[Any]:
         rig = real_rig(tmp_path_factory.mktemp("undisturbed"), policy)
@@ -323,14 +321,14 @@ async def second_rank(group: Any) -> psutil.Process:
 
 
 async def in_the_middle_of(step: asyncio.Task[Any], group: Any) -> None:
-    """Wait until both ranks have been asked for the step; the first waits for the second, which is stopped."""
+    """Wait until both ranks have received the step; the first waits for the second, which is stopped."""
     while group._group._group._worker_manager.num_outstanding_async_reqs() < 2:
         assert not step.done()
         await asyncio.sleep(0.01)
 
 
 @pytest.mark.ray
-async def test_a_rank_killed_in_the_middle_of_a_step_changes_no_bit(
+async def test_a_rank_killed_during_a_step_changes_no_bit(
     undisturbed: Sequence[Any], policy: Path, tmp_path: Path
 ) -> None:
     rig = real_rig(tmp_path, policy)
@@ -355,7 +353,7 @@ async def test_a_rank_killed_in_the_middle_of_a_step_changes_no_bit(
 
 @pytest.mark.chaos
 @pytest.mark.ray
-async def test_a_rank_that_hangs_is_ended_and_changes_no_bit(
+async def test_a_rank_that_hangs_is_killed_and_changes_no_bit(
     undisturbed: Sequence[Any], policy: Path, tmp_path: Path
 ) -> None:
     rig = real_rig(tmp_path, policy)

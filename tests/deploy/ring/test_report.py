@@ -1,4 +1,4 @@
-"""What a step tells of each task of a run."""
+"""The metrics of each task in a step's report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deploy.ring.report import task_metrics
 from tests.learner.conftest import make_trajectory
 
 
-def test_each_task_has_the_means_of_its_own_trajectories_and_their_number_so_far() -> None:
+def test_each_task_has_its_own_means_and_number_of_episodes() -> None:
     first, second, third = (make_trajectory(index) for index in range(3))
     prompt, response = third.turns[0].start, third.turns[0].length
     talk = replace(third, task="talk", reward=1.0, turns=[Turn(prompt, 1, 0.25), Turn(prompt + 1, response - 1, 0.5)])
@@ -28,6 +28,6 @@ def test_each_task_has_the_means_of_its_own_trajectories_and_their_number_so_far
     }
 
 
-def test_of_a_task_that_a_step_has_nothing_of_only_the_number_is_told() -> None:
+def test_a_task_without_trajectories_in_a_step_has_only_its_number() -> None:
     assert task_metrics(["sums"], [], {"tasks/sums/num_episodes": 4}) == {"tasks/sums/num_episodes": 4}
     assert task_metrics([], [make_trajectory(0)], {}) == {}

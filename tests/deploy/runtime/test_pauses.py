@@ -9,7 +9,7 @@ from deploy.evaluation import evaluate
 from deploy.runtime import pauses
 
 
-async def test_the_evaluation_says_that_it_waits_for_rewards_and_that_they_are_back(
+async def test_the_evaluation_reports_a_pause_for_rewards_and_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     missing: list[str | None] = [None, "8 rewards (held-out-0 to held-out-7): down", None]

@@ -14,7 +14,7 @@ from reward_service.scorers.files import weights_digest
 
 
 class Published:
-    """Stands for Ray and the services on it: what was joined and what was published where."""
+    """Replaces Ray and its services; records which Ray was joined and what was published."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.joined: list[str] = []
@@ -39,7 +39,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Published:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the run's reward model is kept for good."""
+    """The folder in which the run's reward model is archived."""
     (tmp_path / "reward_model").mkdir()
     (tmp_path / "reward_model" / "config.json").write_text("{}")
     (tmp_path / "reward_model" / "model.safetensors").write_text("weights")
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def announce(tmp_path: Path) -> Iterator[Callable[[int, str, str], None]]:
-    """Announces a service by port, Ray and name, until the end of the test."""
+    """Announces a service by port, Ray address and name, until the end of the test."""
     with ExitStack() as services:
         yield lambda port, address, name: services.enter_context(
             announced(tmp_path, port=port, ray_address=address, name=name)
@@ -62,12 +62,12 @@ def test_a_service_is_announced_while_it_runs(tmp_path: Path) -> None:
     assert list((tmp_path / "serving").iterdir()) == []
 
 
-def test_without_a_run_directory_nothing_is_announced(tmp_path: Path) -> None:
+def test_nothing_is_announced_without_a_run_directory(tmp_path: Path) -> None:
     with announced(tmp_path / "none", port=8000, ray_address="here:1", name="run"):
         assert not (tmp_path / "none").exists()
 
 
-def test_a_new_reward_model_goes_to_every_service_that_is_alive(
+def test_a_new_reward_model_is_published_to_every_running_service(
     tmp_path: Path, folder: Path, ray: Published, announce: Callable[[int, str, str], None]
 ) -> None:
     for port, address in ((8000, "here:1"), (8001, "gone:1"), (8002, "there:1")):
@@ -79,7 +79,7 @@ def test_a_new_reward_model_goes_to_every_service_that_is_alive(
     assert [path.name for path in sorted((tmp_path / "serving").iterdir())] == ["8000.json", "8002.json"]
 
 
-def test_one_service_that_cannot_take_it_is_named_after_all_were_asked(
+def test_a_service_that_refuses_it_is_named_after_all_were_tried(
     tmp_path: Path, folder: Path, ray: Published, announce: Callable[[int, str, str], None]
 ) -> None:
     for port in (8000, 8001):

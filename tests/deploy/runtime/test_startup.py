@@ -1,4 +1,4 @@
-"""What a command spares itself before its first stage, and what it tells of the rest."""
+"""What a command does not import before its first stage, and the times that it reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deploy.run.directory import RunDirectory
 from deploy.runtime.startup import StartUp
 
 
-def test_the_stages_before_ppo_bring_no_torch_into_the_driver() -> None:
+def test_the_stages_before_ppo_do_not_import_torch() -> None:
     code = (
         "import sys, deploy.stages.launch; print(*{'torch', 'transformers', 'ray.rllib', 'vllm'} & sys.modules.keys())"
     )
@@ -20,7 +20,7 @@ def test_the_stages_before_ppo_bring_no_torch_into_the_driver() -> None:
     assert done.stdout.split() == []
 
 
-def test_phases_and_the_whole_wait_are_in_the_summary_once_a_step_is_done(tmp_path: Path) -> None:
+def test_phases_and_total_are_in_the_summary_after_the_first_step(tmp_path: Path) -> None:
     start_up = StartUp(RunDirectory(tmp_path))
     with start_up.phase("ray"):
         pass
