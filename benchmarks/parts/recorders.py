@@ -11,11 +11,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.journal.events import Record
 from cluster.journal.recorder import Recorder
+from deploy.run.stages import STAGES
+from deploy.runtime.session import Session
+from deploy.stages.ppo import run_ppo
 
 WAITS = "recorder_waits_s.json"
 """In the run directory: seconds that calls waited, by the kind of their first record."""
@@ -59,16 +63,25 @@ class KeepsNothing:
         """Nothing."""
 
 
-RECORDERS: dict[str, type] = {"timed": Timed, "nothing": KeepsNothing}
+async def run_ppo_timed(session: Session) -> None:
+    """Run the PPO stage with the recorder `Timed`."""
+    await run_ppo(session, recorder_class=Timed)
+
+
+async def run_ppo_with_nothing(session: Session) -> None:
+    """Run the PPO stage with the recorder `KeepsNothing`."""
+    await run_ppo(session, recorder_class=KeepsNothing)
+
+
+FUNCTIONS = {"timed": run_ppo_timed, "nothing": run_ppo_with_nothing}
 
 
 def main() -> None:
-    """An `antiphon` command with one of RECORDERS."""
+    """Run an `antiphon` command whose PPO stage has another recorder."""
     from deploy.cli import app
-    from deploy.ring import ring
 
-    name = sys.argv.pop(1)
-    ring.Recorder = RECORDERS[name]  # type: ignore[misc]
+    function = f"benchmarks.parts.recorders:{FUNCTIONS[sys.argv.pop(1)].__name__}"
+    STAGES["ppo"] = replace(STAGES["ppo"], function=function)
     app()
 
 

@@ -35,9 +35,7 @@ def test_the_function_of_each_stage_is_a_coroutine_function_of_a_session(name: s
         ([], "reward_model", {"ppo": ["reward_model"], "evaluation": ["ppo", "reward_model"]}),
     ],
 )
-def test_a_stage_needs_others_according_to_the_run(
-    stages: list[str], scorer: str, needed: dict[str, list[str]]
-) -> None:
+def test_a_stage_needs_others_according_to_run(stages: list[str], scorer: str, needed: dict[str, list[str]]) -> None:
     config = RunConfig.model_validate(
         {"model": {"path": "m"}, "run": {"stages": stages}, "reward_service": {"scorer": scorer}}
     )
@@ -45,9 +43,9 @@ def test_a_stage_needs_others_according_to_the_run(
 
 
 def test_a_missing_stage_is_named_with_its_command(tmp_path: Path) -> None:
-    config = RunConfig.model_validate({"model": {"path": "m"}})
+    config = RunConfig.model_validate({"model": {"path": "m"}, "run": {"stages": ["preferences", "reward_model"]}})
     with pytest.raises(InputError, match="preferences: not done \\(run antiphon preferences\\)"):
         require_stages(config, RunDirectory(tmp_path), ["reward_model"])
     require_stages(config, RunDirectory(tmp_path), ["preferences", "reward_model"])
-    require_stages(config, None, ["reward_model"], have=["preferences", "sft"])
+    require_stages(config, None, ["reward_model"], have=["preferences"])
     assert str(not_done("reward_model")) == "reward_model: not trained (run antiphon reward-model)"
