@@ -97,6 +97,7 @@ class Session:
             ),
         )
         self._id = uuid.uuid4().hex
+        self._owns_ray = False
         self._processes: dict[str, psutil.Process] = {}
         self._ending = set[asyncio.Task[None]]()
         self._engine_path: Path | None = None
@@ -114,13 +115,15 @@ class Session:
         sys.path.insert(0, os.getcwd())
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not address:
+        self._owns_ray = not address
+        if self._owns_ray:
             options |= {"num_cpus": self._num_cpus(), "include_dashboard": False, "_system_config": SYSTEM_CONFIG}
         env = {
             "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
-            MARKER: self._id,
         }
+        if self._owns_ray:
+            env[MARKER] = self._id
         if address and address != "auto" and not answers(address):
             raise InputError(address, "no Ray answers at this address (RAY_ADDRESS)")
         with self.start_up.phase("ray"), signals_kept_from_children():
@@ -178,13 +181,16 @@ class Session:
             num_gpus=settings.num_gpus,
         )
         await within(
-            self.start_engine(actor),
+            self._get_ready(actor),
             settings.start_timeout_s,
             where=name,
             waited_for="its engine to start (rollout_actors.start_timeout_s)",
         )
-        await self._remember_process(actor)
         return actor
+
+    async def _get_ready(self, actor: RemoteActor) -> None:
+        await self.start_engine(actor)
+        await self._remember_process(actor)
 
     async def start_engine(self, actor: RemoteActor) -> None:
         """Start the engine while the actor imports the reward client.
@@ -386,7 +392,8 @@ class Session:
         if self._has_service:
             await asyncio.to_thread(stop_reward_service, self.config.run.name)
         await asyncio.to_thread(ray.shutdown)
-        await self._end(await asyncio.to_thread(marked, self._id))
+        if self._owns_ray:
+            await self._end(await asyncio.to_thread(marked, self._id))
         await asyncio.gather(*self._ending)
 
 
