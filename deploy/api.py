@@ -127,8 +127,8 @@ async def open_session(
     """
     with open_run(config, directory or _directory(config)) as opened, recorded(opened), View(config.run.name) as view:
         session = Session(config, opened, view, on_step=on_step)
+        opened.update_status(ray_address=session.connect(), stage=stage)
         try:
-            opened.update_status(ray_address=session.connect(), stage=stage)
             yield session
         finally:
             await session.close()

@@ -111,7 +111,12 @@ class Session:
         self._service_ready = asyncio.Event()
 
     def connect(self) -> str:
-        """Start a local Ray, or join the one that RAY_ADDRESS names; returns its address."""
+        """Start a local Ray, or join the one that RAY_ADDRESS names; returns its address.
+
+        Raises InputError if this process is connected to a Ray already, or if no Ray answers at RAY_ADDRESS.
+        """
+        if ray.is_initialized():
+            raise InputError("ray", "this process is connected to a Ray already (call ray.shutdown() first)")
         sys.path.insert(0, os.getcwd())
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

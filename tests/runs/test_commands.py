@@ -153,7 +153,7 @@ def test_an_interrupted_run_leaves_no_process_and_is_resumed(tmp_path: Path) -> 
     _is_whole(run)
     again = subprocess.run(command(tmp_path), cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
-    assert "done already" in again.stderr
+    assert "already done" in again.stderr
     changed = command(tmp_path, "learner.clip = 0.1")
     refused = subprocess.run(changed, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 2
