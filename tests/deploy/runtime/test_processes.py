@@ -108,33 +108,32 @@ def _hang(file: Path) -> None:
 
 
 SESSION = """
-import asyncio, sys
+import asyncio, subprocess, sys
 from pathlib import Path
 import psutil
-from cluster.actors.remote import process_of, start_actor
+from cluster.actors.remote import RemoteActor, process_of, start_actor
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.runtime.session import Session
 from deploy.terminal.view import View
-from tests.deploy.runtime.test_processes import Freezing, HangingAtExit, _frozen
+from tests.deploy.runtime.test_processes import HangingAtExit
 
 async def main():
     folder = Path(sys.argv[1])
     config = RunConfig.model_validate({"model": {"path": "model"}})
     with View() as view:
         session = Session(config, RunDirectory(folder), view)
+        hanging = subprocess.Popen(["sleep", "600"])
+        print(hanging.pid)
+        session._processes["stopped"] = psutil.Process(hanging.pid)
+        await session.stop_actor(RemoteActor("stopped", None))
         session.connect()
-        stopped = start_actor(Freezing, name="stopped")
-        session._processes["stopped"] = await _frozen(stopped)
-        print(session._processes["stopped"].pid)
-        await session.stop_actor(stopped)
         for number in range(3):
             released = start_actor(HangingAtExit, folder / str(number), name="released")
             print((await process_of(released))[1])
             del released
             while not (folder / str(number)).exists():
                 await asyncio.sleep(0.05)
-        await asyncio.gather(*session._ending)
         await session.close()
 
 asyncio.run(main())
