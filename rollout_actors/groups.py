@@ -157,7 +157,7 @@ class GroupSampling:
 async def cancelled(tasks: set[asyncio.Future[Any]]) -> None:
     """Cancel the tasks and wait until they end.
 
-    Their errors are ignored: raised before, or of no use any more.
+    Ignores their errors: they were raised before or no longer matter.
     """
     for task in tasks:
         task.cancel()

@@ -19,7 +19,7 @@ SETTINGS = "environment.settings"
 
 
 class GymnasiumText:
-    """Set `environment.path = "gymnasium"` and, in the settings, the environment's `id`.
+    """Runs an environment of Gymnasium: `environment.path = "gymnasium"`, with its `id` in the settings.
 
     `actions` names the actions of a Discrete space in order. `rules` are put before the first observation. A response
     that is not an action gets an error as observation and `malformed_reward`; the environment does not change. `render`

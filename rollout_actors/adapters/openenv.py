@@ -21,7 +21,7 @@ MAX_MESSAGE_BYTES = 2**26
 
 
 class OpenEnvText:
-    """Set `environment.path = "openenv"` and, in the settings, the server's `url`.
+    """Runs an environment of a server: `environment.path = "openenv"`, with its `url` in the settings.
 
     The response becomes the field `action` of the action, or is the whole action in JSON if `action` is empty. The
     policy reads the field `observation` of the observation, or all of it in JSON if `observation` is empty. `rules` are

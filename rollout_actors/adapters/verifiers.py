@@ -3,7 +3,7 @@
 Uses their rows and rubrics, but not their generation: the policy's responses are put where a model's would be. Needs
 the package verifiers (0.1.14), whose dependencies conflict with vLLM's: install it without them, or set
 `environment.own_process`. Environments with tools are refused, because verifiers needs a model's tool calls for them:
-offer the functions as `tools` of an own environment.
+offer the functions as `tools` of your own environment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UNKNOWN = ("response", "tokens", "reward", "advantage")
 
 
 class VerifiersText:
-    """Set `environment.path = "verifiers"` and, in the settings, `load`.
+    """Runs an environment of verifiers: `environment.path = "verifiers"`, with `load` in the settings.
 
     `load` is the dotted path of a function that makes the environment, such as `my_env:load_environment`; the other
     settings are its arguments. The seed selects a row of the environment's data set, unless the prompts have a column
@@ -41,7 +41,7 @@ class VerifiersText:
         if self._environment.requires_group_rollouts:
             raise InputError(f"{SETTINGS}.load", f"the rubric of {load} scores groups of responses, not single ones")
         if getattr(self._environment, "tool_defs", None):
-            raise InputError(f"{SETTINGS}.load", f"{load} has tools: offer them as `tools` of an own environment")
+            raise InputError(f"{SETTINGS}.load", f"{load} has tools: offer them as `tools` of your own environment")
         self._rows = self._environment.get_dataset()
         self._state: Any = None
         self._messages: list[Any] = []

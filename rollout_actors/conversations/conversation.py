@@ -19,7 +19,6 @@ class Conversation:
     """A finished conversation: T tokens and the policy's turns.
 
     The tokens before the first turn are the prompt.
-
     `finish_reason` is `stop` if the environment (in a single turn: the policy) ended it, `length` if it was cut off.
     `parts` are the numbers from the `info` of all steps; of numbers with the same name, the last.
     """

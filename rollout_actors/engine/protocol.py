@@ -32,8 +32,7 @@ class SamplingRequest:
 class Sampled:
     """New tokens of one request since the last step, with their log-probabilities.
 
-    These are at the sampling temperature.
-
+    The log-probabilities are at the sampling temperature.
     `finish_reason` is `stop` (the last token is the end-of-sequence token), `length`, or None if unfinished.
     """
 

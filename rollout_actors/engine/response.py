@@ -40,7 +40,6 @@ class SampledResponse:
     """A finished response: N tokens with log-probabilities, and segments.
 
     The `start` of a segment counts from the first token of the response.
-
     `finish_reason` is `stop` (the last token ends the sequence) or `length`.
     """
 

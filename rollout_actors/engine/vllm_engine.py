@@ -93,10 +93,9 @@ def _prepare_environment(engine_args: Mapping[str, Any]) -> bool:
 class VllmEngine:
     """Implements GenerationEngine with vLLM's LLMEngine.
 
-    Warm when the constructor returns; for one thread only.
-
-    Returns every token with its log-probability at the sampling temperature. Sampling ends with the tokenizer's
-    end-of-sequence token, which is returned too. Raises InputError for settings that vLLM refuses.
+    It is warm when the constructor returns, and for one thread only. Returns every token with its log-probability at
+    the sampling temperature. Sampling ends with the tokenizer's end-of-sequence token, which is returned too. Raises
+    InputError for settings that vLLM refuses.
     """
 
     def __init__(

@@ -94,7 +94,6 @@ class InProcessHost:
     """An environment in this process.
 
     Its methods are called in one of `threads`, or in the event loop if they are `async`.
-
     Raises EnvironmentFault if its tools lack type hints or documentation.
     """
 

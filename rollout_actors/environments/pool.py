@@ -33,10 +33,8 @@ class EnvironmentPool:
     async def acquire(self) -> AsyncIterator[Host]:
         """Lend an environment for one conversation.
 
-        Raises InputError or EnvironmentFault if it cannot be made.
-
-        Closes the environment if the conversation was cancelled or failed: it may still be computing an answer, which
-        the next conversation would receive.
+        Closes it if the conversation was cancelled or failed: it may still be computing an answer, which the next
+        conversation would receive. Raises InputError or EnvironmentFault if it cannot be made.
         """
         host = self._free.pop() if self._free else self._make()
         try:

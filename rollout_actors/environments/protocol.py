@@ -26,7 +26,6 @@ class Environment(Protocol):
     """The environment of a task.
 
     Methods may be `async`. One object runs one conversation at a time, many in turn.
-
     `reset` starts a conversation and returns the first observation. All randomness must come from `seed`: the same seed
     and responses give the same conversation. `columns` are the columns of the prompt's data row, if there is data.
     `step` takes the policy's response. It returns the next observation, the reward of the response, `terminated`,
