@@ -1,1 +1,1 @@
-"""Responses in, rewards out: a Ray Serve application with an HTTP face."""
+"""Scores responses: a Ray Serve application with an HTTP server."""

@@ -1,1 +1,1 @@
-"""Run untrusted code in a confined process."""
+"""Run untrusted code in a sandboxed process."""

@@ -277,7 +277,7 @@ def wait(pid: int, deadline: float) -> str:
         time.sleep(0.002)
 
 
-def confine(job: dict[str, Any]) -> dict[str, Any] | None:
+def run_sandboxed(job: dict[str, Any]) -> dict[str, Any] | None:
     """Set up the sandbox and run the job. Returns the report in the process that is init, None in the first process."""
     for name in PRELOADED:  # they need system libraries, which can't be loaded afterwards
         with contextlib.suppress(ImportError):
@@ -300,7 +300,7 @@ def main() -> None:
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
     try:
-        report = confine(job)
+        report = run_sandboxed(job)
     except (Unconfined, OSError) as error:
         report = {"unconfined": str(error)}
     if report is not None:

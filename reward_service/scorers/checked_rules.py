@@ -14,7 +14,7 @@ from reward_service.sandbox import worker
 from reward_service.sandbox.worker import Workers
 from reward_service.scorers.files import read_schema
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, references_of, rule_version
-from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer
+from reward_service.scorers.scorer import Builder, Kind, Scorer, register_kind
 
 FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SOURCES = (Path(__file__), worker.CHILD)
@@ -77,5 +77,5 @@ def _check_schema(name: str, config: JsonSchemaConfig, folders: Mapping[str, Pat
     read_schema(config)
 
 
-SCORER_KINDS[MathConfig] = Kind(_build_math)
-SCORER_KINDS[JsonSchemaConfig] = Kind(_build_json_schema, _check_schema)
+register_kind(MathConfig, Kind(_build_math))
+register_kind(JsonSchemaConfig, Kind(_build_json_schema, _check_schema))

@@ -13,7 +13,7 @@ from reward_service.sandbox.sandbox import Limits, run_confined
 from reward_service.scorers import checked_rules
 from reward_service.scorers.checked_rules import last_block
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, references_of, rule_version
-from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer
+from reward_service.scorers.scorer import Builder, Kind, Scorer, register_kind
 
 SOURCES = (Path(__file__), Path(checked_rules.__file__), Path(sandbox.__file__), sandbox.CHILD)
 
@@ -56,4 +56,4 @@ def _build(name: str, config: CodeConfig, builder: Builder) -> Scorer:
     return RuleScorer(name, code_rule(config), version=version, num_threads=config.num_processes)
 
 
-SCORER_KINDS[CodeConfig] = Kind(_build)
+register_kind(CodeConfig, Kind(_build))

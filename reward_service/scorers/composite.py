@@ -16,7 +16,7 @@ from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.composite import CompositeConfig, Statistics
 from reward_service.config.scorers import settings_text
 from reward_service.scorers.files import read_statistics
-from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer, digest_of
+from reward_service.scorers.scorer import Builder, Kind, Scorer, digest_of, register_kind
 
 
 class CompositeScorer:
@@ -105,4 +105,4 @@ def _check_files(name: str, config: CompositeConfig, folders: Mapping[str, Path]
             read_statistics(folders[member])
 
 
-SCORER_KINDS[CompositeConfig] = Kind(_build, _check_files)
+register_kind(CompositeConfig, Kind(_build, _check_files))

@@ -16,7 +16,7 @@ from reward_service.config.scorers import ForbiddenConfig
 from reward_service.scorers.files import read_phrases
 from reward_service.scorers.function import FunctionScorer, load_function
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, rule_version
-from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer, digest_of, setting_key
+from reward_service.scorers.scorer import Builder, Kind, Scorer, digest_of, register_kind, setting_key
 
 VIOLATION = "violation"
 """The part that is 1 if something forbidden was found, else 0; `learner.constraint` bounds its mean."""
@@ -98,4 +98,4 @@ def _check_environment(name: str, config: ForbiddenConfig) -> None:
         load_function(config.function, setting_key(name, "function"))
 
 
-SCORER_KINDS[ForbiddenConfig] = Kind(_build, _check_files, _check_environment)
+register_kind(ForbiddenConfig, Kind(_build, _check_files, _check_environment))

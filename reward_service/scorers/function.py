@@ -20,7 +20,7 @@ from cluster.files import digest_files
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.composite import REWARD_MODEL
 from reward_service.config.scorers import FunctionConfig
-from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer, setting_key
+from reward_service.scorers.scorer import Builder, Kind, Scorer, register_kind, setting_key
 from reward_service.scorers.signatures import FunctionCaller, Returned, SignatureMismatch
 
 
@@ -108,4 +108,4 @@ def _check_environment(name: str, config: FunctionConfig) -> None:
     load_function(config.path, setting_key(name, "path"))
 
 
-SCORER_KINDS[FunctionConfig] = Kind(_build, check_environment=_check_environment)
+register_kind(FunctionConfig, Kind(_build, check_environment=_check_environment))

@@ -24,7 +24,7 @@ from reward_service.config.scorers import JudgeConfig, settings_text
 from reward_service.retries import retry_after_s
 from reward_service.scorers.checked_rules import last_block
 from reward_service.scorers.rule_scorer import last_match, number_of, references_of
-from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer, digest_of, setting_key
+from reward_service.scorers.scorer import Builder, Kind, Scorer, digest_of, register_kind, setting_key
 
 PLACEHOLDER = re.compile(r"\{(prompt|response|reference)\}")
 FIRST_WAIT_S = 0.25
@@ -193,4 +193,4 @@ def _check_environment(name: str, config: JudgeConfig) -> None:
         api_key(config, name)
 
 
-SCORER_KINDS[JudgeConfig] = Kind(_build, check_environment=_check_environment)
+register_kind(JudgeConfig, Kind(_build, check_environment=_check_environment))

@@ -13,7 +13,7 @@ from reward_service.config.service import NO_SCORER, RewardServiceConfig
 from reward_service.scorers import checked_rules, code_rule, composite, forbidden, function, judge, rules, trained_model
 from reward_service.scorers.files import require_reward_model
 from reward_service.scorers.function import FunctionScorer, load_function
-from reward_service.scorers.scorer import SCORER_KINDS, Scorer
+from reward_service.scorers.scorer import Scorer, kind_of
 from reward_service.scorers.trained_model import reward_model_scorer
 
 WHERE = "reward_service.scorer"
@@ -27,7 +27,7 @@ def check_scorers(config: RewardServiceConfig, reward_model_path: Path | None) -
         raise InputError(WHERE, "is none: there is nothing to serve")
     check_files(config.scorers, reward_model_path)
     for name, section in config.scorers.items():
-        SCORER_KINDS[type(section)].check_environment(name, section)
+        kind_of(name, section).check_environment(name, section)
     if config.needs_reward_model():
         _trained(reward_model_path)
     if config.scorer not in config.scorers and config.scorer != REWARD_MODEL:
@@ -40,7 +40,7 @@ def check_files(scorers: Mapping[str, Section], reward_model_path: Path | None) 
     if reward_model_path is not None:
         folders[REWARD_MODEL] = reward_model_path
     for name, section in scorers.items():
-        SCORER_KINDS[type(section)].check_files(name, section, folders)
+        kind_of(name, section).check_files(name, section, folders)
 
 
 def build_scorers(config: RewardServiceConfig, reward_model_path: Path | None) -> dict[str, Scorer]:
@@ -72,7 +72,7 @@ class _ScorerBuilder:
         if name not in self._built:
             section = self._config.scorers.get(name)
             if section is not None:
-                self._built[name] = SCORER_KINDS[type(section)].build(name, section, self)
+                self._built[name] = kind_of(name, section).build(name, section, self)
             elif name == REWARD_MODEL:
                 self._built[name] = reward_model_scorer(name, self)
             else:

@@ -22,7 +22,7 @@ from cluster.config import Section
 from cluster.errors import RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.scorers import settings_text
-from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer, digest_of
+from reward_service.scorers.scorer import Builder, Kind, Scorer, digest_of, register_kind
 
 S = TypeVar("S", bound=Section)
 Verdict = tuple[float, Mapping[str, float]]
@@ -85,7 +85,7 @@ def rule_kind(settings: type[S], *, libraries: Sequence[str] = ("regex",)) -> Ca
             version = rule_version(name, config, source, libraries=libraries)
             return RuleScorer(name, make_rule(config), version=version)
 
-        SCORER_KINDS[settings] = Kind(build)
+        register_kind(settings, Kind(build))
         return make_rule
 
     return register

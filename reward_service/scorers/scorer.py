@@ -1,6 +1,6 @@
 """The protocol of a scorer, and the registry of scorer kinds.
 
-A kind is registered by its settings class, in the file of its scorer: `SCORER_KINDS[ExactConfig] = Kind(...)`.
+The file of a scorer registers its kind: `register_kind(ExactConfig, Kind(...))`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, get_args
 
 from cluster.config import Section
+from cluster.registry import Registry
 from cluster.scoring import Outcome, ScoreRequest
 
 S = TypeVar("S", bound=Section)
@@ -55,8 +56,19 @@ class Kind(Generic[S]):
     """Raises InputError for a function that can't be imported or a missing environment variable."""
 
 
-SCORER_KINDS: dict[type[Section], Kind[Any]] = {}
-"""Every scorer kind by its settings class; the modules that register kinds are imported by `registry`."""
+SCORER_KINDS: Registry[Kind[Any]] = Registry("scorer kind")
+"""Every scorer kind; `registry` imports the modules that register kinds."""
+
+
+def register_kind(settings: type[S], kind: Kind[S]) -> None:
+    """Register a kind under the name that its settings class has for the key `kind`."""
+    (name,) = get_args(settings.model_fields["kind"].annotation)
+    SCORER_KINDS.register(name)(kind)
+
+
+def kind_of(name: str, section: Section) -> Kind[Any]:
+    """Return the kind of the scorer `name` with these settings."""
+    return SCORER_KINDS.find(getattr(section, "kind", ""), key=setting_key(name, "kind"))
 
 
 def setting_key(name: str, field: str) -> str:

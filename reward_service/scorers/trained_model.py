@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reward_service.config.scorers import TrainedModelConfig
 from reward_service.scorers.files import require_reward_model
-from reward_service.scorers.scorer import SCORER_KINDS, Builder, Kind, Scorer, setting_key
+from reward_service.scorers.scorer import Builder, Kind, Scorer, register_kind, setting_key
 
 
 def reward_model_scorer(name: str, builder: Builder) -> Scorer:
@@ -30,4 +30,4 @@ def _check_files(name: str, config: TrainedModelConfig, folders: Mapping[str, Pa
     require_reward_model(config.path, setting_key(name, "path"))
 
 
-SCORER_KINDS[TrainedModelConfig] = Kind(_build, _check_files)
+register_kind(TrainedModelConfig, Kind(_build, _check_files))

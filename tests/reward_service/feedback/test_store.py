@@ -150,8 +150,8 @@ async def test_pairs_are_added_all_or_none(store: FeedbackStore) -> None:
 async def test_newer_opinion_of_a_pair_replaces_the_whole_old_one(store: FeedbackStore, path: Path) -> None:
     known = pair("p1", policy_version="v", columns={"level": 3})
     await store.add_pairs([known])
-    for said in ({"first_reward": 1.0, "second_reward": 2.0, "scorer_version": "m@1"}, {}):
-        await store.add_pairs([known.model_copy(update=said)])
+    for opinion in ({"first_reward": 1.0, "second_reward": 2.0, "scorer_version": "m@1"}, {}):
+        await store.add_pairs([known.model_copy(update=opinion)])
     assert await store.pairs_not_judged("v", "m@1") == []
     assert await store.pairs_not_judged("v", "m@2") == [known]
     await store.add_pairs([known.model_copy(update={"first_reward": 3.0, "scorer_version": "m@2"})])

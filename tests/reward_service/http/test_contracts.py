@@ -36,7 +36,7 @@ class ServiceBackend:
         return await self._service.models()
 
 
-def face(
+def client_of(
     scorer: str = "length",
     *,
     token: str | None = None,
@@ -62,7 +62,7 @@ def face(
 
 async def test_rewards_have_ids_parts_and_version() -> None:
     body = {"prompts": ["p", "p"], "responses": ["a", "bb"], "ids": ["x", "y"]}
-    answer = await face().post("/v1/rewards", json=body)
+    answer = await client_of().post("/v1/rewards", json=body)
     assert answer.status_code == 200
     assert answer.json()["rewards"] == [
         {"id": "x", "reward": 1.0, "parts": {"length": 1.0}, "error": None, "unavailable": False},
@@ -73,12 +73,12 @@ async def test_rewards_have_ids_parts_and_version() -> None:
 
 async def test_ids_default_to_positions() -> None:
     body = {"prompts": ["p", "p"], "responses": ["a", "b"], "references": ["a", "a"]}
-    answer = await face("equals_reference").post("/v1/rewards", json=body)
+    answer = await client_of("equals_reference").post("/v1/rewards", json=body)
     assert [(item["id"], item["reward"]) for item in answer.json()["rewards"]] == [("0", 1.0), ("1", 0.0)]
 
 
 async def test_item_that_cannot_be_scored_has_a_null_reward_and_error() -> None:
-    answer = await face("wrong_on_demand").post(
+    answer = await client_of("wrong_on_demand").post(
         "/v1/rewards", json={"prompts": ["p", "p"], "responses": ["one", "nan"]}
     )
     good, bad = answer.json()["rewards"]
@@ -111,7 +111,7 @@ async def test_item_that_cannot_be_scored_has_a_null_reward_and_error() -> None:
     ],
 )
 async def test_wrong_request_gets_the_error_format(body: str, status: int, code: str, field: str | None) -> None:
-    answer = await face().post("/v1/rewards", content=body, headers={"content-type": "application/json"})
+    answer = await client_of().post("/v1/rewards", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status
     error = answer.json()["error"]
     assert (error["code"], error["field"]) == (code, field)
@@ -120,7 +120,7 @@ async def test_wrong_request_gets_the_error_format(body: str, status: int, code:
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/rewards", 405)])
 async def test_unknown_route_gets_the_error_format(method: str, path: str, status: int) -> None:
-    answer = await face().request(method, path)
+    answer = await client_of().request(method, path)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"code", "message", "field"}
 
@@ -129,14 +129,14 @@ async def test_unknown_route_gets_the_error_format(method: str, path: str, statu
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic secret", "Bearer", "secret", "Basic YTpi"])
 async def test_every_route_is_rejected_without_the_token(path: str, authorization: str | None) -> None:
     headers = {"Authorization": authorization} if authorization else {}
-    answer = await face(token="secret").post(path, headers=headers, content=b"{}")
+    answer = await client_of(token="secret").post(path, headers=headers, content=b"{}")
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Bearer, Basic ")
     assert answer.json()["error"]["code"] == "unauthorized"
 
 
 async def test_routes_answer_with_the_token_and_health_without() -> None:
-    client = face(token="secret")
+    client = client_of(token="secret")
     assert (await client.get("/healthz")).json() == {"status": "ok"}
     answer = await client.get("/openapi.json", headers={"Authorization": "bearer secret"})
     assert "/v1/rewards" in answer.json()["paths"]
@@ -154,7 +154,7 @@ async def test_body_beyond_the_limit_is_rejected_while_it_is_read(chunked: bool)
 
     content: Any = chunks() if chunked else b" " * 100_000
     headers = {"content-type": "application/json"}
-    answer = await face(max_body_bytes=10_000).post("/v1/rewards", content=content, headers=headers)
+    answer = await client_of(max_body_bytes=10_000).post("/v1/rewards", content=content, headers=headers)
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "too_large"
     if chunked:
@@ -169,7 +169,7 @@ async def test_error_at_the_deadline_if_the_scorer_is_slow() -> None:
     release = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tests.support.scorers.time, "sleep", lambda seconds: release.wait(10))
-        answer = await face("slow", timeout_s=0.1).post("/v1/rewards", json={"prompts": ["p"], "responses": ["a"]})
+        answer = await client_of("slow", timeout_s=0.1).post("/v1/rewards", json={"prompts": ["p"], "responses": ["a"]})
         release.set()
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_exceeded"
@@ -184,7 +184,7 @@ async def test_messages_and_columns_reach_the_scorer() -> None:
             return [Score(request.id, 1.0, {}, "v") for request in requests]
 
     body = {"messages": [[{"role": "user", "content": "hello"}]], "responses": ["a"], "columns": {"level": [3]}}
-    client = face(backend=Recording(RewardService(RewardServiceConfig())))
+    client = client_of(backend=Recording(RewardService(RewardServiceConfig())))
     assert (await client.post("/v1/rewards", json=body)).status_code == 200
     assert seen == [ScoreRequest("0", "", "a", {"level": 3, "messages": [{"role": "user", "content": "hello"}]})]
 
@@ -216,19 +216,19 @@ async def test_retry_after_is_sent_if_the_backend_is_unavailable(
 ) -> None:
     method, path = method_path.split()
     body = {"prompts": ["p"], "responses": ["a"]} if method == "POST" else None
-    answer = await face(backend=Refusing(error)).request(method, path, json=body)
+    answer = await client_of(backend=Refusing(error)).request(method, path, json=body)
     assert (answer.status_code, answer.headers.get("retry-after")) == (status, retry_after)
-    assert (await face(backend=Refusing(error)).get("/healthz")).status_code == 200
+    assert (await client_of(backend=Refusing(error)).get("/healthz")).status_code == 200
 
 
 async def test_models_are_listed_with_their_versions() -> None:
-    body = (await face().get("/v1/models")).json()
+    body = (await client_of().get("/v1/models")).json()
     assert [(card["id"], card["default"]) for card in body["data"]] == [("tests.support.scorers:length", True)]
     assert body["data"][0]["versions"] == [body["data"][0]["version"]]
 
 
 async def test_scorer_can_be_requested_by_version() -> None:
-    client = face()
+    client = client_of()
     version = (await client.get("/v1/models")).json()["data"][0]["version"]
     for scorer, status in (
         (version, 200),
@@ -243,19 +243,19 @@ async def test_scorer_can_be_requested_by_version() -> None:
 
 async def test_openrlhf_gets_its_rewards_scores_and_logs() -> None:
     body = {"query": ["p: a", "p: bb"], "prompts": ["p: ", "p: "], "labels": ["x", "y"]}
-    answer = await face().post("/get_reward", json=body)
+    answer = await client_of().post("/get_reward", json=body)
     assert answer.json() == {"rewards": [1.0, 2.0], "scores": [1.0, 2.0], "extra_logs": {"length": [1.0, 2.0]}}
-    whole = await face().post("/get_reward", json={"query": ["p: a"]})
+    whole = await client_of().post("/get_reward", json={"query": ["p: a"]})
     assert whole.json()["rewards"] == [4.0]
-    wrong = await face().post("/get_reward", json={"query": ["p: a"], "prompts": ["q"]})
+    wrong = await client_of().post("/get_reward", json={"query": ["p: a"], "prompts": ["q"]})
     assert wrong.status_code == 422
     assert "query 0 does not start with its prompt" in wrong.json()["error"]["message"]
 
 
 async def test_openrlhf_call_fails_if_an_item_has_no_reward() -> None:
     body = {"query": ["a", "b"], "prompts": ["", ""], "labels": ["a", "a"]}
-    assert (await face("equals_reference").post("/get_reward", json=body)).json()["rewards"] == [1.0, 0.0]
-    answer = await face("wrong_on_demand").post("/get_reward", json={"query": ["one", "nan"]})
+    assert (await client_of("equals_reference").post("/get_reward", json=body)).json()["rewards"] == [1.0, 0.0]
+    answer = await client_of("wrong_on_demand").post("/get_reward", json={"query": ["one", "nan"]})
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "query.1")
 
 
@@ -265,16 +265,16 @@ async def test_openrlhf_call_fails_if_an_item_has_no_reward() -> None:
 )
 async def test_verl_reads_the_last_probability_of_the_last_item(extra: dict[str, Any], shown: float) -> None:
     body = {"model": "/some/reward-model", "input": "abc", **extra}
-    answer = (await face().post("/classify", json=body)).json()
+    answer = (await client_of().post("/classify", json=body)).json()
     assert answer["data"][-1]["probs"][-1] == pytest.approx(shown)
-    pooled = (await face().post("/pooling", json=body | {"input": ["x", "abc"]})).json()
+    pooled = (await client_of().post("/pooling", json=body | {"input": ["x", "abc"]})).json()
     assert pooled["data"][-1]["data"][-1] == pytest.approx(shown)
-    older = (await face().post("/classify", json={"input": "abc", "activation": False})).json()
+    older = (await client_of().post("/classify", json={"input": "abc", "activation": False})).json()
     assert older["data"][-1]["probs"] == [3.0]
 
 
 async def test_token_in_the_url_is_accepted() -> None:
-    answer = await face(token="secret").post("http://antiphon:secret@service/get_reward", json={"query": ["a"]})
+    answer = await client_of(token="secret").post("http://antiphon:secret@service/get_reward", json={"query": ["a"]})
     assert answer.json()["rewards"] == [1.0]
 
 
@@ -287,7 +287,7 @@ async def test_too_many_requests_are_rejected_with_retry_after() -> None:
             await release.wait()
             return [Score(request.id, 1.0, {}, "v") for request in requests]
 
-    client = face(backend=Slow(RuntimeError()), max_waiting_requests=1)
+    client = client_of(backend=Slow(RuntimeError()), max_waiting_requests=1)
     body = {"prompts": ["p"], "responses": ["a"]}
     first = asyncio.create_task(client.post("/v1/rewards", json=body))
     await started.wait()
@@ -298,7 +298,7 @@ async def test_too_many_requests_are_rejected_with_retry_after() -> None:
 
 
 async def test_health_is_answered_under_load_and_takes_no_body() -> None:
-    client = face(max_waiting_requests=1, token="secret")
+    client = client_of(max_waiting_requests=1, token="secret")
     assert (await client.get("/healthz")).status_code == 200
     refused = await client.post("/healthz", content=b"{}")
     assert (refused.status_code, refused.headers["connection"]) == (413, "close")
@@ -308,9 +308,9 @@ async def test_health_is_answered_under_load_and_takes_no_body() -> None:
     ("host", "status"), [("localhost:80", 200), ("127.0.0.1", 200), ("[::1]:8", 200), ("evil.example", 403)]
 )
 async def test_only_localhost_names_are_answered_without_a_token(host: str, status: int) -> None:
-    assert (await face().get("/v1/models", headers={"host": host})).status_code == status
+    assert (await client_of().get("/v1/models", headers={"host": host})).status_code == status
     authorized = {"host": host, "authorization": "Bearer secret"}
-    assert (await face(token="secret").get("/v1/models", headers=authorized)).status_code == 200
+    assert (await client_of(token="secret").get("/v1/models", headers=authorized)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ async def test_only_localhost_names_are_answered_without_a_token(host: str, stat
 )
 async def test_body_with_very_many_values_is_rejected_quickly(path: str, body: str) -> None:
     started = time.monotonic()
-    answer = await face().post(path, content=body, headers={"content-type": "application/json"})
+    answer = await client_of().post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 422)
     assert time.monotonic() - started < 1.5
 
@@ -338,7 +338,7 @@ async def test_item_is_marked_unavailable_if_a_retry_may_succeed() -> None:
         async def models(self, *, timeout_s: float) -> list[ScorerInfo]:
             return [ScorerInfo("judge", "judge@1", ("judge@1",), is_default=True)]
 
-    client = face(backend=Halting(RuntimeError()))
+    client = client_of(backend=Halting(RuntimeError()))
     body = {"prompts": ["p", "p"], "responses": ["a", "b"]}
     answer = (await client.post("/v1/rewards", json=body)).json()
     assert [(item["error"], item["unavailable"]) for item in answer["rewards"]] == [
@@ -350,18 +350,18 @@ async def test_item_is_marked_unavailable_if_a_retry_may_succeed() -> None:
 
 
 async def test_pending_bodies_beyond_the_total_limit_are_rejected() -> None:
-    answer = await face(max_buffered_bytes=1000).post("/v1/rewards", content=b" " * 2000)
+    answer = await client_of(max_buffered_bytes=1000).post("/v1/rewards", content=b" " * 2000)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
 async def test_compressed_body_is_rejected_unread() -> None:
     headers = {"content-encoding": "gzip", "content-type": "application/json"}
-    answer = await face().post("/v1/rewards", content=b"\x1f\x8b", headers=headers)
+    answer = await client_of().post("/v1/rewards", content=b"\x1f\x8b", headers=headers)
     assert (answer.status_code, answer.headers["connection"]) == (415, "close")
 
 
 async def test_requests_and_items_are_counted_for_prometheus() -> None:
-    client = face("wrong_on_demand")
+    client = client_of("wrong_on_demand")
     await client.post("/v1/rewards", json={"prompts": ["p", "p"], "responses": ["one", "nan"]})
     await client.get("/nowhere")
     text = (await client.get("/metrics")).text
@@ -386,7 +386,7 @@ async def test_version_lookup_shares_the_deadline_of_the_request() -> None:
             await asyncio.sleep(0.05)
             return [ScorerInfo("judge", "judge@1", ("judge@1",), is_default=True)]
 
-    client = face(backend=Slow(RuntimeError()), timeout_s=0.5)
+    client = client_of(backend=Slow(RuntimeError()), timeout_s=0.5)
     await client.post("/v1/rewards", json={"prompts": ["p"], "responses": ["a"], "timeout_s": 0.2})
     await client.post("/classify", json={"input": "a", "model": "judge"})
     assert [call for call, _ in asked] == ["score", "models", "models", "score"]

@@ -31,7 +31,7 @@ Address = tuple[str, int]
 
 
 @pytest.fixture(scope="module")
-def face() -> Iterator[tuple[psutil.Process, Address]]:
+def server() -> Iterator[tuple[psutil.Process, Address]]:
     """Start an HTTP server and warm it up with good requests; yields its process and address."""
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", PROGRAM],
@@ -111,9 +111,9 @@ def pipelining(address: Address) -> None:
 
 @pytest.mark.parametrize("attack", [raw_garbage, slow_loris, endless_chunks, gzip_bombs, deep_json, pipelining])
 def test_a_hostile_client_costs_less_than_fifty_megabytes(
-    face: tuple[psutil.Process, Address], attack: Callable[[Address], None]
+    server: tuple[psutil.Process, Address], attack: Callable[[Address], None]
 ) -> None:
-    process, address = face
+    process, address = server
     before = peak = process.memory_info().rss
     is_over = threading.Event()
 

@@ -12,7 +12,7 @@ from reward_service.feedback.routes import feedback_router
 from reward_service.feedback.selection import FeedbackSettings
 from reward_service.feedback.store import FeedbackStore
 from reward_service.http.tokens import add_token, revoke_token
-from tests.reward_service.http.test_contracts import face
+from tests.reward_service.http.test_contracts import client_of
 
 OPEN = {"GET /healthz"}
 
@@ -27,7 +27,7 @@ async def test_every_route_requires_the_right_token(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     named, revoked = add_token(path, "named"), add_token(path, "revoked")
     store = FeedbackStore(tmp_path / "feedback.sqlite")
-    client = face(token="secret", tokens=path, routers=[feedback_router(store, settings=FeedbackSettings())])
+    client = client_of(token="secret", tokens=path, routers=[feedback_router(store, settings=FeedbackSettings())])
     revoke_token(path, "revoked")
     routes = all_routes(client)
     assert {*OPEN, "GET /metrics", "POST /v1/rewards", "DELETE /v1/feedback/x", "GET /label/x"} <= routes

@@ -43,12 +43,12 @@ def run_schemathesis(url: str, folder: Path, *options: str) -> int:
     command += ["--checks", "all", "--seed", "1", "--no-color", "--header", f"Authorization: {authorization}"]
     command += ["--generation-database", "none", *options, "--url", url, "openapi.json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
     num_operations = sum(len(methods) for methods in document["paths"].values())
-    assert f"Tested: {num_operations}\n" in said, said
-    generated = re.search(r"([\d,]+) generated", said)
-    assert generated, said
+    assert f"Tested: {num_operations}\n" in output, output
+    generated = re.search(r"([\d,]+) generated", output)
+    assert generated, output
     return int(generated[1].replace(",", ""))
 
 

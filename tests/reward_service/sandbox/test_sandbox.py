@@ -27,14 +27,14 @@ LIMITS = Limits(cpu_s=1, wall_s=30.0, memory_mb=256, max_threads=4, scratch_mb=2
 REFUSES = "import os, socket, ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 
 
-def confines() -> bool:
+def has_namespaces() -> bool:
     try:
         return run_confined("", ["pass"], LIMITS).passed == (True,)
     except RewardError:
         return False
 
 
-pytestmark = pytest.mark.skipif(not confines(), reason="this machine allows no user namespaces")
+pytestmark = pytest.mark.skipif(not has_namespaces(), reason="this machine allows no user namespaces")
 
 
 def run(program: str, *tests: str, **limits: Any) -> Report:

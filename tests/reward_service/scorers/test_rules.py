@@ -218,9 +218,9 @@ def test_each_forbidden_phrase_is_counted_once() -> None:
     assert forbidden_rule(["a", "b"])(item("c"))[1] == {"num_forbidden": 0.0, "violation": 0.0}
 
 
-def conversation(*said: tuple[str, str]) -> ScoreRequest:
-    messages = [{"role": role, "content": content} for role, content in said]
-    return ScoreRequest("i", "p", said[-1][1], {"conversation": messages})
+def conversation(*turns: tuple[str, str]) -> ScoreRequest:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return ScoreRequest("i", "p", turns[-1][1], {"conversation": messages})
 
 
 def test_only_the_policys_turns_of_a_conversation_are_searched() -> None:

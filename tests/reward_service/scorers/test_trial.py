@@ -68,9 +68,9 @@ def test_error_names_the_line_that_raises() -> None:
     ],
 )
 def test_error_states_the_expected_return_value(name: str, what: str) -> None:
-    where, said = refused(f"tests.support.scorers:{name}")
+    where, message = refused(f"tests.support.scorers:{name}")
     assert where == place_of(getattr(scorers, name))
-    assert said.startswith(what)
+    assert message.startswith(what)
 
 
 def test_error_states_the_signature_if_a_value_is_not_a_number() -> None:
