@@ -166,7 +166,7 @@ def test_one_task_of_a_judged_run_is_shown_alone_and_an_unknown_one_is_refused(f
     assert "of 4 prompts" in shown.stdout
     refused = antiphon(finished, "evaluate", str(finished), "--task", "sums")
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1] == f"error: --task: no task 'sums'; there is {', '.join(TASKS)}"
+    assert refused.stderr.splitlines()[-1] == f"error: --task: no task 'sums'; the tasks are {', '.join(TASKS)}"
 
 
 @pytest.mark.chaos
