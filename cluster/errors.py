@@ -19,6 +19,12 @@ class AntiphonError(Exception):
         return f"{self.where}: {self.what}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class InputError(AntiphonError):
     """The user's settings, files or arguments are wrong; nothing was started."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.errors import InputError, TrajectoryRefused
+from cluster.errors import InputError, TrajectoryRefused, first_line
 from cluster.files import replacing
 
 SCHEMA_VERSION = b"1"
@@ -208,8 +208,7 @@ def read_trajectories(path: Path) -> list[Trajectory]:
             table = pa.ipc.open_file(source).read_all()
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
-        lines = str(error).splitlines()
-        raise InputError(str(path), f"not a file of trajectories ({lines[0] if lines else 'empty'})") from error
+        raise InputError(str(path), f"not a file of trajectories ({first_line(error)})") from error
     if not table.schema.equals(SCHEMA) or (table.schema.metadata or {}) != SCHEMA.metadata:
         raise InputError(str(path), "not a file of trajectories (its columns are others)")
     return from_table(table)

@@ -112,10 +112,10 @@ class CommandLine(typer.Typer):
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes it at exit; the pipe is closed)
             return 1
         except Exception as error:  # noqa: BLE001 (last boundary: prints the traceback of an unexpected error)
-            from deploy.runtime.status import first_line
+            from deploy.runtime.status import type_and_first_line
 
             traceback.print_exc()
-            return _print_error(AntiphonError("antiphon", first_line(error)))
+            return _print_error(AntiphonError("antiphon", type_and_first_line(error)))
 
 
 def _print_error(error: AntiphonError) -> int:

@@ -178,6 +178,9 @@ class LearnerConfig(Section):
     fused: bool = setting(True, may_change="always")
     """On a GPU, compile layers and distributions over tokens; the first step takes a minute longer, later ones less.
     Has no effect on a CPU."""
+    weight_carrier: str = setting("object_store", may_change="always")
+    """How published weights travel to the rollout actors: `object_store` (Ray's), or the dotted path of a class of your
+    own with `put` and `fetch`, such as `my_task.carriers:Mine`."""
     lora: LoraConfig = LoraConfig()
     """Train adapters only. The reference is the model without them; published weights have them merged."""
     num_cpus: float = setting(0.5, may_change="always", ge=0)

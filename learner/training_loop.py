@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cluster.queue.protocol import ConsumerQueue
 from cluster.trajectory import Trajectory
 from cluster.weights.manifest import Manifest
 
@@ -22,13 +23,6 @@ class StepResult:
     manifest: Manifest
     metrics: dict[str, float]
     num_optimizer_steps: int
-
-
-class TakesGroups(Protocol):
-    """The queue's interface for the loop."""
-
-    def take(self, step: int) -> Awaitable[list[list[Trajectory]]]:
-        """Return the groups of a step, in admission order."""
 
 
 class PublishesWeights(Protocol):
@@ -50,7 +44,7 @@ async def train(
     first_step: int,
     num_steps: int,
     learners: LearnsFromGroups,
-    queue: TakesGroups,
+    queue: ConsumerQueue,
     weights: PublishesWeights,
     report: Callable[[int, Groups, StepResult], Awaitable[None]],
 ) -> None:

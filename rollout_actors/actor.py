@@ -16,13 +16,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.errors import EngineError, WeightsLost
-from cluster.trajectory import FinishedGroup, PartialGroup, Ticket
+from cluster.queue.protocol import ProducerQueue
+from cluster.trajectory import Ticket
 from cluster.weights.manifest import Manifest
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig, max_sequence_tokens
 from rollout_actors.conversations.conversation import Conversation, environment_seed, single_turn
 from rollout_actors.conversations.runner import Conversations
 from rollout_actors.delivery import Deliveries
-from rollout_actors.engine.loading import build_vllm, fetch_from_object_store, read_policy
+from rollout_actors.engine.loading import build_vllm, fetch_published, read_policy
 from rollout_actors.engine.protocol import UNLOADED_VERSION, GenerationEngine, SamplingRequest
 from rollout_actors.engine.response import ResponseRequest, SampledResponse
 from rollout_actors.engine.thread import EngineThread
@@ -38,16 +39,6 @@ ADMIT_WAIT_S = 1.0
 """How long one call for tickets waits at the queue. An actor that stops waits for its last call."""
 PULL_WAIT_S = 30.0
 LOST_WAIT_S = 1.0
-
-
-class Queue(Protocol):
-    """The methods of `TrajectoryQueue` that an actor uses."""
-
-    def admit(self, owner: str, *, max_groups: int, timeout_s: float) -> Awaitable[list[Ticket]]: ...
-    def keep(self, owner: str, groups: Sequence[PartialGroup]) -> Awaitable[None]: ...
-    def put(self, groups: Sequence[FinishedGroup]) -> Awaitable[None]: ...
-    def void(self, ticket: Ticket, reason: str) -> Awaitable[None]: ...
-    def hand_over(self, owner: str) -> Awaitable[list[int]]: ...
 
 
 class Weights(Protocol):
@@ -91,7 +82,7 @@ class RolloutActor:
         self._model_path = model_path
         self._environments = environments
         self._conversations: dict[str, Conversations] = {}
-        self._fetch_tensors = fetch_tensors or fetch_from_object_store
+        self._fetch_tensors = fetch_tensors or fetch_published
         self._engine = EngineThread(
             build_engine
             or partial(
@@ -133,7 +124,7 @@ class RolloutActor:
     async def preload(self, rewards: RewardClient) -> None:
         """No-op. Unpickling the argument imports the reward client while the engine starts."""
 
-    async def run(self, queue: Queue, weights: Weights, rewards: RewardClient) -> None:
+    async def run(self, queue: ProducerQueue, weights: Weights, rewards: RewardClient) -> None:
         """Sample for training until `stop` is called.
 
         Raises the error of the first part that fails: engine, weights, rewards or queue.
@@ -194,7 +185,7 @@ class RolloutActor:
             await asyncio.sleep(LOST_WAIT_S)
             manifest = await weights.wait_other(None, timeout_s=PULL_WAIT_S) or manifest
 
-    async def _admit_groups(self, queue: Queue, rewards: RewardClient) -> None:
+    async def _admit_groups(self, queue: ProducerQueue, rewards: RewardClient) -> None:
         """Sample `num_concurrent_groups` groups concurrently and prefetch half as many more.
 
         Waits for tickets (the queue grants them when a version is published or a group is returned), finished groups,

@@ -8,28 +8,19 @@ scorer delays neither. A group that cannot be scored is voided. Knows neither en
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from cluster.errors import RewardError, RewardUnavailable
+from cluster.queue.protocol import ProducerQueue
 from cluster.scoring import Score, ScoreRequest
-from cluster.trajectory import FinishedGroup, Ticket, Trajectory
+from cluster.trajectory import Ticket, Trajectory
 from rollout_actors.conversations.conversation import Conversation, score_request
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.reward_client import RewardClient
 
 GATHER_S = 0.05
 """How long a sampled group waits for others of its wave, if others are being sampled."""
-
-
-class TakesFinishedGroups(Protocol):
-    """The part of the queue that is used here."""
-
-    def put(self, groups: Sequence[FinishedGroup]) -> Awaitable[None]:
-        """Accept all of these groups, or raise."""
-
-    def void(self, ticket: Ticket, reason: str) -> Awaitable[None]:
-        """Void a group, or raise if too many are voided."""
 
 
 class SampledGroup(NamedTuple):
@@ -42,7 +33,7 @@ class SampledGroup(NamedTuple):
 class Deliveries:
     """Scores the groups of one rollout actor and puts them into the queue."""
 
-    def __init__(self, tokenizer: PromptTokenizer, queue: TakesFinishedGroups, rewards: RewardClient) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, queue: ProducerQueue, rewards: RewardClient) -> None:
         self._tokenizer = tokenizer
         self._queue = queue
         self._rewards = rewards

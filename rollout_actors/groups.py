@@ -6,12 +6,13 @@ Passes finished groups to `Deliveries`. Knows neither rewards nor the source of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.actors.remote import within
 from cluster.errors import EnvironmentFault
+from cluster.queue.protocol import ProducerQueue
 from cluster.trajectory import PartialResponse, Ticket
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.conversations.conversation import environment_seed, single_turn
@@ -25,13 +26,6 @@ from rollout_actors.prompts import PromptTokenizer
 
 FLOOR_TIMEOUT_S = 600.0
 """How long an admitted group waits for its minimum weight version."""
-
-
-class Voids(Protocol):
-    """The part of the queue that is used here."""
-
-    def void(self, ticket: Ticket, reason: str) -> Awaitable[None]:
-        """Void a group, or raise if too many are voided."""
 
 
 class GroupSampling:
@@ -48,7 +42,7 @@ class GroupSampling:
         tokenizer: PromptTokenizer,
         conversations: Mapping[str, Conversations],
         *,
-        queue: Voids,
+        queue: ProducerQueue,
         partials: PartialsSender,
         deliveries: Deliveries,
     ) -> None:

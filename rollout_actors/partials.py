@@ -7,26 +7,19 @@ before the next batch is not sent here: its delivery contains everything. Knows 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-from cluster.trajectory import PartialGroup, PartialResponse, Ticket
+from cluster.queue.protocol import ProducerQueue
+from cluster.trajectory import PartialResponse, Ticket
 
 KEEP_EVERY_S = 0.25
 """How long a finished segment waits for others, to be sent in one call."""
 
 
-class KeepsPartialGroups(Protocol):
-    """The part of the queue that is used here."""
-
-    def keep(self, owner: str, groups: Sequence[PartialGroup]) -> Awaitable[None]:
-        """Save these segments and return when they are on the disk."""
-
-
 class PartialsSender:
     """Sends the finished segments of one rollout actor to the queue."""
 
-    def __init__(self, owner: str, queue: KeepsPartialGroups) -> None:
+    def __init__(self, owner: str, queue: ProducerQueue) -> None:
         self._owner = owner
         self._queue = queue
         self._unsent: dict[int, tuple[Ticket, Sequence[int], dict[str, PartialResponse]]] = {}

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import ActorDied, DeadlineExceeded, InputError
+from cluster.errors import ActorDied, DeadlineExceeded, InputError, first_line
 
 NAMESPACE = "antiphon"
 
@@ -48,7 +48,7 @@ async def _await(name: str, reference: Any) -> Any:
     except RayTaskError as error:
         raise _cause(error) from None
     except (RayActorError, ActorUnavailableError, WorkerCrashedError) as error:
-        raise ActorDied(name, _first_line(error)) from error
+        raise ActorDied(name, first_line(error)) from error
 
 
 def _cause(error: RayTaskError) -> BaseException:
@@ -58,11 +58,6 @@ def _cause(error: RayTaskError) -> BaseException:
         return RuntimeError(str(error))
     cause.add_note(str(error))
     return cause
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def start_actor(

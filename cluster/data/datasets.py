@@ -20,7 +20,7 @@ import pyarrow.types as types
 
 from cluster.data.broken_rows import BrokenRows, Places, first_row, rows_alike
 from cluster.data.chat_template import Message
-from cluster.errors import InputError
+from cluster.errors import InputError, first_line
 
 Kind = Literal["sft", "prompts", "preferences"]
 
@@ -89,7 +89,7 @@ def read_schema(path: Path) -> tuple[int, pa.Schema]:
     try:
         schema = pa.unify_schemas([schema for _, schema in parts], promote_options="permissive")
     except pa.ArrowException as error:
-        raise InputError(str(path), f"its files hold different columns ({_first_line(error)})") from error
+        raise InputError(str(path), f"its files hold different columns ({first_line(error)})") from error
     return sum(num_rows for num_rows, _ in parts), schema
 
 
@@ -109,7 +109,7 @@ def _read_rows(path: Path, broken: BrokenRows) -> tuple[pa.Table, list[int]]:
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise InputError(str(path), f"its files hold different columns ({_first_line(error)})") from error
+        raise InputError(str(path), f"its files hold different columns ({first_line(error)})") from error
     _require_whole_rows(path, table.num_rows, broken)
     return table, numbers
 
@@ -202,11 +202,7 @@ def _table(path: Path, broken: BrokenRows) -> tuple[pa.Table, Iterable[int], int
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     name = {".parquet": "Parquet", ".jsonl": "JSON Lines"}.get(path.suffix, "an Arrow stream")
-    return InputError(str(path), f"not {name} ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(str(path), f"not {name} ({first_line(error)})")
 
 
 def _json_lines_schema(path: Path) -> tuple[int, pa.Schema]:

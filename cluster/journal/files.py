@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.errors import RecorderError
+from cluster.errors import RecorderError, first_line
 from cluster.files import replacing, sync_folder
 from cluster.journal.events import SCHEMA, Record
 
@@ -156,7 +156,7 @@ def _read(folder: Path, name: str, columns: Sequence[str]) -> pa.Table:
         known = set(pq.read_schema(path).names)
         return pq.read_table(path, columns=[c for c in columns if c in known], page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        raise RecorderError(str(path), f"is damaged ({_first_line(error)})") from error
+        raise RecorderError(str(path), f"is damaged ({first_line(error)})") from error
 
 
 def _read_stream(path: Path) -> pa.Table:
@@ -202,9 +202,5 @@ def _conformed(table: pa.Table, columns: Sequence[str], where: Path) -> pa.Table
             known = field.name in table.column_names
             arrays.append(table[field.name].cast(field.type) if known else pa.nulls(len(table), field.type))
         except pa.ArrowException as error:
-            raise RecorderError(str(where), f"{field.name} is no {field.type} ({_first_line(error)})") from error
+            raise RecorderError(str(where), f"{field.name} is no {field.type} ({first_line(error)})") from error
     return pa.table(arrays, schema=pa.schema([SCHEMA.field(name) for name in columns]))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "empty")

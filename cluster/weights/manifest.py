@@ -1,7 +1,6 @@
-"""What a published version is, and the store that hands out the newest one.
+"""Describe a published version: its tensors by reference and checksum, and what an engine that holds it computes.
 
-Actors pull: publication leaves a manifest here and the store wakes whoever waits for it. The manifest carries
-references and proofs, never tensors. Knows no carrier: `weights_object_store` moves the bytes.
+A manifest contains no tensors: `cluster.weights.transport` moves them. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -11,12 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 Probe = Sequence[Sequence[float]]
-"""Log-probabilities of the probe prompts' tokens given their prefix: one list a prompt, its first token left out."""
+"""Log-probabilities of the probe prompts' tokens given their prefix: one list per prompt, without its first token."""
+OBJECT_STORE = "object_store"
+"""The carrier through Ray's object store."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a version in checkpoint form; `reference` is the carrier's, `checksum` is over its bytes."""
+    """One tensor of a version in checkpoint form.
+
+    `checksum` is over its bytes. `reference` tells the carrier where they are; only the carrier reads it.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -27,10 +31,10 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A published version: what it consists of and what an engine that holds it must compute.
+    """A published version: its tensors, the carrier that fetches them, and what an engine that holds it must compute.
 
-    `probe_token_ids` are whole token sequences; `probe` are this version's log-probabilities on them and
-    `previous_probe` those of the version before (None for the first).
+    `incarnation` names the learner group that published it. `probe_token_ids` are whole token sequences; `probe` are
+    this version's log-probabilities on them and `previous_probe` those of the version before (None for the first).
     """
 
     version: int
@@ -39,12 +43,13 @@ class Manifest:
     probe_token_ids: tuple[tuple[int, ...], ...]
     probe: Probe
     previous_probe: Probe | None
+    carrier: str = OBJECT_STORE
 
     def checksums(self) -> dict[str, str]:
-        """Each tensor's checksum by its name: what a version is, wherever its bytes lie."""
+        """Return each tensor's checksum by its name; two manifests with equal checksums hold the same weights."""
         return {entry.name: entry.checksum for entry in self.tensors}
 
     def changed_tensors(self, others: Mapping[str, str]) -> list[str]:
-        """The tensors that this version and one with those checksums do not have in common, by their names."""
+        """Return the names, sorted, of tensors that differ from `others` (checksums by name) or that only one has."""
         own = self.checksums()
         return [name for name in sorted({*own, *others}) if own.get(name) != others.get(name)]

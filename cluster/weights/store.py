@@ -9,9 +9,9 @@ from cluster.weights.manifest import Manifest
 
 
 class WeightStore:
-    """Holds the newest manifest; versions only rise within an incarnation of the learner.
+    """Holds the newest manifest. Versions only rise within an incarnation of the learner group.
 
-    A version may be published again with the same tensors: their bytes lie elsewhere then, which wakes nobody.
+    A version may be published again with the same tensors at another place; that wakes no waiting call.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class WeightStore:
         self._published = asyncio.Condition()
 
     async def publish(self, manifest: Manifest) -> None:
-        """Make `manifest` the newest. Raises WeightsRefused when its version does not rise."""
+        """Make `manifest` the newest; wakes `wait_other`. Raises WeightsRefused if its version is not newer."""
         async with self._published:
             latest = self._latest
             if latest and not _follows(manifest, latest):
@@ -28,13 +28,13 @@ class WeightStore:
             self._published.notify_all()
 
     async def latest(self) -> Manifest | None:
-        """The newest manifest, or None before the first publication."""
+        """Return the newest manifest, or None before the first publication."""
         return self._latest
 
     async def wait_other(self, key: tuple[str, int] | None, *, timeout_s: float) -> Manifest | None:
-        """Wait until the newest manifest is another than `key` (incarnation, version); woken by `publish`.
+        """Wait until the newest manifest is not `key` (incarnation, version) and return it; woken by `publish`.
 
-        Returns None when the deadline passes first: nothing was published, which is no error.
+        Returns None if nothing was published within `timeout_s`; that is no error.
         """
 
         def other() -> bool:

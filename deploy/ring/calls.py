@@ -16,18 +16,19 @@ from typing import Protocol
 from cluster.actors.remote import within
 from cluster.journal import events
 from cluster.journal.events import Record
+from cluster.queue.protocol import ConsumerQueue
 from cluster.queue.trajectory_queue import KeepsRecords
 from cluster.trajectory import Trajectory
 from cluster.weights.manifest import Manifest
 from deploy.ring.autoscaling import Autoscaler
 from deploy.ring.resuming import Resumption
-from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult, TakesGroups
+from learner.training_loop import Groups, LearnsFromGroups, PublishesWeights, StepResult
 
 RECORD_TIMEOUT_S = 600.0
 SAMPLED_DURING_STEP = "rollout_actors/num_tokens_sampled_during_step"
 
 
-class AdmitsGroups(TakesGroups, Protocol):
+class AdmitsGroups(ConsumerQueue, Protocol):
     """The trajectory queue."""
 
     def published(self, version: int) -> Awaitable[None]:

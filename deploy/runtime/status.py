@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from cluster.errors import AntiphonError
+from cluster.errors import AntiphonError, first_line
 from deploy.run.directory import RunDirectory
 from deploy.runtime.signals import interruptible
 
@@ -56,16 +56,16 @@ def recorded(run: RunDirectory) -> Iterator[None]:
         raise
     except Exception as error:  # the boundary: any other error becomes an AntiphonError that names its traceback
         kept = _keep_traceback(run, error)
-        line = first_line(error)
+        line = type_and_first_line(error)
         run.update_status(state="FAILED", ray_address=None, error=line)
         raise AntiphonError("antiphon", f"{line} (see {kept})") from error
     run.update_status(state="DONE", ray_address=None)
 
 
-def first_line(error: Exception) -> str:
-    """Describe an unexpected error in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def type_and_first_line(error: Exception) -> str:
+    """Return an unexpected error's type and the first line of its message."""
+    line, name = first_line(error), type(error).__name__
+    return name if line == name else f"{name}: {line}"
 
 
 def _keep_traceback(run: RunDirectory, error: Exception) -> str:

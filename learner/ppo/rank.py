@@ -113,7 +113,9 @@ class PPORank:
         if settings.place.checkpoint_path is not None:
             self._restore(settings.place.checkpoint_path)
         probe = settings.probe_token_ids or default_probe(model.policy.config, settings.place.seed)
-        self._publisher = WeightPublisher(model, probe, device, settings.place.dtype, settings.incarnation)
+        self._publisher = WeightPublisher(
+            model, probe, device, settings.place.dtype, settings.incarnation, settings.config.weight_carrier
+        )
 
     def _load_reference(self) -> Reference:
         """Load the frozen reference policy: the model without its adapters, or a separate model."""

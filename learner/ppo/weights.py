@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.weights.manifest import Manifest, Probe
-from cluster.weights.object_store import put_tensors
+from cluster.weights.manifest import OBJECT_STORE, Manifest, Probe
+from cluster.weights.transport import carrier
 from learner.distributed.ranks import whole
 from learner.model.actor_critic import ActorCritic
 from learner.model.tensors import policy_tensors
@@ -39,7 +39,13 @@ class WeightPublisher:
     """
 
     def __init__(
-        self, model: ActorCritic, probe_token_ids: ProbeTokens, device: torch.device, dtype: str, incarnation: str
+        self,
+        model: ActorCritic,
+        probe_token_ids: ProbeTokens,
+        device: torch.device,
+        dtype: str,
+        incarnation: str,
+        carrier_name: str = OBJECT_STORE,
     ) -> None:
         self.incarnation = incarnation
         self._model = model
@@ -47,17 +53,18 @@ class WeightPublisher:
         self._device = device
         self._dtype = getattr(torch, dtype)
         self._previous: Probe | None = None
+        self._carrier_name = carrier_name
 
     def publish(self, version: int, *, with_tensors: bool) -> Manifest:
-        """Compute the probe and, if `with_tensors` (on one rank), put the tensors into the object store.
+        """Compute the probe and, if `with_tensors` (on one rank), hand the tensors to the carrier.
 
         Collective if the model is sharded: tensors are gathered one by one.
         """
         probe = probe_logprobs(self._model, self._probe_token_ids, self._device)
         previous, self._previous = self._previous, probe
         tensors = published_tensors(self._model.policy, self._dtype)
-        entries = put_tensors(tensors) if with_tensors else _gathered(tensors)
-        return Manifest(version, self.incarnation, entries, self._probe_token_ids, probe, previous)
+        entries = carrier(self._carrier_name).put(tensors) if with_tensors else _gathered(tensors)
+        return Manifest(version, self.incarnation, entries, self._probe_token_ids, probe, previous, self._carrier_name)
 
 
 def _gathered(tensors: Iterator[tuple[str, Tensor]]) -> tuple[()]:

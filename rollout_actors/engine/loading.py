@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import InputError
 from cluster.weights.manifest import Manifest
+from cluster.weights.transport import carrier
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.engine.protocol import GenerationEngine
 
@@ -42,11 +43,9 @@ def _max_model_len(max_tokens: int, folder: Path) -> int:
     return wanted if context is None else min(wanted, int(context))
 
 
-def fetch_from_object_store(manifest: Manifest) -> Mapping[str, torch.Tensor]:
-    """Return the tensors of a published version, after checking each one's checksum. Blocks."""
-    from cluster.weights.object_store import fetch_tensors
-
-    return fetch_tensors(manifest, timeout_s=FETCH_TIMEOUT_S)
+def fetch_published(manifest: Manifest) -> Mapping[str, torch.Tensor]:
+    """Fetch the tensors of a published version with the carrier that it names, checksums verified. Blocks."""
+    return carrier(manifest.carrier).fetch(manifest, timeout_s=FETCH_TIMEOUT_S)
 
 
 def read_policy(folder: Path) -> Mapping[str, torch.Tensor]:

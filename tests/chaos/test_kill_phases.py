@@ -37,7 +37,7 @@ HEALED = {
     "learner, publication": "learner.ppo.weights:WeightPublisher.publish:4:before",
     "recorder, before a write": "cluster.journal.files:LogFile.append:12:before",
     "recorder, after a write": "cluster.journal.files:LogFile.append:12:after",
-    "rollout actor, fetching weights": "rollout_actors.engine.loading:fetch_from_object_store:3:before",
+    "rollout actor, fetching weights": "rollout_actors.engine.loading:fetch_published:3:before",
     "rollout actor, delivering": "rollout_actors.delivery:Deliveries._deliver:4:before",
 }
 GIVEN_AGAIN = {

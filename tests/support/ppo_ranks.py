@@ -16,7 +16,6 @@ from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic
 from learner.place import Place
-from learner.ppo import weights
 from learner.ppo.rank import LearnerSettings, PPORank, shard_actor_critic
 from learner.ppo.shares import Share
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory
@@ -49,9 +48,12 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+CARRIER = "tests.support.carriers:NoCarrier"
+
+
 def settings(path: Path, network: str, data_parallel: str, checkpoint_path: Path | None = None) -> LearnerSettings:
     dtype, changes = NETWORKS[network]
-    config = LearnerConfig(**{**BASE, **changes, "data_parallel": data_parallel})
+    config = LearnerConfig(**{**BASE, **changes, "data_parallel": data_parallel, "weight_carrier": CARRIER})
     version = 0 if checkpoint_path is None else 2
     place = Place(path, dtype, checkpoint_path=checkpoint_path)
     return LearnerSettings(config, place, 0.7, tasks=("other", "test"), version=version)
@@ -109,6 +111,4 @@ def main(rank: int, size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    # Tensors are put into Ray's object store, but there is no Ray here.
-    weights.put_tensors = tuple  # type: ignore[assignment]
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -70,7 +70,7 @@ async def test_tensors_that_went_with_their_process_are_told_from_tensors_that_w
     kill_actor(holder)
     with pytest.raises(ActorDied):
         await _for_ever(holder.publish)
-    with pytest.raises(WeightsLost, match="version 1: its tensors went with the learner that held them"):
+    with pytest.raises(WeightsLost, match="version 1: its tensors were lost with their learner"):
         await _for_ever(lambda: asyncio.to_thread(fetch_tensors, published, timeout_s=30))
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from cluster.errors import InputError, LearnerError
 from cluster.trajectory import Trajectory
 from learner.config import ConstraintConfig, LearnerConfig
-from learner.ppo import weights
 from learner.ppo.batch import make_batch
 from learner.ppo.constraint import updated_multiplier
 from learner.ppo.experience import AdvantageComputer
@@ -156,10 +155,7 @@ def test_each_step_uses_the_multiplier_of_the_steps_before_it(policy_path: Path)
     assert found == pytest.approx([1.0, 2.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5])
 
 
-def test_a_bound_needs_a_checkpoint_of_a_run_with_one(
-    policy_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weights, "put_tensors", tuple)
+def test_a_bound_needs_a_checkpoint_of_a_run_with_one(policy_path: Path, tmp_path: Path) -> None:
     with_bound = ppo_ranks.settings(policy_path, "separate", "ddp", tmp_path / "step-2")
     config = with_bound.config.model_copy(update={"constraint": ConstraintConfig()})
     place = replace(with_bound.place, checkpoint_path=None)

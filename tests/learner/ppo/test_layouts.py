@@ -17,7 +17,6 @@ from learner.config import LearnerConfig
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic, ModelSettings, load_causal_model
 from learner.model.packing import make_pack, packed_attention
-from learner.ppo import weights as weight_publisher
 from learner.ppo.batch import make_batch
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, run_two_ranks, write_policy
 from tests.learner.ppo.test_rllib import OneRank, largest_difference
@@ -154,10 +153,7 @@ def state(path: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("data_parallel", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_two_ranks_match_one_up_to_rounding(
-    two_ranks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, data_parallel: str
-) -> None:
-    monkeypatch.setattr(weight_publisher, "put_tensors", tuple)
+def test_two_ranks_match_one_up_to_rounding(two_ranks: Path, tmp_path: Path, network: str, data_parallel: str) -> None:
     alone = Ranks(torch.device("cpu"), distributed=False)
     train(settings(two_ranks / "policy", network, "ddp"), alone, tmp_path)
     limit = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.05}[NETWORKS[network][0]]
@@ -180,10 +176,7 @@ def test_two_ranks_resume_bit_for_bit(two_ranks: Path, network: str, data_parall
 
 
 @pytest.mark.parametrize("network", ["separate", "lora"])
-def test_one_rank_resumes_from_the_shards_of_two(
-    two_ranks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
-) -> None:
-    monkeypatch.setattr(weight_publisher, "put_tensors", tuple)
+def test_one_rank_resumes_from_the_shards_of_two(two_ranks: Path, tmp_path: Path, network: str) -> None:
     alone = Ranks(torch.device("cpu"), distributed=False)
     kept = two_ranks / f"{network} fsdp2" / "whole" / "step-2"
     train(settings(two_ranks / "policy", network, "ddp", kept), alone, tmp_path)
