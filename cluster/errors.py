@@ -1,4 +1,23 @@
-"""Every error a person may see. Each says where (a key, file or part) and what, and the command's exit code."""
+"""Define every error that a user may see. Each names where (a key, file or part), what, and the exit code.
+
+AntiphonError
+├── InputError                          exit code 2; all others 1
+├── ActorDied, DeadlineExceeded
+├── TrajectoryRefused, GroupsVoided
+├── RewardError
+│   ├── RewardUnavailable
+│   └── NotApplicable
+├── EnvironmentFault, EngineError
+├── WeightsRefused
+│   └── WeightsLost
+├── LearnerError
+│   └── LearnerDied
+├── RecorderError
+├── FeedbackRefused
+│   ├── FeedbackConflict
+│   └── FeedbackUnknown
+└── FeedbackUnavailable
+"""
 
 from __future__ import annotations
 
@@ -32,11 +51,11 @@ class InputError(AntiphonError):
 
 
 class ActorDied(AntiphonError):
-    """A process that the run needs is gone; `where` is its name."""
+    """A process that the run needs has died; `where` is its name."""
 
 
 class DeadlineExceeded(AntiphonError):
-    """A wait passed its deadline; `what` names whom it waited for."""
+    """A wait passed its deadline; `what` names what it waited for."""
 
 
 class TrajectoryRefused(AntiphonError):
@@ -44,17 +63,17 @@ class TrajectoryRefused(AntiphonError):
 
 
 class GroupsVoided(AntiphonError):
-    """More groups were given up than the run allows; `where` is the last one's first uid."""
+    """More groups were voided than the run allows; `where` is the first uid of the last one."""
 
 
 class RewardError(AntiphonError):
-    """A reward could not be had; `where` is the scorer or the service."""
+    """A response could not be scored; `where` is the scorer or the service."""
 
 
 class RewardUnavailable(RewardError):
-    """A reward could not be had now and may be had later: its service is down, busy, silent or answers nonsense.
+    """A response could not be scored now; a retry may succeed: the service is down, busy, silent or answers nonsense.
 
-    `retry_after_s` is how long the service asked to be left alone, where it did.
+    `retry_after_s` is how long the service asked clients to wait, or None.
     """
 
     def __init__(self, where: str, what: str, retry_after_s: float | None = None) -> None:
@@ -64,19 +83,19 @@ class RewardUnavailable(RewardError):
 
 
 class NotApplicable(RewardError):
-    """A scorer says that it does not judge this item; a composite leaves its part out."""
+    """A scorer does not apply to this response; a composite leaves its part out."""
 
 
 class EnvironmentFault(AntiphonError):
-    """An environment raised, hung or gave something else than its protocol says; `where` is its file and line."""
+    """An environment raised, hung or broke its protocol; `where` is its file and line."""
 
 
 class WeightsRefused(AntiphonError):
-    """Weights that arrived are not the weights that were published; `where` is the tensor or the actor."""
+    """Weights that arrived differ from those published; `where` is the tensor or the actor."""
 
 
 class WeightsLost(WeightsRefused):
-    """Weights that were published went with the process that held them; `where` is their version."""
+    """Published weights were lost with the process that held them; `where` is their version."""
 
 
 class EngineError(AntiphonError):
@@ -86,7 +105,7 @@ class EngineError(AntiphonError):
 class LearnerError(AntiphonError):
     """The learner group failed; `where` is the rank, the group or some of the trajectories.
 
-    `uids` are all the trajectories that it is about.
+    `uids` are all the trajectories concerned.
     """
 
     def __init__(self, where: str, what: str, *, uids: Sequence[str] = ()) -> None:
@@ -95,16 +114,15 @@ class LearnerError(AntiphonError):
 
 
 class LearnerDied(LearnerError):
-    """A learner's process is gone; `where` is its rank."""
+    """A learner's process has died; `where` is its rank."""
 
 
 class RecorderError(AntiphonError):
-    """The log of a run cannot be written or read, or it holds something else than what happened; `where` is its
-    file, or what a record is about."""
+    """A run's journal cannot be written or read, or contradicts itself; `where` is its file or the record's subject."""
 
 
 class FeedbackRefused(AntiphonError):
-    """Feedback that cannot be stored as it is; `where` is the field that is wrong."""
+    """Feedback that is invalid; `where` is the wrong field."""
 
 
 class FeedbackConflict(FeedbackRefused):
@@ -112,9 +130,8 @@ class FeedbackConflict(FeedbackRefused):
 
 
 class FeedbackUnknown(FeedbackRefused):
-    """Feedback that is not there."""
+    """Feedback that does not exist."""
 
 
 class FeedbackUnavailable(AntiphonError):
-    """The store of feedback cannot write or read now (another process holds it, the disk is full); `where` is its
-    file."""
+    """The feedback store cannot be read or written now (locked, disk full); `where` is its file."""

@@ -1,4 +1,4 @@
-"""Records that queue, journal and ring exchange about groups."""
+"""Define the records about groups that queue, journal and ring exchange."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cluster.trajectory import PartialResponse, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class PendingGroup:
-    """A group that was admitted and is to be finished."""
+    """A group that was admitted and is not finished; `begun` are its saved partial responses."""
 
     group: int
     admission_index: int
@@ -18,10 +18,10 @@ class PendingGroup:
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """Where a run stands in its data, which a queue goes on from.
+    """The state from which a queue resumes a run.
 
-    `vacant` are the places in training whose group was voided and not replaced; `ready` are the groups that are
-    finished and wait for their step.
+    `vacant` are admission indices whose group was voided and not replaced; `ready` are finished groups that wait for
+    their step.
     """
 
     num_trained: int = 0
@@ -34,7 +34,7 @@ class ResumePoint:
 
     @classmethod
     def at(cls, num_trained: int, num_void: int) -> ResumePoint:
-        """So many groups trained and voided, and none open."""
+        """Return the point after `num_trained` groups were trained and `num_void` voided, with none open."""
         return cls(num_trained, num_void, num_trained + num_void, num_trained)
 
 

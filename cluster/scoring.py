@@ -1,4 +1,4 @@
-"""What is asked of a reward service and what it answers. Knows no transport and no scorer."""
+"""Define the request to a reward service and its answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cluster.errors import RewardError
 class ScoreRequest:
     """One response to score; `columns` are the prompt's other data columns (references, labels).
 
-    In a run of several tasks `task` says which scorer is asked.
+    In a run of several tasks, `task` selects the scorer.
     """
 
     id: str
@@ -25,7 +25,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A received reward: always a finite number, with its parts and the version of what gave it."""
+    """A received reward: always finite, with its parts and the version of the scorer."""
 
     id: str
     reward: float

@@ -1,6 +1,6 @@
-"""The record that travels: one trajectory is one Arrow row and one frozen dataclass of the same fields.
+"""Define a trajectory: one frozen dataclass, and one Arrow row with the same fields.
 
-Knows nothing of who samples, scores or trains. Imports neither torch, ray nor vllm.
+Imports neither torch, ray nor vllm.
 """
 
 from __future__ import annotations
@@ -41,9 +41,18 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A whole conversation. Every per-token list has the same length T; `check` is the one place that says so.
+    """A whole conversation. Every per-token list has the same length T; `check` verifies it.
 
-    token_ids [T]; mask [T], true on tokens the policy sampled; behavior_logprobs [T], 0 where the mask is false.
+    token_ids [T]; mask [T], true on tokens the policy sampled; behavior_logprobs [T], 0 if the mask is false.
+
+    Two turns: prompt 5 6, response 7 8, the environment's answer 9, response 10 (sampled with newer weights):
+
+        token_ids         = [5,   6,   7,    8,    9,   10]
+        mask              = [F,   F,   T,    T,    F,   T]
+        behavior_logprobs = [0.0, 0.0, -0.7, -1.2, 0.0, -0.3]
+        segments          = [Segment(policy_version=3, start=2, length=2, ...),
+                             Segment(policy_version=4, start=5, length=1, ...)]
+        turns             = [Turn(start=2, length=2), Turn(start=5, length=1, reward=1.0)]
     """
 
     uid: str
@@ -66,7 +75,7 @@ class Trajectory:
         return sum(self.mask)
 
     def check(self) -> Trajectory:
-        """Return self. Raises TrajectoryRefused where lengths disagree or segments do not cover the mask."""
+        """Return self. Raises TrajectoryRefused if lengths disagree or segments or turns do not cover the mask."""
         length = len(self.token_ids)
         if len(self.mask) != length or len(self.behavior_logprobs) != length:
             raise TrajectoryRefused(
@@ -87,10 +96,10 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class PartialResponse:
-    """What is kept of a response under way: its closed segments, whose `start` counts from its first token.
+    """The saved part of an unfinished response: its finished segments; their `start` counts from its first token.
 
-    `finish_reason` is None where more is to be sampled. Of a conversation whole turns are kept; `given` are the tokens
-    before each segment that others put there (of a single turn, nothing: those before the first are the prompt's).
+    `finish_reason` is None if more is to be sampled. Of a conversation, whole turns are saved; `given` are the tokens
+    before each segment that the policy did not sample (empty for a single turn, which has only the prompt before it).
     """
 
     uid: str
@@ -103,10 +112,10 @@ class PartialResponse:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """An admitted prompt: its place in training, the oldest weights it may be sampled with, and who holds it.
+    """An admitted prompt: its place in training, the oldest weights allowed, and the actor that holds it.
 
-    `row` is the prompt's data row; `row["prompt"]` is its text and the other columns go to the scorer. `begun` is what
-    others have sampled of its responses. `task` is what the row is of.
+    `row` is the prompt's data row; `row["prompt"]` is its text and the other columns go to the scorer. `begun` are
+    partial responses that other actors sampled. `task` is the name of the row's task.
     """
 
     group: int
@@ -119,18 +128,18 @@ class Ticket:
     task: str = ""
 
     def uid(self, index: int) -> str:
-        """The uid of response `index` of this group."""
+        """Return the uid of response `index` of this group."""
         return f"{self.run_seed}-{self.group}-{index}"
 
 
 FinishedGroup = tuple[Ticket, Sequence[Trajectory]]
-"""A ticket with the trajectories that came of it."""
+"""A ticket with its trajectories."""
 PartialGroup = tuple[Ticket, Sequence[int], Sequence[PartialResponse]]
-"""A ticket with its prompt's token ids and what is kept of its responses."""
+"""A ticket with its prompt's token ids and its partial responses."""
 
 
 def segment_seed(uid: str, segment: int) -> int:
-    """Sampling seed of a segment: the first 63 bits of blake2b over ``uid:segment``."""
+    """Return the sampling seed of a segment: the first 63 bits of blake2b over ``uid:segment``."""
     digest = hashlib.blake2b(f"{uid}:{segment}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -167,7 +176,7 @@ SCHEMA = pa.schema(
 
 
 def to_table(trajectories: Iterable[Trajectory]) -> pa.Table:
-    """One Arrow row a trajectory, checked."""
+    """Convert trajectories to one Arrow row each; checks each."""
     rows = [_to_row(trajectory.check()) for trajectory in trajectories]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
@@ -181,7 +190,7 @@ def _to_row(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def from_table(table: pa.Table) -> list[Trajectory]:
-    """The inverse of `to_table`, checked again."""
+    """Convert a table back to trajectories; checks each. The inverse of `to_table`."""
     return [_from_row(row).check() for row in table.to_pylist()]
 
 
@@ -202,7 +211,7 @@ def write_trajectories(path: Path, trajectories: Iterable[Trajectory]) -> None:
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
-    """Read what `write_trajectories` wrote. Raises InputError where the file is none of that."""
+    """Read what `write_trajectories` wrote. Raises InputError if the file is something else."""
     try:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()

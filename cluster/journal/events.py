@@ -1,18 +1,18 @@
-"""What the flight recorder writes down: one row of one schema for everything that happened in a run.
+"""Define the events of the journal: one row of one schema for everything that happened in a run.
 
-| kind | one for | says |
+| kind | one per | content |
 |---|---|---|
 | START | a command | the run resumes after `version` with `settings`, for `num_steps` steps; later records are void |
 | ADMIT | a group | its number (`admission_index`), prompt, run's seed and floor |
 | TOKENS | a closed segment | its tokens, their log-probabilities, version, seed, the actor and its generation |
 | SCORE | a trajectory | its reward with parts and scorer version, turns and finish reason; its segments are complete |
-| VOID | a group | why it was given up |
+| VOID | a group | why it was voided |
 | TRAIN | a trajectory | step, and position in the step's batch |
 | PUBLISH | a version | (incarnation of the learner, number, checksum of every tensor) |
-| FENCE | an actor | this generation of it, and those before, were declared dead |
+| FENCE | an actor | this generation of it, and earlier ones, were declared dead |
 
-A column is null where a kind does not use it; each field of `SCHEMA` says under `help` what it holds. SCHEMA_VERSION
-changes when a column changes its meaning; new columns and kinds do not change it. Knows no file and no order.
+A column is null if a kind does not use it; the `help` metadata of each field of `SCHEMA` describes it. SCHEMA_VERSION
+changes if a column changes its meaning; new columns and kinds do not change it.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ SCHEMA = pa.schema(
         _column("incarnation", pa.string(), "START: of the command; PUBLISH: of the learner"),
         _column("version", pa.int64(), "START, PUBLISH: policy version"),
         _column("settings", pa.string(), "START: the settings of the run file from then on, as JSON"),
-        _column("num_steps", pa.int64(), "START: how many steps the run is to have"),
-        _column("group", pa.int64(), "START: the first group still to come; else the group it is about"),
+        _column("num_steps", pa.int64(), "START: number of steps of the run"),
+        _column("group", pa.int64(), "START: next group to admit. Other kinds: the record's group"),
         _column("uid", pa.string(), "TOKENS, SCORE, TRAIN: the trajectory; ADMIT, VOID: the first of its group"),
         _column("admission_index", pa.int64(), "ADMIT, SCORE: place in training"),
         _column("prompt", pa.string(), "ADMIT: the prompt's text"),
         _column("seed", pa.int64(), "ADMIT: the run's; TOKENS: the segment's"),
-        _column("min_policy_version", pa.int64(), "ADMIT: no token may be of an older version"),
+        _column("min_policy_version", pa.int64(), "ADMIT: oldest version that its tokens may be sampled with"),
         _column("segment", pa.int32(), "TOKENS: number of the segment in its trajectory"),
-        _column("given_token_ids", pa.list_(pa.int32()), "TOKENS, SCORE: what stands before and was not sampled"),
-        _column("token_ids", pa.list_(pa.int32()), "TOKENS: what was sampled"),
+        _column("given_token_ids", pa.list_(pa.int32()), "TOKENS, SCORE: tokens before it that were not sampled"),
+        _column("token_ids", pa.list_(pa.int32()), "TOKENS: the sampled tokens"),
         _column("logprobs", pa.list_(pa.float32()), "TOKENS: log-probability of each, in nats"),
         _column("policy_version", pa.int64(), "TOKENS: the version that sampled them"),
         _column("actor", pa.string(), "TOKENS, FENCE: the actor"),
         _column("generation", pa.int64(), "TOKENS, FENCE: how often it had been replaced"),
-        _column("task", pa.string(), "SCORE: name of its task; of the run, where that names no tasks"),
-        _column("reward", pa.float64(), "SCORE: what the scorer gave"),
-        _column("reward_parts", pa.map_(pa.string(), pa.float64()), "SCORE: what it is made of"),
-        _column("scorer_version", pa.string(), "SCORE: what gave it"),
+        _column("task", pa.string(), "SCORE: name of its task; of the run if it names no tasks"),
+        _column("reward", pa.float64(), "SCORE: the scorer's reward"),
+        _column("reward_parts", pa.map_(pa.string(), pa.float64()), "SCORE: its parts"),
+        _column("scorer_version", pa.string(), "SCORE: version of the scorer"),
         _column("turns", pa.list_(TURN), "SCORE: the responses in the conversation, with their own rewards"),
         _column("finish_reason", pa.string(), "SCORE, TOKENS of a last segment: stop or length"),
         _column("reason", pa.string(), "VOID: why"),
@@ -74,7 +74,7 @@ SCHEMA = pa.schema(
 
 
 def start(incarnation: str, *, version: int, group: int, num_steps: int, settings: str | None = None) -> Record:
-    """A command begins a run that is to have `num_steps` steps, or goes on with it after `version`."""
+    """Record that a command starts a run of `num_steps` steps, or resumes it after `version`."""
     return {
         "kind": "START",
         "incarnation": incarnation,
@@ -86,7 +86,7 @@ def start(incarnation: str, *, version: int, group: int, num_steps: int, setting
 
 
 def admit(ticket: Ticket) -> Record:
-    """A prompt was admitted."""
+    """Record that a prompt was admitted."""
     return {
         "kind": "ADMIT",
         "group": ticket.group,
@@ -99,9 +99,9 @@ def admit(ticket: Ticket) -> Record:
 
 
 def finished(trajectory: Trajectory) -> Iterator[Record]:
-    """The TOKENS of each segment, then the SCORE.
+    """Yield the TOKENS of each segment, then the SCORE.
 
-    Raises TrajectoryRefused where segments are not in order: what stands before one could not be told.
+    Raises TrajectoryRefused if segments are not in order: the tokens before one would be ambiguous.
     """
     trajectory.check()
     end, last = 0, len(trajectory.segments) - 1
@@ -136,7 +136,7 @@ def finished(trajectory: Trajectory) -> Iterator[Record]:
 
 
 def begun(group: PartialGroup) -> Iterator[Record]:
-    """The TOKENS of the segments that are closed of a group under way."""
+    """Yield the TOKENS of the finished segments of an unfinished group."""
     ticket, prompt_token_ids, responses = group
     for response in responses:
         last = len(response.segments) - 1
@@ -183,7 +183,7 @@ def _tokens(
 
 
 def to_partial(tokens: Sequence[Record]) -> PartialResponse:
-    """What `begun` took apart of one response: its closed segments, in order."""
+    """Rebuild a partial response from the records of `begun`."""
     token_ids, logprobs, segments = list[int](), list[float](), list[Segment]()
     for record in tokens:
         actor = actor_name(record["actor"], record["generation"])
@@ -196,7 +196,7 @@ def to_partial(tokens: Sequence[Record]) -> PartialResponse:
 
 
 def to_trajectory(tokens: Sequence[Record], score: Record, *, step: int | None = None) -> Trajectory:
-    """The trajectory that `finished` took apart, as it was trained in `step`."""
+    """Rebuild a trajectory from the records of `finished`, as trained in `step`."""
     token_ids, mask, logprobs, segments = list[int](), list[bool](), list[float](), list[Segment]()
     for record in tokens:
         given, sampled = record["given_token_ids"], record["token_ids"]
@@ -226,12 +226,12 @@ def to_trajectory(tokens: Sequence[Record], score: Record, *, step: int | None =
 
 
 def void(ticket: Ticket, reason: str) -> Record:
-    """A group was given up."""
+    """Record that a group was voided."""
     return {"kind": "VOID", "group": ticket.group, "uid": ticket.uid(0), "reason": reason}
 
 
 def train(step: int, groups: Sequence[Sequence[Trajectory]]) -> list[Record]:
-    """A step was trained on these groups, in this order."""
+    """Record that a step was trained on these groups, in this order."""
     trajectories = [trajectory for group in groups for trajectory in group]
     return [
         {"kind": "TRAIN", "group": trajectory.group, "uid": trajectory.uid, "step": step, "position": position}
@@ -240,7 +240,7 @@ def train(step: int, groups: Sequence[Sequence[Trajectory]]) -> list[Record]:
 
 
 def publish(manifest: Manifest) -> Record:
-    """A version was published."""
+    """Record that a version was published."""
     return {
         "kind": "PUBLISH",
         "incarnation": manifest.incarnation,
@@ -250,13 +250,13 @@ def publish(manifest: Manifest) -> Record:
 
 
 def fence(name: str) -> Record:
-    """An actor was declared dead."""
+    """Record that an actor was declared dead."""
     actor, generation = actor_generation(name)
     return {"kind": "FENCE", "actor": actor, "generation": generation}
 
 
 def actor_generation(name: str) -> tuple[str, int]:
-    """The actor that a name such as `rollout-0+2` stands for, and how often it had been replaced."""
+    """Split a name such as `rollout-0+2` into the actor and the number of its replacements."""
     match = re.fullmatch(r"(.*)\+(\d+)", name)
     return (match[1], int(match[2])) if match else (name, 0)
 

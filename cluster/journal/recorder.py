@@ -1,8 +1,8 @@
-"""The flight recorder: the one writer of a run's log, which gives everything that happened its place.
+"""Write the journal: the recorder is the only writer of a run's log and orders its events.
 
-A plain class with async methods that runs as an async Ray actor; Ray starts it again when its process dies, and it
-goes on from its own log. Calls may be repeated: what is recorded already changes nothing. Records that wait together
-are written with one wait for the disk, off the event loop. Knows no queue, no engine and no learner.
+A plain class with async methods that runs as an async Ray actor. Ray restarts it if its process dies, and it resumes
+from its own log. Calls may be repeated: events that are already recorded change nothing. Records that wait together are
+written with one sync of the disk, off the event loop.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cluster.journal.files import ROWS_AT_ONCE, LogFile, compact, next_path, ope
 from cluster.journal.ordering import COLUMNS, Sequencer
 
 MAX_FILE_BYTES = 64 * 2**20
-"""A file of the log is closed once it holds this much."""
+"""Size at which a file of the log is closed."""
 LOCK_WAIT_S = 30.0
-"""How long the recorder of a command that was killed may take to go."""
+"""How long to wait for the recorder of a killed command to exit."""
 LOCK_RETRY_S = 0.1
 
 
 class Recorder:
-    """Appends to the log in `folder`. Any error of the disk is the end: every later call raises it."""
+    """Appends to the log in `folder`. After an error of the disk, every later call raises it."""
 
     def __init__(self, folder: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
         self._folder = folder
@@ -46,23 +46,23 @@ class Recorder:
         self._ended_by: AntiphonError | None = None
 
     async def open(self) -> None:
-        """Become the one writer: from now on nothing is added to the log but by calls of this one."""
+        """Become the only writer of the log."""
         self._require_open()
         await self._open()
 
     async def begin(
         self, incarnation: str, *, version: int, group: int, num_steps: int, settings: str | None = None
     ) -> None:
-        """A command, which calls itself `incarnation`, begins the run or goes on with it after `version`.
+        """Record that the command `incarnation` starts the run or resumes it after `version`.
 
-        What the log holds of later versions, and of groups from `group` on, is done again.
+        Later versions, and groups from `group` on, are repeated.
         """
         await self.record([start(incarnation, version=version, group=group, num_steps=num_steps, settings=settings)])
 
     async def record(self, records: Sequence[Record]) -> None:
-        """Take all of these records in this order, and return when they are on the disk.
+        """Append these records in this order; returns when they are on the disk.
 
-        Raises TrajectoryRefused, having taken none, where one comes from an actor that was declared dead.
+        Raises TrajectoryRefused, having appended none, if one comes from an actor that was declared dead.
         """
         self._require_open()
         await self._open()
@@ -72,7 +72,7 @@ class Recorder:
         await self._commit()
 
     async def close(self) -> None:
-        """Write what is pending and make the last file Parquet. No record is taken after that."""
+        """Write pending records and convert the last file to Parquet. Later calls raise RecorderError."""
         await self._open()
         await self._commit()
         self._ended_by = RecorderError(str(self._folder), "the log is closed")
@@ -93,7 +93,7 @@ class Recorder:
 
     @contextmanager
     def _ended_by_errors(self) -> Iterator[None]:
-        """What the disk does not do, and what comes too early, ends the log."""
+        """End the log after a failed write or a record that is out of order."""
         try:
             yield
         except AntiphonError as error:
@@ -104,7 +104,7 @@ class Recorder:
             raise self._ended_by from error
 
     async def _open(self) -> None:
-        """Become the one writer and take up what the log holds; the first call does it, after a restart as well."""
+        """Lock the log and read its state, at the first call, also after a restart."""
         if self._is_open:
             return
         async with self._writing:
@@ -141,7 +141,7 @@ class Recorder:
         self._file = LogFile(next_path(self._folder))
 
     async def _commit(self) -> None:
-        """Return when everything pending is on the disk. Whoever comes first writes for all who wait behind it."""
+        """Return when everything pending is on the disk. The first caller writes for all that wait."""
         async with self._writing:
             records, self._pending = self._pending, []
             self._require_open()
@@ -155,14 +155,14 @@ class Recorder:
         self._file.append(records)
 
     async def _rotate(self) -> None:
-        """Close a file that is full, begin another, and make the closed one Parquet meanwhile."""
+        """Close a full file, start another, and convert the closed one to Parquet in the background."""
         assert self._file is not None
         if self._file.size_bytes >= self._max_file_bytes:
             await self._close_file()
             self._file = await asyncio.to_thread(LogFile, next_path(self._folder))
 
     async def _close_file(self) -> None:
-        """The one before is Parquet by then."""
+        """Close the current file, after the previous one is converted to Parquet."""
         await self._compacted()
         if self._file is not None:
             file, self._file = self._file, None

@@ -1,7 +1,7 @@
-"""Which group comes next: numbers, floors, and what becomes of groups that are given back, voided or suspected.
+"""Choose the next group to admit: its number, its floor, and how returned, voided or suspected groups are handled.
 
-Group i is trained in step i // B + 1 and carries version i // B - L as its floor. A voided group leaves its place in
-training to the next prompt. Plain bookkeeping: knows no actor's calls, no results and no log.
+Group i is trained in step i // B + 1; its floor (oldest allowed version) is i // B - L. If a group is voided, the next
+prompt takes its place in training. Synchronous bookkeeping without I/O.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from cluster.ledger import ResumePoint
 from cluster.trajectory import Ticket
 
 SUSPECT_DEATHS = 2
-"""Actors that died while they held a group, from which on it is suspected: it may be what killed them."""
+"""A group is suspected of killing actors after this many died while holding it."""
 
 
 class Admission:
-    """Draws tickets: places that fell free first, in order, then new ones, as far as the published version allows."""
+    """Draws tickets: returned groups first, in order, then new ones as far as the published version allows."""
 
     def __init__(
         self,
@@ -48,16 +48,16 @@ class Admission:
 
     @property
     def next_group(self) -> int:
-        """The number of the next prompt that is admitted."""
+        """The number of the next new prompt."""
         return self._next_group
 
     @property
     def num_given_back(self) -> int:
-        """Groups that are admitted and held by nobody."""
+        """Number of admitted groups that no actor holds."""
         return sum(ticket is not None for _, ticket in self._free) + len(self._suspects)
 
     def num_admissible(self, published_version: int | None, owner: str) -> int:
-        """Tickets that `owner` may draw now."""
+        """Return how many tickets `owner` may draw now."""
         num_fresh = 0
         if published_version is not None:
             num_steps = published_version + self._config.max_policy_lag + 1
@@ -66,14 +66,14 @@ class Admission:
         return len(self._free) + num_fresh + self._may_have_suspect(owner)
 
     def _may_have_suspect(self, owner: str) -> bool:
-        """Whether there is a suspect for an owner: one at a time, so that it is known which one kills."""
+        """Return whether `owner` may draw a suspected group: one at a time, to identify the one that kills."""
         return bool(self._suspects) and owner not in self._on_trial
 
     def _is_suspect(self, ticket: Ticket) -> bool:
         return len(self._deaths.get(ticket.group, ())) >= SUSPECT_DEATHS
 
     def draw(self, owner: str, num: int) -> list[Ticket]:
-        """The next `num` tickets for an owner; no more than are admissible for it."""
+        """Return the next `num` tickets for `owner`; `num` must not exceed `num_admissible`."""
         tickets: list[Ticket] = []
         if num and self._may_have_suspect(owner):
             ticket = heapq.heappop(self._suspects)[1]
@@ -102,18 +102,18 @@ class Admission:
         return Ticket(group, index, floor, self._run_seed, row, owner, task=task)
 
     def give_back(self, ticket: Ticket) -> None:
-        """Somebody else finishes the group, under the same floor."""
+        """Return a group for another actor to finish, under the same floor."""
         self._end_trial(ticket)
         heapq.heappush(self._suspects if self._is_suspect(ticket) else self._free, (ticket.admission_index, ticket))
 
     def void(self, ticket: Ticket) -> None:
-        """The next prompt takes the group's place."""
+        """Void a group: the next prompt takes its place in training."""
         self._end_trial(ticket)
         self._deaths.pop(ticket.group, None)
         heapq.heappush(self._free, (ticket.admission_index, None))
 
     def finished(self, ticket: Ticket) -> None:
-        """The group is finished: it killed nobody."""
+        """Record that a group is finished and no longer suspected."""
         self._end_trial(ticket)
         self._deaths.pop(ticket.group, None)
 
@@ -122,12 +122,12 @@ class Admission:
             del self._on_trial[ticket.owner]
 
     def died(self, owner: str, held: Collection[Ticket]) -> Ticket | None:
-        """An owner died with these groups. Returns the one that is to blame, where only one is suspected."""
+        """Record that `owner` died holding these groups. Returns the only suspected one, else None."""
         for ticket in held:
             self._deaths[ticket.group] = (*self._deaths.get(ticket.group, ()), owner)
         suspects = [ticket for ticket in held if self._is_suspect(ticket)]
         return suspects[0] if len(suspects) == 1 else None
 
     def deaths(self, ticket: Ticket) -> tuple[str, ...]:
-        """Who died with this group."""
+        """Return the actors that died while holding this group."""
         return self._deaths.get(ticket.group, ())

@@ -1,9 +1,9 @@
-"""Admission, numbering and hand-out of groups: the queue that bounds policy lag by construction.
+"""Admit, number and hand out groups: the queue that bounds policy lag by construction.
 
 Group i is trained in step i // B + 1, admitted once version i // B - L is published, and carries that version as its
-floor. A group that cannot be finished is voided and the next prompt takes its number and floor, so that always
-admitted = trained + void + open. Where it is given a recorder, everything it decides is recorded, and what was sampled
-and scored is on the disk before a step can take it. Knows neither engines nor rewards.
+floor. If a group cannot be finished, it is voided and the next prompt takes its number and floor, so that always
+admitted = trained + void + open. If the queue has a recorder, every decision is recorded, and a group is on the disk
+before a step can take it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ from cluster.trajectory import FinishedGroup, PartialGroup, PartialResponse, Tic
 
 
 class KeepsRecords(Protocol):
-    """The recorder, as the queue sees it."""
+    """The recorder's interface for the queue."""
 
     def record(self, records: Sequence[events.Record]) -> Awaitable[None]:
-        """Take these records in this order and return when they are on the disk."""
+        """Append these records in this order; returns when they are on the disk."""
 
 
 class TrajectoryQueue:
-    """Admits prompts, collects their groups and hands each step its groups in admission order."""
+    """Admits prompts, collects their groups and hands each step its groups in admission order.
+
+    await queue.published(0)                                              # the ring
+    (ticket,) = await queue.admit("rollout-0", max_groups=1, timeout_s=1)  # a rollout actor
+    await queue.put([(ticket, trajectories)])
+    groups = await queue.take(1)                                          # the training loop
+    """
 
     def __init__(
         self,
@@ -60,11 +66,11 @@ class TrajectoryQueue:
         self._changed = asyncio.Condition()
 
     async def admit(self, owner: str, *, max_groups: int, timeout_s: float) -> list[Ticket]:
-        """The next admissible prompts, now held by `owner`; woken by `published`, `put`, `void` and `hand_over`.
+        """Return the next admissible prompts, now held by `owner`; woken by `published`, `put`, `void` and `hand_over`.
 
-        At most `max_groups`, and no more than an equal share among those who are asking. Empty when nothing became
-        admissible within `timeout_s`, and to an owner whose groups were handed over meanwhile. Raises TrajectoryRefused
-        to one that was declared dead.
+        At most `max_groups`, and at most an equal share among the waiting callers. Returns none if nothing became
+        admissible within `timeout_s`, or if the owner's groups were handed over meanwhile. Raises TrajectoryRefused if
+        the owner was declared dead.
         """
         self._require_alive(owner)
         self._gone.discard(owner)
@@ -95,7 +101,7 @@ class TrajectoryQueue:
         return [ticket for _, ticket in sorted(self._open.items()) if ticket.owner == owner]
 
     async def _record(self, new: Sequence[events.Record]) -> None:
-        """Have it recorded. Raises DeadlineExceeded where that takes longer than a step may wait for its groups."""
+        """Record events. Raises DeadlineExceeded if that takes longer than `take_timeout_s`."""
         if self._recorder is None or not new:
             return
         timeout_s = self._config.take_timeout_s
@@ -105,10 +111,10 @@ class TrajectoryQueue:
             raise DeadlineExceeded("trajectory_queue", f"waited {timeout_s:g} s for the recorder") from error
 
     async def keep(self, owner: str, groups: Sequence[PartialGroup]) -> None:
-        """Keep the closed segments of groups under way, so that whoever takes a group over goes on from them.
+        """Save finished segments of unfinished groups so that another actor can continue them.
 
-        Returns when they are recorded. Nothing is kept of a group that `owner` holds no longer: it was put or voided.
-        Raises TrajectoryRefused where `owner` was declared dead.
+        Returns when they are recorded. Ignores groups that `owner` no longer holds. Raises TrajectoryRefused if `owner`
+        was declared dead.
         """
         self._require_alive(owner)
         kept = [group for group in groups if self._holder(group[0]) == owner]
@@ -130,8 +136,10 @@ class TrajectoryQueue:
             self._open[ticket.admission_index] = replace(held, begun=tuple(begun.values()))
 
     async def put(self, groups: Sequence[FinishedGroup]) -> None:
-        """Hand in finished groups: all of them, or none and TrajectoryRefused where the owner no longer holds one or
-        a record is bad. Returns when they are recorded; until then they are nobody's to hand over."""
+        """Accept all of these finished groups; returns when they are recorded. Until then no other actor gets them.
+
+        Raises TrajectoryRefused, having accepted none, if the owner no longer holds one or a trajectory is invalid.
+        """
         async with self._changed:
             for ticket, trajectories in groups:
                 self._require_held(ticket)
@@ -148,7 +156,7 @@ class TrajectoryQueue:
         await self._arrived(groups, reopened=False)
 
     async def _arrived(self, groups: Sequence[FinishedGroup], *, reopened: bool) -> None:
-        """Groups are recorded and wait for their step, or are not and fall free for others."""
+        """Make recorded groups ready for their step, or return groups that could not be recorded."""
         async with self._changed:
             for ticket, trajectories in groups:
                 held = self._arriving.pop(ticket.admission_index)
@@ -184,9 +192,9 @@ class TrajectoryQueue:
                 raise TrajectoryRefused(trajectory.uid, f"version {segment.policy_version} is not published yet")
 
     async def void(self, ticket: Ticket, reason: str) -> None:
-        """Give a group up; the next prompt takes its number and its floor.
+        """Void a group; the next prompt takes its number and its floor.
 
-        Raises GroupsVoided where that makes more than `max_void_share` allows.
+        Raises GroupsVoided if that makes more than `max_void_share` allows.
         """
         async with self._changed:
             self._require_held(ticket)
@@ -205,13 +213,13 @@ class TrajectoryQueue:
             raise GroupsVoided(ticket.uid(0), what)
 
     async def hand_over(self, owner: str) -> list[int]:
-        """Take back every group `owner` holds, for others to finish under the same floor; returns their numbers."""
+        """Requeue every group that `owner` holds, under the same floor; returns their admission indices."""
         await self._let_go(owner)
         async with self._changed:
             return self._give_back(owner)
 
     async def _let_go(self, owner: str) -> None:
-        """Take nothing more from `owner`, and wait until what it has sent is kept."""
+        """Accept nothing more from `owner`, and wait until what it has sent is saved."""
         self._gone.add(owner)
         await asyncio.gather(*self._keeping.pop(owner, ()))
 
@@ -223,9 +231,9 @@ class TrajectoryQueue:
         return [ticket.admission_index for ticket in held]
 
     async def declare_dead(self, owner: str) -> list[int]:
-        """Hand over what `owner` holds, and have nothing recorded any more that it sends.
+        """Requeue the groups of `owner` and reject everything that it sends from now on.
 
-        A group that is the only one suspected of having killed it, and others before, is voided.
+        If exactly one of its groups is suspected of killing actors, that group is voided.
         """
         self._dead.add(owner)
         await self._let_go(owner)
@@ -238,9 +246,9 @@ class TrajectoryQueue:
             return self._give_back(owner)
 
     async def take(self, step: int) -> list[list[Trajectory]]:
-        """The groups of `step` in admission order; waits for the rollout actors' `put`.
+        """Return the groups of `step` in admission order; waits for the rollout actors' `put`.
 
-        Raises DeadlineExceeded naming the missing groups and who holds them.
+        Raises DeadlineExceeded naming the missing groups and the actors that hold them.
         """
         first = (step - 1) * self._config.groups_per_step
         indices = range(first, first + self._config.groups_per_step)
@@ -260,13 +268,13 @@ class TrajectoryQueue:
         return f"step {step} waited {self._config.take_timeout_s:g} s for {len(missing)} groups: {names}"
 
     async def published(self, version: int) -> None:
-        """Version `version` is published; wakes actors whose next group it admits."""
+        """Record that `version` is published; wakes actors that wait for groups that it admits."""
         async with self._changed:
             self._published_version = version
             self._changed.notify_all()
 
     async def counts(self) -> QueueCounts:
-        """The ledger now. Groups waiting in the queue, held by an actor or between actors are open."""
+        """Return the current ledger. Groups that wait in the queue or are held by an actor count as open."""
         return self._counts()
 
     def _counts(self) -> QueueCounts:
@@ -275,11 +283,11 @@ class TrajectoryQueue:
         return QueueCounts(num_admitted, self._num_trained, self._num_void, num_open)
 
     async def voided(self) -> list[tuple[str, str]]:
-        """Every group that was voided since this queue began, by the uid of its first response, with its reason."""
+        """Return (first uid, reason) of every group voided since this queue started."""
         return list(self._voided)
 
     async def holders(self) -> dict[str, list[int]]:
-        """Who holds which groups, by their places in training."""
+        """Return the admission indices of the groups that each actor holds."""
         holders: dict[str, list[int]] = {}
         for index, ticket in sorted((self._open | self._arriving).items()):
             holders.setdefault(ticket.owner, []).append(index)
