@@ -25,7 +25,10 @@ class ScorerInfo:
 
 
 class Backend(Protocol):
-    """Scores the requests of the HTTP server. Raises errors of the whole call; an error of one item is its outcome."""
+    """Scores the requests of the HTTP server.
+
+    Raises errors of the whole call; an error of one item is its outcome.
+    """
 
     async def score(self, requests: Sequence[ScoreRequest], *, scorer: str | None, timeout_s: float) -> list[Outcome]:
         """Return one outcome per request, in order.

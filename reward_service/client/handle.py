@@ -31,7 +31,7 @@ MAX_DEATHS = 4
 
 
 class ServiceHandle:
-    """A handle of one application on this process's Ray; plain data until its first call, so it can be pickled."""
+    """A handle of one application on this process's Ray; can be pickled at any time."""
 
     def __init__(self, app_name: str) -> None:
         self.app_name = app_name
@@ -84,7 +84,10 @@ class ServiceHandle:
             call.cancel()
 
     async def _look_up(self, *, max_age_s: float) -> None:
-        """Ask Serve for the application unless it existed `max_age_s` ago. Raises RewardUnavailable if it is gone."""
+        """Ask Serve for the application unless it existed `max_age_s` ago.
+
+        Raises RewardUnavailable if it is gone.
+        """
         if time.monotonic() - self._seen_at < max_age_s:
             return
         self._seen_at = time.monotonic()

@@ -54,7 +54,10 @@ class HttpRewardClient:
             self._client = None
 
     async def _post(self, requests: Sequence[ScoreRequest]) -> httpx.Response:
-        """Return a 200. Raises RewardUnavailable if a retry may succeed, RewardError if the request is rejected."""
+        """Return a 200.
+
+        Raises RewardUnavailable if a retry may succeed, RewardError if the request is rejected.
+        """
         if self._client is None:
             headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
             self._client = httpx.AsyncClient(headers=headers, timeout=self._timeout_s, trust_env=False)

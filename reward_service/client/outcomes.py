@@ -16,7 +16,10 @@ LONGEST_PAUSE_S = 5.0
 
 
 class RewardTransport(Protocol):
-    """Sends requests to a reward service. Plain data until the first call, so it can be sent to another process."""
+    """Sends requests to a reward service.
+
+    Plain data until the first call, so it can be sent to another process.
+    """
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         """Return one outcome per request, in order: its score, or the RewardError of its scorer.

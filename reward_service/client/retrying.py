@@ -15,7 +15,7 @@ from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, Rewa
 
 
 class RetryingRewardClient:
-    """Retries calls while the service is unavailable, for at most `patience_s` since its last answer to any call.
+    """Retries calls while the service is unavailable, at most `patience_s` after its last answer.
 
     The run pauses meanwhile; `waiting` returns what it waits for. Pauses between retries grow, with jitter, and are at
     least as long as the service asks for, but the last retry is always made before patience ends.
@@ -32,7 +32,10 @@ class RetryingRewardClient:
         return (RetryingRewardClient, (self._transport, self._patience_s))
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """Return one score per request, in order. Raises as `outcomes` does, and the first error among the outcomes."""
+        """Return one score per request, in order.
+
+        Raises as `outcomes` does, and the first error among the outcomes.
+        """
         return all_scores(await self.outcomes(requests))
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""Makes the reward client of a run: by Serve handle inside the cluster, or by HTTP to an external service."""
+"""Makes the reward client of a run: by Serve handle, or by HTTP to an external service."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def reached(name: str, scorers: Mapping[str, Section]) -> set[str]:
 
 
 def check_composites(scorers: Mapping[str, Section]) -> None:
-    """Raise ValueError for a composite of unknown scorers or of itself, or without the statistics that it needs."""
+    """Raise ValueError for a composite of unknown scorers, of itself, or without needed statistics."""
     for name, config in scorers.items():
         if isinstance(config, CompositeConfig):
             _check_members(name, config, scorers)

@@ -1,4 +1,4 @@
-"""Names the parts that a reward may have, from the settings alone, so that an unknown part fails at the start.
+"""Names the parts that a reward may have, so that an unknown part fails at the start.
 
 Imports neither torch nor ray.
 """
@@ -17,7 +17,7 @@ ANY = "*"
 
 
 def part_names(service: RewardServiceConfig) -> list[str]:
-    """Return the names of the parts that rewards of the run's scorer may have; `*` in a name matches anything."""
+    """Return the names of the parts of the run's rewards; `*` in a name matches anything."""
     return [ANY] if service.url is not None else list(_parts_of(service.scorer, service.scorers))
 
 

@@ -193,7 +193,7 @@ class TruncationConfig(ScorerSection):
 
 
 class JsonSchemaConfig(ScorerSection):
-    """1 if the response is JSON that is valid under the schema, else 0; of fenced blocks the last one is read."""
+    """1 if the response, or its last fenced block, is JSON that the schema allows, else 0."""
 
     MEASURES = ("parsed",)
 
@@ -375,6 +375,6 @@ ScorerConfig = Annotated[
 
 
 def settings_text(config: Section) -> str:
-    """Return all settings except file paths, including defaults, as sorted JSON; a scorer's version digests it."""
+    """Return all settings except file paths as sorted JSON, which a scorer's version digests."""
     files = {name for name, value in config if isinstance(value, Path)}
     return json.dumps(config.model_dump(mode="json", exclude=files), sort_keys=True)

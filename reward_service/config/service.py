@@ -20,7 +20,7 @@ NO_SCORER = "none"
 
 
 def app_name(run_name: str) -> str:
-    """Return the name of the run's Ray Serve application; runs that share a cluster have separate applications."""
+    """Return the name of the run's Ray Serve application; every run on a cluster has its own."""
     return f"antiphon-{run_name}-rewards"
 
 
@@ -115,7 +115,7 @@ class RewardServiceConfig(Section):
         return scorers
 
     def serving(self, scorers: Sequence[str]) -> RewardServiceConfig:
-        """Return the settings of a service that serves all of these scorers, each under its name or dotted path.
+        """Return the settings of a service with all of these scorers, by their names or dotted paths.
 
         The default is the run's reward model if it is one of them, else the first; `none` if there are none.
         """

@@ -20,7 +20,7 @@ class Agreement:
 
 
 def raw_agreement(first: Sequence[str], second: Sequence[str]) -> float:
-    """Return the share of items with the same label; both annotators have one label per item, in the same order."""
+    """Return the share of items with the same label; both lists have one label per item, in order."""
     return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 

@@ -41,7 +41,7 @@ UPGRADES = {1: "ALTER TABLE pairs ADD COLUMN scorer_version TEXT"}
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
-    """Open a connection whose commits are on disk when they return; create a missing file, upgrade an older one.
+    """Open a connection with durable commits; create a missing file, upgrade an older one.
 
     Other processes may write the same file; each waits for the others for at most BUSY_TIMEOUT_S. Raises InputError for
     a file that a newer program wrote, that has other content, or that cannot be opened.
@@ -116,7 +116,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _check_version(path: Path, connection: sqlite3.Connection) -> int:
-    """Return the file's version, 0 if it is empty; one statement, as another process may be creating the tables."""
+    """Return the file's version, 0 if it is empty, in one statement: others may be creating tables."""
     query = "SELECT user_version, (SELECT count(*) FROM sqlite_master) FROM pragma_user_version"
     version, num_tables = connection.execute(query).fetchone()
     if version > SCHEMA_VERSION:

@@ -122,7 +122,7 @@ def _add_reading_routes(router: APIRouter, store: FeedbackStore) -> None:
         responses={200: {"content": {PARQUET: {}}, "description": "A Parquet file"}, **documented()},
     )
     async def export() -> Response:
-        """All preferences as Parquet: TRL's columns prompt, chosen, rejected, then annotator, policy and time."""
+        """All preferences as Parquet: prompt, chosen and rejected, then annotator, policy and time."""
         with _refused():
             table = await store.preferences()
         headers = {"Content-Disposition": 'attachment; filename="preferences.parquet"', "Cache-Control": "no-store"}

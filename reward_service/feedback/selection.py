@@ -1,4 +1,6 @@
-"""Selects the next pair for an annotator, and the order of its responses. Only reads the feedback file.
+"""Selects the next pair for an annotator, and the order of its responses.
+
+Only reads the feedback file.
 
 Random choices depend only on the seed, the annotator and how many pairs the annotator has had.
 """
@@ -59,7 +61,7 @@ def ticket_of(pair: str) -> float:
 
 
 def is_swapped(seed: int, annotator: str, pair: str) -> bool:
-    """Return whether the annotator sees the pair's second response first; true for half of the annotators."""
+    """Return whether the annotator sees the second response first; half of the annotators do."""
     return random.Random(f"order:{seed}:{annotator}:{pair}").random() < 0.5
 
 
@@ -71,7 +73,7 @@ def choose(
     excepted: Collection[str],
     held: Collection[str],
 ) -> Asked:
-    """Select the annotator's next pair: one not asked before and not in `excepted` (labels still in transit).
+    """Select the annotator's next pair: not asked before, and not `excepted` (label in transit).
 
     Pairs that other annotators currently see (`held`) are selected only if there is no other. Usually the pair is the
     one on which the reward model is least sure: where an ensemble disagrees most, else where its two rewards are

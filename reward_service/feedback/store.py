@@ -1,4 +1,4 @@
-"""The durable store of human feedback: preferences, ratings and corrections, and the pairs to ask about.
+"""Stores human feedback durably: preferences, ratings, corrections, and the pairs to ask about.
 
 Feedback is on disk when a call returns. It is never changed: undoing it adds a retraction. Reward models are trained
 on `read_preferences`.
@@ -118,7 +118,9 @@ class FeedbackStore:
         self._writes.shutdown()
 
     async def add(self, feedback: Preference | Rating | Correction, *, token: str | None = None) -> Receipt:
-        """Store feedback; repeating it changes nothing and returns the same receipt. `token` is the token's name.
+        """Store feedback; repeating it changes nothing and returns the same receipt.
+
+        `token` is the token's name.
 
         Raises FeedbackConflict for an id that has other content and for a pair that the annotator has labelled already,
         FeedbackRefused if the feedback doesn't match its pair.
@@ -138,7 +140,7 @@ class FeedbackStore:
         return await self._write(self._retract, id, annotator, token)
 
     async def add_pairs(self, pairs: Sequence[CandidatePair]) -> PairsAdded:
-        """Add pairs to ask about: all of them, or none and raise FeedbackConflict if one is known with other texts.
+        """Add all pairs, or none: raises FeedbackConflict if one is known with other texts.
 
         If a known pair comes with any opinion of a reward model, all of its stored opinion is replaced: the new one is
         from a newer model.

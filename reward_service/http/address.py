@@ -12,7 +12,7 @@ from reward_service.http.tokens import token_book
 
 
 def check_address(config: RewardServiceConfig, token: str | None) -> None:
-    """Raise InputError if the port is taken, or if other machines can reach the host and there is no token."""
+    """Raise InputError if the port is taken, or a host that others can reach has no token."""
     if config.port is None:
         return
     require_token(config, token)

@@ -52,7 +52,7 @@ ANY_ROUTE = (400, 401, 403, 405, 408, 413, 415, 429, 431, 503)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI `responses` of a route that may answer `statuses` in addition to those of any route."""
+    """Return the OpenAPI `responses` of a route: `statuses` and those of any route."""
     return {
         status: {"model": ErrorResponse, "description": MEANINGS[status]} for status in sorted({*ANY_ROUTE, *statuses})
     }
@@ -89,7 +89,7 @@ async def _on_refusal(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
-    """Answer the first validation error: 400 if the body is not JSON, 422 if it does not match the schema."""
+    """Answer the first validation error: 400 for invalid JSON, 422 for a mismatch with the schema."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":

@@ -28,7 +28,7 @@ CHALLENGE = 'Bearer, Basic realm="antiphon", charset="UTF-8"'
 
 
 class Refusal(Exception):
-    """The request is rejected; `closes` means that the rest of it is not read and the connection is closed."""
+    """The request is rejected; if `closes`, its rest is not read and the connection is closed."""
 
     def __init__(self, status: int, message: str, *, closes: bool = False) -> None:
         super().__init__(status, message)
@@ -38,9 +38,11 @@ class Refusal(Exception):
 
 
 class Guard:
-    """Rejects bad requests, in this order: wrong token (401), unexpected Host header if no token is required (403), too
-    many requests (429), Content-Encoding (415), body too large (413) or too slow (408), total size of pending bodies
-    too large (503). /healthz is always answered and takes no body.
+    """Checks the token, the limits and the body of every request before the app gets it.
+
+    Rejects, in this order: wrong token (401), unexpected Host header if no token is required (403), too many requests
+    (429), Content-Encoding (415), body too large (413) or too slow (408), total size of pending bodies too large (503).
+    /healthz is always answered and takes no body.
     """
 
     def __init__(self, app: ASGIApp, *, tokens: TokenBook, limits: HttpConfig, metrics: HttpMetrics) -> None:

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the HTTP server: one registry per server, so that two in one process don't add up."""
+"""Prometheus metrics of the HTTP server, in one registry per server."""
 
 from __future__ import annotations
 

@@ -73,7 +73,10 @@ class Calls:
     async def scores(
         self, items: Sequence[ScoreRequest], scorer: str | None, field: str, deadline: Deadline
     ) -> list[Score]:
-        """Return one score per item. Raises the first item error, for APIs that can't report errors of single items."""
+        """Return one score per item.
+
+        Raises the first item error, for APIs that can't report errors of single items.
+        """
         scores = []
         for position, outcome in enumerate(await self.outcomes(items, scorer, deadline)):
             if isinstance(outcome, RewardUnavailable):

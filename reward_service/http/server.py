@@ -1,4 +1,4 @@
-"""Serves an ASGI app over HTTP/1.1 with uvicorn, with limits that uvicorn lacks: heads, connections, slow readers.
+"""Serves an ASGI app with uvicorn, and limits heads, connections and slow readers.
 
 A client that is slow, sends without end, does not read or does not speak HTTP costs one connection and little memory.
 """
@@ -33,7 +33,10 @@ RAW = {
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises InputError if the port is taken or the host is not this machine's."""
+    """Return a listening socket.
+
+    Raises InputError if the port is taken or the host is not this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # IPPROTO_TCP makes asyncio set TCP_NODELAY
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -88,7 +91,7 @@ def _tls(limits: HttpConfig) -> ssl.SSLContext:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection with one request at a time; limits the size and time of heads, and the time of unread responses.
+    """One connection with one request at a time, and with limits of heads and unread responses.
 
     A connection counts from its first byte, and a TLS handshake has the deadline of a head. Headers after a body
     (trailers) are rejected: a proxy in front may not have checked them. A request that arrives before the previous

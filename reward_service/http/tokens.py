@@ -33,7 +33,7 @@ OWN = "ANTIPHON_TOKEN"
 
 
 class TokenBook:
-    """The currently valid tokens: that of the environment and those of a file, which is reloaded when it changes.
+    """The valid tokens: that of the environment, and those of a file, reloaded when it changes.
 
     Whether a token is required is decided at the start: after the last one is revoked, every call is rejected.
     Raises InputError for an invalid file.
@@ -84,7 +84,10 @@ def token_book(config: RewardServiceConfig, token: str | None) -> TokenBook:
 
 
 def read_tokens(path: Path) -> dict[str, str]:
-    """Return SHA-256 digests of the tokens by name; none if there is no file. Raises InputError for an invalid file."""
+    """Return SHA-256 digests of the tokens by name; none if there is no file.
+
+    Raises InputError for an invalid file.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["tokens"]
         if not all(DIGEST.fullmatch(digest) for digest in found.values()):
@@ -113,7 +116,10 @@ def add_token(path: Path, name: str) -> str:
 
 
 def revoke_token(path: Path, name: str) -> None:
-    """Delete a token: calls with it are rejected from now on. Raises InputError if no token has that name."""
+    """Delete a token: calls with it are rejected from now on.
+
+    Raises InputError if no token has that name.
+    """
     with _locked(path):
         tokens = read_tokens(path)
         if name not in tokens:

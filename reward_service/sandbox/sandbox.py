@@ -1,4 +1,4 @@
-"""Runs untrusted code in the sandbox of `sandbox_child`, and checks that this machine can enforce its limits.
+"""Runs untrusted code in a sandbox, and checks that this machine can enforce its limits.
 
 If a step of setting up the sandbox fails, nothing is run.
 """

@@ -1,4 +1,6 @@
-"""Script of a sandbox process: isolates itself, then runs a program and its tests. Imports only the standard library.
+"""Script of a sandbox process: isolates itself, then runs a program and its tests.
+
+Imports only the standard library.
 
 Four processes take part:
 
@@ -100,7 +102,7 @@ def enter_namespaces() -> bool:
 
 
 def map_users(pid: int, privileged: bool) -> int:
-    """Map this user to root inside and, if permitted, `nobody` to 1, since root's processes can't be limited."""
+    """Map this user to root and, if permitted, `nobody` to 1: root's processes can't be limited."""
     try:
         for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
             if kind == "gid" and not privileged:
@@ -278,7 +280,10 @@ def wait(pid: int, deadline: float) -> str:
 
 
 def run_sandboxed(job: dict[str, Any]) -> dict[str, Any] | None:
-    """Set up the sandbox and run the job. Returns the report in the process that is init, None in the first process."""
+    """Set up the sandbox and run the job.
+
+    Returns the report in the process that is init, None in the first process.
+    """
     for name in PRELOADED:  # they need system libraries, which can't be loaded afterwards
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

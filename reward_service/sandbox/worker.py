@@ -1,4 +1,4 @@
-"""Child processes for work on untrusted text that may not terminate; a child is killed at its deadline.
+"""Runs work on untrusted text in child processes, which are killed at a deadline.
 
 A child runs `worker_child.py` and exchanges one line of JSON each way. It has the privileges of the service: code of a
 response runs in `sandbox` instead.
@@ -34,7 +34,9 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, question: Any) -> Any:
-        """Return the child's answer. Raises TimeoutError after `timeout_s` and RewardError if the child ends or fails.
+        """Return the child's answer.
+
+        Raises TimeoutError after `timeout_s` and RewardError if the child ends or fails.
 
         After an error the child is killed, and the next question starts a new one.
         """
@@ -92,7 +94,7 @@ def _read_line(process: subprocess.Popen[bytes], deadline: float) -> bytes:
 
 
 class Workers:
-    """A pool of workers for one task; each call takes a free worker, so as many threads as workers never wait."""
+    """A pool of workers for one task; each call takes a free worker, or waits for one."""
 
     def __init__(self, task: str, setup: Any, *, timeout_s: float, num: int = 1) -> None:
         self._all = [Worker(task, setup, timeout_s=timeout_s) for _ in range(num)]

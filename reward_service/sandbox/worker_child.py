@@ -1,4 +1,6 @@
-"""Script of a worker process: one task, first its setup, then one question per line. Imports no package of Antiphon.
+"""Script of a worker process: one task, first its setup, then one question per line.
+
+Imports no package of Antiphon.
 
 `math`: is a response equal to a reference? `json_schema`: is a response JSON that the schema allows?
 """

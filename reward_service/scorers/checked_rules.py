@@ -1,4 +1,4 @@
-"""Rules that run in a worker process because a hostile text could block them: mathematics and JSON Schema."""
+"""Rules in a worker process, as a hostile text could block them: mathematics and JSON Schema."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ MATH_LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy")
 
 
 def math_rule(config: MathConfig, workers: Workers) -> Rule:
-    """1 if the response's last expression equals a reference. Raises RewardError if a reference has no expression."""
+    """1 if the response's last expression equals a reference.
+
+    Raises RewardError if a reference has no expression.
+    """
 
     def rule(request: ScoreRequest) -> Verdict:
         question = {"references": list(map(str, references_of(request))), "response": request.response}

@@ -1,4 +1,4 @@
-"""A reward made of other scorers: a weighted sum, normalized by fixed statistics, with vetoes by gates.
+"""The kind `composite`: a weighted sum of normalized rewards, with vetoes by gates.
 
 The scorers run concurrently, each once per call. A composite keeps no state, so the same input always has the same
 reward.
@@ -20,7 +20,7 @@ from reward_service.scorers.scorer import Builder, Kind, Scorer, digest_of, regi
 
 
 class CompositeScorer:
-    """Returns the weighted sum of rewards; its parts are every scorer's reward and parts, before weighting.
+    """Returns the weighted sum of rewards; its parts are the scorers' unweighted rewards and parts.
 
     If a scorer fails on an item, the outcome is an error that names the scorer. A scorer that does not apply to an
     item is left out of its sum; if none applies, the composite does not apply either.

@@ -1,4 +1,4 @@
-"""Reads the files that scorer settings name: phrases, JSON schemas, statistics and reward model folders.
+"""Reads the files of scorer settings: phrases, JSON schemas, statistics, reward model folders.
 
 Every function raises InputError that names the file. Imports no torch, so that checking a run file is fast.
 """
@@ -71,7 +71,10 @@ def require_safetensors(folder: Path, where: str) -> None:
 
 
 def member_folders(folder: Path) -> list[Path]:
-    """Return the folders `member-1`, `member-2`, ... of an ensemble, in order. Raises InputError if one is missing."""
+    """Return the folders `member-1`, `member-2`, ... of an ensemble, in order.
+
+    Raises InputError if one is missing.
+    """
     found = {path.name for path in folder.glob("member-*") if path.is_dir()}
     members = [f"member-{number}" for number in range(1, len(found) + 1)]
     if found != set(members):

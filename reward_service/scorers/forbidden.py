@@ -23,7 +23,7 @@ VIOLATION = "violation"
 
 
 def forbidden_rule(phrases: Sequence[str], turns: Literal["all", "last"] = "all") -> Rule:
-    """1 if none of the phrases is in the response, or in any of the policy's turns, as whole words; else 0."""
+    """1 if none of the phrases is in the response or the policy's other turns, else 0."""
     wanted = sorted({comparable(phrase) for phrase in phrases} - {""}, key=lambda phrase: (-len(phrase), phrase))
     pattern = regex.compile(rf"(?<!\w)(?:{'|'.join(map(regex.escape, wanted))})(?!\w)") if wanted else None
 
@@ -42,14 +42,14 @@ def policy_texts(request: ScoreRequest) -> list[str]:
 
 
 def comparable(text: str) -> str:
-    """Return the text with compatibility forms unified, no invisible characters, lower case and single spaces."""
+    """Return the text in NFKC and lower case, without invisible characters and repeated spaces."""
     text = unicodedata.normalize("NFKC", text)
     visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
     return " ".join(unicodedata.normalize("NFKC", visible.casefold()).split())
 
 
 class GuardedScorer:
-    """Combines a rule that finds forbidden phrases with a user's function: 0 if either is 0 or less, else 1."""
+    """Combines the rule for phrases with a user's function: 0 if either is 0 or less, else 1."""
 
     def __init__(self, name: str, rule: Scorer, function: Scorer) -> None:
         self.name = name

@@ -25,7 +25,7 @@ from reward_service.scorers.signatures import FunctionCaller, Returned, Signatur
 
 
 class FunctionScorer:
-    """Calls a user's function, sync or async, in any signature of `signatures`, and checks what it returns.
+    """Calls a user's function in any signature of `signatures`, and checks what it returns.
 
     A sync function runs in one separate thread, one call at a time: it need not be thread-safe and never blocks the
     event loop. Errors carry `name`. If `name` is a dotted path, the reward's part has the function's name.
@@ -82,7 +82,10 @@ class FunctionScorer:
 
 
 def load_function(dotted_path: str, where: str) -> Callable[..., Any]:
-    """Import and return the function at ``package.module:function``. Raises InputError at `where` if it can't."""
+    """Import and return the function at ``package.module:function``.
+
+    Raises InputError at `where` if it can't.
+    """
     if ":" not in dotted_path:
         raise InputError(where, f"{dotted_path!r} is neither {REWARD_MODEL!r} nor of the form module:function")
     return user_code.load(dotted_path, where)

@@ -1,4 +1,4 @@
-"""The kind `judge`: a language model behind an OpenAI-compatible endpoint scores a response by a rubric.
+"""The kind `judge`: a model at an OpenAI-compatible endpoint scores a response by a rubric.
 
 At temperature 0 the same question usually gets the same answer, but no endpoint guarantees it. The version digests
 the rubric and the model's name, not the model's weights.
@@ -41,7 +41,9 @@ class Busy(Exception):
 
 
 class JudgeScorer:
-    """Asks one question per item, at most `max_concurrent` at a time. Raises InputError if the key is not set.
+    """Asks one question per item, at most `max_concurrent` at a time.
+
+    Raises InputError if the key is not set.
 
     An answer without a number is a RewardError that names the item; no answer within the item's deadline is a
     RewardUnavailable.
@@ -91,7 +93,10 @@ class JudgeScorer:
         return [*system, {"role": "user", "content": filled}]
 
     async def _opinion(self, messages: list[dict[str, str]]) -> str:
-        """Return the model's answer. Raises RewardError if it is refused, RewardUnavailable if none comes in time."""
+        """Return the model's answer.
+
+        Raises RewardError if it is refused, RewardUnavailable if none comes in time.
+        """
         config = self._config
         body = {
             "model": config.model,

@@ -1,4 +1,7 @@
-"""Checks and builds the scorers of the run file's settings. Imports torch only to build a reward model."""
+"""Checks and builds the scorers of the run file's settings.
+
+Imports torch only to build a reward model.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ KIND_MODULES = (checked_rules, code_rule, composite, forbidden, function, judge,
 
 
 def check_scorers(config: RewardServiceConfig, reward_model_path: Path | None) -> None:
-    """Raise InputError for a scorer that can't be built: an untrained reward model, a missing function, file or key."""
+    """Raise InputError for a scorer that lacks its reward model, function, file or key."""
     if config.scorer == NO_SCORER:
         raise InputError(WHERE, "is none: there is nothing to serve")
     check_files(config.scorers, reward_model_path)

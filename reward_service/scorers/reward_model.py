@@ -1,4 +1,4 @@
-"""Scores with a trained reward model: any Hugging Face sequence classifier with one label, read from a folder.
+"""Scores with a trained reward model: a Hugging Face sequence classifier with one label.
 
 Ensemble members are the folders `member-1`, `member-2`, ... inside the folder of the main model, which is a member
 too and whose tokenizer they share. A score may differ in its last bits (1e-7 in fp32) with the batch it is in.

@@ -57,7 +57,7 @@ class RuleScorer:
         return list(await asyncio.gather(*calls))
 
     def close(self) -> None:
-        """Let the threads end after their current calls, and call `on_close`; `score` must not be called again."""
+        """Let the threads end after their current calls, and call `on_close`; ends the use of `score`."""
         self._threads.shutdown(wait=False)
         if self._on_close is not None:
             self._on_close()
@@ -92,7 +92,7 @@ def rule_kind(settings: type[S], *, libraries: Sequence[str] = ("regex",)) -> Ca
 
 
 def rule_version(name: str, config: Section, *contents: str | Path, libraries: Sequence[str] = ("regex",)) -> str:
-    """Return the name and a digest of everything that decides a reward: settings, libraries, this file, `contents`.
+    """Return the name and a digest of settings, libraries, this file and `contents`.
 
     `contents` are texts and the source files of the rule.
     """

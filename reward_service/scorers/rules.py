@@ -126,7 +126,10 @@ def repetition_rule(config: RepetitionConfig) -> Rule:
 
 @rule_kind(LanguageConfig, libraries=("py3langid",))
 def language_rule(config: LanguageConfig) -> Rule:
-    """1 if py3langid detects the expected language, else 0. Raises InputError for a language it does not support."""
+    """1 if py3langid detects the expected language, else 0.
+
+    Raises InputError for a language it does not support.
+    """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -25,7 +25,7 @@ class Scorer(Protocol):
     version: str
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
-        """Return one outcome per request, in order; an item without a reward is a RewardError that names its id."""
+        """Return one outcome per request, in order: a score, or a RewardError that names its id."""
 
 
 class Builder(Protocol):
@@ -47,7 +47,7 @@ def _nothing_to_check(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Kind(Generic[S]):
-    """How scorers of one settings class are checked and built; each function gets the scorer's name and settings."""
+    """Checks and builds scorers of one settings class, from the scorer's name and settings."""
 
     build: Callable[[str, S, Builder], Scorer]
     check_files: Callable[[str, S, Mapping[str, Path]], None] = _nothing_to_check
@@ -85,7 +85,7 @@ async def close(scorer: Scorer) -> None:
 
 
 def digest_of(*contents: str | Path) -> str:
-    """Return the first 12 hexadecimal digits of sha256 over texts and the bytes of files, in the given order."""
+    """Return 12 hexadecimal digits of sha256 over texts and files' bytes, in the given order."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(hashlib.sha256(content.read_bytes() if isinstance(content, Path) else content.encode()).digest())

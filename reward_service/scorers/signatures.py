@@ -1,4 +1,4 @@
-"""Calls a user's Python scorer with the arguments that its signature asks for, and reads one value per item.
+"""Calls a user's Python scorer by its signature, and reads one value per item.
 
 The names of the parameters decide the signature, in this order:
 
@@ -38,7 +38,7 @@ class Returned:
 
 
 class SignatureMismatch(ValueError):
-    """The item lacks what the function needs, or the function returned something else than its signature promises."""
+    """The item lacks what the function needs, or the returned value does not fit the signature."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,10 @@ class FunctionCaller:
         self._parameters = column_parameters(function, num_texts=2 if self.kind == "ours" else 0)
 
     async def __call__(self, requests: Sequence[ScoreRequest], executor: Executor) -> list[Returned]:
-        """Return a value per item; run a sync function in `executor`. Raises SignatureMismatch and its errors."""
+        """Return a value per item; run a sync function in `executor`.
+
+        Raises SignatureMismatch and its errors.
+        """
         if self.kind == "verl":
             arguments = [self._verl_arguments(request) for request in requests]
             return [_from_verl(await self._call(executor, **each)) for each in arguments]
@@ -108,7 +111,7 @@ class FunctionCaller:
         return [], columns | {name: values for name, values in texts.items() if self._parameters.takes(name)}
 
     def _columns(self, requests: Sequence[ScoreRequest]) -> dict[str, list[Any]]:
-        """Return every column that a request has and the function takes: one value per request, None if missing."""
+        """Return the columns that the function takes: one value per request, None if missing."""
         names = dict.fromkeys(name for request in requests for name in request.columns)
         return {
             name: [request.columns.get(name) for request in requests] for name in names if self._parameters.takes(name)

@@ -1,4 +1,7 @@
-"""The kind `reward_model`: a trained reward model in a folder. Imports torch only when a scorer is built."""
+"""The kind `reward_model`: a trained reward model in a folder.
+
+Imports torch only when a scorer is built.
+"""
 
 from __future__ import annotations
 

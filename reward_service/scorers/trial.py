@@ -23,7 +23,7 @@ SIGNATURES = {
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The scorer functions of a task, as dotted paths by the setting that names each, and a request to score."""
+    """The scorer functions of a task (dotted paths by setting), and a request to score."""
 
     paths: Mapping[str, str]
     request: ScoreRequest

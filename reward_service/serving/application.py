@@ -1,4 +1,4 @@
-"""The reward service as a Ray Serve application: one deployment, called by handle and, if a port is set, by HTTP.
+"""Runs the reward service as a Ray Serve application, called by handle and, with a port, by HTTP.
 
 Both ways lead to the same scorers and the same counts.
 """
@@ -119,7 +119,7 @@ def start_reward_service(
 
 
 def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL) -> None:
-    """Publish the reward model in `folder` to the running application of run `name`, as the scorer `scorer`.
+    """Publish the reward model in `folder` to run `name`'s application, as the scorer `scorer`.
 
     Every replica loads it beside the current one, which serves until then and can still be requested by its version,
     also from replicas that start later: so the folder must not change. Returns when all replicas serve the new model.
@@ -141,16 +141,17 @@ def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL)
 
 
 async def http_server_ended(name: str) -> None:
-    """Wait until the HTTP server of run `name` that this process started has ended, after `stop_reward_service`.
+    """Wait until run `name`'s HTTP server has ended, if this process started it.
 
-    Returns immediately if there is none. Raises InputError if Ray restarted it and its port was taken by then.
+    `stop_reward_service` ends it. Returns immediately if there is none. Raises InputError if Ray restarted it and its
+    port was taken by then.
     """
     if name in _http_actors:
         await _http_actors[name].ended()
 
 
 def stop_reward_service(name: str) -> None:
-    """End the application of run `name` and the HTTP server that this process started; leave the rest of Serve alone.
+    """End run `name`'s application and HTTP server; leave the rest of Serve alone.
 
     Call it from a thread without an event loop. The HTTP server first answers pending requests, for a limited time.
     """

@@ -1,4 +1,4 @@
-"""The HTTP server in a separate process: a Ray actor that listens and calls the application by its handle.
+"""Runs the HTTP server in a Ray actor, which calls the application by its handle.
 
 Serve's own proxy is not used: it buffers bodies without limit and has routes without access control. If the actor
 dies, Ray restarts it, and it listens on the same port.
@@ -34,7 +34,9 @@ def http_actor_name(run_name: str) -> str:
 
 
 class HttpServerActor:
-    """Starts listening in its constructor. With a `feedback_path` it also accepts human feedback and stores it there.
+    """Starts listening in its constructor.
+
+    With a `feedback_path` it also accepts human feedback and stores it there.
 
     A taken address, or one that other machines can reach without a token, is an InputError raised by `listening` and
     `ended`, not by the constructor: Ray would restart the actor and hide the error.
@@ -101,7 +103,10 @@ class HttpServerActor:
         raise RewardError("reward_service", "its HTTP server does not listen: see its log")
 
     async def ended(self) -> None:
-        """Wait until `drain` ends the server, across restarts. Raises InputError if a restarted one can't listen."""
+        """Wait until `drain` ends the server, across restarts.
+
+        Raises InputError if a restarted one can't listen.
+        """
         await asyncio.to_thread(self._running().join)
 
     async def pid(self) -> int:

@@ -1,4 +1,7 @@
-"""One replica of the reward service: its scorers by name and version. Imports neither Ray nor an HTTP library."""
+"""One replica of the reward service: its scorers by name and version.
+
+Imports neither Ray nor an HTTP library.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class RewardService:
         self._since: dict[object, float] = {}
 
     async def check_health(self) -> None:
-        """Raise RewardError if a call has run far beyond its deadline, so that Ray Serve restarts this replica.
+        """Raise RewardError if a call has run far beyond its deadline; Ray Serve restarts it.
 
         Its scorer hangs and would block all later calls.
         """
@@ -72,7 +75,7 @@ class RewardService:
         await self._close_retired()
 
     def take(self, scorers: Mapping[str, Scorer]) -> None:
-        """Serve these scorers from now on; the replaced ones can still be requested by version, older ones can't."""
+        """Serve these scorers; only the ones they replace can still be requested by version."""
         self._serve([Generation(dict(scorers)), *self._generations[:1]])
 
     def _serve(self, generations: list[Generation]) -> None:

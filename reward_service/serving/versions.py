@@ -31,7 +31,7 @@ def published(folder: Path) -> PublishedModel:
 
 
 class ModelVersions(NamedTuple):
-    """The current models, and the previous ones of the same names, which can still be requested by version."""
+    """The current models, and the previous ones, which can still be requested by version."""
 
     present: Models
     previous: Models
