@@ -6,8 +6,11 @@ with its memory. Workers are found by an environment variable, so only those on 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 
 import psutil
 
@@ -15,6 +18,44 @@ MARKER = "ANTIPHON_SESSION"
 """Environment variable of every worker of a session; its value is unique to the session."""
 EXIT_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 0.05
+
+
+class Reaper:
+    """Ends the processes of one session that do not exit; `note` is called with each that was killed.
+
+    `session_id` is the value of MARKER for the session's workers.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.session_id = uuid.uuid4().hex
+        self._note = note
+        self._remembered: dict[str, psutil.Process] = {}
+        self._ending = set[asyncio.Task[None]]()
+
+    def remember(self, name: str, pid: int) -> None:
+        """Remember the process of an actor on this machine."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._remembered[name] = psutil.Process(pid)
+
+    def end_later(self, name: str) -> None:
+        """Wait in the background for the process of an actor that was stopped."""
+        process = self._remembered.pop(name, None)
+        if process is not None:
+            ending = asyncio.create_task(self._end([process]))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def end_all(self) -> None:
+        """Wait for all processes of the session, once its Ray has ended."""
+        await self._end(await asyncio.to_thread(marked, self.session_id))
+
+    async def close(self) -> None:
+        """Wait for the processes of stopped actors."""
+        await asyncio.gather(*self._ending)
+
+    async def _end(self, processes: Sequence[psutil.Process]) -> None:
+        for name in await asyncio.to_thread(end, processes):
+            self._note(f"killed {name}: it did not exit within {EXIT_TIMEOUT_S:g} s")
 
 
 def marked(session_id: str) -> list[psutil.Process]:

@@ -6,7 +6,6 @@ Engines take half a minute to start, so PPO and the evaluation reuse the actors 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
@@ -14,12 +13,10 @@ import os
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 
 from cluster.actors.health import Health, State
@@ -32,7 +29,7 @@ from deploy.run.layout import FEEDBACK
 from deploy.run.metrics_log import MetricsLog
 from deploy.run.reward_models import published_folder
 from deploy.runtime.connect import answers
-from deploy.runtime.processes import EXIT_TIMEOUT_S, MARKER, end, marked
+from deploy.runtime.processes import MARKER, Reaper
 from deploy.runtime.signals import signals_kept_from_children
 from deploy.runtime.startup import StartUp
 from deploy.terminal.view import View
@@ -96,10 +93,8 @@ class Session:
                 note=view.note,
             ),
         )
-        self._id = uuid.uuid4().hex
+        self.reaper = Reaper(view.note)
         self._owns_ray = False
-        self._processes: dict[str, psutil.Process] = {}
-        self._ending = set[asyncio.Task[None]]()
         self._engine_path: Path | None = None
         self._log = MetricsLog(run.path)
         self._rollout_metrics: dict[str, dict[str, float]] = {}
@@ -128,7 +123,7 @@ class Session:
             "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
         }
         if self._owns_ray:
-            env[MARKER] = self._id
+            env[MARKER] = self.reaper.session_id
         if address and address != "auto" and not answers(address):
             raise InputError(address, "no Ray answers at this address (RAY_ADDRESS)")
         with self.start_up.phase("ray"), signals_kept_from_children():
@@ -195,7 +190,9 @@ class Session:
 
     async def _get_ready(self, actor: RemoteActor) -> None:
         await self.start_engine(actor)
-        await self._remember_process(actor)
+        node, pid = await process_of(actor)
+        if node == ray.get_runtime_context().get_node_id():
+            self.reaper.remember(actor.name, pid)
 
     async def start_engine(self, actor: RemoteActor) -> None:
         """Start the engine while the actor imports the reward client.
@@ -205,25 +202,10 @@ class Session:
         """
         await asyncio.gather(actor.start(), actor.preload(self._new_reward_client()))
 
-    async def _remember_process(self, actor: RemoteActor) -> None:
-        """Remember the process of an actor on this machine, so that it can be killed if it hangs."""
-        node, pid = await process_of(actor)
-        if node == ray.get_runtime_context().get_node_id():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._processes[actor.name] = psutil.Process(pid)
-
     async def stop_actor(self, actor: RemoteActor) -> None:
         """Kill an actor; its process is waited for in the background, so that a run need not wait."""
         kill_actor(actor)
-        process = self._processes.pop(actor.name, None)
-        if process is not None:
-            ending = asyncio.create_task(self._end([process]))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
-
-    async def _end(self, processes: Sequence[psutil.Process]) -> None:
-        for name in await asyncio.to_thread(end, processes):
-            self.view.note(f"killed {name}: it did not exit within {EXIT_TIMEOUT_S:g} s")
+        self.reaper.end_later(actor.name)
 
     async def rewards(self) -> RetryingRewardClient:
         """Return a client of the run's reward service, started by the first call, or of `reward_service.url`."""
@@ -398,8 +380,8 @@ class Session:
             await asyncio.to_thread(stop_reward_service, self.config.run.name)
         await asyncio.to_thread(ray.shutdown)
         if self._owns_ray:
-            await self._end(await asyncio.to_thread(marked, self._id))
-        await asyncio.gather(*self._ending)
+            await self.reaper.end_all()
+        await self.reaper.close()
 
 
 def dtype_of(config: RunConfig, policy: Path) -> str:

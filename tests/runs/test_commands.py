@@ -129,6 +129,7 @@ def interrupt(process: subprocess.Popen[str], number: signal.Signals, before: se
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 130, errors
+    assert "never retrieved" not in errors, errors
     assert errors.strip().splitlines()[-1].startswith("interrupted; the same command resumes")
     left = {pid: process for pid, process in running().items() if pid in started - before}
     assert not left, [command_of(process) for process in left.values()]

@@ -110,7 +110,6 @@ def _hang(file: Path) -> None:
 SESSION = """
 import asyncio, subprocess, sys
 from pathlib import Path
-import psutil
 from cluster.actors.remote import RemoteActor, process_of, start_actor
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
@@ -125,7 +124,7 @@ async def main():
         session = Session(config, RunDirectory(folder), view)
         hanging = subprocess.Popen(["sleep", "600"])
         print(hanging.pid)
-        session._processes["stopped"] = psutil.Process(hanging.pid)
+        session.reaper.remember("stopped", hanging.pid)
         await session.stop_actor(RemoteActor("stopped", None))
         session.connect()
         for number in range(3):
