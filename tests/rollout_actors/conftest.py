@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rollout_actors import actor as rollout_actor
 from tests.support.chat import write_chat_model
 from tests.support.tiny import build_folder
 
@@ -30,3 +31,9 @@ def folder(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chat_model(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the last call for tickets of an actor that stops end soon."""
+    monkeypatch.setattr(rollout_actor, "ADMIT_WAIT_S", 0.05)
