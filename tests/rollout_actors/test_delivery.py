@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from cluster.errors import RewardError, RewardUnavailable
+from cluster.queue.protocol import ProducerQueue
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import FinishedGroup, Segment, Ticket
 from rollout_actors import delivery
@@ -22,7 +24,7 @@ PROMPT = [5, 6]
 
 
 class Puts:
-    """A queue that records every call."""
+    """The two methods of a queue that deliveries call; records the calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
@@ -51,7 +53,7 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.puts, self.rewards = Puts(), FakeRewardClient()
         tokenizer = PromptTokenizer(str(folder), max_prompt_tokens=4)
-        self.deliveries = Deliveries(tokenizer, self.puts, self.rewards)
+        self.deliveries = Deliveries(tokenizer, cast(ProducerQueue, self.puts), self.rewards)
 
     def add(self, *groups: int, task: str = "test") -> None:
         for group in groups:
