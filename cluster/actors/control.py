@@ -6,23 +6,23 @@ import asyncio
 
 
 class RunControl:
-    """What a running run can be told from outside; lives in a registered actor."""
+    """Holds the requested number of rollout actors of a running run; a registered actor, so other commands find it."""
 
     def __init__(self, num_rollout_actors: int) -> None:
         self._num_rollout_actors = num_rollout_actors
-        self._is_a_persons = False
+        self._is_set_by_person = False
         self._changed = asyncio.Condition()
 
     async def set_num_rollout_actors(self, num: int) -> int:
-        """A person asks for another number of rollout actors; returns the number asked for before."""
-        self._is_a_persons = True
+        """Set the number on a person's request, which ends suggestions; returns the previous number."""
+        self._is_set_by_person = True
         return await self._set(num)
 
     async def suggest_num_rollout_actors(self, num: int) -> bool:
-        """A policy asks for another number, which counts until a person has asked; whether it did."""
-        if not self._is_a_persons:
+        """Set the number on an autoscaler's request unless a person has set it; returns whether it was set."""
+        if not self._is_set_by_person:
             await self._set(num)
-        return not self._is_a_persons
+        return not self._is_set_by_person
 
     async def _set(self, num: int) -> int:
         async with self._changed:
@@ -31,13 +31,12 @@ class RunControl:
             return before
 
     async def wait_num_rollout_actors(self, than: int) -> int:
-        """Wait until another number than `than` is asked for; woken by `set_num_rollout_actors` and its like, ended
-        by cancellation of the run."""
+        """Wait until the requested number differs from `than` and return it; woken by the two setters."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._num_rollout_actors != than)
             return self._num_rollout_actors
 
 
 def control_name(run_name: str) -> str:
-    """Under which name a run's RunControl is registered."""
+    """Return the name under which a run's RunControl is registered."""
     return f"antiphon-control-{run_name}"

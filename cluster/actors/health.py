@@ -1,7 +1,7 @@
-"""How each actor of a pool is: probed again and again, each time with a deadline. Knows not what an actor does.
+"""Track the health of the actors in a pool, by periodic probes with a deadline.
 
-STARTING until it is ready; STALE while it has nothing to serve with; HEALTHY; SUSPECT after a probe that it did not
-answer in time, when others are asked rather than it; DEAD after another one, or when its process is gone.
+STARTING until it is ready; STALE while it has nothing to serve with; HEALTHY; SUSPECT after one missed probe, while
+calls go to other actors; DEAD after a second missed probe in a row, or if its process has died.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_MISSED_PROBES = 2
 
 
 class State(StrEnum):
-    """What is known of an actor."""
+    """Health of an actor."""
 
     STARTING = "STARTING"
     STALE = "STALE"
@@ -28,7 +28,7 @@ class State(StrEnum):
 
 
 class Health:
-    """The states of actors by their names. `probe` answers whether an actor has what it serves with."""
+    """Probes actors and holds their states by name. `probe` returns whether an actor has something to serve with."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class Health:
         self.states: dict[str, State] = {}
 
     def num(self, state: State) -> int:
-        """Actors in that state."""
+        """Return the number of actors in a state."""
         return sum(found == state for found in self.states.values())
 
     async def watch(self, actor: RemoteActor) -> None:
-        """Probe an actor that is ready until it is DEAD, then raise why: ActorDied where it does not answer."""
+        """Probe a started actor until it is DEAD, then raise the reason: ActorDied if it does not answer."""
         name, num_missed = actor.name, 0
         self.states[name] = State.STALE
         while True:

@@ -1,9 +1,9 @@
-"""Keeps a changing set of actors at work and says what happens when one fails.
+"""Keep a changing set of actors running and replace those that fail.
 
-The policy: a failed actor is replaced once its work has been handed over, as often in an hour as its budget says, after
-a pause that grows where it fails again soon; one that does not answer its probes has failed; one failure
-more, or no actor left, ends the run with that actor's own error. One that does not start in time while others are at
-work, because no machine has room for it, is told in a note and done without. Knows nothing of what the actors do.
+A failed actor is replaced after its work was handed over, up to a number of restarts per hour, after a pause that grows
+if it fails again soon. An actor that does not answer its probes has failed. A failure beyond the budget, or the loss of
+the last actor, ends the run with that actor's error. If an actor cannot start because no machine has room, the pool
+prints a note and continues without it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 
 
 class ActorPool:
-    """A set of actors that `resize` grows and shrinks and `supervise` keeps at work.
+    """Starts, resizes and stops a set of actors; `supervise` runs their work.
 
-    `start(name)` returns a ready actor; `stop(actor)` ends its process; names are never used twice. Where there is a
-    `health`, every actor at work is probed.
+    `start(name)` returns a ready actor; `stop(actor)` ends its process; names are never used twice. If `health` is
+    given, every working actor is probed.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class ActorPool:
         await self.add(num - len(self.actors))
 
     async def add(self, num: int) -> list[RemoteActor]:
-        """Start `num` more actors, side by side; raises the error of one that fails to start."""
+        """Start `num` more actors concurrently. Raises the error of one that fails to start."""
         started = list(await asyncio.gather(*(self._start(self._next_name()) for _ in range(num))))
         await self._join(started)
         return started
 
     async def add_with_room(self, num: int) -> list[RemoteActor]:
-        """As `add`, but one that does not start in time is told in a note and left out."""
+        """Like `add`, but an actor that does not start in time is left out, with a note."""
         started: list[RemoteActor] = []
         for outcome in await asyncio.gather(*(self.add(1) for _ in range(num)), return_exceptions=True):
             if isinstance(outcome, DeadlineExceeded):
@@ -77,7 +77,7 @@ class ActorPool:
         return started
 
     def do_without(self, error: DeadlineExceeded) -> None:
-        """Go on with the actors that there are. Raises the error where there is none."""
+        """Continue with the running actors, with a note. Raises the error if there is none."""
         if not self.actors:
             raise error
         self._note(f"{error}; the run goes on with {len(self.actors)}")
@@ -88,8 +88,10 @@ class ActorPool:
             self._joined.notify_all()
 
     async def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the first actor. If that one fails while the pool is supervised, ask the next that is
-        there, its replacement if need be (woken by its start; `supervise` ends the wait when none will come)."""
+        """Call a method of the first healthy actor; if it fails while the pool is supervised, retry on another one.
+
+        Waits for a replacement if all have failed (woken when it starts).
+        """
         failed: set[str] = set()
         while True:
             async with self._joined:
@@ -118,27 +120,27 @@ class ActorPool:
         lost: Callable[[str], Awaitable[None]],
         wanted: Callable[[int], Awaitable[int]],
     ) -> None:
-        """Keep every actor at `work` until all of them have returned, which they do when they are told to leave.
+        """Run `work` on every actor until all calls have returned, which they do after `dismiss`.
 
-        `wanted(n)` waits until another number than n is asked for and returns it: actors then join, or are told to
-        leave and their `work` returns. `lost(name)` takes back what a failed actor held before its replacement starts.
-        Raises the error of the part that ended unexpectedly.
+        `wanted(n)` waits until a number other than n is requested and returns it: actors are then added, or asked to
+        stop. `lost(name)` takes back what a failed actor held, before its replacement starts. Raises the first error
+        that the policy does not handle.
         """
-        crew = _Crew(self, work, lost)
-        resizing = asyncio.create_task(crew.follow(wanted))
+        workers = _Workers(self, work, lost)
+        resizing = asyncio.create_task(workers.follow(wanted))
         self._supervised, self.is_dismissed = True, False
         try:
             for actor in self.actors:
-                crew.employ(actor)
-            await crew.all_done(resizing)
+                workers.start(actor)
+            await workers.all_done(resizing)
         finally:
             self._supervised = False
             resizing.cancel()
-            crew.dismiss()
+            workers.dismiss()
             await asyncio.gather(resizing, return_exceptions=True)
 
     async def replace(self, actor: RemoteActor, error: AntiphonError) -> RemoteActor:
-        """A new actor for a failed one. Raises the failed one's error when its budget is spent."""
+        """Start a new actor for a failed one. Raises the failed one's error if its restart budget is spent."""
         self.actors.remove(actor)
         await self._stop(actor)
         slot, now = actor.name.split("+")[0], time.monotonic()
@@ -155,9 +157,9 @@ class ActorPool:
         return replacement
 
     async def dismiss(self) -> None:
-        """Tell every actor to leave, which ends `supervise`; they stay for other work, as do those that just start."""
+        """Ask every actor to stop its work, which ends `supervise`; the processes stay, also starting ones."""
         self.is_dismissed = True
-        await asyncio.gather(*(_tell_to_leave(actor) for actor in list(self.actors)))
+        await asyncio.gather(*(_ask_to_stop(actor) for actor in list(self.actors)))
 
     async def close(self) -> None:
         """End every actor's process."""
@@ -165,13 +167,13 @@ class ActorPool:
         await asyncio.gather(*(self._stop(actor) for actor in actors))
 
     async def discharge(self, actor: RemoteActor) -> None:
-        """End the process of an actor that has left."""
+        """End the process of an actor that has stopped its work."""
         self.actors.remove(actor)
         await self._stop(actor)
 
 
-class _Crew:
-    """The tasks of one `supervise` call: one an actor, from its start to its return."""
+class _Workers:
+    """The tasks of one `supervise` call: one per actor, from its start until its work returns."""
 
     def __init__(
         self,
@@ -185,10 +187,10 @@ class _Crew:
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
 
-    def employ(self, actor: RemoteActor) -> None:
-        self._tasks.add(asyncio.create_task(self._keep_at_work(actor)))
+    def start(self, actor: RemoteActor) -> None:
+        self._tasks.add(asyncio.create_task(self._run(actor)))
 
-    async def _keep_at_work(self, actor: RemoteActor) -> None:
+    async def _run(self, actor: RemoteActor) -> None:
         while not self._pool.is_dismissed:
             try:
                 await self._work_probed(actor)
@@ -208,7 +210,7 @@ class _Crew:
                 return
 
     async def _work_probed(self, actor: RemoteActor) -> None:
-        """The actor's work; its end where it does not answer its probes."""
+        """Run the actor's work; raise ActorDied if it does not answer its probes."""
         health = self._pool.health
         if health is None:
             return await self._work(actor)
@@ -223,19 +225,19 @@ class _Crew:
             health.states.pop(actor.name, None)
 
     async def follow(self, wanted: Callable[[int], Awaitable[int]]) -> None:
-        """Consume wishes for another number of actors, one after the other; ended by cancellation."""
+        """Resize the pool whenever another number is requested, until cancelled."""
         num = len(self._pool.actors)
         while True:
             num = await wanted(num)
             staying = [actor for actor in self._pool.actors if actor.name not in self._leaving]
             for actor in staying[num:]:
                 self._leaving.add(actor.name)
-                await _tell_to_leave(actor)
+                await _ask_to_stop(actor)
             for actor in await self._pool.add_with_room(num - len(staying)):
-                self.employ(actor)
+                self.start(actor)
 
     async def all_done(self, resizing: asyncio.Task[Any]) -> None:
-        """Wait for every actor's task, those that join on the way included; raises the first error."""
+        """Wait for every actor's task, including actors added meanwhile. Raises the first error."""
         while self._tasks:
             done, _ = await asyncio.wait({*self._tasks, resizing}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -247,7 +249,7 @@ class _Crew:
             task.cancel()
 
 
-async def _tell_to_leave(actor: RemoteActor) -> None:
-    """Ask an actor to stop its work; one that is gone has stopped, and its supervision says what follows."""
+async def _ask_to_stop(actor: RemoteActor) -> None:
+    """Ask an actor to stop its work. A dead one has stopped already; its supervision handles that."""
     with contextlib.suppress(ActorDied):
         await actor.stop()

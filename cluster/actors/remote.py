@@ -1,7 +1,7 @@
-"""The one file that says `.remote`: starts Ray actors and tasks and gives them plain async faces.
+"""Start Ray actors and tasks and call them as plain async objects; the only file that calls `.remote`.
 
-Stations are plain classes with async methods; behind `RemoteActor` a call is awaited the same way, and an error
-raised on the other side comes out as the error that was raised, or as ActorDied with the actor's name.
+Actors are plain classes with async methods. A call through `RemoteActor` is awaited the same way. It raises the error
+that the method raised, or ActorDied with the actor's name if its process died.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAMESPACE = "antiphon"
 
 
 class RemoteActor:
-    """Async face of one Ray actor: ``await face.method(...)``. Travels between processes."""
+    """Async proxy of one Ray actor: ``await actor.method(...)``. Can be pickled."""
 
     def __init__(self, name: str, handle: Any) -> None:
         self.name = name
@@ -52,7 +52,7 @@ async def _await(name: str, reference: Any) -> Any:
 
 
 def _cause(error: RayTaskError) -> BaseException:
-    """The error that was raised on the other side, with the remote traceback as a note."""
+    """Return the error that was raised in the actor, with the remote traceback as a note."""
     cause: BaseException | None = error.cause
     if cause is None:
         return RuntimeError(str(error))
@@ -72,10 +72,10 @@ def start_actor(
     pinned_and_restarted: bool = False,
     **kwargs: Any,
 ) -> RemoteActor:
-    """Start `cls(*args, **kwargs)` in a process of its own; returns at once, the constructor may still run.
+    """Start `cls(*args, **kwargs)` in a separate process; returns at once, while the constructor may still run.
 
-    `registered_as` makes it findable by `find_actor`; `log_path` takes what its process prints; `pinned_and_restarted`
-    keeps it on this node and has Ray start it again when its process dies.
+    `find_actor` finds it by `registered_as`; its process prints to `log_path`; `pinned_and_restarted` pins it to this
+    node and lets Ray restart it if its process dies.
     """
     options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0}
     if registered_as:
@@ -115,7 +115,7 @@ def redirect_output(path: Path) -> None:
 
 
 def find_actor(registered_as: str) -> RemoteActor:
-    """The actor registered under that name. Raises InputError when there is none (its run has ended)."""
+    """Return the actor registered under a name. Raises InputError if there is none (its run has ended)."""
     try:
         return RemoteActor(registered_as, ray.get_actor(registered_as, namespace=NAMESPACE))
     except ValueError as error:
@@ -123,7 +123,7 @@ def find_actor(registered_as: str) -> RemoteActor:
 
 
 def kill_actor(actor: RemoteActor) -> None:
-    """End an actor's process now; nothing happens if it is gone, or if this process has left Ray."""
+    """Kill an actor's process; no-op if it has died, or if this process is not connected to Ray."""
     if ray.is_initialized():
         ray.kill(actor.handle, no_restart=True)
 
@@ -139,7 +139,7 @@ def _own_process(instance: Any) -> tuple[str, int]:
 
 
 async def within(awaitable: Awaitable[Any], timeout_s: float, *, where: str, waited_for: str) -> Any:
-    """Await with a deadline. Raises DeadlineExceeded saying what was waited for."""
+    """Await with a deadline. Raises DeadlineExceeded naming what was waited for."""
     try:
         return await asyncio.wait_for(awaitable, timeout_s)
     except TimeoutError as error:
@@ -147,7 +147,7 @@ async def within(awaitable: Awaitable[Any], timeout_s: float, *, where: str, wai
 
 
 async def call_handle(handle: Any, method: str, *args: Any, name: str, **kwargs: Any) -> Any:
-    """Call a method of a Ray Serve deployment handle and await its answer; cancelled, it cancels the call."""
+    """Call a method of a Ray Serve deployment handle and await its answer; cancellation cancels the call."""
     response = getattr(handle, method).remote(*args, **kwargs)
     try:
         return await _await(name, response)
@@ -166,7 +166,7 @@ async def stream_task(
     env: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> AsyncIterator[Any]:
-    """Run a generator function in a process of its own and yield what it yields, as it yields it."""
+    """Run a generator function in a separate process and yield its items as they arrive."""
 
     def run(*args: Any, **kwargs: Any) -> Iterator[Any]:
         if log_path is not None:

@@ -1,7 +1,6 @@
-"""Which prompt comes next: every task's rows in a seeded order of their own, the tasks mixed by their weights.
+"""Order the prompts: each task's rows in a seeded order, the tasks mixed by their weights.
 
-A function of the seed and of the prompt's number, never of the order of arrival, so that a run goes on with the prompts
-that it would have had. Knows neither tickets nor what is done with a prompt.
+The order depends only on the seed and the prompt's number, so a resumed run gets the same prompts.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ Row = Mapping[str, Any]
 
 
 def mixed(weights: Sequence[float]) -> Iterator[int]:
-    """Which of several sources is drawn from next, for ever: the one that is furthest behind its share.
+    """Yield, without end, the index of the source that is furthest below its share.
 
-    Of several such the first. No source is ever a whole draw ahead of its share, so a stretch of any length has about
+    On a tie, the first. No source is ever a whole draw ahead of its share, so a stretch of any length has about
     as much of each as the weights say.
     """
     total = sum(weights)
@@ -30,7 +29,7 @@ def mixed(weights: Sequence[float]) -> Iterator[int]:
 
 
 class PromptOrder:
-    """Which data row prompt number g is: a seeded permutation of the rows an epoch."""
+    """Maps prompt numbers to data rows: one seeded permutation of the rows per epoch."""
 
     def __init__(self, rows: Sequence[Row], seed: int | str) -> None:
         self._rows = rows
@@ -48,7 +47,7 @@ class PromptOrder:
 
 
 class TaskPrompts(NamedTuple):
-    """The prompts of one task, and how often they come beside those of the others."""
+    """The prompts of one task, and their weight among the tasks."""
 
     task: str
     rows: Sequence[Row]
@@ -56,14 +55,14 @@ class TaskPrompts(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """A data row and the task that it is of."""
+    """A data row and the name of its task."""
 
     task: str
     row: Row
 
 
 class MixedPrompts:
-    """Which task and which of its rows prompt number g is; ten bytes are kept of every prompt so far."""
+    """Maps prompt numbers to a task and one of its rows; stores ten bytes per prompt so far."""
 
     def __init__(self, tasks: Sequence[TaskPrompts], seed: int) -> None:
         self._names = [task.task for task in tasks]
@@ -74,7 +73,7 @@ class MixedPrompts:
         self._sources, self._places = array("H"), array("Q")
 
     def prompt(self, group: int) -> Prompt:
-        """The prompt of that number."""
+        """Return the prompt with this number."""
         while len(self._places) <= group:
             source = next(self._draws)
             self._sources.append(source)

@@ -1,8 +1,8 @@
-"""The files of an append-only log: Arrow IPC streams with a checksum for every record batch, Parquet once closed.
+"""Read and write an append-only log: Arrow IPC streams with a checksum per record batch, Parquet once closed.
 
-`records-NNNNNN.arrows` is written batch by batch, each on the disk before the next begins, so that only the last one
-of a file can be torn: a file cut anywhere is read to its last whole batch, and nothing is ever appended to an old file.
-A closed one becomes `records-NNNNNN.parquet`. Knows what a column is called and no kind of record.
+`records-NNNNNN.arrows` is written batch by batch, each synced before the next, so only the last batch of a file can be
+torn. A torn file is read up to its last whole batch and never appended to. A closed file becomes
+`records-NNNNNN.parquet`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ CHECKSUM = b"blake2b"
 VERSION = b"antiphon_records"
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
 ROWS_A_GROUP = 8_192
-"""Records that are made Parquet at once: more cost memory, fewer cost space."""
+"""Records per Parquet row group: more need memory, fewer need space."""
 ROWS_AT_ONCE = 65_536
-"""Records that are unpacked at once by those who go through a log."""
+"""Records that readers unpack at a time."""
 
 
 class LogFile:
-    """One file of the log, being written. Its methods block: the disk is waited for."""
+    """One file of the log that is being written. Its methods block until the disk has synced."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class LogFile:
 
     @property
     def size_bytes(self) -> int:
-        """What is on the disk."""
+        """Size on the disk."""
         return self._file.tell()
 
     def append(self, records: Sequence[Record]) -> None:
@@ -52,7 +52,7 @@ class LogFile:
         self._sync()
 
     def close(self) -> None:
-        """End the stream: nothing more is written here."""
+        """End the stream and close the file."""
         self._writer.close()
         self._sync()
         self._file.close()
@@ -62,18 +62,18 @@ class LogFile:
 
 
 def _checksum(batch: pa.RecordBatch) -> bytes:
-    """Over the batch as it is written."""
+    """Return the checksum of the batch as written."""
     return hashlib.blake2b(batch.serialize(), digest_size=16).hexdigest().encode()
 
 
 def next_path(folder: Path) -> Path:
-    """Where the next file of the log goes."""
+    """Return the path of the next file of the log."""
     last = max((int(name.removeprefix("records-")) for name in _names(folder)), default=-1)
     return folder / f"records-{last + 1:06d}{STREAM}"
 
 
 def open_streams(folder: Path) -> list[Path]:
-    """The files that were never closed, or not yet made Parquet."""
+    """Return the files that were never closed or not yet converted to Parquet."""
     return sorted(folder.glob(f"records-*{STREAM}"))
 
 
@@ -111,13 +111,13 @@ def _write_parquet(stream: Path, path: Path) -> None:
 
 
 def _whole_table(batches: Sequence[pa.RecordBatch], where: Path) -> pa.Table:
-    """Batches with all columns of SCHEMA, also those that an older writer did not know."""
+    """Batches with all columns of SCHEMA, with nulls for those that an older writer lacked."""
     table = _conformed(pa.Table.from_batches(batches), SCHEMA.names, where)
     return table.replace_schema_metadata(SCHEMA.metadata)
 
 
 def read_log(folder: Path, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
-    """Every record of a log, in order, with these columns of SCHEMA; those that an older writer did not know are null.
+    """Every record of a log, in order, with these columns of SCHEMA; columns that an older writer lacked are null.
 
     Raises RecorderError naming the file that is damaged, or the records that are missing.
     """
@@ -127,7 +127,7 @@ def read_log(folder: Path, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
 
 
 def read_files(folder: Path, columns: Sequence[str] = SCHEMA.names) -> dict[str, pa.Table]:
-    """The log as `read_log` gives it, file by file under their names; raises what it raises."""
+    """Return the log as `read_log` does, but one table per file name; raises the same errors."""
     tables, num = {}, 0
     for name in _names(folder):
         tables[name] = table = read_file(folder, name, columns)
@@ -141,13 +141,13 @@ def read_files(folder: Path, columns: Sequence[str] = SCHEMA.names) -> dict[str,
 
 
 def read_file(folder: Path, name: str, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
-    """One file of the log, whatever it has become meanwhile."""
+    """Return one file of the log, from its stream or its Parquet."""
     wanted = list(dict.fromkeys(["number", *columns]))
     return _conformed(_read(folder, name, wanted), wanted, folder / name)
 
 
 def _read(folder: Path, name: str, columns: Sequence[str]) -> pa.Table:
-    """One file: the stream, or the Parquet that it has become meanwhile."""
+    """Read a file from its stream, or from Parquet if it was converted meanwhile."""
     try:
         return _read_stream(folder / f"{name}{STREAM}")
     except FileNotFoundError:
@@ -165,9 +165,9 @@ def _read_stream(path: Path) -> pa.Table:
 
 
 def whole_batches(data: bytes | pa.Buffer, where: Path) -> Iterator[pa.RecordBatch]:
-    """The batches in a stream's bytes, up to one that is torn.
+    """Yield the batches in a stream's bytes, up to a torn one.
 
-    Raises RecorderError where an altered one is not the last: that was no crash.
+    Raises RecorderError if an altered batch is not the last one: a crash cannot cause that.
     """
     source = pa.BufferReader(data)
     try:
@@ -192,7 +192,7 @@ def whole_batches(data: bytes | pa.Buffer, where: Path) -> Iterator[pa.RecordBat
 
 
 def _conformed(table: pa.Table, columns: Sequence[str], where: Path) -> pa.Table:
-    """The columns in the types of SCHEMA, whoever wrote them."""
+    """Return the columns in the types of SCHEMA, whichever version wrote them."""
     version = (table.schema.metadata or {}).get(VERSION)
     if version != SCHEMA.metadata[VERSION]:
         raise RecorderError(str(where), f"holds records of version {version!r}, not {SCHEMA.metadata[VERSION]!r}")

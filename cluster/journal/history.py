@@ -1,7 +1,7 @@
-"""The history that stands: what a run's log says happened, without what a later command did again.
+"""Read a run's journal: what happened, without the events that a later command repeated.
 
-Counts the ledger, gives back the trajectories of each step as they were trained, and says where a run can go on. Reads;
-writes nothing, and keeps an index of the log in memory, not what was sampled.
+Counts the ledger, rebuilds the trajectories of each step as trained, and finds the point to resume from. Writes
+nothing; keeps an index of the log in memory, not the samples.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from cluster.trajectory import Trajectory
 INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps", "settings")
 """The columns that are read for every record; the others for the trajectories that are asked for."""
 FILES_AT_ONCE = 2
-"""Files of the log that are kept in memory after they were read."""
+"""Files of the log that are cached in memory."""
 
 
 @dataclass(slots=True)
 class _Rows:
-    """Where a trajectory's records are in the log."""
+    """Positions of a trajectory's records in the log."""
 
     group: int
     tokens: list[int]
@@ -36,7 +36,7 @@ class _Rows:
 
 
 class History:
-    """One log, read when this is made. Raises RecorderError where it is damaged."""
+    """One log, read when this is made. Raises RecorderError if it is damaged."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -77,7 +77,7 @@ class History:
                 self._published[record["version"]] = row
 
     def _rewind(self, version: int, group: int) -> None:
-        """Forget what a command that goes on after `version`, with `group` the next to admit, does again."""
+        """Drop everything after `version` and from `group` on: the resumed command repeats it."""
         self._admitted = {number: index for number, index in self._admitted.items() if number < group}
         self._void = {number for number in self._void if number < group}
         self._rows = {uid: rows for uid, rows in self._rows.items() if rows.group < group}
@@ -94,7 +94,7 @@ class History:
 
     @property
     def lengths(self) -> tuple[tuple[int, int], ...]:
-        """How many steps the run was to have from which version on; nothing where a log of before does not say so."""
+        """Return pairs (version, number of steps of the run from there on); empty if an older log lacks them."""
         return tuple(sorted(self._lengths.items()))
 
     @property
@@ -103,7 +103,7 @@ class History:
         return tuple(sorted(self._settings.items()))
 
     def step_of(self, uid: str) -> int | None:
-        """The step that a trajectory was trained in; None for one that was not."""
+        """Return the step that trained a trajectory, or None."""
         return next((step for step, uids in self._steps.items() if uid in uids.values()), None)
 
     @property
@@ -112,7 +112,7 @@ class History:
         return sorted(self._published)
 
     def checksums(self, version: int) -> dict[str, str]:
-        """Each tensor's checksum of a version that was published, as it was last."""
+        """Return each tensor's checksum of a version, as last published."""
         record = self._records([self._published[version]])[0]
         return dict(record["checksums"])
 
@@ -127,7 +127,7 @@ class History:
         return sorted(set(self._admitted) - self._trained() - self._void)
 
     def standing(self, num_responses: int) -> ResumePoint:
-        """Where the run goes on that samples so many responses to a prompt: no group of it is admitted again.
+        """Return the queue state to resume from; groups already admitted are not admitted again.
 
         What is scored waits for its step; what is begun goes on from its closed segments.
         """
@@ -155,7 +155,7 @@ class History:
         )
 
     def groups(self, step: int) -> list[list[Trajectory]]:
-        """The groups of a step as they were trained, in their order. Raises RecorderError where it was not trained."""
+        """Return the groups of a step in their order, as trained. Raises RecorderError if it was not trained."""
         if step not in self._steps:
             raise RecorderError(str(self._folder), f"step {step} is not in the log")
         uids = [uid for _, uid in sorted(self._steps[step].items())]
@@ -167,7 +167,7 @@ class History:
         return [to_trajectory([next(records) for _ in rows.tokens], next(records), step=step) for rows in where]
 
     def _records(self, rows: Sequence[int]) -> list[Record]:
-        """The records in these places of the log, in this order."""
+        """Return the records at these positions of the log, in this order."""
         files = [bisect_right(self._starts, row) - 1 for row in rows]
         found: dict[int, Record] = {}
         for place in sorted(set(files)):
@@ -178,7 +178,7 @@ class History:
 
 
 def _place(uid: str) -> int:
-    """Which response of its group it is."""
+    """Return the index of a response in its group."""
     return int(uid.rpartition("-")[2])
 
 

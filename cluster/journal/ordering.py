@@ -1,4 +1,4 @@
-"""Which records are new, which repeat an earlier call and which are refused: the order that a recorder keeps.
+"""Decide which records are new, which repeat an earlier call, and which are refused.
 
 A trajectory's records come as TOKENS 0, 1, ..., SCORE, TRAIN within its group's ADMIT and VOID. A record that is there
 already changes nothing, whoever sends it; a new one from an actor declared dead is refused; one that comes before what
@@ -14,7 +14,7 @@ from cluster.errors import RecorderError, TrajectoryRefused
 from cluster.journal.events import Record, actor_name
 
 COLUMNS = ("kind", "incarnation", "version", "group", "uid", "segment", "actor", "generation")
-"""The columns that the order depends on."""
+"""The columns that decide it."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Sequencer:
         self._published: tuple[str, int] | None = None
 
     def require_alive(self, records: Sequence[Record]) -> None:
-        """Raise TrajectoryRefused where one of these records is new and comes from an actor that was declared dead."""
+        """Raise TrajectoryRefused if one of these records is new and comes from an actor that was declared dead."""
         for record in records:
             if record["kind"] != "TOKENS" or record["generation"] > self._fenced.get(record["actor"], -1):
                 continue
@@ -47,7 +47,7 @@ class Sequencer:
                 raise TrajectoryRefused(record["uid"], f"{sender} was declared dead before it sent this")
 
     def accept(self, record: Record) -> bool:
-        """Whether the record is new; then it is taken. Raises RecorderError where it comes too early."""
+        """Return whether the record is new, and accept it if so. Raises RecorderError if it comes too early."""
         accept = {
             "START": self._start,
             "ADMIT": self._admit,
@@ -61,7 +61,7 @@ class Sequencer:
         return accept(record)
 
     def _start(self, record: Record) -> bool:
-        """A command's actors have the names of those before; what is open goes on, and later groups come again."""
+        """Start a command: its actors reuse earlier names, open groups continue, later groups are admitted again."""
         if record["incarnation"] == self._started:
             return False
         self._started, self._next_group = record["incarnation"], record["group"]
@@ -80,7 +80,7 @@ class Sequencer:
         return True
 
     def _group(self, record: Record) -> _Group | None:
-        """The group that a record is about, or None where it is closed already."""
+        """Return the record's group, or None if it is closed."""
         number = record["group"]
         if number >= self._next_group:
             raise RecorderError(record["uid"], f"{record['kind']} before its group was admitted")
