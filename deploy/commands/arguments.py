@@ -23,6 +23,12 @@ Lines = Annotated[
 RunsDir = Annotated[Path | None, typer.Option(help="Folder of the run directories.", show_default="runs")]
 Name = Annotated[str | None, typer.Option(help="Name of the run.", show_default="the run file's folder")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the results of the run and start over.")]
+AllowChanges = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changes", help="Resume with other settings; those that matter are recorded from the next step on."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved run file and exit.")]
 
 
@@ -34,6 +40,7 @@ class RunOptions:
     runs_dir: RunsDir = None
     name: Name = None
     fresh: Fresh = False
+    allow_changes: AllowChanges = False
     dry_run: DryRun = False
 
 

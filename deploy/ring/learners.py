@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import InputError
@@ -11,15 +12,16 @@ from learner.estimators import needs_of
 from learner.place import Place
 from learner.ppo.group import PPOLearnerGroup
 from learner.ppo.rank import LearnerSettings
-from learner.ppo.schedule import Lengths
+from learner.ppo.schedule import Lengths, Phase
 
 
 async def start_learners(
-    session: Session, checkpoint: Path | None, first_step: int, *, lengths: Lengths
+    session: Session, checkpoint: Path | None, first_step: int, *, lengths: Lengths, phases: Sequence[Phase] = ()
 ) -> PPOLearnerGroup:
     """Start the learner group at version `first_step` - 1: the checkpoint's, or the policy that PPO starts from.
 
-    `lengths` are pairs (version, number of steps): the run's planned length from each version on.
+    `lengths` are pairs (version, number of steps): the run's planned length from each version on. `phases` are its
+    settings from each version on, if they changed.
     """
     config, policy = session.config, policy_path(session.config, session.run.path)
     if config.rollout_actors.responses_per_prompt == 1 and needs_of(config.learner.advantages).groups:
@@ -39,6 +41,7 @@ async def start_learners(
         config.rollout_actors.temperature,
         tasks=tuple(config.tasks),
         lengths=tuple(lengths),
+        phases=tuple(phases),
         version=first_step - 1,
     )
     return await PPOLearnerGroup.start(settings)

@@ -14,9 +14,11 @@ from pathlib import Path
 from cluster.journal.history import History
 from cluster.ledger import ResumePoint
 from deploy.config.schema import RunConfig
+from deploy.ring.phases import resumed_phases
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
 from deploy.run.stages import checkpoint_step
+from learner.ppo.schedule import Phase
 
 POSITION = "position.json"
 """File in a checkpoint with the numbers of trained and voided groups, for a run whose journal is lost."""
@@ -27,7 +29,8 @@ class Resumption:
     """Where a run resumes: `checkpoint` holds version `kept`, `trained` is the last trained step of the journal.
 
     `standing` is the queue's state after that step. `lengths` are pairs (version, number of steps): the run's planned
-    length from each version on, this command's included.
+    length from each version on, this command's included. `phases` are its settings from each version on, if they
+    changed.
     """
 
     checkpoint: Path | None
@@ -36,6 +39,7 @@ class Resumption:
     standing: ResumePoint
     lengths: tuple[tuple[int, int], ...]
     history: History | None = None
+    phases: tuple[Phase, ...] = ()
 
     def summary(self) -> str | None:
         """Describe what the run resumes from and what it repeats; None for a new run."""
@@ -72,4 +76,6 @@ def resumption(run: RunDirectory, config: RunConfig, checkpoint: Path | None) ->
         return Resumption(checkpoint, kept, kept, standing, ((kept, config.learner.num_steps),))
     standing = history.standing(config.rollout_actors.responses_per_prompt)
     before = tuple((version, num) for version, num in history.lengths if version < trained)
-    return Resumption(checkpoint, kept, trained, standing, (*before, (trained, config.learner.num_steps)), history)
+    lengths = (*before, (trained, config.learner.num_steps))
+    phases = resumed_phases(history, config, trained)
+    return Resumption(checkpoint, kept, trained, standing, lengths, history, phases)

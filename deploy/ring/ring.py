@@ -147,7 +147,7 @@ class Ring:
 def _restarting_learners(session: Session, parts: Parts, *, publish: Publish) -> RestartingLearners:
     return RestartingLearners(
         parts.group,
-        partial(start_learners, session, lengths=parts.resumed.lengths),
+        partial(start_learners, session, lengths=parts.resumed.lengths, phases=parts.resumed.phases),
         config=session.config.learner,
         run=session.run,
         version=parts.resumed.kept,

@@ -66,7 +66,9 @@ async def _start_slow_parts(session: Session, recorder: RemoteActor) -> tuple[Re
         resumed = await asyncio.to_thread(resumption, session.run, session.config, checkpoint)
         queue = starting.create_task(_start_queue(session, recorder, resumed))
         with session.start_up.phase("learner_group"):
-            group = await start_learners(session, checkpoint, resumed.kept + 1, lengths=resumed.lengths)
+            group = await start_learners(
+                session, checkpoint, resumed.kept + 1, lengths=resumed.lengths, phases=resumed.phases
+            )
     return queue.result(), resumed, group
 
 
@@ -76,7 +78,13 @@ async def _start_queue(session: Session, recorder: RemoteActor, resumed: Resumpt
     session.run.rewind_metrics("ppo", resumed.trained)
     prompts = await task_prompts(session)
     group, num_steps = resumed.standing.next_group, config.learner.num_steps
-    await recorder.begin(uuid.uuid4().hex, version=resumed.trained, group=group, num_steps=num_steps)
+    await recorder.begin(
+        uuid.uuid4().hex,
+        version=resumed.trained,
+        group=group,
+        num_steps=num_steps,
+        settings=config.model_dump_json(),
+    )
     queue = start_actor(
         TrajectoryQueue,
         config.trajectory_queue,

@@ -12,7 +12,7 @@ attention ignores. There is no dropout: the model stays in evaluation mode.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -204,6 +204,11 @@ class ActorCritic(nn.Module):
         """The dtype of the outputs."""
         return torch.float64 if self._settings.dtype == "float64" else torch.float32
 
+    def use(self, config: LearnerConfig, temperature: float) -> None:
+        """Switch to settings that a run may change: the sampling temperature, and whether entropies have gradients."""
+        with_gradient = config.entropy_coefficient > 0
+        self._settings = replace(self._settings, temperature=temperature, with_entropy_gradient=with_gradient)
+
     @property
     def is_sharded(self) -> bool:
         """Whether the model is sharded, so that ranks must call it together."""
@@ -267,6 +272,10 @@ class Reference:
 
     def __init__(self, model: ActorCritic) -> None:
         self._model = model
+
+    def use(self, config: LearnerConfig, temperature: float) -> None:
+        """Switch to settings that a run may change, as `ActorCritic.use` does."""
+        self._model.use(config, temperature)
 
     def logprobs(self, token_ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Tensor:
         """Compute log-probabilities [B, T] as `ActorCritic` does, without gradient."""

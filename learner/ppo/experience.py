@@ -74,6 +74,12 @@ class AdvantageComputer:
         self.is_constrained = config.constraint.cost is not None
         self.constraint_multiplier = config.constraint.initial_multiplier if self.is_constrained else 0.0
 
+    def use(self, config: LearnerConfig) -> None:
+        """Switch to settings that a run may change; an adapted KL coefficient stays, a constant one is replaced."""
+        if config != self._config and config.kl_target is None:
+            self.kl_coefficient = config.kl_coefficient
+        self._config = config
+
     def state(self) -> dict[str, Tensor]:
         """Return what a resumed run needs; equal on all ranks."""
         coefficient = torch.tensor(self.kl_coefficient, dtype=torch.float64)

@@ -26,7 +26,7 @@ from learner.model.tensors import policy_tensors
 from learner.place import Place
 from learner.ppo.batch import make_batch
 from learner.ppo.explanation import Explanation, Watched
-from learner.ppo.schedule import Lengths
+from learner.ppo.schedule import Lengths, Phase, phase_at
 from learner.ppo.shares import Share
 from learner.ppo.step import PPOStep
 from learner.ppo.weights import WeightPublisher, default_probe
@@ -46,7 +46,8 @@ class LearnerSettings:
     `version` is that of the weights: the checkpoint's, or else the model's.
 
     `tasks` are the run's task names, if it names any. `lengths` are the planned numbers of steps, by version.
-    `probe_token_ids` are whole sequences (default: drawn from the vocabulary).
+    `phases` are the settings of each time, if they changed. `probe_token_ids` are whole sequences (default: drawn from
+    the vocabulary).
     """
 
     config: LearnerConfig
@@ -54,6 +55,7 @@ class LearnerSettings:
     temperature: float = 1.0
     tasks: tuple[str, ...] = ()
     lengths: Lengths = ()
+    phases: tuple[Phase, ...] = ()
     version: int = 0
     incarnation: str = field(default_factory=_new_incarnation)
     probe_token_ids: tuple[tuple[int, ...], ...] | None = None
@@ -107,9 +109,19 @@ class PPORank:
         self._device = device
         self._version = settings.version
         reference = self._load_reference()
-        parts = (settings.config, model, reference, optimizer, ranks)
-        tasks, lengths = settings.tasks, settings.lengths
-        self._step = PPOStep(*parts, device=device, seed=settings.place.seed, tasks=tasks, lengths=lengths)
+        first = phase_at(settings.version + 1, settings.phases)
+        self._step = PPOStep(
+            first.config if first else settings.config,
+            model,
+            reference,
+            optimizer,
+            ranks,
+            device=device,
+            seed=settings.place.seed,
+            tasks=settings.tasks,
+            lengths=settings.lengths,
+            phases=settings.phases,
+        )
         if settings.place.checkpoint_path is not None:
             self._restore(settings.place.checkpoint_path)
         probe = settings.probe_token_ids or default_probe(model.policy.config, settings.place.seed)

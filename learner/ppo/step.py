@@ -24,7 +24,7 @@ from learner.ppo import losses
 from learner.ppo.batch import Batch, make_batch, minibatch_order
 from learner.ppo.experience import AdvantageComputer, Evaluation, Experience
 from learner.ppo.experience_metrics import log_experience
-from learner.ppo.schedule import Lengths, length_at, scheduled
+from learner.ppo.schedule import Lengths, Phase, length_at, phase_at, scheduled
 from learner.ppo.shares import Share
 
 MAX_NAMED = 8
@@ -44,7 +44,7 @@ class PPOStep:
     Collective: call it on every rank.
 
     `computer` holds the state between steps. `tasks` are the run's task names, if it names any. `lengths` are the
-    planned numbers of steps (default: `config.num_steps`).
+    planned numbers of steps (default: `config.num_steps`). `phases` are the settings of each time (default: `config`).
     """
 
     def __init__(
@@ -59,8 +59,10 @@ class PPOStep:
         seed: int,
         tasks: Sequence[str] = (),
         lengths: Lengths = (),
+        phases: Sequence[Phase] = (),
     ) -> None:
         self._config = config
+        self._phases = phases
         self._model = model
         self._reference = reference
         self._optimizer = optimizer
@@ -79,6 +81,7 @@ class PPOStep:
         Calls `on_experience` with the experience before training on it. Collective. Raises LearnerError naming the
         trajectories if anything is not finite, before the weights change, and StoppedWithPeer if another rank did.
         """
+        self._use_phase(step)
         with self._ranks.agreed():
             batch = make_batch(share.trajectories, device=self._device, cost=self._config.constraint.cost)
             _refuse_future(batch, step)
@@ -98,6 +101,18 @@ class PPOStep:
         self.computer.steer_kl(values["learner/kl_nats"], share.num_total)
         self.computer.steer_multiplier(values)
         return values
+
+    def _use_phase(self, step: int) -> None:
+        """Switch to the settings that were in force at `step`, if any were recorded."""
+        phase = phase_at(step, self._phases)
+        if phase is None:
+            return
+        self._config = phase.config
+        self.computer.use(phase.config)
+        self._model.use(phase.config, phase.temperature)
+        self._reference.use(phase.config, phase.temperature)
+        for group in self._optimizer.param_groups:
+            group["weight_decay"] = phase.config.weight_decay
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:

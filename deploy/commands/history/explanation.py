@@ -26,6 +26,7 @@ from deploy.commands.history.transcript import Span, Transcript, spans_of
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
 from deploy.ring.learners import start_learners
+from deploy.ring.phases import phases_of, recorded_settings
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, RECORDS
 from deploy.runtime.session import Session
@@ -80,7 +81,9 @@ class RetrainedStep:
 async def _retrain(session: Session, history: History, plan: Plan, uid: str) -> RetrainedStep:
     session.connect()
     try:
-        learners = await start_learners(session, plan.checkpoint, plan.start + 1, lengths=history.lengths)
+        phases = phases_of(recorded_settings(history), session.config)
+        lengths = history.lengths
+        learners = await start_learners(session, plan.checkpoint, plan.start + 1, lengths=lengths, phases=phases)
         manifest = await learners.publish_initial()
         for step in range(plan.start + 1, plan.last):
             manifest = (await learners.step(step, history.groups(step))).manifest

@@ -27,6 +27,7 @@ from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
 from deploy.config.toml import flat
 from deploy.ring.learners import start_learners
+from deploy.ring.phases import phases_of, recorded_settings, with_changes
 from deploy.run.artifacts import policy_path
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, RECORDS
@@ -36,7 +37,6 @@ from deploy.runtime.signals import interruptible
 from deploy.terminal.text import number
 from deploy.terminal.view import View
 from learner.ppo.group import PPOLearnerGroup
-from learner.ppo.schedule import Lengths
 
 CURVES = {
     "reward": "learner/reward_mean",
@@ -45,6 +45,7 @@ CURVES = {
     "clip fraction": "learner/clip_fraction",
 }
 PLAIN_WIDTH = 120
+StartsLearners = Callable[[Path | None, int], Awaitable[PPOLearnerGroup]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,12 @@ def replay_run(run: RunDirectory, *, steps: str | None, what_if: Sequence[str], 
         view.stage("replay", plan.last)
         session = Session(changed, run, view)
         lengths = history.lengths if changed.learner.num_steps == config.learner.num_steps else ()
-        outcome = asyncio.run(_replay(session, history, plan, lengths, what_if=bool(what_if), tokens=tokens))
+        settings = recorded_settings(history)
+        if tokens and len({config.rollout_actors.temperature for _, config in settings}) > 1:
+            raise InputError("--tokens", "rollout_actors.temperature changed during the run: replay without --tokens")
+        phases = phases_of(with_changes(settings, config, changed), changed)
+        start = partial(start_learners, session, lengths=lengths, phases=phases)
+        outcome = asyncio.run(_replay(session, history, plan, start, what_if=bool(what_if), tokens=tokens))
     console = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
     for part in outcome.report:
         console.print(part, soft_wrap=True)
@@ -102,11 +108,11 @@ class Outcome(NamedTuple):
 
 
 async def _replay(
-    session: Session, history: History, plan: Plan, lengths: Lengths, *, what_if: bool, tokens: bool
+    session: Session, history: History, plan: Plan, start: StartsLearners, *, what_if: bool, tokens: bool
 ) -> Outcome:
     session.connect()
     try:
-        replay = Replay(partial(start_learners, session, lengths=lengths), history, plan, session.view.step)
+        replay = Replay(start, history, plan, session.view.step)
         if what_if:
             return Outcome([await replay.curves(session.run.metrics())])
         token_replay = await _token_replay(session, history, plan) if tokens else None
@@ -164,7 +170,7 @@ class Replay:
 
     def __init__(
         self,
-        start: Callable[[Path | None, int], Awaitable[PPOLearnerGroup]],
+        start: StartsLearners,
         history: History,
         plan: Plan,
         on_step: Callable[[Mapping[str, float]], None],

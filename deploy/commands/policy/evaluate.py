@@ -60,7 +60,7 @@ def evaluate(
         raise InputError(str(against), "has no stored responses (run antiphon evaluate on it)")
     check_inputs(config)
     shown = _selected_task(config, task)
-    _evaluate(config, path, shown, fresh=options.fresh)
+    _evaluate(config, path, shown, fresh=options.fresh, allow_changes=options.allow_changes)
     _print_changes(path, other, shown, list_)
     print(f"done: {short_path(path)}", file=sys.stderr)
 
@@ -73,10 +73,10 @@ def _selected_task(config: RunConfig, task: str | None) -> str:
     return names[task] if task is not None else ""
 
 
-def _evaluate(config: RunConfig, path: Path, task: str, *, fresh: bool) -> None:
+def _evaluate(config: RunConfig, path: Path, task: str, *, fresh: bool, allow_changes: bool) -> None:
     """Evaluate the run's policies, unless the same evaluation is already done."""
     require_stages(config, None if fresh else RunDirectory(path), [EVALUATION])
-    with open_run(config, path, fresh=fresh) as run:
+    with open_run(config, path, fresh=fresh, allow_changes=allow_changes) as run:
         if run.is_done(EVALUATION, config):
             summary = run.summary()[EVALUATION]
             run.update_status(state="DONE", ray_address=None, error=None)

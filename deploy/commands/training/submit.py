@@ -86,6 +86,7 @@ def submit(
         check_inputs(config)
     arguments = [part for line in options.set_ or () for part in ("--set", line)] + ["--name", config.run.name]
     arguments += ["--fresh"] if options.fresh else []
+    arguments += ["--allow-changes"] if options.allow_changes else []
     raise typer.Exit(submit_job(config, run_file, arguments, address=address, runs_dir=runs_dir, wait=wait))
 
 

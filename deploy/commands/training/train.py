@@ -51,7 +51,7 @@ def run_stages(target: Path, options: RunOptions, stages: Sequence[str] | None =
         _retrain(config, path, fresh=options.fresh)
         return
     require_stages(config, None if options.fresh else RunDirectory(path), wanted)
-    with open_run(config, path, fresh=options.fresh) as run:
+    with open_run(config, path, fresh=options.fresh, allow_changes=options.allow_changes) as run:
         if all(run.is_done(stage, config) for stage in wanted):
             _report_done(run, wanted)
             return

@@ -105,6 +105,25 @@ def test_more_ppo_steps_extend_a_run_whose_evaluation_is_then_to_be_done_again(c
         pass
 
 
+def test_recorded_settings_change_if_allowed_and_forget_the_best(config: RunConfig, path: Path) -> None:
+    with open_run(config, path) as run:
+        run.update_summary({"held_out.objective": 1.0, "num_trained": 160})
+    slower = load_run_config(Path("run.toml"), [*LINES, "learner.learning_rate = 1e-6"])
+    with pytest.raises(InputError, match="add --allow-changes"), open_run(slower, path):
+        pass
+    with open_run(slower, path, allow_changes=True) as run:
+        assert run.summary() == {"num_trained": 160}
+    assert read_target(path)[0].learner.learning_rate == 1e-6
+
+
+def test_timeouts_and_numbers_of_actors_change_at_any_time(config: RunConfig, path: Path) -> None:
+    with open_run(config, path):
+        pass
+    lines = [*LINES, "rollout_actors.num_actors = 2", "learner.step_timeout_s = 60.0"]
+    with open_run(load_run_config(Path("run.toml"), lines), path):
+        assert read_target(path)[0].rollout_actors.num_actors == 2
+
+
 def test_altered_prompts_may_change_unless_they_are_trained_on(config: RunConfig, path: Path) -> None:
     with open_run(config, path) as run:
         run.update_summary({"evaluation.after.oracle": 4.0})

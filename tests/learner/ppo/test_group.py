@@ -22,6 +22,7 @@ from cluster.weights.manifest import Manifest
 from cluster.weights.object_store import fetch_tensors
 from learner.config import ConstraintConfig, LearnerConfig
 from learner.place import Place
+from learner.ppo.schedule import Phase
 from learner.training_loop import StepResult
 from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, rank_process_ids
 
@@ -182,6 +183,31 @@ async def test_a_resumed_run_continues_bit_for_bit(start: Start, tmp_path: Path)
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 5e-4, "weight_decay": 0.1, "clip": 0.1},
+        {"kl_target": None, "kl_coefficient": 0.2, "entropy_coefficient": 0.01},
+        {"num_epochs": 1, "num_minibatches": 1, "normalize_rewards": True},
+    ],
+)
+async def test_a_replay_over_changed_settings_is_bit_for_bit(
+    start: Start, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    changed = CONFIG.model_copy(update=changes)
+    phases = (Phase(0, CONFIG, 0.7), Phase(3, changed, 0.9))
+    before = await start(0)
+    await steps(before, range(1, 3))
+    await before.save_checkpoint(tmp_path / "step-2")
+    resumed = await start(0, checkpoint_path=tmp_path / "step-2", version=2, changes=changes, phases=phases)
+    result = await steps(resumed, range(3, 6))
+    replay, same = await start(0, phases=phases), await start(0)
+    old, old_same = await steps(replay, range(1, 4)), await steps(same, range(1, 4))
+    assert checksums(old.manifest) == checksums(old_same.manifest), "steps 1 to 3 have the settings of before"
+    assert checksums((await steps(replay, range(4, 6))).manifest) == checksums(result.manifest)
+    assert checksums((await steps(same, range(4, 6))).manifest) != checksums(result.manifest)
+
+
 async def test_a_checkpoint_of_the_wrong_version_is_refused(start: Start, tmp_path: Path) -> None:
     group = await start(0)
     await steps(group, range(1, 2))
