@@ -24,6 +24,7 @@ COMMANDS = {
     "Set up": {
         "new": "setup.new:new",
         "check": "setup.check:check",
+        "config": "setup.config:config",
     },
     "Train": {
         "train": "training.train:train",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from cluster.errors import InputError
+from deploy.config.suggestions import suggest
 
 
 def input_error(error: ValidationError, root: type[BaseModel]) -> InputError:
@@ -23,10 +23,8 @@ def input_error(error: ValidationError, root: type[BaseModel]) -> InputError:
     location = [str(part) for part in detail["loc"]]
     section, keys = _section_of(location[:-1], root)
     if detail["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(location[-1], list(section.model_fields) if section else [], n=1)
-        return InputError(
-            ".".join([*keys, location[-1]]), "unknown key" + (f" (did you mean {close[0]}?)" if close else "")
-        )
+        key = ".".join([*keys, location[-1]])
+        return InputError(key, f"unknown key{suggest(key, section.model_fields if section else ())}")
     where = ".".join(_section_of(location, root)[1])
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
     message = message.replace("should be an object", "should be a table")

@@ -1,0 +1,51 @@
+"""Suggests a setting for a name that the run file does not have: one with a similar name, or a peer's name for it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import get_args
+
+from pydantic import BaseModel
+
+from deploy.config.peer_names import NOT_OFFERED, PEER_NAMES
+
+
+def suggest(key: str, siblings: Iterable[str] = ()) -> str:
+    """Return " (did you mean ...?)" for a dotted key, or why there is no such setting, or "".
+
+    `siblings` are the keys of its own section.
+    """
+    name = _last(key)
+    ours = [setting for setting, names in PEER_NAMES.items() if name in names]
+    ours = ours or [setting for setting, names in PEER_NAMES.items() if name in map(_last, names)]
+    if ours:
+        return f" (did you mean {' or '.join(ours[:3])}?)"
+    for other, why in NOT_OFFERED.items():
+        if name == _last(other):
+            return f" ({why})"
+    similar = difflib.get_close_matches(name, list(siblings), n=1)
+    if similar:
+        return f" (did you mean {similar[0]}?)"
+    similar = difflib.get_close_matches(key, _settings(), n=2, cutoff=0.75)
+    return f" (did you mean {' or '.join(similar)}?)" if similar else ""
+
+
+def _last(name: str) -> str:
+    """The last part of a dotted name or a flag."""
+    return name.rpartition(".")[2].lstrip("-")
+
+
+def _settings() -> list[str]:
+    """Every section and setting of the run file that has a fixed place."""
+    from deploy.config.schema import RunConfig
+
+    return list(_keys(RunConfig, ""))
+
+
+def _keys(section: type[BaseModel], prefix: str) -> Iterable[str]:
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel) and part is field.annotation:
+                yield from _keys(part, f"{prefix}{name}.")
