@@ -39,6 +39,11 @@ def folders() -> list[str]:
     return [os.getcwd(), *_FOLDERS]
 
 
+def python_path() -> str:
+    """Return PYTHONPATH for the processes of a run: the searched folders, then this process's PYTHONPATH."""
+    return os.pathsep.join([*folders(), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def load(path: str, key: str) -> Callable[..., Any]:
     """Import the function at `package.module:function`.
 

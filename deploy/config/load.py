@@ -17,13 +17,16 @@ from pydantic import ValidationError
 
 from cluster.config import Section
 from cluster.errors import InputError
+from cluster.user_code import search_in
 from deploy.config.checks import check_fit
 from deploy.config.errors import input_error
+from deploy.config.functions import dotted_paths
 from deploy.config.schema import (
     RunConfig,
 )
 
 T = TypeVar("T", bound=Section)
+PACKAGES = ("cluster", "rollout_actors", "reward_service", "learner", "deploy")
 
 
 def load_run_config(
@@ -45,6 +48,7 @@ def load_run_config(
     config = _with_paths(config, path.parent if beside else Path())
     if not config.run.name:
         config = _replaced(config, "run", name=path.resolve().parent.name)
+    config = _with_modules(config, path.parent if beside else Path())
     check_fit(config)
     return config
 
@@ -99,6 +103,33 @@ def _with_paths(config: RunConfig, folder: Path) -> RunConfig:
         found = {"path": _resolved(path, folder)} if isinstance(path, Path) else {}
         scorers[name] = scorer.model_copy(update=found)
     return _replaced(config, "reward_service", scorers=scorers)
+
+
+def _with_modules(config: RunConfig, folder: Path) -> RunConfig:
+    """Make the modules of the run's dotted paths importable, those beside the run file too."""
+    refuse_hidden_packages([Path.cwd(), folder])
+    folders = [_resolved(path, folder) for path in config.run.module_folders]
+    modules = {path.partition(":")[0].partition(".")[0] for path in dotted_paths(config).values()}
+    if any(_has_module(folder, name) and not _has_module(Path.cwd(), name) for name in modules):
+        folders.append(_resolved(Path(), folder))
+    folders = list(dict.fromkeys(folders))
+    for path in folders:
+        search_in(path)
+    return _replaced(config, "run", module_folders=tuple(folders))
+
+
+def _has_module(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.py").is_file() or any((folder / name).glob("*.py"))
+
+
+def refuse_hidden_packages(folders: Sequence[Path]) -> None:
+    """Raise InputError for a module in one of `folders` that has the name of a package of Antiphon."""
+    own = Path(__file__).resolve().parents[2]
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        for name in PACKAGES if folder != own else ():
+            if _has_module(folder, name):
+                module = folder / f"{name}.py" if (folder / f"{name}.py").is_file() else folder / name
+                raise InputError(str(module), f"Antiphon has a package {name!r}: give this module another name")
 
 
 def _found(section: T, folder: Path) -> T:

@@ -37,6 +37,9 @@ class RunSection(Section):
     """Folder of the run directories, relative to the working directory."""
     stages: Annotated[tuple[StageName, ...], AfterValidator(_in_order)] = setting(STAGES, may_change="never")
     """Stages that `antiphon train` runs, in this order."""
+    module_folders: tuple[Path, ...] = setting((), may_change="always")
+    """Folders in which modules of dotted paths are looked for, after the working directory. The run file's folder is
+    added if one of these modules is there."""
     progress_timeout_s: float = setting(1800.0, may_change="always", gt=0)
     """How long PPO may make no progress (no token sampled, no group moved, no step started) before the run ends with an
     error that names what each part waits for. A pause for rewards has its own limit, `reward_service.patience_s`."""

@@ -23,6 +23,7 @@ from cluster.actors.health import Health, State
 from cluster.actors.pool import ActorPool
 from cluster.actors.remote import RemoteActor, kill_actor, process_of, start_actor, stream_task, within
 from cluster.errors import ActorDied, InputError
+from cluster.user_code import python_path
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
@@ -119,7 +120,7 @@ class Session:
         if self._owns_ray:
             options |= {"num_cpus": self._num_cpus(), "include_dashboard": False, "_system_config": SYSTEM_CONFIG}
         env = {
-            "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": python_path(),
             "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),
         }
         if self._owns_ray:

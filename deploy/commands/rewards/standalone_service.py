@@ -13,6 +13,7 @@ from types import FrameType
 import ray
 
 from cluster.errors import InputError
+from cluster.user_code import python_path
 from deploy.run.layout import FEEDBACK
 from deploy.runtime.services import announced
 from reward_service.config.service import RewardServiceConfig
@@ -93,6 +94,7 @@ def _start_ray(config: RewardServiceConfig) -> None:
         log_to_driver=False,
         logging_level="error",
         object_store_memory=OBJECT_STORE_BYTES,
+        runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
     )
 
 
