@@ -1,7 +1,4 @@
-"""Rows of a data set that cannot be read: where they stand, and whether the first is an error or all are left out.
-
-Knows files and lines, not what a row should hold beyond being one like the first.
-"""
+"""Handle rows of a data set that cannot be read: locate them, and raise the first error or skip them all."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from cluster.errors import InputError
 
 
 class BrokenRows:
-    """What becomes of a row that cannot be read: its error is raised, or with "skip" kept in `errors`.
+    """Raises the error of an invalid row, or with "skip" collects it in `errors`.
 
-    `num_unpaired` are the rows with a label to which none of the other label answers the same prompt.
+    `num_unpaired` counts labelled rows without a row of the other label for the same prompt.
     """
 
     def __init__(self, rule: Literal["error", "skip"] = "error") -> None:
@@ -28,7 +25,7 @@ class BrokenRows:
 
     @contextlib.contextmanager
     def row(self) -> Iterator[None]:
-        """Do something with one row; an InputError ends it, and the reading too unless broken rows are skipped."""
+        """Process one row in the block. An InputError ends the block; it is raised unless broken rows are skipped."""
         try:
             yield
         except InputError as error:
@@ -37,8 +34,8 @@ class BrokenRows:
             self.errors.append(error)
 
 
-class Places:
-    """Where rows stand in the files of a data set: by line in JSON Lines, by row counted from 0 in others."""
+class RowLocations:
+    """Locates rows in the files of a data set: by line in JSON Lines, by row counted from 0 in other files."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
@@ -46,7 +43,7 @@ class Places:
         self._num_rows: dict[Path, int] = {}
 
     def of(self, number: int) -> str:
-        """File and line of the row of that number among all rows; looks into the files."""
+        """Return file and line of a row by its number among all rows; reads the files."""
         for file in self._files:
             if file.suffix == ".jsonl":
                 lines = self._lines.setdefault(file, []) or _numbered(file, self._lines[file])
@@ -67,7 +64,7 @@ class Places:
 
 
 def _numbered(file: Path, lines: list[int]) -> list[int]:
-    """The numbers, from 1, of the lines that are not blank."""
+    """Return the numbers, from 1, of the non-blank lines."""
     with file.open("rb") as source:
         lines += [number for number, line in enumerate(source, 1) if line.strip()]
     return lines
@@ -84,7 +81,7 @@ def _num_rows(file: Path) -> int:
 
 
 def first_row(file: Path) -> dict[str, Any] | None:
-    """The first row of JSON Lines that is one. Raises InputError naming the first line where none is."""
+    """Return the first valid row of JSON Lines. Raises InputError naming the first line if none is."""
     broken = BrokenRows("skip")
     found = next((row for _, _, row in _rows(file, broken)), None)
     if found is None and broken.errors:
@@ -93,9 +90,9 @@ def first_row(file: Path) -> dict[str, Any] | None:
 
 
 def rows_alike(file: Path, broken: BrokenRows) -> tuple[list[int], list[dict[str, Any]]]:
-    """The rows of JSON Lines that hold text where most do and messages where most do, and the number of each.
+    """Return the numbers and contents of the rows whose columns have the type (text, messages) that most rows have.
 
-    They are numbered from 0, blank lines not counted.
+    Rows are numbered from 0; blank lines do not count.
     """
     rows = list(_rows(file, broken))
     kinds = _kinds([row for _, _, row in rows])
@@ -109,7 +106,7 @@ def rows_alike(file: Path, broken: BrokenRows) -> tuple[list[int], list[dict[str
 
 
 def _rows(file: Path, broken: BrokenRows) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Number, line and content of each row that is a JSON object."""
+    """Yield number, line and content of each row that is a JSON object."""
     number = -1
     with file.open("rb") as source:
         for line_number, line in enumerate(source, 1):
@@ -145,7 +142,7 @@ def _kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _kind(value: Any) -> str:
-    """ "text", "messages" or "others"; of two that are as frequent the later in the alphabet counts."""
+    """ "text", "messages" or "others"."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, list) and all(

@@ -1,7 +1,7 @@
-"""Data sets as people have them: JSON Lines, Parquet, Hugging Face folders, with TRL's column names.
+"""Read data sets: JSON Lines, Parquet and Hugging Face folders, with TRL's column names.
 
-A data set holds texts or conversations (lists of messages, each with a role and a content). Reads tables and says what
-is wrong with them, by file and line; knows no tokens, and imports neither torch nor ray nor transformers nor datasets.
+A data set holds texts or conversations (lists of messages, each with a role and a content). Errors name file and line.
+Imports neither torch nor ray nor transformers nor datasets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.types as types
 
-from cluster.data.broken_rows import BrokenRows, Places, first_row, rows_alike
+from cluster.data.broken_rows import BrokenRows, RowLocations, first_row, rows_alike
 from cluster.data.chat_template import Message
 from cluster.errors import InputError, first_line
 
@@ -40,7 +40,7 @@ UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, AttributeError, Ty
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """In which columns a data set holds its examples, and whether as conversations rather than as texts."""
+    """The columns that hold a data set's examples, and whether they are conversations or texts."""
 
     columns: tuple[str, ...]
     conversational: bool
@@ -48,14 +48,14 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a run reads its data sets: the names their columns have for ours, and what becomes of broken rows."""
+    """How a run reads its data sets: file column names by ours, and the handling of broken rows."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     broken_rows: Literal["error", "skip"] = "error"
 
 
 class Source(NamedTuple):
-    """A data set that is mixed with others, and how often its rows come beside theirs."""
+    """A data set that is mixed with others, and its weight among them."""
 
     path: Path
     weight: float = 1.0
@@ -63,28 +63,28 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """The rows of a data set that could be read, by columns; `numbers` are their places among all of its rows."""
+    """The valid rows of a data set, by columns; `numbers` are their positions among all rows."""
 
     form: Form
     columns: dict[str, list[Any]]
     numbers: Sequence[int]
-    places: Places
+    places: RowLocations
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def where(self, index: int) -> str:
-        """File and line of a row that was read."""
+        """Return file and line of a row."""
         return self.places.of(self.numbers[index])
 
     def taken(self, indices: Sequence[int]) -> Examples:
-        """Those rows alone."""
+        """Return these rows only."""
         columns = {name: [values[i] for i in indices] for name, values in self.columns.items()}
         return Examples(self.form, columns, [self.numbers[i] for i in indices], self.places)
 
 
 def read_schema(path: Path) -> tuple[int, pa.Schema]:
-    """Number of rows and the columns, the rows themselves unread. Raises InputError naming the file that is wrong."""
+    """Return the number of rows and the columns without reading the rows. Raises InputError naming a wrong file."""
     parts = [_schema(file) for file in data_files(path)]
     try:
         schema = pa.unify_schemas([schema for _, schema in parts], promote_options="permissive")
@@ -94,12 +94,12 @@ def read_schema(path: Path) -> tuple[int, pa.Schema]:
 
 
 def read_table(path: Path) -> pa.Table:
-    """All rows of a data set. Raises InputError naming the file that is wrong, and where there is no row."""
+    """Return all rows of a data set. Raises InputError naming a wrong file, or if there is no row."""
     return _read_rows(path, BrokenRows())[0]
 
 
 def _read_rows(path: Path, broken: BrokenRows) -> tuple[pa.Table, list[int]]:
-    """The rows that are rows, and the number of each among all."""
+    """Return the readable rows and their numbers among all rows."""
     tables, numbers, num_rows = [], list[int](), 0
     for file in data_files(path):
         table, kept, num = _table(file, broken)
@@ -121,7 +121,7 @@ def _require_whole_rows(path: Path, num: int, broken: BrokenRows) -> None:
 
 
 def require_rows(path: Path, num_rows: int) -> None:
-    """Raise InputError where there is none."""
+    """Raise InputError if the data set is empty."""
     if not num_rows:
         raise InputError(str(path), "the data set is empty")
 
@@ -130,7 +130,7 @@ def data_files(path: Path) -> list[Path]:
     """The files of a data set, in the order of its rows: the file itself, or those of a folder.
 
     A folder is what `Dataset.save_to_disk` wrote, with `DatasetDict` its split `train`, or holds shards in the order
-    of their names; where shards are named after splits, as on the Hugging Face Hub, those of `train`.
+    of their names; if shards are named after splits, as on the Hugging Face Hub, those of `train`.
     """
     if path.is_dir():
         return _files_of_folder(path)
@@ -214,9 +214,9 @@ def _json_lines_schema(path: Path) -> tuple[int, pa.Schema]:
 
 
 def _read_json_lines(path: Path, broken: BrokenRows) -> tuple[pa.Table, Iterable[int], int]:
-    """A table of JSON Lines. What is text in the first row stays text: Arrow would read a time where it finds one.
+    """Read JSON Lines as a table. A column that is text in the first row stays text, even if it looks like a time.
 
-    Arrow reads the file as it is, and only where it cannot are the lines looked at one by one.
+    Arrow reads the whole file; only if that fails is it read line by line.
     """
     try:
         table = _parsed(path, first_row(path))
@@ -253,7 +253,7 @@ def _is_text_throughout(kind: pa.DataType) -> bool:
 
 
 def find_form(path: Path, schema: pa.Schema, kind: Kind) -> Form:
-    """The form in which a data set of these columns holds examples of that kind.
+    """Return the form in which a data set with these columns holds examples of a kind.
 
     Raises InputError naming the column that is missing, is neither text nor messages, or does not fit the others.
     """
@@ -324,7 +324,9 @@ def read_examples(
     table = table.select(list(named)).rename_columns(list(named.values()))
     form = find_form(path, table.schema, kind)
     names = [name for name in table.column_names if others is None or name in form.columns or name in others]
-    read = Examples(form, {name: table.column(name).to_pylist() for name in names}, numbers, Places(data_files(path)))
+    read = Examples(
+        form, {name: table.column(name).to_pylist() for name in names}, numbers, RowLocations(data_files(path))
+    )
     checked = _checked(read, broken)
     _require_whole_rows(path, len(checked), broken)
     return _paired(checked, path, broken) if "label" in form.columns else checked
@@ -370,7 +372,7 @@ def _paired(examples: Examples, path: Path, broken: BrokenRows) -> Examples:
     """Rows of prompt, completion and label (TRL's unpaired preferences) as pairs.
 
     Of the rows with one prompt the first good one is paired with the first bad one, the second with the second; each
-    row is in one pair at most, and those in none are counted. Raises InputError where no prompt has both.
+    row is in one pair at most, and those in none are counted. Raises InputError if no prompt has both.
     """
     rows: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for row, (prompt, label) in enumerate(zip(examples.columns["prompt"], examples.columns["label"], strict=True)):

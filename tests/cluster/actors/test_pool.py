@@ -141,7 +141,7 @@ async def test_what_a_failing_actor_was_asked_is_asked_of_its_replacement() -> N
     await asyncio.wait_for(asyncio.gather(asked, supervising), 5)
 
 
-async def test_without_supervision_the_error_of_the_actor_that_was_asked_comes_out() -> None:
+async def test_ask_raises_the_actors_error_without_supervision() -> None:
     stage = Stage()
     await stage.pool.fill(1)
     stage.actors["rollout-0"].end(ActorDied("rollout-0", "killed"))
@@ -149,7 +149,7 @@ async def test_without_supervision_the_error_of_the_actor_that_was_asked_comes_o
         await stage.pool.ask("work")
 
 
-async def test_actors_that_find_no_room_are_told_and_the_others_join() -> None:
+async def test_actors_that_find_no_room_are_noted_and_the_others_join() -> None:
     stage = Stage()
     stage.without_room.add("rollout-1")
     await stage.pool.fill(1)
@@ -162,7 +162,7 @@ async def test_actors_that_find_no_room_are_told_and_the_others_join() -> None:
     assert stage.notes == ["rollout-1: waited 1 s for its engine to start; the run goes on with 2"]
 
 
-async def test_a_replacement_without_room_is_done_without_while_others_are_at_work() -> None:
+async def test_the_run_continues_if_a_replacement_finds_no_room() -> None:
     stage = Stage(num_actors=2)
     stage.without_room.add("rollout-1+1")
     await stage.pool.fill(2)
@@ -175,7 +175,7 @@ async def test_a_replacement_without_room_is_done_without_while_others_are_at_wo
     assert [actor.name for actor in stage.pool.actors] == ["rollout-0"]
 
 
-async def test_where_no_actor_is_left_a_replacement_without_room_ends_the_run() -> None:
+async def test_the_run_ends_if_the_last_actors_replacement_finds_no_room() -> None:
     stage = Stage()
     stage.without_room.add("rollout-0+1")
     await stage.pool.fill(1)
@@ -185,7 +185,7 @@ async def test_where_no_actor_is_left_a_replacement_without_room_ends_the_run() 
         await asyncio.wait_for(supervising, 5)
 
 
-async def test_an_actor_that_does_not_answer_its_probes_is_replaced_though_its_work_goes_on() -> None:
+async def test_an_actor_is_replaced_if_it_does_not_answer_its_probes() -> None:
     stage = Stage()
     hung = asyncio.Event()
 
@@ -203,7 +203,7 @@ async def test_an_actor_that_does_not_answer_its_probes_is_replaced_though_its_w
     assert stage.events[:4] == ["start rollout-0", "lost rollout-0", "stop rollout-0", "start rollout-0+1"]
 
 
-async def test_a_replacement_that_starts_as_all_are_dismissed_does_not_go_to_work() -> None:
+async def test_a_replacement_does_not_work_if_it_starts_during_dismissal() -> None:
     stage = Stage(2)
     await stage.pool.fill(2)
     starting, start = asyncio.Event(), stage.start

@@ -113,7 +113,7 @@ def test_each_of_trls_forms_is_found(tmp_path: Path, kind: Kind, row: dict[str, 
     assert examples.columns == {name: [row[name]] for name in form.columns}
 
 
-def test_other_columns_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_other_columns_are_read_if_asked_for(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "set.parquet", [{"prompt": "p", "margin": 1, "x": None}])
     assert set(read_examples(path, "prompts").columns) == {"prompt"}
     assert set(read_examples(path, "prompts", others=("margin", "other")).columns) == {"prompt", "margin"}
@@ -267,7 +267,7 @@ def test_labels_that_make_no_pair_are_refused(tmp_path: Path, rows: Rows, what: 
     assert refused(write_lines(tmp_path / "set.jsonl", rows), "preferences") == what
 
 
-def test_columns_are_found_under_other_names_where_a_file_has_them(tmp_path: Path) -> None:
+def test_columns_are_found_under_other_names_if_given(tmp_path: Path) -> None:
     columns = {"prompt": "question", "completion": "answer"}
     renamed = write_parquet(tmp_path / "a.parquet", [{"question": "q", "answer": "a", "prompt": "other", "n": 1}])
     assert read_examples(renamed, "sft", columns=columns).columns == {"prompt": ["q"], "completion": ["a"]}
@@ -290,7 +290,7 @@ BROKEN = (
 )
 
 
-def test_broken_rows_are_left_out_and_named_by_line_where_that_is_wanted(tmp_path: Path) -> None:
+def test_broken_rows_are_skipped_and_named_by_line_if_asked(tmp_path: Path) -> None:
     path, broken = tmp_path / "set.jsonl", BrokenRows("skip")
     path.write_bytes(b"\n".join(BROKEN))
     examples = read_examples(path, "sft", broken=broken)

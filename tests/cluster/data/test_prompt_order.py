@@ -39,16 +39,14 @@ def test_equal_weights_take_turns_and_a_double_one_comes_twice() -> None:
 
 
 @given(WEIGHTS, st.integers(0, 9), st.lists(st.integers(0, 60), min_size=1, max_size=20))
-def test_a_prompt_is_a_function_of_seed_and_number_in_whatever_order_it_is_asked_for(
-    weights: list[float], seed: int, numbers: list[int]
-) -> None:
+def test_a_prompt_depends_only_on_seed_and_number(weights: list[float], seed: int, numbers: list[int]) -> None:
     in_order = MixedPrompts(tasks(*weights), seed)
     expected = [in_order.prompt(number) for number in range(61)]
     again = MixedPrompts(tasks(*weights), seed)
     assert [again.prompt(number) for number in numbers] == [expected[number] for number in numbers]
 
 
-def test_each_task_goes_through_all_its_rows_before_one_comes_again_and_anew_each_time() -> None:
+def test_each_task_shuffles_all_its_rows_anew_every_epoch() -> None:
     given_tasks = [TaskPrompts("few", [{"prompt": f"few{i}"} for i in range(5)]), *tasks(1.0, num_rows=10)]
     prompts = asked(MixedPrompts(given_tasks, 3), 40)
     few, many = ([prompt for prompt in prompts if prompt.startswith(name)] for name in ("few", "a"))
@@ -58,7 +56,7 @@ def test_each_task_goes_through_all_its_rows_before_one_comes_again_and_anew_eac
     assert len(set(many[:10])) == len(set(many[10:])) == 10
 
 
-def test_the_only_task_has_its_rows_in_their_own_order_and_tasks_beside_each_other_in_different_ones() -> None:
+def test_tasks_have_different_orders() -> None:
     (alone,) = tasks(1.0, num_rows=30)
     order = PromptOrder(alone.rows, 7)
     assert asked(MixedPrompts([alone], 7), 60) == [order.row(number)["prompt"] for number in range(60)]

@@ -51,7 +51,7 @@ def test_the_ledger_is_counted_from_the_log(tmp_path: Path) -> None:
     assert counts(history) == (4, 1, 1, 2)
 
 
-def test_what_a_later_command_does_again_no_longer_stands(tmp_path: Path) -> None:
+def test_events_that_a_later_command_repeats_are_dropped(tmp_path: Path) -> None:
     first = [BEGIN, events.publish(manifest(0)), *told(0), *trained(1, 0), events.publish(manifest(1))]
     lost = [*told(1), *told(2), *trained(2, 1), events.publish(manifest(2, "lost"))]
     again = [events.start("two", version=1, group=1, num_steps=6), events.publish(manifest(1, "second")), *told(1)]
@@ -76,7 +76,7 @@ def test_settings_of_each_command_come_back_with_the_version_they_follow(tmp_pat
     assert history.settings == ((0, "{}"), (1, '{"learner": {}}'))
 
 
-def test_a_run_goes_on_where_its_log_ends_with_nothing_admitted_again(tmp_path: Path) -> None:
+def test_a_run_resumes_with_nothing_admitted_again(tmp_path: Path) -> None:
     token_ids, logprobs, segments = (
         [5, 6, 7],
         [-1.0, -0.5, -0.25],

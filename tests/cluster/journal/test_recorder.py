@@ -156,7 +156,7 @@ async def test_a_repeated_call_changes_nothing(tmp_path: Path) -> None:
     assert kinds(tmp_path) == once
 
 
-async def test_what_an_actor_declared_dead_sends_is_refused_and_its_successor_is_heard(tmp_path: Path) -> None:
+async def test_records_of_a_dead_actor_are_refused(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     await writer.record([events.admit(ticket(0)), events.admit(ticket(1)), events.fence("rollout-0+1")])
     for dead in ("rollout-0", "rollout-0+1"):
@@ -186,7 +186,7 @@ async def test_a_call_repeated_after_its_actor_died_is_no_new_one(tmp_path: Path
         ([*told(0)[:-1], *events.train(1, [[trajectory(0)]])], "trained before it was scored"),
     ],
 )
-async def test_what_comes_before_what_it_builds_on_is_a_fault_that_ends_the_log(
+async def test_a_record_that_comes_too_early_ends_the_log(
     tmp_path: Path, early: list[events.Record], what: str
 ) -> None:
     writer = await begun(tmp_path)
@@ -195,7 +195,7 @@ async def test_what_comes_before_what_it_builds_on_is_a_fault_that_ends_the_log(
             await writer.record(early)
 
 
-async def test_a_recorder_that_was_killed_goes_on_from_its_own_log(tmp_path: Path) -> None:
+async def test_a_killed_recorder_resumes_from_its_own_log(tmp_path: Path) -> None:
     writer = await begun(tmp_path / "log")
     await writer.record([*told(0), events.admit(ticket(1)), events.fence("rollout-1")])
     after = crashed(tmp_path / "log", tmp_path / "after")
@@ -210,7 +210,7 @@ async def test_a_recorder_that_was_killed_goes_on_from_its_own_log(tmp_path: Pat
     ]
 
 
-async def test_a_command_goes_on_with_what_is_open(tmp_path: Path) -> None:
+async def test_a_command_resumes_with_open_groups(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     partial = PartialResponse("7-0-0", [1, 2], [-0.5, -1.5], [Segment(3, 0, 2, 11, "rollout-0")])
     await writer.record([events.admit(ticket(0)), *events.begun((ticket(0), [0], [partial]))])
@@ -222,7 +222,7 @@ async def test_a_command_goes_on_with_what_is_open(tmp_path: Path) -> None:
     assert kinds(tmp_path / "copy")[-2:] == ["START", "TRAIN"]
 
 
-async def test_a_command_that_goes_on_admits_again_what_was_open_and_hears_old_names(tmp_path: Path) -> None:
+async def test_a_resumed_command_admits_open_groups_again(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     await writer.record([*told(0), *events.train(1, [[trajectory(0)]]), *told(1), events.fence("rollout-0")])
     await writer.begin("two", version=1, group=1, num_steps=9)
@@ -240,7 +240,7 @@ async def test_only_one_recorder_writes_to_a_log(tmp_path: Path, monkeypatch: py
     await begun(tmp_path, "two")
 
 
-async def test_a_log_cut_at_any_byte_of_its_last_batch_opens_to_its_last_whole_record(tmp_path: Path) -> None:
+async def test_a_log_cut_in_its_last_batch_opens_to_its_last_whole_record(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     (stream,) = files.open_streams(tmp_path)
     before = stream.stat().st_size
@@ -255,7 +255,7 @@ async def test_a_log_cut_at_any_byte_of_its_last_batch_opens_to_its_last_whole_r
     assert {num_records(size) for size in range(0, before, 50)} == {0}
 
 
-async def test_after_a_cut_the_log_goes_on_in_a_new_file_with_the_next_number(tmp_path: Path) -> None:
+async def test_the_log_continues_in_a_new_file_after_a_cut(tmp_path: Path) -> None:
     writer = await begun(tmp_path / "log")
     await writer.record(told(0))
     await writer.record(told(1))
@@ -293,7 +293,7 @@ async def test_a_missing_file_is_named_by_the_record_that_is_missing(tmp_path: P
         read_log(tmp_path)
 
 
-async def test_a_log_that_an_older_writer_left_open_becomes_parquet_and_goes_on(
+async def test_an_older_writers_open_log_becomes_parquet_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
@@ -326,7 +326,7 @@ async def test_a_closed_log_is_parquet_that_pandas_and_pyarrow_read_as_it_is(tmp
         await writer.record(told(1))
 
 
-async def test_a_reader_fills_in_a_column_that_an_older_writer_lacked_and_leaves_out_one_of_a_newer(
+async def test_a_reader_fills_in_columns_that_an_older_writer_lacked(
     tmp_path: Path,
 ) -> None:
     writer = await begun(tmp_path)
@@ -344,9 +344,7 @@ async def test_a_reader_fills_in_a_column_that_an_older_writer_lacked_and_leaves
         read_log(tmp_path)
 
 
-async def test_a_disk_that_fails_ends_the_log_with_an_error_that_every_later_call_raises(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_every_later_call_raises_after_a_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: files.LogFile, new: Sequence[events.Record]) -> None:
         raise OSError(28, "No space left on device")
 

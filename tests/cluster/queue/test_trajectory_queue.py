@@ -97,7 +97,7 @@ async def test_those_who_wait_together_share_what_a_publication_admits() -> None
     assert [[t.admission_index for t in granted] for granted in await asyncio.gather(*waiting)] == [[0, 1], [2]]
 
 
-async def test_of_groups_put_together_none_is_taken_where_one_is_refused() -> None:
+async def test_put_takes_no_group_if_one_is_refused() -> None:
     queue = make_queue(max_policy_lag=0)
     await queue.published(0)
     good, bad = await admit_all(queue)
@@ -117,7 +117,7 @@ async def test_take_gives_the_groups_in_admission_order_however_they_arrive() ->
     assert [(g[0].admission_index, g[0].step) for g in groups] == [(0, 1), (1, 1), (2, 1)]
 
 
-async def test_take_names_the_missing_groups_and_their_holders_when_its_deadline_passes() -> None:
+async def test_take_names_missing_groups_and_their_holders_at_the_deadline() -> None:
     queue = make_queue(take_timeout_s=0.02)
     await queue.published(0)
     await queue.admit("rollout-3", max_groups=1, timeout_s=1)
@@ -125,7 +125,7 @@ async def test_take_names_the_missing_groups_and_their_holders_when_its_deadline
         await queue.take(1)
 
 
-async def test_a_voided_group_is_replaced_under_the_same_number_and_floor_with_a_new_uid() -> None:
+async def test_a_voided_group_is_replaced_under_the_same_number_and_floor() -> None:
     queue = make_queue(max_policy_lag=0, num_steps=1)
     await queue.published(0)
     first, second = await admit_all(queue)
@@ -141,7 +141,7 @@ async def test_a_voided_group_is_replaced_under_the_same_number_and_floor_with_a
     assert await queue.voided() == [(first.uid(0), "the prompt is poisoned")]
 
 
-async def test_what_an_actor_held_is_finished_by_another_under_its_floor_and_the_first_is_refused() -> None:
+async def test_another_actor_finishes_a_group_under_its_floor() -> None:
     queue = make_queue(max_policy_lag=0)
     await queue.published(0)
     first, _ = await admit_all(queue, "rollout-0")
@@ -166,7 +166,7 @@ async def test_a_trajectory_that_breaks_a_rule_is_refused(version: int, reward: 
         await queue.put([(ticket, finished(ticket, version, reward))])
 
 
-async def test_a_resumed_queue_goes_on_with_the_next_number_and_the_next_prompt() -> None:
+async def test_a_resumed_queue_continues_with_the_next_number_and_prompt() -> None:
     whole, resumed = make_queue(), make_queue(standing=ResumePoint.at(4, 0))
     for queue in (whole, resumed):
         await queue.published(3)
@@ -276,7 +276,7 @@ def begun(ticket: Ticket, num_tokens: int) -> PartialGroup:
     return ticket, [9], [PartialResponse(ticket.uid(0), [2] * num_tokens, [-1.0] * num_tokens, segments)]
 
 
-async def test_what_is_kept_of_a_group_goes_to_whoever_takes_it_over() -> None:
+async def test_partial_responses_go_to_the_actor_that_takes_a_group_over() -> None:
     queue, recorder, (first, second) = await recorded_queue()
     await queue.keep("a", [begun(first, 1), begun(second, 1)])
     await queue.keep("a", [begun(first, 2)])
@@ -287,7 +287,7 @@ async def test_what_is_kept_of_a_group_goes_to_whoever_takes_it_over() -> None:
     assert [record["given_token_ids"] for record in recorder.told if record["kind"] == "TOKENS"][2:] == [[9], []]
 
 
-async def test_a_group_is_handed_over_after_what_its_dead_actor_sent_of_it_is_recorded() -> None:
+async def test_a_group_is_handed_over_after_its_last_segments_are_recorded() -> None:
     queue, recorder, (first, _) = await recorded_queue()
     recorder.gate.clear()
     keeping = asyncio.create_task(queue.keep("a", [begun(first, 1)]))
@@ -302,7 +302,7 @@ async def test_a_group_is_handed_over_after_what_its_dead_actor_sent_of_it_is_re
     assert [len(ticket.begun) for ticket in await admit_all(queue, "b")] == [1, 0]
 
 
-async def test_nothing_is_kept_for_an_actor_declared_dead_or_of_a_group_that_was_put() -> None:
+async def test_nothing_is_kept_for_a_dead_actor_or_a_finished_group() -> None:
     queue, recorder, (first, second) = await recorded_queue()
     await queue.put([(first, finished(first))])
     told = len(recorder.told)
@@ -326,7 +326,7 @@ async def test_a_group_that_kills_alone_is_voided_at_the_second_death() -> None:
     assert (replacement.group, replacement.admission_index, replacement.min_policy_version) == (1, 0, 0)
 
 
-async def test_groups_suspected_together_are_given_out_one_at_a_time_and_only_the_one_that_kills_is_voided() -> None:
+async def test_suspected_groups_are_handed_out_one_at_a_time() -> None:
     queue = make_queue(groups_per_step=3, max_policy_lag=0, num_steps=1)
     await queue.published(0)
     for owner in ("a", "b"):
@@ -382,14 +382,14 @@ async def test_a_queue_goes_on_with_what_was_open_finished_and_vacant() -> None:
     assert [group[0].group for group in await queue.take(1)] == [0, 4, 3, 5]
 
 
-async def test_a_recorder_that_does_not_answer_is_waited_for_until_a_deadline_and_named() -> None:
+async def test_the_recorder_is_named_if_it_misses_its_deadline() -> None:
     queue, recorder, (first, _) = await recorded_queue(take_timeout_s=0.02)
     recorder.gate.clear()
     with pytest.raises(DeadlineExceeded, match=r"trajectory_queue: waited 0\.02 s for the recorder"):
         await queue.put([(first, finished(first))])
 
 
-async def test_tickets_are_of_the_tasks_by_weight_and_a_queue_that_goes_on_has_the_same_ones() -> None:
+async def test_tickets_follow_the_task_weights_also_after_a_resume() -> None:
     prompts = [TaskPrompts("sums", ROWS, 2.0), TaskPrompts("games", [{"prompt": "play"}])]
     queue = make_queue(groups_per_step=6, prompts=prompts)
     await queue.published(0)

@@ -20,7 +20,7 @@ def manifest(version: int, incarnation: str = "a") -> Manifest:
     return Manifest(version, incarnation, (), (), (), None)
 
 
-async def test_whoever_waits_for_newer_weights_is_woken_by_publication() -> None:
+async def test_publication_wakes_waiting_calls() -> None:
     store = WeightStore()
     waiting = asyncio.create_task(store.wait_other(None, timeout_s=5))
     await asyncio.sleep(0)
@@ -38,7 +38,7 @@ async def test_versions_only_rise_within_an_incarnation() -> None:
     assert (await store.latest()).incarnation == "b"
 
 
-async def test_a_version_may_be_published_again_from_elsewhere_but_not_with_other_tensors() -> None:
+async def test_a_version_is_published_again_only_with_the_same_tensors() -> None:
     def held_by(owner: str, checksum: str = "c") -> Manifest:
         return replace(manifest(3), tensors=(TensorEntry("w", (1,), "float32", checksum, owner),))
 
@@ -61,7 +61,7 @@ class Holder:
 
 
 @pytest.mark.ray
-async def test_tensors_that_went_with_their_process_are_told_from_tensors_that_were_altered(ray_session: None) -> None:
+async def test_tensors_are_lost_if_their_process_dies(ray_session: None) -> None:
     from cluster.weights.object_store import fetch_tensors
 
     holder = start_actor(Holder, name="holder")
@@ -82,7 +82,7 @@ async def _for_ever(call: Callable[[], Awaitable[Any]]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("bucket_bytes", [1, 64, 2**20])
-def test_tensors_of_every_dtype_arrive_bit_for_bit_and_an_altered_one_is_named(
+def test_tensors_of_every_dtype_arrive_bit_for_bit(
     ray_session: None, monkeypatch: pytest.MonkeyPatch, bucket_bytes: int
 ) -> None:
     from cluster.weights import object_store
