@@ -1,6 +1,6 @@
-"""Conversations as a model's chat template writes them: what of it is prompt, and what completes it.
+"""Render conversations with a model's chat template, and split them into prompt and completion.
 
-A tokenizer is one of transformers', handed in. Knows neither data sets nor models; imports no transformers.
+The caller passes a tokenizer of transformers. Does not import transformers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def render(
 
 @contextlib.contextmanager
 def _bounded(where: str) -> Iterator[None]:
-    """Stop a template that goes on and on: jinja's sandbox keeps it from doing harm, not from looping.
+    """Stop a template that loops without end: jinja's sandbox prevents harm, not loops.
 
     Jinja compiles a template to Python, whose lines are counted here; nothing else is. Raises InputError at `where`.
     """
@@ -128,9 +128,9 @@ def split_at_last_answer(messages: Sequence[Message], where: str) -> tuple[list[
 def split_common(
     chosen: Sequence[Message], rejected: Sequence[Message], where: str
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """Two conversations as the prompt they share, their common first messages, and what each goes on with.
+    """Split two conversations into their common first messages (the prompt) and the rest of each.
 
-    Each goes on with its last message at least. Raises InputError at `where` when they share none.
+    Each rest has at least the last message. Raises InputError at `where` if they share no message.
     """
     most = min(len(chosen), len(rejected)) - 1
     num = next((place for place in range(most) if chosen[place] != rejected[place]), most)

@@ -129,7 +129,7 @@ class History:
     def standing(self, num_responses: int) -> ResumePoint:
         """Return the queue state to resume from; groups already admitted are not admitted again.
 
-        What is scored waits for its step; what is begun goes on from its closed segments.
+        Scored groups wait for their step; partial responses continue from their finished segments.
         """
         uids: dict[int, list[str]] = defaultdict(list)
         for uid, rows in self._rows.items():

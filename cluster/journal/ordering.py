@@ -1,8 +1,8 @@
 """Decide which records are new, which repeat an earlier call, and which are refused.
 
 A trajectory's records come as TOKENS 0, 1, ..., SCORE, TRAIN within its group's ADMIT and VOID. A record that is there
-already changes nothing, whoever sends it; a new one from an actor declared dead is refused; one that comes before what
-it builds on is a fault of ours. Remembers only what is open. Knows no file.
+already changes nothing, whichever actor sends it; a new one from an actor declared dead is refused; one that comes
+before the record it builds on is an internal error. Keeps open groups only.
 """
 
 from __future__ import annotations
