@@ -10,12 +10,12 @@ import asyncio
 import time
 
 from benchmarks.results import Row
-from benchmarks.scale.ring import Published
-from benchmarks.scale.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
+from benchmarks.scale.stand_ins import DropsRecords, OneToAll, Pace, StandInActor, StandInLearners, manifest
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import TaskPrompts
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.weights.store import WeightStore
+from deploy.ring.calls import RingCalls
 from learner.training_loop import Groups, StepResult, train
 from rollout_actors.config import RolloutActorsConfig
 
@@ -44,15 +44,16 @@ async def measure() -> list[Row]:
     async def report(step: int, groups: Groups, result: StepResult) -> None:
         ends.append(time.monotonic())
 
-    published = Published(store, queue)
-    await published.publish(manifest(0))
+    learners = StandInLearners(LEARN_S)
+    calls = RingCalls(queue=queue, learners=learners, store=store, recorder=DropsRecords())
+    await calls.publish(manifest(0))
     running = asyncio.ensure_future(actor.run(queue, store, OneToAll()))
     await train(
         first_step=1,
         num_steps=NUM_STEPS,
-        learners=StandInLearners(LEARN_S),
-        queue=queue,
-        weights=published,
+        learners=calls,
+        queue=calls,
+        weights=calls,
         report=report,
     )
     await actor.close()

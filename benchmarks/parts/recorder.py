@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from benchmarks.parts.recorders import WAITS
-from benchmarks.results import Row
-from benchmarks.tasks.runs import ROOT, Finished, train
+from benchmarks.results import ROOT, Row
+from benchmarks.tasks.runs import Finished, train
 from cluster.journal.files import read_log
 from deploy.run.layout import RECORDS
 
@@ -71,7 +71,7 @@ def _share(waits: list[dict[str, float]], whole_s: list[float], kind: str) -> tu
 
 def _bytes_a_token(path: Path) -> float:
     tokens = read_log(path / RECORDS, ("token_ids",))["token_ids"]
-    num_tokens = pc.sum(pc.list_value_length(tokens)).as_py()
+    num_tokens: int = pc.sum(pc.list_value_length(tokens)).as_py()
     return sum(file.stat().st_size for file in (path / RECORDS).glob("records-*")) / num_tokens
 
 

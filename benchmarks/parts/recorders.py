@@ -9,7 +9,7 @@ import importlib
 import json
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.journal.events import Record
 from cluster.journal.recorder import Recorder
+from deploy.cli import app
 from deploy.run.stages import STAGES
 from deploy.runtime.session import Session
 from deploy.stages.ppo import run_ppo
@@ -26,62 +27,60 @@ WAITS = "recorder_waits_s.json"
 
 
 class Timed(Recorder):
-    """The recorder, with a watch; the way to it and back is not in it."""
+    """Recorder that measures how long its calls take, without the way to it and back."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         super().__init__(folder, **settings)
         self._path = folder.parent / WAITS
-        self._waits_s = Counter[str]()
+        self._waits_s = defaultdict[str, float](float)
 
     async def record(self, records: Sequence[Record]) -> None:
-        """As Recorder does."""
+        """Record, and add the time it took to the kind of the first record."""
         started = time.monotonic()
         await super().record(records)
         self._waits_s[records[0]["kind"]] += time.monotonic() - started
 
     async def close(self) -> None:
-        """As Recorder does, and write down what was waited."""
+        """Close, and write the measured times to `WAITS`."""
         await super().close()
         self._path.write_text(json.dumps(self._waits_s))
 
 
 class KeepsNothing:
-    """In the place of a recorder."""
+    """Recorder that drops every record."""
 
     def __init__(self, folder: Path, **settings: Any) -> None: ...
 
     async def open(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     async def begin(self, incarnation: str, *, version: int, group: int, num_steps: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     async def record(self, records: Sequence[Record]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
-async def run_ppo_timed(session: Session) -> None:
-    """Run the PPO stage with the recorder `Timed`."""
+async def run_timed(session: Session) -> None:
+    """Run the PPO stage with `Timed`."""
     await run_ppo(session, recorder_class=Timed)
 
 
-async def run_ppo_with_nothing(session: Session) -> None:
-    """Run the PPO stage with the recorder `KeepsNothing`."""
+async def run_without(session: Session) -> None:
+    """Run the PPO stage with `KeepsNothing`."""
     await run_ppo(session, recorder_class=KeepsNothing)
 
 
-FUNCTIONS = {"timed": run_ppo_timed, "nothing": run_ppo_with_nothing}
+STAGE_FUNCTIONS = {"timed": run_timed, "nothing": run_without}
 
 
 def main() -> None:
-    """Run an `antiphon` command whose PPO stage has another recorder."""
-    from deploy.cli import app
-
-    function = f"benchmarks.parts.recorders:{FUNCTIONS[sys.argv.pop(1)].__name__}"
-    STAGES["ppo"] = replace(STAGES["ppo"], function=function)
+    """Run an `antiphon` command whose PPO stage uses another recorder, named by the first argument."""
+    function = STAGE_FUNCTIONS[sys.argv.pop(1)]
+    STAGES["ppo"] = replace(STAGES["ppo"], function=f"{__name__}:{function.__name__}")
     app()
 
 

@@ -84,7 +84,7 @@ def _episodes_per_s(run: Finished) -> float:
 
 def _overlap(run: Finished) -> float:
     """Median over the steps of the longer of engine time and learner time, over the time from step to step."""
-    ratios = []
+    ratios: list[float] = []
     for before, after in itertools.pairwise(_steady(run)):
         sampling_s = sum(after[key] - before[key] for key in ("rollout_actors/busy_s", "rollout_actors/swap_s"))
         ratios.append(max(sampling_s, after["learner/step_s"]) / (after["time_s"] - before["time_s"]))

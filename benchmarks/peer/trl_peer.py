@@ -10,6 +10,7 @@ import random
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 os.environ.update(TRL_EXPERIMENTAL_SILENCE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
@@ -36,31 +37,30 @@ class CountA(torch.nn.Module):
         self.a_id = a_id
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
-    def backbone(self, input_ids, **_):
+    def backbone(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(hidden_states=[(input_ids == self.a_id).float().unsqueeze(-1)])
 
-    def score(self, hidden):
+    def score(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.cumsum(dim=1) / RESPONSE_LENGTH
 
 
 class Report(TrainerCallback):
     """One line an update: episodes so far, mean score, seconds since training began."""
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = time.monotonic()
 
-    def on_log(self, args, state, control, logs=None, **_):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "objective/scores" in logs:
             row = {
                 "num_episodes": state.episode,
                 "reward_mean": logs["objective/scores"],
                 "time_s": time.monotonic() - self.started,
             }
-            sys.__stdout__.write(json.dumps(row) + "\n")
-            sys.__stdout__.flush()
+            print(json.dumps(row), file=sys.__stdout__, flush=True)
 
 
-def prompts(tokenizer, num: int, seed: int) -> Dataset:
+def prompts(tokenizer: Any, num: int, seed: int) -> Dataset:
     rng = random.Random(seed)
     texts = ["".join(rng.choices(PROMPT_LETTERS, k=8)) + ":" for _ in range(num)]
     return Dataset.from_dict({"input_ids": [tokenizer(text)["input_ids"] for text in texts]})

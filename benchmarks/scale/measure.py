@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,16 +22,16 @@ from benchmarks.scale.ring import Plan, stand_in_ring
 from benchmarks.scale.stand_ins import Pace
 
 PROCESSES, OBJECTS = (1, 4, 16, 64), (16, 64, 256)
-NUM_TROUPES = 4
+NUM_HOSTS = 4
 NUM_STEPS, NUM_SETTLING = 20, 5
 STEP_S, TOKENS_A_STEP, RESPONSE_TOKENS, CONCURRENT = 0.25, 64, 256, 4
 SAMPLING_S = STEP_S * RESPONSE_TOKENS / TOKENS_A_STEP
 """How long a response is sampled; an actor offers CONCURRENT / SAMPLING_S of them a second."""
-PARTS = {
+PARTS: dict[str, str | tuple[str, ...]] = {
     "queue": "ray::TrajectoryQueue",
     "recorder": "ray::Recorder",
     "weight store": "ray::WeightStore",
-    "actors": ("ray::StandInActor", "ray::Troupe"),
+    "actors": ("ray::StandInActor", "ray::ActorHost"),
 }
 
 
@@ -43,7 +43,7 @@ def measure(
     try:
         rows = [row for num in processes for row in asyncio.run(_ring(folder, num, 1, steps))]
         for num in objects:
-            rows += asyncio.run(_ring(folder, num, max(2, num // NUM_TROUPES), steps))
+            rows += asyncio.run(_ring(folder, num, max(2, num // NUM_HOSTS), steps))
         return rows + asyncio.run(parts.measure(folder, max(objects, default=max(processes))))
     finally:
         ray.shutdown()
@@ -60,7 +60,7 @@ async def _ring(folder: Path, num: int, actors_a_process: int, steps: int) -> li
         max_response_tokens=RESPONSE_TOKENS,
         pace=Pace(step_s=STEP_S, tokens_a_step=TOKENS_A_STEP),
     )
-    seen: dict[int, tuple[float, Counter[str]]] = {}
+    seen: dict[int, tuple[float, defaultdict[str, float]]] = {}
 
     async def look(step: int) -> None:
         if step in (NUM_SETTLING, steps):
@@ -71,22 +71,23 @@ async def _ring(folder: Path, num: int, actors_a_process: int, steps: int) -> li
         await ring.turn(look)
     (started, before), (ended, after) = seen[NUM_SETTLING], seen[steps]
     num_groups = (steps - NUM_SETTLING) * plan.groups_per_step
-    return list(_rows(f"{num} {kind}", plan, num_groups, ended - started, after - before))
+    cpu_s = {part: after[part] - before.get(part, 0.0) for part in after}
+    return list(_rows(f"{num} {kind}", plan, num_groups, ended - started, cpu_s))
 
 
-def _rows(name: str, plan: Plan, num_groups: int, wall_s: float, cpu_s: Counter[str]) -> Iterator[Row]:
+def _rows(name: str, plan: Plan, num_groups: int, wall_s: float, cpu_s: dict[str, float]) -> Iterator[Row]:
     rate = num_groups / wall_s
     slots = min(plan.num_actors * CONCURRENT, plan.groups_per_step * (plan.max_policy_lag + 1))
     yield Row(f"{name}: trained", (rate,), "groups/s")
     yield Row(f"{name}: offered", (slots / SAMPLING_S,), "groups/s")
     yield Row(f"{name}: coordination", (1000 * (slots / rate - SAMPLING_S),), "ms a trajectory")
     for part in (*PARTS, "driver", "Ray"):
-        yield Row(f"{name}: {part}", (100 * cpu_s[part] / wall_s,), "% of a core")
+        yield Row(f"{name}: {part}", (100 * cpu_s.get(part, 0.0) / wall_s,), "% of a core")
 
 
-def _cpu_s() -> Counter[str]:
+def _cpu_s() -> defaultdict[str, float]:
     """Processor time so far, of every part of the ring and of Ray's own processes."""
-    seconds = Counter[str]()
+    seconds = defaultdict[str, float](float)
     driver = psutil.Process()
     for process in (driver, *driver.children(recursive=True)):
         try:

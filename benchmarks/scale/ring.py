@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
+from benchmarks.scale.host import ActorHost, HostedActor
 from benchmarks.scale.stand_ins import OneToAll, Pace, StandInActor, StandInLearners, manifest
-from benchmarks.scale.troupe import Member, Troupe
 from cluster.actors.control import RunControl
 from cluster.actors.pool import ActorPool
 from cluster.actors.remote import RemoteActor, kill_actor, start_actor, within
@@ -82,37 +83,37 @@ class StandInRing:
         self.recorder = recorder
         self.control = RunControl(plan.num_actors)
         self.notes: list[str] = []
-        self._troupes: list[RemoteActor] = []
-        self._num_members = 0
+        self._hosts: list[RemoteActor] = []
+        self._num_hosted = 0
         self.pool = ActorPool(
             self._start_actor, self._stop_actor, name="rollout", max_restarts=plan.max_restarts, note=self.notes.append
         )
 
-    async def _start_actor(self, name: str) -> RemoteActor | Member:
+    async def _start_actor(self, name: str) -> RemoteActor:
         if self.plan.actors_a_process > 1:
-            return await self._join_troupe(name)
+            return cast(RemoteActor, await self._join_host(name))
         actor = start_actor(StandInActor, name, self.plan.rollout_actors(), self.plan.pace, name=name)
         await within(actor.start(), START_TIMEOUT_S, where=name, waited_for="its start")
         return actor
 
-    async def _join_troupe(self, name: str) -> Member:
-        number, self._num_members = self._num_members, self._num_members + 1
+    async def _join_host(self, name: str) -> HostedActor:
+        number, self._num_hosted = self._num_hosted, self._num_hosted + 1
         if number % self.plan.actors_a_process == 0:
-            troupe = start_actor(Troupe, self.plan.rollout_actors(), self.plan.pace, name=f"troupe of {name}")
-            self._troupes.append(troupe)
-        troupe = self._troupes[-1]
-        await within(troupe.join(name), START_TIMEOUT_S, where=name, waited_for="its start")
-        return Member(name, troupe)
+            host = start_actor(ActorHost, self.plan.rollout_actors(), self.plan.pace, name=f"host of {name}")
+            self._hosts.append(host)
+        host = self._hosts[-1]
+        await within(host.join(name), START_TIMEOUT_S, where=name, waited_for="its start")
+        return HostedActor(name, host)
 
-    async def _stop_actor(self, actor: RemoteActor | Member) -> None:
+    async def _stop_actor(self, actor: RemoteActor | HostedActor) -> None:
         if isinstance(actor, RemoteActor):
             kill_actor(actor)
 
     async def close(self) -> None:
         """End the processes of all actors."""
         await self.pool.close()
-        for troupe in self._troupes:
-            kill_actor(troupe)
+        for host in self._hosts:
+            kill_actor(host)
 
     async def turn(self, report: Report = _no_report) -> QueueCounts:
         """Train every step while the actors sample; `report` hears of each when it is done. Returns the ledger."""

@@ -20,6 +20,7 @@ from statistics import NormalDist
 from typing import Any
 
 from cluster.errors import RewardError
+from cluster.journal.events import Record
 from cluster.scoring import Score, ScoreRequest
 from cluster.weights.manifest import Manifest
 from learner.training_loop import Groups, StepResult
@@ -189,24 +190,31 @@ def _no_tensors(manifest: Manifest) -> dict[str, Any]:
 
 
 class OneToAll:
-    """Every reward is 1."""
+    """Reward client that gives every response 1."""
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
-        """One score a request."""
+        """Return one score per request."""
         return [Score(request.id, 1.0, {}, "one") for request in requests]
 
     def waiting(self) -> str | None:
-        """Nothing is ever missing."""
+        """Return None: no reward is ever overdue."""
         return None
 
 
+class DropsRecords:
+    """Journal that keeps nothing."""
+
+    async def record(self, records: Sequence[Record]) -> None:
+        """Drop the records."""
+
+
 class StandInLearners:
-    """A step is some seconds of waiting."""
+    """Learners whose step only waits `step_s` seconds."""
 
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s
 
     async def step(self, step: int, groups: Groups) -> StepResult:
-        """The version that follows."""
+        """Return the manifest of the next version."""
         await asyncio.sleep(self._step_s)
         return StepResult(manifest(step), {}, 1)

@@ -57,7 +57,7 @@ def _last_tenth(run: Finished) -> float:
 
 
 def _mean_lag(run: Finished) -> float:
-    return sum(step["cluster/policy_lag_mean"] for step in run.steps) / len(run.steps)
+    return float(sum(step["cluster/policy_lag_mean"] for step in run.steps) / len(run.steps))
 
 
 def _curve(run: Finished) -> tuple[float, ...]:

@@ -133,4 +133,4 @@ def rewards_by(runs: list[Finished], num_episodes: int) -> tuple[float, ...]:
 def _share_sampled_meanwhile(run: Finished) -> float:
     """At lag 1, tokens sampled while step s - 1 ran are trained in step s: its own groups were all there."""
     meanwhile = [step["rollout_actors/num_tokens_sampled_during_step"] > 0 for step in run.steps[:-1]]
-    return sum(meanwhile) / len(run.steps)
+    return float(sum(meanwhile) / len(run.steps))

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.results import Row
-from benchmarks.tasks.runs import ROOT, train
+from benchmarks.results import ROOT, Row
+from benchmarks.tasks.runs import train
 
 REPEATS = 3
 SHORT = ("sft.num_steps = 50", "preferences.num_pairs = 512", "preferences.num_held_out_pairs = 0")
