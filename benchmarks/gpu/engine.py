@@ -146,7 +146,7 @@ def _swapped(engine: VllmEngine, trainer: ActorCritic, dtype: str, name: str) ->
         seconds.append(time.perf_counter() - started)
         computed = engine.logprobs(probe_ids)
         away.append(distance(computed, probe))
-        verdicts.append(proof.judge(Manifest(version, "benchmark", (), probe_ids, probe, previous), computed))
+        verdicts.append(proof.check(Manifest(version, "benchmark", (), probe_ids, probe, previous), computed))
         previous = probe
     proved = sum(verdict is Verdict.PROVED for verdict in verdicts[1:]) / (NUM_SWAPS - 1)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e9
@@ -167,7 +167,7 @@ def _refuses_a_stale_engine(
     probe = probe_logprobs(trainer, probe_ids, DEVICE)
     manifest = Manifest(NUM_SWAPS, "benchmark", (), probe_ids, probe, previous)
     try:
-        proof.judge(manifest, engine.logprobs(probe_ids))
+        proof.check(manifest, engine.logprobs(probe_ids))
     except EngineError:
         return True
     return False

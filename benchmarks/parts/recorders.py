@@ -54,7 +54,9 @@ class KeepsNothing:
     async def open(self) -> None:
         """Do nothing."""
 
-    async def begin(self, incarnation: str, *, version: int, group: int, num_steps: int) -> None:
+    async def begin(
+        self, incarnation: str, *, version: int, group: int, num_steps: int, settings: str | None = None
+    ) -> None:
         """Do nothing."""
 
     async def record(self, records: Sequence[Record]) -> None:

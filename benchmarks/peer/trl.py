@@ -20,6 +20,7 @@ from benchmarks.tasks.letters import FAST_RUN_FILE, RUN_FILE, make_task
 from deploy.config.load import load_run_config
 
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
+PEER = Path(__file__).with_name("trl_peer.py")
 NUM_EPISODES, REPEATS, GOAL, WINDOW = 1600, 3, 0.9, 64
 
 
@@ -48,8 +49,8 @@ class Curve:
 def run_trl(folder: Path, seed: int, num_threads: int) -> Curve:
     """One TRL run in its own environment."""
     model, _ = make_task(folder)
-    # -P: beside the peer lies this module, whose name would hide the package trl.
-    command = [str(TRL_PYTHON), "-P", str(ROOT / "benchmarks" / "trl_peer.py"), str(model)]
+    # -P: without it, this module, in the same folder as the peer, would hide the package trl.
+    command = [str(TRL_PYTHON), "-P", str(PEER), str(model)]
     command += ["--episodes", str(NUM_EPISODES), "--seed", str(seed), "--output", str(folder / "trl")]
     env = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
