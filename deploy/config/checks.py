@@ -1,7 +1,4 @@
-"""Settings of tasks that are right one by one and don't fit together; each error names its key of the run file.
-
-Knows nothing of what a task is about, and opens no file.
-"""
+"""Checks that settings of the run file fit together; each error names its key. Opens no file."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def check_task_names(config: RunConfig) -> None:
-    """Raise InputError for what is no name, and for settings of one task beside [tasks.NAME]."""
+    """Raise InputError for an invalid task name, and for settings of a single task beside [tasks.NAME]."""
     if not config.tasks:
         return
     for name in config.tasks:
@@ -55,7 +52,7 @@ def check_task_names(config: RunConfig) -> None:
 
 
 def check_tasks(config: RunConfig) -> None:
-    """Raise InputError for a task that lacks what a stage needs, or whose settings don't fit the other sections."""
+    """Raise InputError if a task lacks what a stage needs, or does not fit the other sections."""
     for name, task in config.by_task().items():
         _check_data(config, name, task)
         _check_scorer(config, name, task)
@@ -102,7 +99,7 @@ def _check_altered(config: RunConfig, name: str, task: TaskConfig) -> None:
 
 
 def _check_demonstrations(config: RunConfig) -> None:
-    """A task may do without; all of them can't."""
+    """Require demonstrations of at least one task."""
     name = next(iter(config.by_task()))
     if "sft" in config.run.stages and not any(task.sft or task.builder for task in config.by_task().values()):
         raise InputError(config.key_of(name, "sft"), "stage sft needs it (or a builder)")
@@ -124,7 +121,7 @@ DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def check_fit(config: RunConfig) -> None:
-    """Raise InputError naming the key for settings that are right one by one and don't fit together."""
+    """Raise InputError naming the key if valid settings do not fit together."""
     check_task_names(config)
     _check_model(config)
     check_tasks(config)
@@ -179,7 +176,7 @@ def _check_batch(config: RunConfig) -> None:
 
 
 def _check_learner(learner: LearnerConfig) -> None:
-    """Settings of the learner that make no sense together."""
+    """Raise InputError for settings of the learner that contradict each other."""
     refused = {
         "kl_estimator": (
             (learner.kl_in, learner.kl_estimator) == ("loss", "k1"),
@@ -235,7 +232,7 @@ def _check_critic(config: RunConfig) -> None:
 
 
 def _check_constraint(config: RunConfig) -> None:
-    """Raise InputError for a cost that some task's reward has not; an environment may give a part of any name."""
+    """Raise InputError if a task's reward lacks the cost; an environment may return a part of any name."""
     cost = config.learner.constraint.cost
     for task in config.by_task().values() if cost is not None else ():
         service = config.reward_service.model_copy(update={"scorer": task.scorer})
@@ -251,7 +248,7 @@ def _check_context(config: RunConfig) -> None:
 
 
 def check_context_length(config: RunConfig, limit: int, limit_name: str) -> None:
-    """Raise InputError when the longest prompt with the longest response is longer than `limit` tokens."""
+    """Raise InputError if the longest prompt and response together exceed `limit` tokens."""
     actors = config.rollout_actors
     for name, task in config.by_task().items():
         longest = max_sequence_tokens(actors, [task.environment])

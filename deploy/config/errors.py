@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a run file, as the one InputError that names the key. Knows no setting."""
+"""Turns pydantic's validation error of a run file into one InputError that names the key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy.config.suggestions import suggest
 
 
 def input_error(error: ValidationError, root: type[BaseModel]) -> InputError:
-    """The first thing that is wrong; unknown keys first, for they explain the rest.
+    """Return the first error as an InputError; unknown keys come first, because they explain other errors.
 
     The ValueError of a whole section names its key in its message, as `key: what`.
     """
@@ -39,9 +39,9 @@ def input_error(error: ValidationError, root: type[BaseModel]) -> InputError:
 
 
 def _section_of(location: Sequence[str], root: type[BaseModel]) -> tuple[type[BaseModel] | None, list[str]]:
-    """The section at that place, where there is one, and the keys that lead there.
+    """Return the section at a location, or None, and its keys.
 
-    Where there may be one of several sections pydantic's location also has the one it took, which is no key.
+    For a union of sections, pydantic's location also contains the chosen section, which is not a key.
     """
     found: Any = root
     keys = []
@@ -64,7 +64,7 @@ def _is_table(annotation: Any) -> bool:
 
 
 def _by_tag(annotation: Any) -> dict[str, Any]:
-    """The sections of a union by what pydantic calls them: the one value of their `kind`, else their class's name."""
+    """Return the sections of a union by pydantic's name for them: the value of `kind`, or the class name."""
     found: dict[str, Any] = {}
     for choice in get_args(annotation):
         if isinstance(choice, type) and issubclass(choice, BaseModel):

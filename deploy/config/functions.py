@@ -15,7 +15,7 @@ from rollout_actors.config import ADAPTERS
 
 
 def dotted_paths(config: RunConfig) -> dict[str, str]:
-    """Every function that the run file names, by its key."""
+    """Return the dotted paths that the run file names, by key."""
     named = {
         "model.builder": config.model.builder,
         **_task_paths(config),
@@ -46,7 +46,7 @@ def _is_named(scorer: str, service: RewardServiceConfig) -> bool:
 
 
 def scorer_paths(config: RunConfig, task: str) -> dict[str, str]:
-    """Every function that scores a task, by the key that names it; of a run's only task, all that there are."""
+    """Return the dotted paths of a task's scorers, by key; all of them if the run has a single task."""
     scorer, service = config.by_task()[task].scorer, config.reward_service
     own = {} if _is_named(scorer, service) else {config.key_of(task, "scorer"): scorer}
     return own | _named_scorer_paths(service, reached(scorer, service.scorers) if task else set(service.scorers))

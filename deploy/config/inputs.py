@@ -1,7 +1,7 @@
-"""Reads what the run file names (model folder, data sets, functions) and says what is wrong before anything starts.
+"""Checks what the run file names (model folder, data sets, functions) before anything starts.
 
-Answers in under two seconds: reads config.json, tokenizer.json and the data sets' schemas, finds functions by parsing
-their files, and imports neither torch nor ray nor transformers, nor any module of the user's.
+Takes less than two seconds: reads config.json, tokenizer.json and the schemas of data sets, and finds functions by
+parsing their files. Imports neither torch nor ray nor transformers, nor any of the user's modules.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from reward_service.config.scorers import ScorerConfig
 from reward_service.scorers.registry import check_files
 
 KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "preferences", "evaluation": "prompts"}
-"""What is in each data set that the run file names."""
+"""Data set of the run file -> kind of its rows."""
 
 
 def check_inputs(config: RunConfig) -> list[str]:
-    """What the run will use, a line each. Raises InputError naming the key, file or column that is wrong."""
+    """Return a line for each input of the run. Raises InputError naming the key, file or column that is wrong."""
     lines = []
     _check_columns(config)
     if config.model.path is not None:
@@ -44,7 +44,7 @@ def check_inputs(config: RunConfig) -> list[str]:
 
 
 def _data_sets(config: RunConfig) -> list[tuple[str, Path, Kind]]:
-    """The data sets that the run file names, each with what it is called there."""
+    """Return the data sets that the run file names, with their keys."""
     named = {"": config.data, **config.tasks}
     return [
         (f"{task}.{name}" if task else name, path, kind)
@@ -62,7 +62,7 @@ def _described(scorer: ScorerConfig) -> str:
 
 
 def _check_model(config: RunConfig, folder: Path) -> str:
-    """Check a model folder; returns what kind of model it holds."""
+    """Check a model folder and describe its model."""
     if not folder.is_dir():
         raise InputError("model.path", f"no such folder: {folder}")
     settings = read_json(folder / "config.json")
@@ -82,7 +82,7 @@ def _check_model(config: RunConfig, folder: Path) -> str:
 
 
 def _check_tokenizer(folder: Path) -> int:
-    """Size of the folder's vocabulary. Raises InputError when there is no tokenizer that loads."""
+    """Return the size of the vocabulary. Raises InputError if no tokenizer can be loaded."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -95,7 +95,7 @@ def _check_tokenizer(folder: Path) -> int:
 
 
 def _check_columns(config: RunConfig) -> None:
-    """Raise InputError naming a column that no data set of the run file has; a builder's are not known yet."""
+    """Raise InputError naming a column that no data set has; not checked if a builder writes data sets."""
     paths = [path for _, path, _ in _data_sets(config)]
     if any(task.builder for task in config.by_task().values()) or not config.data.columns:
         return
@@ -106,7 +106,7 @@ def _check_columns(config: RunConfig) -> None:
 
 
 def _check_data(path: Path, kind: Kind, config: RunConfig) -> str:
-    """Check a data set; returns how much of what it holds. Raises InputError naming the file or column."""
+    """Check a data set and describe its rows. Raises InputError naming the file or column."""
     num_rows, schema = read_schema(path)
     require_rows(path, num_rows)
     model, named = config.model.path, own_names(schema.names, config.data.reading().columns)

@@ -1,7 +1,6 @@
-"""The run file: TOML in, one frozen `RunConfig` out; settings that don't fit together fail here, not an hour later.
+"""Reads a run file (TOML) into a frozen `RunConfig`, and refuses settings that do not fit together.
 
-Knows nothing of what the settings do, opens no file but the run file, and imports neither torch nor ray. What can
-only be told from other files (the model, the data sets) is `deploy.config.inputs`'s affair.
+Opens only the run file; `deploy.config.inputs` checks the model and the data sets. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -34,12 +33,10 @@ def load_run_config(
 ) -> RunConfig:
     """Read a run file, then each override: one more line of TOML, such as ``learner.learning_rate = 5e-7``.
 
-    `option` is what an override was given with.
-
-    A relative path to a model or a data set is looked for beside the run file first, then in the working directory
-    (with `beside=False`, as for the resolved file in a run directory, only there). It is kept relative to the working
-    directory where it lies beneath it, so that a run goes on in another copy of the repository.
-    Raises InputError naming the key.
+    `option` is the command-line option of the overrides. A relative path to a model or a data set is looked for beside
+    the run file, then in the working directory (with `beside=False`, as for the resolved file in a run directory, only
+    there). A path below the working directory stays relative, so that a run can resume in another copy of the
+    repository. Raises InputError naming the key.
     """
     settings = _read(path)
     for line in overrides:
@@ -54,7 +51,7 @@ def load_run_config(
 
 
 def read_run_config(path: Path) -> RunConfig:
-    """Read a resolved run file as it stands, without asking whether its settings fit together."""
+    """Read a resolved run file without checking whether its settings fit together."""
     return _validated(_read(path))
 
 
@@ -133,7 +130,7 @@ def refuse_hidden_packages(folders: Sequence[Path]) -> None:
 
 
 def _found(section: T, folder: Path) -> T:
-    """A section with its paths where the files are."""
+    """Return the section with its paths resolved."""
     paths = {key: _resolved(value, folder) for key, value in section if isinstance(value, Path)}
     return section.model_copy(update=paths)
 

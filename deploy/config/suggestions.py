@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import get_args
 
 from pydantic import BaseModel
 
@@ -46,6 +45,5 @@ def _settings() -> list[str]:
 def _keys(section: type[BaseModel], prefix: str) -> Iterable[str]:
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
-        for part in (field.annotation, *get_args(field.annotation)):
-            if isinstance(part, type) and issubclass(part, BaseModel) and part is field.annotation:
-                yield from _keys(part, f"{prefix}{name}.")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")

@@ -1,7 +1,4 @@
-"""A run's settings written out: flat by their dotted keys, and as the resolved run file.
-
-Knows no setting by name.
-"""
+"""Writes a run's settings: flat by dotted key, and as the resolved run file."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from deploy.config.schema import RunConfig
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its dotted key; unset ones are None."""
+    """Return every setting by its dotted key; unset ones are None."""
     return dict(_flattened("", config.model_dump(mode="json")))
 
 
@@ -27,12 +24,12 @@ def _flattened(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, An
 
 
 def to_toml(config: RunConfig) -> str:
-    """The resolved run file: every setting with its value, defaults included; unset ones are left out."""
+    """Return the resolved run file: every setting with its value, defaults included, unset ones left out."""
     return "\n".join(_tables("", config.model_dump(mode="json", exclude_none=True))).strip() + "\n"
 
 
 def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of one table: first its own values, for after a sub-table's header they would belong to that."""
+    """Yield the lines of a table: its own values first, because they would belong to a sub-table after its header."""
     if name:
         yield f"\n[{name}]"
     for key, value in table.items():
@@ -48,7 +45,7 @@ def _key(key: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    """JSON's numbers, texts and booleans are TOML's too; a list may hold tables."""
+    """Format a value; numbers, texts and booleans are written in TOML as in JSON."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

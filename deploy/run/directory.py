@@ -1,7 +1,6 @@
-"""A run's directory: its settings, status, summary, metrics and artefacts, and the lock that one process holds on it.
+"""A run's directory: status, summary, metrics, checkpoints, and the lock of its single writer.
 
-A stage is done when its artefact is there, whole; nothing else remembers it. Knows what lies where, not how it is
-made; imports neither torch nor ray.
+A stage is done if its artifact is complete; there is no other record of it. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _CHECKPOINT = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What status.json says: where the run stands and where its Ray answers."""
+    """The contents of status.json: state, stage, step and Ray address."""
 
     state: State = "RUNNING"
     stage: str | None = None
@@ -41,14 +40,14 @@ class Status:
 
 
 class RunDirectory:
-    """One run's files. Reading needs no lock; `open_run` gives the one writer."""
+    """One run's files. Reading needs no lock; `open_run` returns the single writer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
 
     def status(self) -> Status:
-        """Where the run stands. Raises InputError when nothing was ever run here."""
+        """Return the status. Raises InputError if no run was started here."""
         stored = _read_json(self.path / "status.json")
         if stored is None:
             raise InputError(str(self.path), "no run was started here")
@@ -60,11 +59,11 @@ class RunDirectory:
         write_json(self.path / "status.json", asdict(replace(status, **changes)))
 
     def summary(self) -> dict[str, Any]:
-        """What the run has shown so far, as nested tables."""
+        """Return the contents of summary.json as nested tables."""
         return _read_json(self.path / "summary.json") or {}
 
     def update_summary(self, values: Mapping[str, Any]) -> None:
-        """Set values by dotted keys, such as ``reward_model.accuracy``; the others stay."""
+        """Set values by dotted keys, such as ``reward_model.accuracy``."""
         summary = self.summary()
         for key, value in values.items():
             *tables, name = key.split(".")
@@ -75,7 +74,7 @@ class RunDirectory:
         write_json(self.path / "summary.json", summary)
 
     def forget(self, key: str) -> None:
-        """Take a value, or a table of them, out of the summary by its dotted key, if it is there."""
+        """Delete a value or table of the summary by its dotted key, if it exists."""
         summary = self.summary()
         *tables, name = key.split(".")
         table = summary
@@ -85,34 +84,34 @@ class RunDirectory:
             write_json(self.path / "summary.json", summary)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line that was cut short is left out."""
+        """Return the rows of metrics.jsonl, without an incomplete last line."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
 
     def rewind_metrics(self, stage: str, step: int) -> None:
-        """Drop the rows of `stage` after `step`: those steps are done again."""
+        """Delete the rows of `stage` after `step`, which will be repeated."""
         rows = self.metrics()
         kept = [row for row in rows if row.get("stage") != stage or row.get("step", 0) <= step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
     def last_ppo_step(self) -> dict[str, Any]:
-        """The row of the last PPO step that counts; empty before the first."""
+        """Return the row of the last PPO step, or an empty one."""
         rows = [row for row in self.metrics() if row.get("stage") == "ppo"]
         return rows[-1] if rows else {}
 
     def checkpoints(self, stage: str) -> list[Path]:
-        """The whole checkpoints of a stage, oldest first. Whoever writes one renames it when it is whole."""
+        """Return the complete checkpoints of a stage, oldest first; incomplete ones have other names."""
         folder = self.path / "checkpoints" / stage
         found = [path for path in folder.iterdir() if _CHECKPOINT.fullmatch(path.name)] if folder.is_dir() else []
         return sorted(found, key=checkpoint_step)
 
     def newest_checkpoint(self, stage: str) -> Path | None:
-        """The checkpoint to go on from, if there is one."""
+        """Return the newest checkpoint of a stage, or None."""
         return next(reversed(self.checkpoints(stage)), None)
 
     def best_checkpoint(self, stage: str) -> Path | None:
-        """The checkpoint that was best so far, if there is one."""
+        """Return the best checkpoint of a stage so far, or None."""
         folder = self.path / "checkpoints" / stage
         record = _read_json(folder / "best.json")
         return folder / f"step-{record['step']:06d}" if record else None
@@ -120,9 +119,9 @@ class RunDirectory:
     def keep_checkpoints(
         self, stage: str, *, newest: int, best: Path | None = None, every_steps: int | None = None
     ) -> None:
-        """Delete all but the `newest` last, those of every so many steps and the best.
+        """Delete all checkpoints except the `newest` last, those of every `every_steps` steps and the best.
 
-        The best is `best`, or without it the one that was best before.
+        The best is `best`, or the previous best if that is None.
         """
         if best is not None:
             write_json(best.with_name("best.json"), {"step": checkpoint_step(best)})
@@ -136,13 +135,13 @@ class RunDirectory:
         return STAGES[stage].is_done(self, config)
 
     def close(self) -> None:
-        """Let another process open the run."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def lock(self) -> None:
-        """Become the one writer. Raises InputError naming the process that is."""
+        """Take the lock of the single writer. Raises InputError naming the process that holds it."""
         lock = (self.path / LOCK).open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +156,7 @@ class RunDirectory:
         self._lock = lock
 
     def clear(self) -> None:
-        """Delete everything but the lock and what people have said: no command can make that again."""
+        """Delete everything except the lock and the human feedback, which cannot be regenerated."""
         for child in self.path.iterdir():
             if child.name in NEVER_DELETED:
                 continue

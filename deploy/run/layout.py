@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
 CONFIG, LOCK, FEEDBACK, SERVING = "config.toml", ".lock", "feedback.sqlite", "serving"
 
 

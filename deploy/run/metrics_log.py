@@ -21,7 +21,7 @@ from cluster.metrics import metric_of
 
 
 class MetricsLog:
-    """Appends rows; one TensorBoard run a stage, so that step 3 of one is not taken for step 3 of another."""
+    """Appends rows; each stage is its own TensorBoard run, because steps are numbered per stage."""
 
     def __init__(self, run_path: Path) -> None:
         self._tensorboard = run_path / "tensorboard"
@@ -40,18 +40,18 @@ class MetricsLog:
         self._writer(stage, step).add_event(event)
 
     def _writer(self, stage: str, step: int) -> EventFileWriter:
-        """The stage's writer; where it goes on, TensorBoard is told to forget the steps that are done again."""
+        """The stage's writer; if the stage resumes, TensorBoard drops the steps that are repeated."""
         if stage not in self._writers:
             folder = self._tensorboard / stage
-            goes_on = folder.is_dir()
+            resumed = folder.is_dir()
             writer = self._writers[stage] = EventFileWriter(str(folder))
-            if goes_on:
+            if resumed:
                 start = SessionLog(status=SessionLog.START)
                 writer.add_event(Event(wall_time=time.time(), step=step, session_log=start))
         return self._writers[stage]
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Flush and close the event files."""
         for writer in self._writers.values():
             writer.close()
 

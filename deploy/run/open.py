@@ -25,9 +25,9 @@ NUM_STEPS, HELD_OUT = "learner.num_steps", "held_out"
 def read_target(
     target: Path, overrides: Sequence[str] = (), *, name: str | None = None, runs_dir: Path | None = None
 ) -> tuple[RunConfig, Path]:
-    """The settings and the run directory that TARGET (a run file or a run directory) stands for.
+    """Return the settings and the run directory of TARGET, a run file or a run directory.
 
-    Raises InputError when it is neither, or its settings are wrong. The run directory may not exist yet.
+    The run directory may not exist yet. Raises InputError if TARGET is neither, or its settings are wrong.
     """
     if target.is_dir():
         for option, value in (("--name", name), ("--runs-dir", runs_dir)):
@@ -42,7 +42,7 @@ def read_target(
 
 
 def require_run(path: Path) -> RunDirectory:
-    """The run directory at `path`. Raises InputError when there is none."""
+    """Return the run directory at `path`. Raises InputError if there is none."""
     if not path.is_dir():
         raise InputError(str(path), "no such run directory")
     if not (path / CONFIG).is_file():

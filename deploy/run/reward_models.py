@@ -1,9 +1,8 @@
-"""The versions of a run's reward model: how a new one takes the old one's place, and what the summary says of them.
+"""The versions of a run's reward model: publishes a new one and writes its entry in the summary.
 
-`reward_model/` is the present one, always whole. A new one is trained beside it and takes its place by two renames;
-where a kill comes between them the next start of the run puts it in place. Every version stays for good in
-`reward_models/VERSION/`, which services read: that never changes. Knows folders, not how a model is trained; imports
-neither torch nor ray.
+`reward_model/` is the current version and always complete. A new one is trained beside it and replaces it by two
+renames; if the process is killed between them, the next start of the run finishes them. Every version is kept in
+`reward_models/VERSION/`, which services read and which never changes. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from reward_service.scorers.files import weights_digest
 if TYPE_CHECKING:
     from deploy.run.directory import RunDirectory
 
-TOLD = (
+REPORTED = (
     "accuracy",
     "held_out_accuracy",
     "held_out_loss",
@@ -41,12 +40,12 @@ TOLD = (
 
 
 def member_folder(folder: Path, member: int) -> Path:
-    """Where a member of an ensemble lies: the first is the folder itself."""
+    """Return the folder of a member of an ensemble; the first is the folder itself."""
     return folder / f"member-{member}" if member else folder
 
 
 def publish(run: RunDirectory) -> dict[str, Any]:
-    """Put the reward model that lies whole in TRAINING in the place of the run's; returns its entry in the summary."""
+    """Replace the run's reward model by the complete one in TRAINING; returns its entry in the summary."""
     (run.path / TRAINING / "reward_model").rename(run.path / NEXT)
     entry = entry_of(run.path / NEXT)
     settle(run)
@@ -54,7 +53,7 @@ def publish(run: RunDirectory) -> dict[str, Any]:
 
 
 def settle(run: RunDirectory) -> None:
-    """Finish what `publish` had begun, whatever it had done of it."""
+    """Finish an interrupted `publish`, at whichever point it stopped."""
     present, following, replaced = (run.path / name for name in ("reward_model", NEXT, REPLACED))
     if following.exists():
         kept = keep(following, run.path)
@@ -70,9 +69,9 @@ def settle(run: RunDirectory) -> None:
 
 
 def published_folder(run_path: Path) -> Path | None:
-    """The folder of the run's present reward model among those that never change; None where none is trained.
+    """Return the unchanging folder of the current reward model, or None if none is trained.
 
-    Needs no lock: it is the old one or the new one where another takes its place meanwhile.
+    Safe without the lock: returns the old or the new version while one is being replaced.
     """
     present = run_path / "reward_model"
     while (present / "config.json").is_file():
@@ -84,9 +83,9 @@ def published_folder(run_path: Path) -> Path | None:
 
 
 def keep(folder: Path, run_path: Path) -> Path:
-    """`reward_models/VERSION/` with what is in `folder`: hard links to it, or copies where there can be none.
+    """Copy `folder` to `reward_models/VERSION/` and return that: hard links to it, or copies if linking fails.
 
-    Raises InputError where it cannot be made.
+    Raises InputError if it cannot be written.
     """
     archive = run_path / ARCHIVE
     try:
@@ -110,7 +109,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _tell(run: RunDirectory, entry: dict[str, Any], *, is_first: bool) -> None:
-    """Write the version into the summary, once. What was best by an older one's rewards is best no longer."""
+    """Write the version into the summary, once; forget the best checkpoint, which an older version chose."""
     told = run.summary().get("reward_model", {})
     versions = told.get("versions", [])
     if versions[-1:] != [entry]:
@@ -124,7 +123,7 @@ def _tell(run: RunDirectory, entry: dict[str, Any], *, is_first: bool) -> None:
 
 
 def entry_of(folder: Path) -> dict[str, Any]:
-    """What the summary says of a reward model, read from its folder."""
+    """Return the summary's entry of a reward model, read from its folder."""
     record = json.loads((folder / "training.json").read_text())
     num = int(record["num_examples"])
     num_feedback = num if record["data"] == [PREFERENCES] else int(record.get("num_more", 0))
@@ -134,7 +133,7 @@ def entry_of(folder: Path) -> dict[str, Any]:
         "num_pairs": num,
         "num_pairs_by_source": {"stage": num - num_feedback, "feedback": num_feedback},
         "num_members": len(members),
-        **{name: record[name] for name in TOLD},
+        **{name: record[name] for name in REPORTED},
         **{name: record[name] for name in ("num_broken", "num_unpaired") if name in record},
         "settings": record["settings"],
     }
