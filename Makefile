@@ -10,18 +10,21 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow chaos check bench docs lock readme install
+.PHONY: demo test test-fast test-slow chaos check bench docs lock readme install
 
 demo: install  ## every stage of the reviews task, from nothing
 	$(BIN)/antiphon train examples/reviews/run.toml --fresh $(ARGS)
 
-test: install  ## all tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+test: install  ## all tests but the slow ones, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=25 --durations-min=5 $(ARGS)
 
-test-slow: install  ## the tests that take minutes: the built wheel, training of a new task
-	$(BIN)/python -m pytest -m slow $(ARGS)
+test-fast: install  ## tests without Ray, other processes or a browser: under a minute
+	$(BIN)/python -m pytest --fast -n 2 --dist loadgroup $(ARGS)
 
-chaos: install  ## parts that are killed, hang or raise, and whole commands, for minutes
+test-slow: install  ## trainings, whole commands and packaging: tests of more than 20 s each
+	$(BIN)/python -m pytest -m 'slow and not chaos' -n 2 --dist loadgroup --durations=25 $(ARGS)
+
+chaos: install  ## kill, hang or break parts of a run, for minutes
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 check: install  ## style, types, floors

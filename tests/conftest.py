@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-RUNS = Path(__file__).parent / "runs"
+TESTS = Path(__file__).parent
+NOT_FAST = ("ray", "process", "slow", "chaos")
 settings.register_profile("antiphon", deadline=None)
 settings.load_profile("antiphon")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,17 +22,48 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--readme-slow", action="store_true", help="also run the README's slow commands")
+    parser.addoption("--fast", action="store_true", help="run only tests without Ray, other processes or a browser")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Among several processes the tests of a file stay together, and so do all that share the one Ray.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group tests by process, order them longest first and, if asked for, keep only the fast ones.
 
-    Whole commands and runs, the longest, come first.
+    Tests of a file share a process; so do a package's tests that share a Ray.
     """
-    items.sort(key=lambda item: item.path.parent != RUNS)
+    items.sort(key=_order)
     for item in items:
-        shares_ray = "ray_session" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else str(item.path)))
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+            group = f"ray-{item.path.relative_to(TESTS).parts[0]}"
+        else:
+            group = str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    if config.getoption("--fast"):
+        slow = [item for item in items if any(item.get_closest_marker(name) for name in NOT_FAST)]
+        items[:] = [item for item in items if item not in set(slow)]
+        config.hook.pytest_deselected(items=slow)
+
+
+def _order(item: pytest.Item) -> int:
+    """Whole runs first, then tests that share a Ray, then the rest: short tests fill the gaps at the end."""
+    if item.path.is_relative_to(TESTS / "runs"):
+        return 0
+    return 1 if "ray_session" in getattr(item, "fixturenames", ()) else 2
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --fast, fail a test that starts a process: it lacks the marker `process` or `ray`."""
+    if not request.config.getoption("--fast"):
+        yield
+        return
+
+    def refuse(_: Any, command: Any, *__: Any, **___: Any) -> None:
+        raise AssertionError(f"{command} starts a process: mark the test with pytest.mark.process")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("subprocess.Popen.__init__", refuse)
+        yield
 
 
 @pytest.fixture(scope="session")

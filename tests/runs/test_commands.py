@@ -142,6 +142,7 @@ def begin(runs: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(line, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_no_process_and_is_resumed(tmp_path: Path) -> None:
     run, before = tmp_path / "letters", of_this_user()
     env = os.environ | {"COLUMNS": "100"}

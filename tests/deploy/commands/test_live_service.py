@@ -29,7 +29,7 @@ from reward_service.scorers.reward_model import RewardModelScorer
 from tests.support.building import moved_model
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RUN = """
 [run]
 name = "live"

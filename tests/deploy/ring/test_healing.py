@@ -327,6 +327,7 @@ async def in_the_middle_of(step: asyncio.Task[Any], group: Any) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 async def test_a_rank_killed_during_a_step_changes_no_bit(
     undisturbed: Sequence[Any], policy: Path, tmp_path: Path

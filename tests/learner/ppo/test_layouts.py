@@ -22,6 +22,8 @@ from tests.learner.conftest import make_trajectory, make_two_turn_trajectory, ru
 from tests.learner.ppo.test_rllib import OneRank, largest_difference
 from tests.support.ppo_ranks import NETWORKS, settings, train
 
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
 BASE = LearnerConfig(num_epochs=2, num_minibatches=2, learning_rate=1e-2, entropy_coefficient=0.01, kl_target=0.5)
 LAYOUTS: dict[str, dict[str, Any]] = {
     "padded": {"packing": False},

@@ -23,6 +23,8 @@ from tests.learner.conftest import run_two_ranks
 from tests.learner.ppo.test_rllib import largest_difference
 from tests.support.supervised_ranks import CPU, LAYOUTS, STAGES, settings, stream, untimed, write_inputs
 
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
 PIECES: dict[str, dict[str, Any]] = {
     "padded": {"packing": False},
     "packed pieces": {"micro_batch_tokens": 80},
