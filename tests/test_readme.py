@@ -31,6 +31,7 @@ def run(text: str) -> None:
     assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("text", [text for kind, text in BLOCKS if kind == ""])
 def test_a_quick_command_of_the_readme_runs(text: str) -> None:
     run(text)

@@ -65,12 +65,14 @@ def test_a_file_is_unchanged_and_nothing_is_left_if_the_block_raises(tmp_path: P
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.process
 def test_a_file_is_unchanged_after_a_kill_before_the_rename(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     run_and_kill(WRITE_AND_DIE, tmp_path)
     assert (tmp_path / "a").read_text() == "old"
 
 
+@pytest.mark.process
 def test_leftovers_of_a_kill_are_overwritten_by_the_next_write(tmp_path: Path) -> None:
     run_and_kill(WRITE_AND_DIE, tmp_path)
     assert os.listdir(tmp_path) == [".a.partial"]
@@ -125,6 +127,7 @@ def test_a_folder_is_unchanged_and_nothing_is_left_if_the_block_raises(tmp_path:
     assert os.listdir(tmp_path) == ["model"]
 
 
+@pytest.mark.process
 def test_leftovers_in_a_folder_are_deleted_after_a_kill(tmp_path: Path) -> None:
     run_and_kill(WRITE_IN_A_FOLDER_AND_DIE, tmp_path)
     assert not (tmp_path / "m").exists()
@@ -134,6 +137,7 @@ def test_leftovers_in_a_folder_are_deleted_after_a_kill(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "m") == ["weights"]
 
 
+@pytest.mark.process
 def test_a_folder_is_restored_after_a_kill_between_its_two_renames(tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.mkdir()

@@ -182,6 +182,7 @@ def test_an_interrupted_run_prints_how_to_resume(
     assert antiphon("train", "run.toml", launch=train_to_the_end)[0] == 0
 
 
+@pytest.mark.process
 def test_a_dry_run_prints_the_resolved_run_file_and_writes_nothing(task: Path) -> None:
     code, out, _ = shell("train", "run.toml", "--dry-run", "--set", "learner.num_steps = 7", "--name", "other")
     resolved = tomllib.loads(out)
@@ -227,6 +228,7 @@ def test_bad_input_exits_with_2_and_one_line_and_writes_nothing(
     assert sorted(task.rglob("*")) == before
 
 
+@pytest.mark.process
 def test_the_command_as_a_process_exits_the_same_way(task: Path) -> None:
     code, out, last = shell("train", "none.toml")
     assert (code, out, last.partition(" (")[0]) == (2, "", "error: none.toml: cannot read the run file")
@@ -295,6 +297,7 @@ def test_the_version_is_printed(antiphon: Callable[..., tuple[int, str, str]]) -
     assert (code, out) == (0, f"antiphon {metadata.version('antiphon')}\n")
 
 
+@pytest.mark.process
 def test_the_shell_completes_commands_and_options(task: Path) -> None:
     for words, expected in (
         ("antiphon eval", ["evaluate", "evaluate-rewards"]),
@@ -318,6 +321,7 @@ assert not {"torch", "ray", "transformers", "vllm"} & set(sys.modules)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["check", "run.toml"]], ids=" ".join)
 def test_help_and_check_import_neither_torch_nor_ray(task: Path, arguments: list[str]) -> None:
     command = [sys.executable, "-c", IMPORTS, *arguments]

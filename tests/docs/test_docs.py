@@ -38,11 +38,13 @@ def messages() -> tuple[str, ...]:
     return tuple(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
+@pytest.mark.process
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     run("mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site"))
     assert (tmp_path / "site" / "reference" / "run-file" / "index.html").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("text", BLOCKS)
 def test_a_quick_command_of_the_docs_runs(text: str) -> None:
     run("bash", "-euo", "pipefail", "-c", text)

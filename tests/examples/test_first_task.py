@@ -29,6 +29,7 @@ def antiphon(folder: Path, *arguments: str, answers: str = "") -> subprocess.Com
     return subprocess.run(command, cwd=folder, env=environment, input=answers, capture_output=True, text=True)
 
 
+@pytest.mark.process
 def test_the_page_shows_three_files_and_the_task_they_make_is_whole(tmp_path: Path) -> None:
     write_task(tmp_path)
     assert sorted(path.name for path in (tmp_path / "guess").iterdir()) == [

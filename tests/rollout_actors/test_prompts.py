@@ -45,6 +45,7 @@ def test_the_error_names_the_file_or_line_of_a_bad_data_set(
     assert caught.value.where.startswith(str(tmp_path / name))
 
 
+@pytest.mark.process
 def test_reading_prompts_imports_neither_torch_nor_ray() -> None:
     code = "import sys, rollout_actors.prompts; assert not {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -222,6 +222,7 @@ def imported(modules: Sequence[str], code: str) -> str:
     return subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.process
 def test_reading_imports_nothing_heavy(tmp_path: Path) -> None:
     path = save_splits(tmp_path / "saved", TEXTS)
     code = f"import pathlib, cluster.data.datasets as d; d.read_examples(pathlib.Path({str(path)!r}), 'sft')"

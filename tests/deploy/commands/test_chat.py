@@ -117,6 +117,7 @@ def test_chat_fails_if_the_run_has_no_policy(run: RunDirectory) -> None:
         chat_session.answer_prompts(run, "one")
 
 
+@pytest.mark.process
 def test_an_interrupt_ends_the_wait_for_a_line() -> None:
     code = (
         "import asyncio\nfrom deploy.runtime.signals import interruptible\n"

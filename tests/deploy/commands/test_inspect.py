@@ -134,6 +134,7 @@ def test_inspect_escapes_control_characters(antiphon: Antiphon, tmp_path: Path) 
     assert "\\x1b[2J" in out
 
 
+@pytest.mark.process
 def test_inspect_imports_neither_torch_nor_ray(run_path: Path) -> None:
     import subprocess
 

@@ -277,6 +277,7 @@ def test_preferences_are_exported_in_trls_columns(run: RunDirectory, tmp_path: P
     assert row == {"prompt": "p", "chosen": "b", "rejected": "a"}
 
 
+@pytest.mark.process
 def test_label_serves_with_its_token_until_interrupted(
     pairs: Callable[..., list[dict[str, Any]]], run: RunDirectory
 ) -> None:

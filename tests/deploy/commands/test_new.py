@@ -58,6 +58,7 @@ def test_new_creates_a_task_that_check_accepts(antiphon: Antiphon, tmp_path: Pat
         assert (code, out.splitlines()[-1:]) == (0, ["ok"]), last
 
 
+@pytest.mark.process
 def test_the_modules_of_new_tasks_can_be_imported(antiphon: Antiphon, tmp_path: Path) -> None:
     for task in task_names():
         assert antiphon("new", f"my_{task}", "--from", task)[0] == 0

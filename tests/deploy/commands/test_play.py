@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.process
+
 GAME = ROOT / "examples" / "game" / "run.toml"
 WORLDS = "tests.support.environments"
 TASK = """

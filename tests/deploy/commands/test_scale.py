@@ -63,6 +63,7 @@ async def _set(control: RunControl, num: int) -> int:
     return await control.set_num_rollout_actors(num)
 
 
+@pytest.mark.process
 def test_scale_names_the_run_if_its_process_is_gone(run_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]

@@ -95,6 +95,7 @@ def test_it_serves_until_interrupted_and_leaves_no_process() -> None:
         assert psutil.wait_procs(parts, timeout=10)[1] == []
 
 
+@pytest.mark.process
 def test_it_does_not_start_beyond_loopback_without_a_token() -> None:
     env = {key: value for key, value in os.environ.items() if key != "ANTIPHON_TOKEN"}
     process = subprocess.run(

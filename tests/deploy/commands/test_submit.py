@@ -116,6 +116,7 @@ def antiphon(project: Path, head: Head, *arguments: str, token: bool = True) -> 
     )
 
 
+@pytest.mark.process
 def test_submit_returns_exit_code_log_and_error_of_the_job(
     head: Head, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_submit_returns_exit_code_log_and_error_of_the_job(
     assert last.startswith(f"error: {project / 'runs' / 'project'}: settings have changed: sft.num_steps")
 
 
+@pytest.mark.process
 def test_submit_fails_without_a_token_if_the_cluster_requires_one(head: Head, project: Path) -> None:
     refused = antiphon(project, head, "submit", "run.toml", "--address", head.address, token=False)
     assert refused.returncode == 2
@@ -151,6 +153,7 @@ print(client.get_job_logs(job_id))
 """
 
 
+@pytest.mark.process
 def test_the_working_directory_is_uploaded_without_excluded_folders(head: Head, project: Path) -> None:
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
@@ -167,6 +170,7 @@ def test_the_working_directory_is_uploaded_without_excluded_folders(head: Head, 
     assert sorted(uploaded) == ["pairs.jsonl", "run.toml", "task.py"]
 
 
+@pytest.mark.process
 def test_submit_prints_the_next_commands_with_no_wait(head: Head, project: Path) -> None:
     submitted = antiphon(project, head, "submit", "run.toml", "--address", head.address, "--no-wait")
     assert submitted.returncode == 0

@@ -80,6 +80,7 @@ def test_a_bound_is_described_with_its_cost(task: Path) -> None:
     assert check_inputs(config)[-1] == "constraint   mean of length at most 2.5"
 
 
+@pytest.mark.process
 def test_check_answers_in_two_seconds_without_torch_or_ray(task: Path) -> None:
     code = (
         "import sys, atexit\n"

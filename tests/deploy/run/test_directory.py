@@ -172,6 +172,7 @@ def test_a_folder_of_something_else_is_never_deleted_or_written(config: RunConfi
     assert [child.name for child in path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_second_process_is_refused_with_the_pid_of_the_first(config: RunConfig, path: Path, fresh: bool) -> None:
     code = (

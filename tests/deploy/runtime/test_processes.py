@@ -18,6 +18,8 @@ from cluster.actors.remote import RemoteActor, kill_actor, process_of, start_act
 from deploy.runtime.processes import MARKER, end, is_alive, marked
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.process
+
 NUM_HUNG = 200
 
 

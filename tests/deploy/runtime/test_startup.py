@@ -12,6 +12,7 @@ from deploy.run.directory import RunDirectory
 from deploy.runtime.startup import StartUp
 
 
+@pytest.mark.process
 def test_the_stages_before_ppo_do_not_import_torch() -> None:
     code = (
         "import sys, deploy.stages.launch; print(*{'torch', 'transformers', 'ray.rllib', 'vllm'} & sys.modules.keys())"

@@ -48,6 +48,7 @@ def sampled(policy: torch.Tensor, step: int, generator: torch.Generator) -> list
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"kl_in": "loss", "kl_estimator": "k2"}, {"advantages": "rloo"}])
 def test_the_policy_reaches_the_closed_form_optimum(tmp_path: Path, changes: dict[str, Any]) -> None:
     """pi_ref(a) exp(r(a) / beta) / Z, within 2 % total variation."""

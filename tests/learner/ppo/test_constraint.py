@@ -167,6 +167,7 @@ def test_a_bound_needs_a_checkpoint_of_a_run_with_one(policy_path: Path, tmp_pat
         ppo_ranks.make_rank(with_bound, ALONE)
 
 
+@pytest.mark.slow
 def test_the_policy_reaches_the_constrained_optimum(tmp_path: Path) -> None:
     """pi_ref(a) exp((r(a) - lambda c(a)) / beta) / Z with the lambda at which the mean cost is the bound."""
     max_mean, num_steps = 0.1, 60
@@ -183,6 +184,7 @@ def test_the_policy_reaches_the_constrained_optimum(tmp_path: Path) -> None:
     assert metrics["learner/constraint_multiplier"] > 0
 
 
+@pytest.mark.slow
 def test_an_inactive_bound_does_not_change_the_optimum(tmp_path: Path) -> None:
     num_steps = 50
     learner = OneRank(write_policy(tmp_path / "policy"), bandit_settings(num_steps, max_mean=0.99))

@@ -40,6 +40,7 @@ def service(scorer: str, **changes: Any) -> RewardServiceConfig:
     return RewardServiceConfig(scorer=scorer, scorers=RULES | OPEN | COMPOSITES, **changes)
 
 
+@pytest.mark.process
 async def test_scorers_return_the_parts_that_their_settings_name() -> None:
     scorers = build_scorers(service("outer"), None)
     for name in [*RULES, *OPEN, *COMPOSITES]:

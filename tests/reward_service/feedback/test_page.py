@@ -25,7 +25,10 @@ from reward_service.http.errors import add_error_handlers
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium"),
+    pytest.mark.process,
+]
 NUM_PAIRS = 6
 SENT = "() => !Object.keys(localStorage).some((key) => key.startsWith('antiphon.outbox.'))"
 CHANGED = (

@@ -281,6 +281,7 @@ asyncio.run(write(FeedbackStore(Path(sys.argv[1]))))
 """
 
 
+@pytest.mark.process
 def test_acknowledged_feedback_survives_a_killed_writer(path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout

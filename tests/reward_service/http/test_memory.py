@@ -17,6 +17,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.process
+
 PROGRAM = """
 import sys
 from tests.reward_service.http.test_server import serve

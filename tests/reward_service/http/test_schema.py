@@ -64,6 +64,7 @@ def _is_large(bound: Any) -> bool:
     return isinstance(bound, int) and bound > LARGE
 
 
+@pytest.mark.process
 def test_generated_requests_are_answered_as_documented(url: str, tmp_path: Path) -> None:
     run_schemathesis(url, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "5")
 

@@ -281,6 +281,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
+@pytest.mark.process
 def test_https_is_served_with_a_certificate(certificate: dict[str, Path]) -> None:
     for host, port in serve(**certificate):
         context = ssl.create_default_context(cafile=str(certificate["ssl_certfile"]))
@@ -290,6 +291,7 @@ def test_https_is_served_with_a_certificate(certificate: dict[str, Path]) -> Non
         assert b"HTTP/1.1" not in answer
 
 
+@pytest.mark.process
 def test_handshake_has_a_deadline_and_counts_as_a_connection(certificate: dict[str, Path]) -> None:
     for address in serve(**certificate, header_timeout_s=0.6, max_connections=2):
         started = time.monotonic()
@@ -301,6 +303,7 @@ def test_handshake_has_a_deadline_and_counts_as_a_connection(certificate: dict[s
         assert takes_connections_again(f"https://{address[0]}:{address[1]}", verify=context)
 
 
+@pytest.mark.process
 def test_invalid_certificate_is_named(tmp_path: Path, certificate: dict[str, Path]) -> None:
     (tmp_path / "none.pem").write_text("none")
     for files in (certificate | {"ssl_certfile": tmp_path / "none.pem"}, {"ssl_certfile": tmp_path / "missing.pem"}):

@@ -34,7 +34,10 @@ def has_namespaces() -> bool:
         return False
 
 
-pytestmark = pytest.mark.skipif(not has_namespaces(), reason="this machine allows no user namespaces")
+pytestmark = [
+    pytest.mark.skipif(not has_namespaces(), reason="this machine allows no user namespaces"),
+    pytest.mark.process,
+]
 
 
 def run(program: str, *tests: str, **limits: Any) -> Report:

@@ -14,6 +14,8 @@ from reward_service.sandbox.worker import Worker, Workers
 from reward_service.scorers.checked_rules import json_schema_rule, last_block, math_rule
 from reward_service.scorers.rule_scorer import Rule
 
+pytestmark = pytest.mark.process
+
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "pattern": "^(a|aa)+$"}}}
 
 

@@ -82,6 +82,7 @@ async def test_every_kind_is_built_with_its_name_and_version() -> None:
         await close(scorer)
 
 
+@pytest.mark.process
 async def test_every_kind_scores_with_parts() -> None:
     local = {name: section for name, section in ALL.items() if name != "judge"}
     scorers = build_scorers(settings(scorer="all", **local), None)

@@ -70,6 +70,7 @@ async def test_render_and_parse_of_the_user_are_used() -> None:
     assert (await host.step("walk")).observation == "end with l, d, r or u"
 
 
+@pytest.mark.process
 async def test_the_same_seed_gives_the_same_game() -> None:
     await try_out(EnvironmentConfig(path=PATH, settings={"id": "Blackjack-v1"}), {})
     await try_out(EnvironmentConfig(path=PATH, settings=LAKE, own_process=True), {})

@@ -21,6 +21,8 @@ from rollout_actors.environments.host import InProcessHost, Threads
 from rollout_actors.environments.pool import EnvironmentPool, try_out
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.process
+
 pytest.importorskip("websockets", reason="the extra openenv is not installed")
 
 PATH = "rollout_actors.adapters.openenv:OpenEnvText"

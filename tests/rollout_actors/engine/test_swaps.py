@@ -23,6 +23,8 @@ from rollout_actors.engine.thread import EngineThread
 from rollout_actors.engine.vllm_engine import VllmEngine
 from tests.support import tiny
 
+pytestmark = pytest.mark.process
+
 NUM_RESPONSES = 6
 PROMPTS = [[5, 6, 7, 8 + i] for i in range(NUM_RESPONSES)]
 

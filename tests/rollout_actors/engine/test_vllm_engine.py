@@ -13,6 +13,8 @@ from rollout_actors.engine.protocol import Sampled, SamplingRequest
 from rollout_actors.engine.vllm_engine import VllmEngine, engine_settings
 from tests.support import tiny
 
+pytestmark = pytest.mark.process
+
 PROMPT = [5, 6, 7]
 EXACT = 1e-5
 

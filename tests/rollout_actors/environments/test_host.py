@@ -39,6 +39,7 @@ async def host(
         await hosted.close()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("own_process", [False, True])
 @pytest.mark.parametrize("name", ["Echo", "AsyncEcho"])
 async def test_conversations_are_equal_in_both_hosts_and_repeatable(name: str, own_process: bool) -> None:
@@ -92,6 +93,7 @@ async def test_the_fault_names_a_reset_that_breaks_the_protocol(how: str, shown:
     assert fault.value.what.endswith(shown)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("own_process", [False, True])
 async def test_the_fault_has_the_line_that_raised_an_exception(own_process: bool) -> None:
     async with host("Odd", own_process=own_process, how="raises") as hosted:
@@ -103,6 +105,7 @@ async def test_the_fault_has_the_line_that_raised_an_exception(own_process: bool
     assert str(fault.value) == f"tests/support/environments.py:{line}: step raised RuntimeError: no luck"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("own_process", [False, True])
 async def test_a_hanging_environment_is_abandoned_and_delays_no_other(own_process: bool) -> None:
     threads = Threads(1)
@@ -120,6 +123,7 @@ async def test_a_hanging_environment_is_abandoned_and_delays_no_other(own_proces
     await hanging.close()
 
 
+@pytest.mark.process
 async def test_a_process_that_exits_is_a_fault_but_printing_is_not() -> None:
     async with host("Odd", own_process=True, how="crashes") as hosted:
         await hosted.reset(0, {})
@@ -130,6 +134,7 @@ async def test_a_process_that_exits_is_a_fault_but_printing_is_not() -> None:
         assert (await hosted.step("abc")).reward == 3.0
 
 
+@pytest.mark.process
 async def test_closing_the_host_ends_its_process() -> None:
     before = set(psutil.Process().children())
     async with host("Echo", own_process=True) as hosted:
@@ -155,6 +160,7 @@ def test_the_error_names_an_environment_that_cannot_be_make_environment() -> Non
         InProcessHost(environments.BadTools(), Threads(1), timeout_s=1)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("own_process", [False, True])
 async def test_an_environment_is_not_reused_after_a_cancelled_conversation(own_process: bool) -> None:
     config = EnvironmentConfig(path=f"{HERE}:Odd", settings={"how": "dawdles"}, own_process=own_process)
@@ -202,6 +208,7 @@ def call(name: str, **arguments: Any) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("own_process", [False, True])
 async def test_a_tool_call_gets_its_result_without_a_step(own_process: bool) -> None:
     async with host("Adder", own_process=own_process) as hosted:
