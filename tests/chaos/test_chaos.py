@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.runs.test_commands import ROOT, metrics, of_this_user, started_by, wait_for
+from tests.runs.test_commands import metrics, of_this_user, started_by, wait_for
+from tests.support.paths import ROOT
 from tests.support.processes import open_paths
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]

@@ -17,8 +17,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from cluster.journal.history import History
-from tests.runs.test_commands import ROOT, metrics, wait_for
-from tests.support.paths import LETTERS
+from tests.runs.test_commands import metrics, wait_for
+from tests.support.paths import LETTERS, ROOT
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 

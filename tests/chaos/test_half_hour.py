@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from cluster.journal.history import History
-from tests.runs.test_commands import ROOT, actors_of, metrics, started_by, wait_for
-from tests.support.paths import LETTERS
+from tests.runs.test_commands import actors_of, metrics, started_by, wait_for
+from tests.support.paths import LETTERS, ROOT
 from tests.support.processes import command_of
 from tests.support.processes import name_of as process_name
 
@@ -73,7 +73,10 @@ class Watched:
         for pid, samples in self.held.items():
             early, late = ([s for s in samples if span[0] <= s[0] < span[1]] for span in (EARLY, LATE))
             if early and late and early[0][0] < EARLY[0] + 1 and late[-1][0] > LATE[1] - 1:
-                fds, threads, memory = (median(s[i] for s in late) - median(s[i] for s in early) for i in (2, 3, 4))
+                before, after = (
+                    [median(kind) for kind in zip(*(s[2:] for s in part), strict=True)] for part in (early, late)
+                )
+                fds, threads, memory = (b - a for a, b in zip(before, after, strict=True))
                 found[f"{samples[-1][1]} {pid}"] = (fds, threads, round(memory / 2**20, 1))
         return found
 

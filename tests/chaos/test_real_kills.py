@@ -78,7 +78,7 @@ def kill_again_and_again(process: subprocess.Popen[str], run: Path) -> list[tupl
 def reward_of(run: Path) -> float:
     """Mean of the last tenth of the steps."""
     last = metrics(run)[-NUM_STEPS // 10 :]
-    return sum(row["learner/reward_mean"] for row in last) / len(last)
+    return fmean(row["learner/reward_mean"] for row in last)
 
 
 @dataclass

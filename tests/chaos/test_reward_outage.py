@@ -17,7 +17,8 @@ import pytest
 
 from cluster.trajectory import read_trajectories
 from examples.letters.scorers import count_a
-from tests.runs.test_commands import ROOT, metrics, wait_for
+from tests.runs.test_commands import metrics, wait_for
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
 NUM_STEPS, DOWN_S, EACH_S = 30, 60.0, 6.0

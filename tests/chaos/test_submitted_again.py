@@ -14,8 +14,8 @@ import pytest
 
 from cluster.journal.history import History
 from tests.deploy.commands.test_submit import Head, head
-from tests.runs.test_commands import ROOT, metrics, wait_for
-from tests.support.paths import LETTERS
+from tests.runs.test_commands import metrics, wait_for
+from tests.support.paths import LETTERS, ROOT
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]
 

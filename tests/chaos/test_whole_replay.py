@@ -18,8 +18,8 @@ import pytest
 
 from cluster.journal.files import read_log
 from cluster.journal.history import History
-from tests.runs.test_commands import ROOT, metrics, started_by, wait_for
-from tests.support.paths import LETTERS
+from tests.runs.test_commands import metrics, started_by, wait_for
+from tests.support.paths import LETTERS, ROOT
 from tests.support.processes import name_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(1200)]

@@ -13,6 +13,7 @@ from deploy.config.load import load_run_config
 from examples.reasoning.data import MAX_NUMBER, SLIP_SHARE, build_data, question, results, sample_sum, worked_out
 from examples.reasoning.metrics import STEP, answer_of, evaluate, is_right
 from examples.reasoning.model import build_model
+from reward_service.config.scorers import NumericConfig
 from reward_service.scorers.rules import numeric_rule
 from tests.support.chat_tasks import (
     require_built_from_the_seed_alone,
@@ -71,7 +72,9 @@ def test_demonstrations_slip_as_often_as_they_should_and_go_on_from_the_wrong_nu
     ],
 )
 def test_the_run_files_scorer_and_the_metrics_read_the_last_answer_alone(response: str, reward: float) -> None:
-    rule = numeric_rule(load_run_config(Path("examples/reasoning/run.toml")).reward_service.scorers["answer"])
+    scorer = load_run_config(Path("examples/reasoning/run.toml")).reward_service.scorers["answer"]
+    assert isinstance(scorer, NumericConfig)
+    rule = numeric_rule(scorer)
     assert rule(ScoreRequest("a", "what is 7 + 5 - 3 + 6?", response, {"references": "15"}))[0] == reward
     assert evaluate(["?"], [response], references=["15"])["accuracy"] == reward
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_items_are_parted_by_commas_lines_or_numbers() -> None:
 def test_ndcg_is_one_for_the_best_order_and_popularity_is_measured_beside_it() -> None:
     chances, popularity = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0, 1, 2, 3, 4, 5]
     responses = ["atlas, chess, dunes, knots, tides.", "whales, whales.", ""]
-    given = {"offered": [OFFERED] * 3, "click_chances": [chances] * 3}
+    given: dict[str, Any] = {"offered": [OFFERED] * 3, "click_chances": [chances] * 3}
     measured = evaluate(["p"] * 3, responses, **given, popularity=[popularity] * 3)
     assert measured["valid"] == pytest.approx(1 / 3)
     assert 1 / 3 < measured["ndcg_5"] < 0.5

@@ -29,7 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def column(path: Path, name: str) -> list[str]:
-    return pq.read_table(path).column(name).to_pylist()
+    values: list[str] = pq.read_table(path).column(name).to_pylist()
+    return values
 
 
 def test_every_sampled_review_is_grammatical_and_reaches_the_whole_range_of_the_oracle() -> None:

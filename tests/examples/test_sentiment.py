@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def columns(*days: Day) -> dict[str, list[object]]:
+def columns(*days: Day) -> dict[str, Any]:
     return {name: [row(day)[name] for day in days] for name in ("topics", "labels", "turned")}
 
 

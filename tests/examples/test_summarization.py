@@ -21,6 +21,7 @@ from examples.summarization.data import (
 )
 from examples.summarization.metrics import evaluate
 from examples.summarization.model import build_model
+from reward_service.config.scorers import LengthConfig
 from tests.support.chat_tasks import (
     require_built_from_the_seed_alone,
     require_small_model,
@@ -50,7 +51,9 @@ def test_the_sentences_with_figures_are_the_summary_wanted_and_fit_the_limit(dat
 
 def test_the_run_files_rule_has_the_limit_of_the_metrics() -> None:
     service = load_run_config(Path("examples/summarization/run.toml")).reward_service
-    assert (service.scorers["length"].max, service.scorers["length"].unit) == (LIMIT_WORDS, "words")
+    length = service.scorers["length"]
+    assert isinstance(length, LengthConfig)
+    assert (length.max, length.unit) == (LIMIT_WORDS, "words")
     assert service.needs_reward_model()
 
 

@@ -76,8 +76,8 @@ def test_flash_attention_matches_plain_attention_of_each_sequence() -> None:
     found, _ = packed_attention(torch.nn.Module(), query, key, value, None, pack=make_pack(lengths, device))
     start = 0
     for length in lengths:
-        part = [tensor[:, :, start : start + length] for tensor in (query, key, value)]
-        expected = scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True).transpose(1, 2)
+        q, k, v = (tensor[:, :, start : start + length] for tensor in (query, key, value))
+        expected = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
         torch.testing.assert_close(found[:, start : start + length], expected, atol=2e-2, rtol=2e-2)
         start += length
 
@@ -87,10 +87,11 @@ def test_the_gradient_of_flash_attention_matches_plain_attention() -> None:
     shapes = [(1, heads, sum(lengths), 64) for heads in (4, 2, 2)]
     whole = [torch.randn(s, device=device, dtype=torch.bfloat16, requires_grad=True) for s in shapes]
     weight = torch.randn(1, sum(lengths), 4, 64, device=device)
-    found, _ = packed_attention(torch.nn.Module(), *whole, None, pack=make_pack(lengths, device))
+    query, key, value = whole
+    found, _ = packed_attention(torch.nn.Module(), query, key, value, None, pack=make_pack(lengths, device))
     gradients = torch.autograd.grad((found * weight).sum(), whole)
     parts = zip(*(tensor.split(lengths, 2) for tensor in whole), strict=True)
-    rows = [scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True).transpose(1, 2) for part in parts]
+    rows = [scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2) for q, k, v in parts]
     expected = torch.autograd.grad((torch.cat(rows, 1) * weight).sum(), whole)
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, atol=4e-2, rtol=4e-2)

@@ -17,7 +17,8 @@ Builder = Callable[..., None]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return pq.read_table(path).to_pylist()
+    found: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return found
 
 
 def require_built_from_the_seed_alone(build_data: Builder, folder: Path) -> None:

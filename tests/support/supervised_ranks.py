@@ -35,7 +35,7 @@ SFT = SftConfig(
 REWARD_MODEL = RewardModelConfig(
     num_epochs=3, batch_size=4, learning_rate=3e-4, patience=9, checkpoint_every_steps=3, held_out_share=0.2
 )
-STAGES = {"sft": SFT, "reward_model": REWARD_MODEL}
+STAGES: dict[str, SftConfig | RewardModelConfig] = {"sft": SFT, "reward_model": REWARD_MODEL}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "packed": {},
     "padded pieces, float64": {

@@ -77,7 +77,9 @@ def started(folder: Path, **settings: Any) -> Recorder:
     return STARTED[-1]
 
 
-async def begun(folder: Path, incarnation: str = "one", *, version: int = 0, group: int = 0, **settings) -> Recorder:
+async def begun(
+    folder: Path, incarnation: str = "one", *, version: int = 0, group: int = 0, **settings: Any
+) -> Recorder:
     writer = started(folder, **settings)
     await writer.begin(incarnation, version=version, group=group, num_steps=9)
     return writer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from cluster.trajectory import PartialGroup, PartialResponse, Segment, Ticket, T
 ROWS = [{"prompt": f"p{i}"} for i in range(5)]
 
 
-def make_queue(groups_per_step: int = 2, max_policy_lag: int = 1, num_steps: int = 4, **kwargs) -> TrajectoryQueue:
+def make_queue(groups_per_step: int = 2, max_policy_lag: int = 1, num_steps: int = 4, **kwargs: Any) -> TrajectoryQueue:
     settings = {"max_void_share": kwargs.pop("max_void_share")} if "max_void_share" in kwargs else {}
     config = TrajectoryQueueConfig(
         groups_per_step=groups_per_step,
@@ -213,7 +214,7 @@ class FakeRecorder:
         return [record["kind"] for record in self.told]
 
 
-async def recorded_queue(**kwargs) -> tuple[TrajectoryQueue, FakeRecorder, list[Ticket]]:
+async def recorded_queue(**kwargs: Any) -> tuple[TrajectoryQueue, FakeRecorder, list[Ticket]]:
     """A queue whose first step's groups are held by `a`, and its recorder."""
     recorder = FakeRecorder()
     queue = make_queue(max_policy_lag=0, recorder=recorder, **kwargs)

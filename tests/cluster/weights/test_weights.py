@@ -25,7 +25,9 @@ async def test_publication_wakes_waiting_calls() -> None:
     waiting = asyncio.create_task(store.wait_other(None, timeout_s=5))
     await asyncio.sleep(0)
     await store.publish(manifest(0))
-    assert (await waiting).version == 0
+    found = await waiting
+    assert found is not None
+    assert found.version == 0
     assert await store.wait_other(("a", 0), timeout_s=0.01) is None
 
 
@@ -35,7 +37,9 @@ async def test_versions_only_rise_within_an_incarnation() -> None:
     with pytest.raises(WeightsRefused, match="version 2: version 3 is already published"):
         await store.publish(manifest(2))
     await store.publish(manifest(2, "b"))
-    assert (await store.latest()).incarnation == "b"
+    latest = await store.latest()
+    assert latest is not None
+    assert latest.incarnation == "b"
 
 
 async def test_a_version_is_published_again_only_with_the_same_tensors() -> None:
@@ -45,7 +49,9 @@ async def test_a_version_is_published_again_only_with_the_same_tensors() -> None
     store = WeightStore()
     await store.publish(held_by("first"))
     await store.publish(held_by("second"))
-    assert (await store.latest()).tensors[0].reference == "second"
+    latest = await store.latest()
+    assert latest is not None
+    assert latest.tensors[0].reference == "second"
     assert await store.wait_other(("a", 3), timeout_s=0.01) is None
     with pytest.raises(WeightsRefused, match="version 3: version 3 is already published"):
         await store.publish(held_by("third", "d"))

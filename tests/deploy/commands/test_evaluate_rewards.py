@@ -54,7 +54,13 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
     def run(rows: list[Any], **options: Any) -> dict[str, Any]:
         path, report = tmp_path / "pairs.jsonl", tmp_path / "report.json"
         path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-        settings = {"reward_model": None, "url": "http://x", "tokenizer": None, "columns": {}, "strict": False}
+        settings: dict[str, Any] = {
+            "reward_model": None,
+            "url": "http://x",
+            "tokenizer": None,
+            "columns": {},
+            "strict": False,
+        }
         settings["scorer"] = None
         measure_accuracy(path, json_path=report, **(settings | options))
         return {**json.loads(report.read_text()), "asked": lengths.asked}

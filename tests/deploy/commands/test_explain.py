@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ TRAJECTORY = Trajectory(
 )
 
 
-def decode(token_ids: list[int]) -> str:
+def decode(token_ids: Sequence[int]) -> str:
     return "".join(WORDS[token] for token in token_ids)
 
 
@@ -64,7 +65,7 @@ def test_a_transcript_has_all_spans_with_rewards_and_token_values() -> None:
 
 
 def test_a_token_is_decoded_in_the_context_of_the_tokens_before_it() -> None:
-    def spaced(token_ids: list[int]) -> str:
+    def spaced(token_ids: Sequence[int]) -> str:
         return " ".join("abcdef"[token] for token in token_ids)
 
     spans = spans_of(TRAJECTORY, VALUES, spaced)

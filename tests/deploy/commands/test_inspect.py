@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -20,7 +21,7 @@ NAN = float("nan")
 Antiphon = Callable[..., tuple[int, str, str]]
 
 
-def trajectory(group: int, **changes: object) -> Trajectory:
+def trajectory(group: int, **changes: Any) -> Trajectory:
     plain = Trajectory(
         uid=f"0-{group}-0",
         group=group,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pyarrow.parquet as pq
@@ -268,7 +268,8 @@ def test_feedback_is_kept_with_fresh(pairs: Callable[..., list[dict[str, Any]]],
 def test_preferences_are_exported_in_trls_columns(run: RunDirectory, tmp_path: Path) -> None:
     store, file = FeedbackStore(run.path / FEEDBACK), tmp_path / "preferences.parquet"
     texts = {"prompt": "p", "first": "a", "second": "b"}
-    for id, choice in (("x", "second"), ("y", "tie")):
+    choices: list[tuple[str, Literal["second", "tie"]]] = [("x", "second"), ("y", "tie")]
+    for id, choice in choices:
         asyncio.run(store.add(Preference(kind="preference", id=id, annotator="Ann", choice=choice, **texts)))
     store.close()
     done = CliRunner().invoke(app, ["label", str(run.path), "--export", str(file)])

@@ -52,7 +52,7 @@ print(publish_to_services(pathlib.Path(sys.argv[1])))
 """
 MEASURED = ("accuracy", "held_out_accuracy", "held_out_loss", "ece", "nll", "margin_mean", "best_step")
 COUNTED = {"num_examples": 1, "num_cut": 0, "num_dropped": 0, "num_held_out": 0}
-TRAINED = dict.fromkeys(MEASURED, 0.5) | COUNTED | {"data": [], "settings": {}}
+TRAINED: dict[str, Any] = dict.fromkeys(MEASURED, 0.5) | COUNTED | {"data": [], "settings": {}}
 
 
 @dataclass

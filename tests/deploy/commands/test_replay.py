@@ -194,7 +194,10 @@ def test_replay_fails_if_the_run_has_no_journal(tmp_path: Path) -> None:
 
 
 async def test_what_if_prints_new_curves_beside_the_recorded_ones(run: RunDirectory) -> None:
-    metrics = [{"stage": "sft", "step": 1}, *({"stage": "ppo", "step": s, "learner/kl_nats": s / 4} for s in (1, 2, 3))]
+    metrics: list[dict[str, Any]] = [
+        {"stage": "sft", "step": 1},
+        *({"stage": "ppo", "step": s, "learner/kl_nats": s / 4} for s in (1, 2, 3)),
+    ]
     console = Console(width=120)
     with console.capture() as capture:
         console.print(await FakeReplay(run, ":2").replay.curves(metrics))

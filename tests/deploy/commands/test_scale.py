@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.actors.control import RunControl, control_name
-from cluster.actors.remote import kill_actor, start_actor
+from cluster.actors.remote import RemoteActor, kill_actor, start_actor
 from deploy.config.load import load_run_config
 from deploy.run.directory import RunDirectory
 from deploy.run.open import open_run
@@ -59,8 +59,9 @@ def test_scale_reaches_a_running_run(ray_session: None, run_path: Path) -> None:
         kill_actor(control)
 
 
-async def _set(control: RunControl, num: int) -> int:
-    return await control.set_num_rollout_actors(num)
+async def _set(control: RemoteActor, num: int) -> int:
+    now: int = await control.set_num_rollout_actors(num)
+    return now
 
 
 @pytest.mark.process

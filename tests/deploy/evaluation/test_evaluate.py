@@ -14,6 +14,7 @@ from cluster.trajectory import Trajectory, Turn
 from deploy.config.load import load_run_config
 from deploy.evaluation import evaluate
 from deploy.evaluation.held_out import HeldOut
+from deploy.evaluation.scoring import score
 from rollout_actors.conversations.conversation import Conversation
 
 ROWS = [{"prompt": "1 + 1?", "references": ["2"], "level": 1}, {"prompt": "2 + 2?", "references": ["4"], "level": 2}]
@@ -124,7 +125,7 @@ async def test_a_score_adds_the_turn_rewards_and_parts_of_the_environment() -> N
     session: Any = FakeSession()
     session.scores = [(1.0, {"safe": 1.0}), (2.0, {})]
     talks = [talk(0, reward=0.25, rude=1.0), talk(1, reward=-0.5)]
-    first, second = await evaluate.score(session, "", [{"prompt": "p"}] * 2, talks)
+    first, second = await score(session, "", [{"prompt": "p"}] * 2, talks)
     assert (first.reward, first.parts) == (1.25, {"safe": 1.0, "rude": 1.0})
     assert (second.reward, second.parts) == (1.5, {})
 

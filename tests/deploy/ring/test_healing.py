@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -302,7 +302,7 @@ def real_rig(path: Path, policy: Path, **changes: Any) -> Restarts:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_session: None, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[Any]]:
+def undisturbed(ray_session: None, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Sequence[Any]:
     """Return the checksums of versions 0 to 5 of a run without failures."""
 
     async def train() -> Sequence[Any]:

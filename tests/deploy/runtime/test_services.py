@@ -22,8 +22,8 @@ class Published:
         self.dead: set[str] = set()
         self.unwilling: set[str] = set()
         monkeypatch.setattr(serving, "answers", lambda address: address not in self.dead)
-        monkeypatch.setattr(serving.ray, "init", lambda address, **options: self.joined.append(address))
-        monkeypatch.setattr(serving.ray, "shutdown", lambda: self.joined.append("left"))
+        monkeypatch.setattr("ray.init", lambda address, **options: self.joined.append(address))
+        monkeypatch.setattr("ray.shutdown", lambda: self.joined.append("left"))
         monkeypatch.setattr(serving, "publish_reward_model", self.publish)
 
     def publish(self, name: str, folder: Path) -> None:

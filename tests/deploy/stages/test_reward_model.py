@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 import types
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ from deploy.run.layout import NEXT, TRAINING
 from deploy.run.open import open_run
 from deploy.run.reward_models import entry_of, publish, published_folder, settle
 from deploy.run.stages import require_stages
+from deploy.runtime.session import Session
 from deploy.stages import reward_model
 from deploy.stages.supervised import Supervised
 from deploy.terminal.view import View
@@ -89,7 +91,7 @@ def kept(run: RunDirectory) -> list[str]:
     return sorted(weights_of(path) for path in (run.path / "reward_models").iterdir())
 
 
-class Session:
+class FakeSession:
     """The part of a session that the stage uses."""
 
     def __init__(self, config: RunConfig, run: RunDirectory) -> None:
@@ -98,13 +100,17 @@ class Session:
         self.view = SimpleNamespace(note=self.notes.append, stage=lambda *_: None)
 
 
+def session_of(config: RunConfig, run: RunDirectory) -> Session:
+    return cast(Session, FakeSession(config, run))
+
+
 class Trainings:
     """Starts learner groups that train in no time; `tasks` lists what was trained."""
 
     def __init__(self) -> None:
         self.tasks: list[Supervised] = []
 
-    async def start(self, session: Session, task: Supervised) -> Trainings:
+    async def start(self, session: Any, task: Supervised) -> Trainings:
         self.tasks.append(task)
         data = [path.name for path in (*(source.path for source in task.data), task.more) if path]
         num_more = pq.read_metadata(task.more).num_rows if task.more else 0
@@ -113,7 +119,8 @@ class Trainings:
         return self
 
     async def train(self) -> AsyncIterator[dict[str, float]]:
-        for metrics in ():
+        no_metrics: tuple[dict[str, float], ...] = ()
+        for metrics in no_metrics:
             yield metrics
 
     async def shutdown(self) -> None: ...
@@ -157,7 +164,7 @@ async def test_answers_are_trained_on_beside_the_runs_own_pairs(
     reward_model.begin(run, config)
     feedback = pq.read_table(run.path / TRAINING / "feedback.parquet")
     assert feedback.equals(FEEDBACK.select(["prompt", "chosen", "rejected"]))
-    await reward_model.train_again(Session(config, run), start=trained.start)
+    await reward_model.train_again(session_of(config, run), start=trained.start)
     (task,) = trained.tasks
     assert (task.data, task.more, task.by_prompt) == (
         [Source(run.path / "preferences.parquet")],
@@ -177,7 +184,7 @@ async def test_the_runs_own_pairs_are_held_out_by_prompt_without_answers(
 ) -> None:
     answer(FEEDBACK.slice(0, 0))
     reward_model.begin(run, config)
-    await reward_model.train_again(Session(config, run), start=trained.start)
+    await reward_model.train_again(session_of(config, run), start=trained.start)
     assert [(task.data[0].path.name, task.more, task.by_prompt) for task in trained.tasks] == [
         ("preferences.parquet", None, True)
     ]
@@ -193,7 +200,7 @@ async def test_answers_are_enough_without_the_runs_own_pairs(
     answer(FEEDBACK)
     require_stages(config, run, ["reward_model"], have=["preferences"])
     reward_model.begin(run, config)
-    await reward_model.train_again(Session(config, run), start=trained.start)
+    await reward_model.train_again(session_of(config, run), start=trained.start)
     assert [(task.data[0].path.name, task.more) for task in trained.tasks] == [("feedback.parquet", None)]
     assert run.summary()["reward_model"]["num_pairs_by_source"] == {"stage": 0, "feedback": 8}
 
@@ -201,7 +208,7 @@ async def test_answers_are_enough_without_the_runs_own_pairs(
 async def test_the_first_training_publishes_a_version_too(
     config: RunConfig, run: RunDirectory, trained: Trainings
 ) -> None:
-    session = Session(config, run)
+    session: Any = FakeSession(config, run)
     await reward_model.train_reward_model(session, start=trained.start)
     assert [(task.more, task.by_prompt, task.fresh) for task in trained.tasks] == [(None, False, None)]
     assert weights_of(run.path / "reward_model") == "weights 1"
@@ -212,7 +219,7 @@ async def test_the_first_training_publishes_a_version_too(
 
 async def test_members_are_kept_together_and_report_their_uncertainty(run: RunDirectory, trained: Trainings) -> None:
     config = load_run_config(Path("run.toml"), ["reward_model.num_members = 3", "run.seed = 4"])
-    session = Session(config, run)
+    session: Any = FakeSession(config, run)
     await reward_model.train_reward_model(session, start=trained.start)
     folder = run.path / "reward_model"
     weights = [weights_of(path) for path in (folder, folder / "member-1", folder / "member-2")]
@@ -227,7 +234,7 @@ async def test_members_are_kept_together_and_report_their_uncertainty(run: RunDi
 async def test_finished_members_are_not_trained_again(run: RunDirectory, trained: Trainings) -> None:
     config = load_run_config(Path("run.toml"), ["reward_model.num_members = 2"])
     write_model(run.path / TRAINING / "reward_model", "done before")
-    await reward_model.train_reward_model(Session(config, run), start=trained.start)
+    await reward_model.train_reward_model(session_of(config, run), start=trained.start)
     assert [task.member for task in trained.tasks] == [1]
     assert weights_of(run.path / "reward_model") == "done before"
 
@@ -292,7 +299,7 @@ async def test_a_first_training_refuses_to_resume_a_second_one(
 ) -> None:
     reward_model.begin(run, config)
     with pytest.raises(InputError, match="its training was interrupted"):
-        await reward_model.train_reward_model(Session(config, run), start=trained.start)
+        await reward_model.train_reward_model(session_of(config, run), start=trained.start)
 
 
 def test_a_new_version_replaces_the_old_one_which_is_archived(run: RunDirectory) -> None:
@@ -321,7 +328,7 @@ def test_a_kill_at_any_point_leaves_a_complete_reward_model(
 ) -> None:
     write_model(run.path / "reward_model", "old")
     write_model(run.path / TRAINING / "reward_model", "new")
-    calls = []
+    calls: list[tuple[Any, ...]] = []
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -334,7 +341,7 @@ def test_a_kill_at_any_point_leaves_a_complete_reward_model(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", counted(Path.rename))
-        patch.setattr("deploy.run.reward_models.shutil.rmtree", counted(reward_model.shutil.rmtree))
+        patch.setattr("deploy.run.reward_models.shutil.rmtree", counted(shutil.rmtree))
         patch.setattr("deploy.run.reward_models.os.link", counted(os.link))
         with pytest.raises(Killed):
             publish(run)

@@ -64,7 +64,7 @@ class Learners:
         self._rows = rows
         self.is_shut_down = False
 
-    async def start(self, session: Session, task: Supervised) -> Learners:
+    async def start(self, session: Any, task: Supervised) -> Learners:
         self.task = task
         return self
 
@@ -79,7 +79,7 @@ class Learners:
 
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`start(*overrides)` opens a session on a run directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.toml").write_text(RUN)
@@ -96,7 +96,7 @@ def write_prompts(prompts: list[Any]) -> None:
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
-async def test_texts_are_read_without_a_tokenizer(start: Callable[..., Session]) -> None:
+async def test_texts_are_read_without_a_tokenizer(start: Callable[..., Any]) -> None:
     write_prompts(["ab", "abcdefgh"])
     session = start()
     assert [row["prompt"] for row in await prompt_rows(session, "prompts")] == ["ab", "abcdefgh"]
@@ -105,7 +105,7 @@ async def test_texts_are_read_without_a_tokenizer(start: Callable[..., Session])
 
 @pytest.mark.parametrize("long_prompts", ["error", "drop"])
 async def test_broken_prompts_are_left_out_and_listed_if_they_may_be(
-    start: Callable[..., Session], long_prompts: str
+    start: Callable[..., Any], long_prompts: str
 ) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", None, "abc"])
@@ -117,7 +117,7 @@ async def test_broken_prompts_are_left_out_and_listed_if_they_may_be(
     assert listed == "prompts.jsonl, line 2: column 'prompt': not text but None\n"
 
 
-async def test_long_prompts_are_left_out_and_reported(start: Callable[..., Session]) -> None:
+async def test_long_prompts_are_left_out_and_reported(start: Callable[..., Any]) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", "abcdefgh", "abc"])
     session = start("rollout_actors.long_prompts = 'drop'")
@@ -126,7 +126,7 @@ async def test_long_prompts_are_left_out_and_reported(start: Callable[..., Sessi
     assert session.notes == ["prompts: 1 of 3 prompts are longer than rollout_actors.max_prompt_tokens (6): left out"]
 
 
-async def test_broken_rows_are_counted_once_if_prompts_are_altered_too(start: Callable[..., Session]) -> None:
+async def test_broken_rows_are_counted_once_if_prompts_are_altered_too(start: Callable[..., Any]) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", None, "abcdefgh"])
     session = start(
@@ -140,7 +140,7 @@ async def test_broken_rows_are_counted_once_if_prompts_are_altered_too(start: Ca
     assert session.run.summary()["data"]["prompts"] == counts
 
 
-async def test_conversations_are_rendered_before_sampling(start: Callable[..., Session]) -> None:
+async def test_conversations_are_rendered_before_sampling(start: Callable[..., Any]) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts([[user("ab")], [user("abcdef")]])
     with pytest.raises(InputError, match=r"the prompt of prompts.jsonl, line 1 has 7 tokens, more than 6"):
@@ -156,7 +156,7 @@ def checkpoint(session: Session, stage: str, step: int) -> Path:
 
 
 async def test_a_resumed_stage_records_no_step_twice(
-    start: Callable[..., Session],
+    start: Callable[..., Any],
 ) -> None:
     learners = Learners(
         [
@@ -190,7 +190,7 @@ async def test_a_resumed_stage_records_no_step_twice(
 
 
 async def test_learners_are_shut_down_if_a_stage_fails(
-    start: Callable[..., Session],
+    start: Callable[..., Any],
 ) -> None:
     learners = Learners([{"step": 1.0, "loss": 1.0}, LearnerError("learner-1", "gone")])
     session = start()
@@ -200,7 +200,7 @@ async def test_learners_are_shut_down_if_a_stage_fails(
     assert [row["step"] for row in session.run.metrics()] == [1]
 
 
-def test_checkpoints_of_a_supervised_stage_go_once_it_is_done(start: Callable[..., Session]) -> None:
+def test_checkpoints_of_a_supervised_stage_go_once_it_is_done(start: Callable[..., Any]) -> None:
     session = start()
     sft, ppo = checkpoint(session, "sft", 4), checkpoint(session, "ppo", 4)
     start()
@@ -237,7 +237,7 @@ def build(directory: Path, *, seed: int) -> None:
 
 
 async def test_each_task_has_its_own_data_folder_and_weight_in_sft(
-    start: Callable[..., Session],
+    start: Callable[..., Any],
 ) -> None:
     Path("run.toml").write_text(SEVERAL)
     session, learners = start(), Learners([])
@@ -250,7 +250,7 @@ async def test_each_task_has_its_own_data_folder_and_weight_in_sft(
 
 
 async def test_prompts_of_every_task_are_read_and_empty_for_an_environment(
-    start: Callable[..., Session],
+    start: Callable[..., Any],
 ) -> None:
     make_tokenizer().save_pretrained("model")
     write_prompts(["ab", "abcdefgh"])
@@ -267,7 +267,7 @@ async def test_prompts_of_every_task_are_read_and_empty_for_an_environment(
     assert session.run.summary()["data"]["sums"]["prompts"] == {"num_prompts": 1, "num_dropped": 1}
 
 
-async def test_each_tasks_scorer_is_tried_with_its_first_prompt(start: Callable[..., Session]) -> None:
+async def test_each_tasks_scorer_is_tried_with_its_first_prompt(start: Callable[..., Any]) -> None:
     Path("run.toml").write_text(SEVERAL)
     write_prompts(["ab"])
     session = start()
@@ -279,7 +279,7 @@ async def test_each_tasks_scorer_is_tried_with_its_first_prompt(start: Callable[
     assert tried == [({"tasks.sums.scorer": scorer}, "ab"), ({"tasks.facts.scorer": scorer}, "")]
 
 
-async def test_a_broken_environment_is_named_before_any_scorer_is_tried(start: Callable[..., Session]) -> None:
+async def test_a_broken_environment_is_named_before_any_scorer_is_tried(start: Callable[..., Any]) -> None:
     Path("run.toml").write_text(SEVERAL)
     write_prompts(["ab"])
     broken = 'tasks.talk.environment = { path = "tests.support.environments:Odd", settings = { how = "raises" } }'

@@ -43,6 +43,7 @@ def test_outputs_ignore_padding_and_values_see_only_earlier_tokens(
     policy_path: Path, critic: str, packing: bool
 ) -> None:
     model = ActorCritic(replace(settings(policy_path, critic), packing=packing))
+    assert model.value_head is not None
     with torch.no_grad():
         model.value_head.weight.normal_(generator=torch.Generator().manual_seed(0))
     alone = make_batch([make_trajectory(0)])

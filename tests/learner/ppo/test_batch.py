@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -68,7 +69,7 @@ def test_a_two_turn_trajectory_passes_from_arrow_to_the_loss() -> None:
         ({"mask": [False] * 3, "segments": [], "turns": []}, "no sampled token"),
     ],
 )
-def test_an_error_names_a_trajectory_that_cannot_be_trained_on(change: dict[str, object], message: str) -> None:
+def test_an_error_names_a_trajectory_that_cannot_be_trained_on(change: dict[str, Any], message: str) -> None:
     whole = make_trajectory(7)
     plain = replace(
         whole,

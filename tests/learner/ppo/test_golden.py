@@ -41,7 +41,7 @@ def whitened() -> Tensor:
     return adv.whiten(advantages, MASK, adv.masked_moments(advantages, MASK))
 
 
-def policy_loss(**clips: float) -> losses.PolicyLoss:
+def policy_loss(**clips: Any) -> losses.PolicyLoss:
     return losses.policy_loss(
         INPUTS["policy_logprobs"],
         proximal_logprobs=INPUTS["behavior_logprobs"],

@@ -82,7 +82,9 @@ def test_packed_attention_matches_plain_attention_of_each_sequence(lengths: list
     generator = torch.Generator().manual_seed(0)
     shape = [(1, heads, sum(lengths), 8) for heads in (4, num_key_heads, num_key_heads)]
     tensors = [torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shape]
-    found, _ = packed_attention(torch.nn.Module(), *tensors, None, pack=make_pack(lengths, torch.device("cpu")))
+    query, key, value = tensors
+    pack = make_pack(lengths, torch.device("cpu"))
+    found, _ = packed_attention(torch.nn.Module(), query, key, value, None, pack=pack)
     start, parts = 0, []
     for length in lengths:
         query, key, value = (tensor[:, :, start : start + length] for tensor in tensors)

@@ -117,7 +117,8 @@ def test_cispo_clips_the_weight_but_keeps_every_gradient() -> None:
 def test_dual_clip_bounds_bad_tokens_and_clip_higher_frees_good_ones() -> None:
     values = inputs()
     terms = losses.policy_loss(**values, clip=CLIP, clip_high=0.4, dual_clip=1.5)
-    expected, is_bounded = [], []
+    expected: list[list[float]] = []
+    is_bounded: list[bool] = []
     for row in rows(values["logprobs"], values["proximal_logprobs"], values["advantages"], terms.is_clipped):
         expected.append([])
         for current, proximal, advantage, is_clipped in zip(*row, strict=True):

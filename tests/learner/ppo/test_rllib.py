@@ -220,7 +220,7 @@ def test_kl_in_the_loss_pulls_a_policy_back_to_its_reference(policy_path: Path, 
 
 
 def test_the_kl_coefficient_adapts_to_its_target(policy_path: Path) -> None:
-    near = {"kl_horizon": 100.0, "kl_coefficient": 0.1}
+    near: dict[str, Any] = {"kl_horizon": 100.0, "kl_coefficient": 0.1}
     low, high = (OneRank(policy_path, LearnerConfig(kl_target=target, **near)) for target in (1e-3, 1e3))
     for learner in (low, high):
         learner.step(2, batch())
@@ -265,7 +265,7 @@ def test_steps_follow_the_schedule_in_force_at_their_time(policy_path: Path) -> 
 
 
 def test_an_update_that_moves_too_far_ends_before_its_last_optimiser_step(policy_path: Path) -> None:
-    wild = {"num_epochs": 6, "num_minibatches": 2, "learning_rate": 3e-2}
+    wild: dict[str, Any] = {"num_epochs": 6, "num_minibatches": 2, "learning_rate": 3e-2}
     free, held = (OneRank(policy_path, LearnerConfig(**wild, max_step_kl_nats=limit)) for limit in (None, 0.05))
     metrics = [learner.step(1, batch()) for learner in (free, held)]
     assert metrics[0]["learner/num_optimizer_steps"] == 12

@@ -24,13 +24,18 @@ def alone(tensor: Tensor) -> Tensor:
 
 def normalized(scores: list[float], moments: RunningMoments) -> list[float]:
     values = torch.tensor(scores, dtype=torch.float64)
-    return normalized_scores(values, [(torch.ones(len(scores), dtype=torch.bool), moments)], alone).tolist()
+    found: list[float] = normalized_scores(
+        values, [(torch.ones(len(scores), dtype=torch.bool), moments)], alone
+    ).tolist()
+    return found
 
 
 def shaped(scores: list[float], **settings: Any) -> list[float]:
     values = torch.tensor(scores, dtype=torch.float64)
     lengths, ends = torch.arange(1, len(scores) + 1), torch.arange(len(scores)) % 2 == 0
-    return shaped_scores(values, lengths=lengths, ends=ends, config=LearnerConfig(**settings)).tolist()
+    config = LearnerConfig(**settings)
+    found: list[float] = shaped_scores(values, lengths=lengths, ends=ends, config=config).tolist()
+    return found
 
 
 @given(st.lists(st.lists(NUMBERS, min_size=1, max_size=6), min_size=1, max_size=5))

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,7 +44,7 @@ def train_reward_model(
 def write_pairs(path: Path, num: int, seed: int) -> Path:
     """Write pairs without noise: the chosen response is the one with more praise."""
     choice = random.Random(seed)
-    rows = []
+    rows: list[dict[str, str]] = []
     while len(rows) < num:
         prompt = choice.choice(all_prompts())
         pair = sorted((sample_review(str(topic_of(prompt)), choice) for _ in range(2)), key=praise)
@@ -270,7 +271,8 @@ def test_long_pairs_are_cut_or_dropped_in_training_and_measuring(
     rows = pq.read_table(preferences).to_pylist()
     rows[3] |= {"chosen": "good " * 200, "rejected": "bad " * 200}
     pq.write_table(pa.Table.from_pylist(rows), preferences)
-    for rule, cut, dropped in (("cut", 1, 0), ("drop", 0, 1)):
+    rules: tuple[tuple[Literal["cut", "drop"], int, int], ...] = (("cut", 1, 0), ("drop", 0, 1))
+    for rule, cut, dropped in rules:
         config = RewardModelConfig(num_epochs=1, batch_size=16, long_examples=rule)
         arguments = (trained[0] / "model", preferences, tmp_path / rule, config)
         counts, *_, last = train_reward_model(*arguments, seed=0, fresh=preferences)

@@ -57,7 +57,8 @@ def greedy(model_path: Path, prompt: str) -> str:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     ids = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
-    return tokenizer.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    text: str = tokenizer.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text
 
 
 def test_a_trained_folder_completes_its_prompts_and_stops(model_path: Path, tmp_path: Path) -> None:

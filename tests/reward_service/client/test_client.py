@@ -104,7 +104,13 @@ async def test_unreachable_service_is_named() -> None:
         await scores_of(HttpRewardClient("http://127.0.0.1:9", None, 5.0), [ITEM])
 
 
-class Moody:
+class Transport:
+    """A transport without connections."""
+
+    async def aclose(self) -> None: ...
+
+
+class Moody(Transport):
     """A transport that is unavailable for `num_bad` calls, then scores."""
 
     def __init__(self, num_bad: int, retry_after_s: float | None = None) -> None:
@@ -162,7 +168,7 @@ async def test_column_that_json_cannot_represent_is_named() -> None:
 
 
 async def test_final_error_is_not_retried() -> None:
-    class Final:
+    class Final(Transport):
         async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
             raise RewardError("scorer", "broken")
 
@@ -176,7 +182,7 @@ async def test_call_is_retried_only_if_an_item_is_unavailable() -> None:
         [RewardError("scorer", "no JSON"), Score("y", 2.0, {}, "v")],
     ]
 
-    class Mixed:
+    class Mixed(Transport):
         async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
             return answers.pop(0)
 

@@ -37,7 +37,7 @@ ITEM = ScoreRequest("i", "p", "7", {"references": "7"})
 
 
 def service(scorer: str, **changes: Any) -> RewardServiceConfig:
-    return RewardServiceConfig(scorer=scorer, scorers=RULES | OPEN | COMPOSITES, **changes)
+    return RewardServiceConfig.model_validate({"scorer": scorer, "scorers": RULES | OPEN | COMPOSITES, **changes})
 
 
 @pytest.mark.process

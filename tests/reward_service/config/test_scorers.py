@@ -15,7 +15,7 @@ JUDGE = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "rubric"
 
 
 def config(**scorers: dict[str, Any]) -> RewardServiceConfig:
-    return RewardServiceConfig(scorers=scorers)
+    return RewardServiceConfig.model_validate({"scorers": scorers})
 
 
 def composite(**settings: Any) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def test_reward_model_is_needed_if_it_is_used_or_a_part() -> None:
     assert RewardServiceConfig().needs_reward_model()
     assert not RewardServiceConfig(scorer="m:f").needs_reward_model()
     part = {"c": composite(parts={"reward_model": 1})}
-    assert RewardServiceConfig(scorer="m:f", scorers=part).needs_reward_model()
+    assert RewardServiceConfig.model_validate({"scorer": "m:f", "scorers": part}).needs_reward_model()
 
 
 def test_version_depends_on_every_setting_except_file_paths() -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def then_next(page: Any, act: Callable[[], None]) -> tuple[str, str, str]:
 def test_pairs_are_labelled_by_keyboard(label: Any, pairs: Service) -> None:
     expected = []
     for key, place in (("1", 1), ("ArrowLeft", 1), ("2", 2), ("ArrowRight", 2)):
-        before = then_next(label, lambda key=key: label.keyboard.press(key))
+        before = then_next(label, partial(label.keyboard.press, key))
         expected.append(("Ann", before[place], before[0]))
     before = then_next(label, lambda: label.keyboard.press("t"))
     expected.append(("Ann", "tie", before[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,8 @@ def store(tmp_path: Path) -> Iterator[FeedbackStore]:
 def pair(
     id: str, gap: float | None = None, uncertainty: float | None = None, version: str | None = None
 ) -> CandidatePair:
-    rewards = {} if gap is None else {"first_reward": 1.0, "second_reward": 1.0 + gap}
-    texts = {"prompt": "p", "first": "a", "second": "b"}
+    rewards: dict[str, Any] = {} if gap is None else {"first_reward": 1.0, "second_reward": 1.0 + gap}
+    texts: dict[str, Any] = {"prompt": "p", "first": "a", "second": "b"}
     return CandidatePair(id=id, **texts, **rewards, uncertainty=uncertainty, policy_version=version)
 
 

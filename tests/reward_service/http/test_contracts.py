@@ -28,9 +28,10 @@ class ServiceBackend:
         self._service = service
 
     async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
-        return await within(
+        outcomes: list[Outcome] = await within(
             self._service.outcomes(requests, scorer), timeout_s, where="reward_service", waited_for="the scorer"
         )
+        return outcomes
 
     async def models(self, *, timeout_s: float) -> list[ScorerInfo]:
         return await self._service.models()
@@ -164,11 +165,9 @@ async def test_body_beyond_the_limit_is_rejected_while_it_is_read(chunked: bool)
 async def test_error_at_the_deadline_if_the_scorer_is_slow() -> None:
     import threading
 
-    import tests.support.scorers
-
     release = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tests.support.scorers.time, "sleep", lambda seconds: release.wait(10))
+        patch.setattr("tests.support.scorers.time.sleep", lambda seconds: release.wait(10))
         answer = await client_of("slow", timeout_s=0.1).post("/v1/rewards", json={"prompts": ["p"], "responses": ["a"]})
         release.set()
     assert answer.status_code == 504

@@ -28,7 +28,7 @@ from reward_service.scorers.function import FunctionScorer, load_function
 from reward_service.serving.replica import RewardService
 from tests.reward_service.http.test_contracts import ServiceBackend
 
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "header_timeout_s": 0.6,
     "body_timeout_s": 0.6,
     "write_timeout_s": 0.6,
@@ -282,7 +282,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.process
-def test_https_is_served_with_a_certificate(certificate: dict[str, Path]) -> None:
+def test_https_is_served_with_a_certificate(certificate: dict[str, Any]) -> None:
     for host, port in serve(**certificate):
         context = ssl.create_default_context(cafile=str(certificate["ssl_certfile"]))
         with httpx.Client(base_url=f"https://{host}:{port}", verify=context, trust_env=False) as http:
@@ -292,7 +292,7 @@ def test_https_is_served_with_a_certificate(certificate: dict[str, Path]) -> Non
 
 
 @pytest.mark.process
-def test_handshake_has_a_deadline_and_counts_as_a_connection(certificate: dict[str, Path]) -> None:
+def test_handshake_has_a_deadline_and_counts_as_a_connection(certificate: dict[str, Any]) -> None:
     for address in serve(**certificate, header_timeout_s=0.6, max_connections=2):
         started = time.monotonic()
         with socket.create_connection(address, timeout=5) as one, socket.create_connection(address, timeout=5) as other:
@@ -304,7 +304,7 @@ def test_handshake_has_a_deadline_and_counts_as_a_connection(certificate: dict[s
 
 
 @pytest.mark.process
-def test_invalid_certificate_is_named(tmp_path: Path, certificate: dict[str, Path]) -> None:
+def test_invalid_certificate_is_named(tmp_path: Path, certificate: dict[str, Any]) -> None:
     (tmp_path / "none.pem").write_text("none")
     for files in (certificate | {"ssl_certfile": tmp_path / "none.pem"}, {"ssl_certfile": tmp_path / "missing.pem"}):
         with pytest.raises(InputError, match=rf"^reward_service\.http\.ssl_certfile: {tmp_path}/\w+\.pem"):

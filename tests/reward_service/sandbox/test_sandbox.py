@@ -183,7 +183,8 @@ def test_memory_and_threads_are_limited() -> None:
 def left() -> list[psutil.Process]:
     """Return the sandbox processes that do not belong to another test process."""
     own = psutil.Process()
-    workers = own.parent().children() if "PYTEST_XDIST_WORKER" in os.environ else [own]
+    parent = own.parent() if "PYTEST_XDIST_WORKER" in os.environ else None
+    workers = parent.children() if parent else [own]
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if str(sandbox.CHILD) in (process.info["cmdline"] or []):
@@ -298,7 +299,7 @@ def test_error_if_an_item_has_no_runnable_tests(columns: dict[str, Any], what: s
 
 
 async def test_code_scorer_scores_items_concurrently() -> None:
-    config = RewardServiceConfig(scorer="code", scorers={"code": {"kind": "code", "cpu_s": 1, "num_processes": 2}})
+    config = RewardServiceConfig(scorer="code", scorers={"code": CodeConfig(kind="code", cpu_s=1, num_processes=2)})
     scorer = build_scorer(config, None)
     items = [item(f"x = {number}", references="assert x < 2") for number in range(3)]
     outcomes = await scorer.score([*items, item("x = 1")])
@@ -310,7 +311,7 @@ async def test_code_scorer_scores_items_concurrently() -> None:
 def test_code_scorer_is_rejected_if_the_machine_has_no_sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
     sandbox.CHILD.write_text('print(\'{"unconfined": "no namespaces"}\')')
-    config = RewardServiceConfig(scorer="a", scorers={"a": {"kind": "code"}})
+    config = RewardServiceConfig(scorer="a", scorers={"a": CodeConfig(kind="code")})
     with pytest.raises(InputError, match=r"this machine can't run code in a sandbox: no namespaces$") as caught:
         build_scorer(config, None)
     assert caught.value.where == "reward_service.scorers.a"

@@ -98,7 +98,11 @@ async def test_part_is_normalized_in_the_sum_but_reported_unchanged() -> None:
 
 
 async def test_error_names_the_part_that_failed() -> None:
-    for scorers in ({"a": 1.0, "b": RewardError("b", "i is too long")}, {"a": RewardError("a", "x"), "b": 1.0}):
+    cases: list[dict[str, float | RewardError]] = [
+        {"a": 1.0, "b": RewardError("b", "i is too long")},
+        {"a": RewardError("a", "x"), "b": 1.0},
+    ]
+    for scorers in cases:
         failed = next(name for name, given in scorers.items() if isinstance(given, RewardError))
         members = {name: Fixed(name, given) for name, given in scorers.items()}
         (outcome,) = await composite(members, {"a": 1.0}, gates=("b",)).score([ITEM])

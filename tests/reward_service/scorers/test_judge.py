@@ -95,7 +95,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 async def ask(endpoint: Endpoint | str, *items: ScoreRequest, **settings: Any) -> Any:
     url = endpoint if isinstance(endpoint, str) else endpoint.url
     given = {"kind": "judge", "url": url, "model": "m", "rubric": "{prompt}|{response}", "timeout_s": 10.0} | settings
-    scorer = JudgeScorer("helpful", JudgeConfig(**given))
+    scorer = JudgeScorer("helpful", JudgeConfig.model_validate(given))
     try:
         outcomes = await scorer.score(items or [ITEM])
     finally:

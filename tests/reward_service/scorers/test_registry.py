@@ -46,14 +46,14 @@ def test_a_function_is_found_by_its_dotted_path() -> None:
 
 
 def settings(scorer: str = "tests.support.scorers:length", **scorers: dict[str, Any]) -> RewardServiceConfig:
-    return RewardServiceConfig(scorer=scorer, scorers=scorers)
+    return RewardServiceConfig.model_validate({"scorer": scorer, "scorers": scorers})
 
 
 def texts(*responses: str) -> list[ScoreRequest]:
     return [ScoreRequest(f"7-{i}-0", "say ", response, {"references": "7"}) for i, response in enumerate(responses)]
 
 
-ALL = {
+ALL: dict[str, Any] = {
     "function": {"kind": "function", "path": "tests.support.scorers:length"},
     "exact": {"kind": "exact"},
     "numeric": {"kind": "numeric"},

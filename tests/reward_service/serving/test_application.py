@@ -208,6 +208,13 @@ async def test_waiting_calls_raise_if_the_service_is_deleted(url: str) -> None:
     assert await scores_of(HandleRewardClient("models", 60.0), ITEMS[:1])
 
 
+def version_of(outcomes: Sequence[Score | RewardError]) -> str:
+    """Return the version of the scorer that gave the first score."""
+    first = outcomes[0]
+    assert isinstance(first, Score)
+    return first.scorer_version
+
+
 async def test_new_version_is_served_without_a_failed_request(
     url: str, reward_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -221,10 +228,10 @@ async def test_new_version_is_served_without_a_failed_request(
     await published
     answers.append(await scores_of(http, ITEMS[:8]))
     for answer in answers:
-        expected = new if answer[0].scorer_version == new[0].scorer_version else old
+        expected = new if version_of(answer) == version_of(new) else old
         assert close(answer, expected[:8])
-    assert [answers[i][0].scorer_version for i in (0, -1)] == [old[0].scorer_version, new[0].scorer_version]
-    older = HttpRewardClient(url, TOKEN, 60.0, scorer=old[0].scorer_version)
+    assert [version_of(answers[i]) for i in (0, -1)] == [version_of(old), version_of(new)]
+    older = HttpRewardClient(url, TOKEN, 60.0, scorer=version_of(old))
     assert close(await scores_of(older, ITEMS[:8]), old[:8])
     (pid,) = await asyncio.to_thread(replica_pids, "models")
     os.kill(pid, signal.SIGKILL)  # its replacement serves both versions too
