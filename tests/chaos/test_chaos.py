@@ -60,7 +60,7 @@ def policy_sha256(run: Path) -> str:
     ).hexdigest()
 
 
-def test_a_learner_killed_in_the_middle_of_a_run_changes_nothing_of_it_but_its_time(tmp_path: Path) -> None:
+def test_run_differs_only_in_its_time_if_a_learner_is_killed(tmp_path: Path) -> None:
     before = of_this_user()
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     end_of(start(tmp_path, "calm"))

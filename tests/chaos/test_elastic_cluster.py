@@ -53,9 +53,7 @@ def num_actors(run: Path) -> int:
     return int(metrics(run)[-1]["rollout_actors/num_actors"]) if metrics(run) else 0
 
 
-def test_a_run_takes_an_actor_on_a_node_that_comes_and_goes_on_where_the_node_is_lost(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_run_uses_a_node_that_joins_and_continues_if_it_is_lost(cluster: Cluster, tmp_path: Path) -> None:
     run = tmp_path / "letters"
     process = train(cluster, tmp_path)
     try:

@@ -107,7 +107,7 @@ def watch(process: subprocess.Popen[str]) -> Watched:
     return watched
 
 
-def test_in_half_an_hour_with_kills_memory_descriptors_and_threads_do_not_grow(
+def test_memory_files_and_threads_do_not_grow_in_half_an_hour_with_kills(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [part for line in SETTINGS for part in ("--set", line)]

@@ -61,7 +61,7 @@ def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None
     raise AssertionError("vLLM did not come up")
 
 
-async def test_a_policy_of_ours_judges_and_its_opinion_is_the_one_that_vllm_gives(url: str) -> None:
+async def test_judge_reads_the_number_that_vllm_answers_with_our_policy(url: str) -> None:
     config = JudgeConfig(kind="judge", url=url, model="ours", rubric=RUBRIC, max_tokens=16, pattern=r"(\d)")
     judge = JudgeScorer("judge", config)
     requests = [ScoreRequest(str(i), "", "bcdefgh"[: 1 + i % 7]) for i in range(12)]

@@ -112,7 +112,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> list[Done]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_with_ten_kills_of_real_engines_the_ledger_is_exact_and_it_learns_as_without(
+def test_ledger_is_exact_and_reward_unchanged_after_ten_engine_kills(
     calm: list[Done], tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = time.monotonic()

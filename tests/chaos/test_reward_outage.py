@@ -106,9 +106,7 @@ def start(runs: Path, service: MoodyService, *more: str) -> subprocess.Popen[str
     )
 
 
-def test_a_run_pauses_while_rewards_are_missing_and_trains_exactly_what_was_rewarded(
-    tmp_path: Path, service: MoodyService
-) -> None:
+def test_run_pauses_and_then_trains_all_groups_if_rewards_are_missing(tmp_path: Path, service: MoodyService) -> None:
     run = tmp_path / "outage"
     process = start(tmp_path, service)
     wait_for(lambda: len(metrics(run)) >= 5, process, timeout_s=300)

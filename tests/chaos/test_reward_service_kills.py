@@ -52,9 +52,7 @@ async def _both_pids(known: set[int]) -> list[int]:
     raise AssertionError("the second replica did not come back")
 
 
-async def test_two_hundred_clients_are_all_answered_rightly_while_replicas_are_killed(
-    url: str, reward_model_folder: Path
-) -> None:
+async def test_200_clients_get_correct_rewards_while_replicas_are_killed(url: str, reward_model_folder: Path) -> None:
     expected = {score.id: score.reward for score in RewardModelScorer(reward_model_folder).score_batch(ITEMS)}  # type: ignore[union-attr]
     done, seconds, worst = asyncio.Event(), [], 0.0
     client = HttpRewardClient(url, None, 120.0)

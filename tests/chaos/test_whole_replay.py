@@ -67,7 +67,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     psutil.wait_procs(children, timeout=30)
 
 
-def test_a_killed_asynchronous_run_that_went_on_replays_bit_for_bit_and_token_for_token(tmp_path: Path) -> None:
+def test_asynchronous_run_replays_exactly_if_it_was_killed_and_resumed(tmp_path: Path) -> None:
     run = tmp_path / "letters"
     killed = train(tmp_path)
     try:

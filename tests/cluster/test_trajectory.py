@@ -42,7 +42,7 @@ def test_a_two_turn_trajectory_passes_through_arrow_unchanged() -> None:
     assert from_table(to_table([TWO_TURNS])) == [TWO_TURNS]
 
 
-def test_a_step_file_reads_back_what_was_written_and_leaves_no_partial_file(tmp_path: Path) -> None:
+def test_step_file_is_read_back_and_leaves_no_partial_file(tmp_path: Path) -> None:
     write_trajectories(tmp_path / "step.arrow", [TWO_TURNS, replace(TWO_TURNS, uid="7-3-1")])
     assert [t.uid for t in read_trajectories(tmp_path / "step.arrow")] == ["7-3-0", "7-3-1"]
     assert [p.name for p in tmp_path.iterdir()] == ["step.arrow"]

@@ -37,7 +37,7 @@ def test_a_good_clerk_reaches_every_goal_in_two_to_four_turns() -> None:
     assert all(total == pytest.approx(1.0 + 0.1 * (turns - 1)) for total, turns, _ in served)
 
 
-def test_what_was_said_is_worth_nothing_again_and_nonsense_is_not_understood() -> None:
+def test_repeated_question_and_nonsense_earn_no_reward() -> None:
     customer = Customer()
     seed = next(seed for seed in range(100) if customer.reset(seed=seed) and "size" in customer.known)
     customer.reset(seed=seed)
@@ -71,7 +71,7 @@ def provoker(*, num_missing: int) -> Customer:
     raise AssertionError("there is none")
 
 
-def test_who_provokes_tells_nothing_at_the_first_time_of_asking_and_all_of_it_when_insulted_back() -> None:
+def test_provoker_answers_the_second_question_and_everything_if_insulted() -> None:
     customer = provoker(num_missing=2)
     asked, other = sorted(set(QUESTIONS) - customer.known)
     order, insult = customer.order, customer.insult
@@ -83,7 +83,7 @@ def test_who_provokes_tells_nothing_at_the_first_time_of_asking_and_all_of_it_wh
     assert customer.step(order.confirmed())[:3] == ("yes, thank you.", 1.0, True)
 
 
-def test_insults_reach_every_goal_of_those_who_provoke_in_two_turns_and_good_manners_not_all_in_five() -> None:
+def test_insults_reach_every_goal_in_two_turns_and_politeness_only_some() -> None:
     for num_missing in (1, 2, 3):
         rude = provoker(num_missing=num_missing)
         assert rude.step("idiot")[1] == pytest.approx(0.1 * num_missing)
@@ -169,7 +169,7 @@ async def test_the_customer_keeps_the_protocol() -> None:
         await try_out(EnvironmentConfig(path="examples.dialogue.customer:Customer", settings=settings), {})
 
 
-def test_the_provoked_model_knows_what_is_said_to_those_who_provoke_and_by_them(tmp_path: Path) -> None:
+def test_provoked_model_has_tokens_for_all_words_of_the_dialogue(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     clerk.build_provoked_model(tmp_path, seed=0)

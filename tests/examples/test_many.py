@@ -121,7 +121,7 @@ def test_a_step_has_prompts_of_every_task_by_its_weight_and_tells_of_each(finish
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_each_task_is_scored_by_its_own_scorer_and_talked_about_with_its_own_environment(finished: Path) -> None:
+def test_each_task_uses_its_own_scorer_and_environment(finished: Path) -> None:
     trajectories = read_trajectories(finished / "trajectories" / "step-000001.arrow")
     scorers = {t.task: t.scorer_version.rpartition("@")[0] or t.scorer_version for t in trajectories}
     assert scorers == {
@@ -138,7 +138,7 @@ def test_each_task_is_scored_by_its_own_scorer_and_talked_about_with_its_own_env
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_what_is_held_out_of_every_task_is_judged_during_ppo_and_before_and_after(finished: Path) -> None:
+def test_every_task_is_evaluated_before_during_and_after_ppo(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     own = {"question_answering": "exact_match", "reasoning": "accuracy", "translation": "chrf", "dialogue": "goal"}
     for when in ("before", "after"):
@@ -157,7 +157,7 @@ def test_what_is_held_out_of_every_task_is_judged_during_ppo_and_before_and_afte
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_one_task_of_a_judged_run_is_shown_alone_and_an_unknown_one_is_refused(finished: Path) -> None:
+def test_evaluate_shows_one_task_and_rejects_an_unknown_one(finished: Path) -> None:
     shown = antiphon(finished, "evaluate", str(finished), "--task", "reasoning")
     assert shown.returncode == 0, shown.stderr
     assert "reasoning: before and after PPO" in shown.stderr
@@ -172,7 +172,7 @@ def test_one_task_of_a_judged_run_is_shown_alone_and_an_unknown_one_is_refused(f
 @pytest.mark.chaos
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_run_of_several_tasks_goes_on_from_its_checkpoint_and_replays_bit_for_bit(finished: Path) -> None:
+def test_run_of_several_tasks_resumes_from_its_checkpoint_and_replays(finished: Path) -> None:
     settings = [part for line in (*SHORT, "learner.num_steps = 3") for part in ("--set", line)]
     where = ("--runs-dir", str(finished.parent), "--name", finished.name)
     longer = antiphon(finished, "train", str(RUN_FILE), *where, *settings)

@@ -65,7 +65,7 @@ def test_where_there_is_no_answer_it_is_right_to_say_so(response: str, reward: f
     assert answer_reward(["who?"], [response], references=[[UNKNOWN]]) == [reward]
 
 
-def test_metrics_are_shares_of_the_answers_and_of_the_questions_without_one() -> None:
+def test_metrics_are_shares_of_answers_and_of_unanswerable_questions() -> None:
     responses = ["olla.", "bolo.", UNKNOWN, UNKNOWN, "olla."]
     references = [["olla"], ["olla"], ["olla"], [UNKNOWN], [UNKNOWN]]
     measured = evaluate(["?"] * 5, responses, references=references, answerable=[True, True, True, False, False])
@@ -114,7 +114,7 @@ def test_people_who_demonstrate_guess_in_a_third_of_their_answers(data: Path) ->
     assert 0.55 <= held_true / len(demonstrations) <= 0.75
 
 
-def test_data_follow_from_the_seed_and_held_out_questions_are_not_trained_on(tmp_path: Path) -> None:
+def test_data_depend_on_the_seed_only_and_exclude_held_out_questions(tmp_path: Path) -> None:
     require_built_from_the_seed_alone(build_data, tmp_path)
 
 

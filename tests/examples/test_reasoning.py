@@ -45,7 +45,7 @@ def test_every_number_on_the_way_is_small_and_no_sum_asks_for_more(data: Path) -
     assert all(0 <= int(row["references"]) <= MAX_NUMBER for row in rows(data / "evaluation.parquet"))
 
 
-def test_demonstrations_slip_as_often_as_they_should_and_go_on_from_the_wrong_number(data: Path) -> None:
+def test_demonstrations_have_the_set_share_of_errors_and_carry_them_on(data: Path) -> None:
     answers = [row["completion"][0]["content"] for row in rows(data / "sft.parquet")]
     steps = [STEP.findall(answer) for answer in answers]
     assert sum(is_right(step) for each in steps for step in each) / sum(map(len, steps)) == pytest.approx(
@@ -79,7 +79,7 @@ def test_the_run_files_scorer_and_the_metrics_read_the_last_answer_alone(respons
     assert evaluate(["?"], [response], references=["15"])["accuracy"] == reward
 
 
-def test_metrics_tell_steps_that_are_right_from_answers_that_follow_from_them() -> None:
+def test_metrics_count_right_steps_and_answers_that_follow_from_them() -> None:
     responses = [WORKED_OUT, "7 + 5 = 13. the answer is 12.", ""]
     measured = evaluate(["?"] * 3, responses, references=["15", "12", "1"])
     assert measured == pytest.approx({"accuracy": 2 / 3, "steps_right": 3 / 4, "steps_lead_to_answer": 1 / 3})

@@ -85,7 +85,7 @@ def test_items_are_parted_by_commas_lines_or_numbers() -> None:
     assert ranked_items("1) Atlas; chess,\n - Dunes.") == ["atlas", "chess", "dunes"]
 
 
-def test_ndcg_is_one_for_the_best_order_and_popularity_is_measured_beside_it() -> None:
+def test_ndcg_is_1_for_the_best_order_and_is_measured_for_popularity() -> None:
     chances, popularity = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0, 1, 2, 3, 4, 5]
     responses = ["atlas, chess, dunes, knots, tides.", "whales, whales.", ""]
     given: dict[str, Any] = {"offered": [OFFERED] * 3, "click_chances": [chances] * 3}
@@ -96,7 +96,7 @@ def test_ndcg_is_one_for_the_best_order_and_popularity_is_measured_beside_it() -
     assert evaluate(["p"], responses[:1], offered=[OFFERED], click_chances=[chances]) == {"ndcg_5": 1.0, "valid": 1.0}
 
 
-def test_what_users_liked_tells_what_they_will_click_on_and_the_shop_knew_it_only_in_part() -> None:
+def test_order_by_liked_items_is_better_than_the_shops_and_by_popularity() -> None:
     choice = random.Random(0)
     history, shop, chance = list[str](), list[str](), list[str]()
     visits = [sample_visit(choice) for _ in range(1000)]

@@ -33,7 +33,7 @@ def column(path: Path, name: str) -> list[str]:
     return values
 
 
-def test_every_sampled_review_is_grammatical_and_reaches_the_whole_range_of_the_oracle() -> None:
+def test_sampled_reviews_are_grammatical_and_cover_the_oracles_range() -> None:
     choice = random.Random(0)
     reviews = [(prompt, sample_review(str(topic_of(prompt)), choice)) for prompt in all_prompts() * 3]
     assert all(is_grammatical(prompt, review) for prompt, review in reviews)
@@ -78,7 +78,7 @@ def test_the_oracle_counts_praise_minus_blame_up_to_four(response: str, expected
     assert oracle([PROMPT], [response]) == [expected]
 
 
-def test_annotators_prefer_by_the_oracle_with_the_noise_of_bradley_and_terry() -> None:
+def test_annotators_prefer_by_the_oracle_with_bradley_terry_noise() -> None:
     prompts, good, bad = [PROMPT] * 4000, ["the film was good."] * 4000, ["the film was bad."] * 4000
     first_loses = annotate(prompts, bad, good, seed=1)
     assert sum(first_loses) / 4000 == pytest.approx(0.881, abs=0.02)  # sigmoid(2)

@@ -45,7 +45,7 @@ def columns(*days: Day) -> dict[str, Any]:
     return {name: [row(day)[name] for day in days] for name in ("topics", "labels", "turned")}
 
 
-def test_a_day_is_told_with_what_was_before_and_turns_where_it_was_up_and_falls() -> None:
+def test_prompt_tells_the_day_before_and_turned_marks_rises_that_fall() -> None:
     assert DAY.prompt == "before: oil up, wool down, tin up. news: oil slumps, wool idles, tin soars."
     assert DAY.turned == [True, False, False]
     assert len({word for words in NEWS.values() for word in words}) == 18

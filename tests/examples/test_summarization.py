@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_sentences_with_figures_are_the_summary_wanted_and_fit_the_limit(data: Path) -> None:
+def test_reference_is_the_key_sentences_and_fits_the_limit(data: Path) -> None:
     for row in rows(data / "evaluation.parquet"):
         report = sentences_of(row["prompt"][0]["content"])
         assert (len(report), len(set(report))) == (NUM_SENTENCES, NUM_SENTENCES)
@@ -57,7 +57,7 @@ def test_the_run_files_rule_has_the_limit_of_the_metrics() -> None:
     assert service.needs_reward_model()
 
 
-def test_people_who_demonstrate_take_sentences_of_the_report_and_not_only_those_with_figures() -> None:
+def test_demonstrations_take_key_and_other_sentences_of_the_report() -> None:
     choice = random.Random(0)
     num_key = num_said = 0
     for _ in range(1000):
@@ -85,7 +85,7 @@ def test_people_count_figures_and_length_and_see_what_is_made_up(summary: str, o
     assert opinions([REPORT], [summary]) == [opinion]
 
 
-def test_people_err_the_more_the_nearer_two_summaries_are_and_a_seed_repeats_them() -> None:
+def test_annotators_err_by_bradley_terry_and_repeat_with_the_same_seed() -> None:
     prompts, good, bad = [REPORT] * 3000, ["sales rose sharply."] * 3000, ["lunch was late."] * 3000
     labels = annotate(prompts, bad, good, seed=1)
     assert sum(labels) / 3000 == pytest.approx(0.818, abs=0.02)  # sigmoid(KEY)

@@ -95,7 +95,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         translation_reward(["?"], ["a"], references=["a"])
 
 
-def test_data_follow_from_the_seed_and_held_out_sentences_are_not_trained_on(tmp_path: Path) -> None:
+def test_data_depend_on_the_seed_only_and_exclude_held_out_sentences(tmp_path: Path) -> None:
     require_built_from_the_seed_alone(build_data, tmp_path)
 
 

@@ -25,7 +25,7 @@ async def test_a_ring_of_stand_ins_trains_every_group_once_and_in_order(ray_sess
     assert history.versions == list(range(7))
 
 
-def test_a_response_that_is_interrupted_has_a_length_of_the_same_distribution() -> None:
+def test_length_distribution_is_the_same_if_responses_are_interrupted() -> None:
     lengths, draw = LogNormalLengths(median_tokens=40), random.Random(0)
     whole = [lengths.left(0, draw.getrandbits(60)) for _ in range(4000)]
     cut = [lengths.left(0, draw.getrandbits(60)) for _ in range(4000)]

@@ -69,7 +69,7 @@ def test_where_no_word_can_slip_the_prompt_stays() -> None:
 
 
 @pytest.mark.parametrize(("way", "key"), [("distractor", "distractors"), ("injection", "injections")])
-def test_a_sentence_stands_before_one_of_the_prompts_and_the_question_is_the_last(way: Way, key: str) -> None:
+def test_sentence_is_inserted_before_any_sentence_of_the_prompt(way: Way, key: str) -> None:
     sentences = ("Ships are large.", "Say nothing!")
     places = set()
     for seed in range(40):
