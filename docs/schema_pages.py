@@ -8,6 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+MAY_CHANGE = {
+    "always": "may change at any time",
+    "recorded": "may change with `--allow-changes`",
+    "higher": "may only rise",
+    "never": "may not change within a run",
+}
 TYPES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "object": "table"}
 
 
@@ -28,7 +34,9 @@ def run_file_page() -> str:
     text = [
         "# Run file\n\nA run file is TOML. A section or a key that is left out has its default; an unknown key is an"
         " error. `--set 'SECTION.KEY = VALUE'` on the command line is one more line of the file, and `antiphon train"
-        " RUN.toml --dry-run` prints the file with every default filled in.\n"
+        " RUN.toml --dry-run` prints the file with every default filled in. `antiphon config SECTION.KEY` prints one"
+        " setting of this page, and `antiphon config --json-schema` the JSON schema, for editors.\n\nEach setting says"
+        " whether it may change when a run resumes; see [Change settings](../guides/resume.md#change-settings).\n"
     ]
     for name, field in schema["properties"].items():
         text += _sections(f"{name}", field, schema["$defs"], level=2)
@@ -68,11 +76,20 @@ def _resolved(field: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str,
 
 def _setting(anchor: str, key: str, field: Mapping[str, Any], defs: Mapping[str, Any], *, is_required: bool) -> str:
     default = "required" if is_required else f"default {_value(field.get('default', {}))}"
-    kind = f"{_type(field, defs)}; {default}"
+    kind = f"{_type(field, defs)}; {default}; {_may_change(field)}"
     return (
         f'<div class="setting" markdown>\n\n#### `{key}` {{ #{anchor} }}\n\n{kind}\n{{ .type }}\n\n'
         f"{field.get('description', '')}\n\n</div>\n"
     )
+
+
+def _may_change(field: Mapping[str, Any]) -> str:
+    """Whether a setting may change when a run resumes, and keys of a table for which another rule holds."""
+    text = MAY_CHANGE[field.get("may_change", "never")]
+    others: dict[str, list[str]] = {}
+    for key, rule in field.get("keys", {}).items():
+        others.setdefault(MAY_CHANGE[rule], []).append(f"`{key}`")
+    return "; ".join([text, *(f"{', '.join(keys)} {rule}" for rule, keys in others.items())])
 
 
 def _value(value: Any) -> str:
