@@ -32,6 +32,12 @@ def test_most_functions_are_under_30_lines() -> None:
     assert sum(length > 30 for length in lengths) <= 0.1 * len(lengths)
 
 
+def test_no_test_name_is_longer_than_70_characters() -> None:
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    names = [(place, place.rpartition(":")[2]) for path in tests for place, _ in functions(path)]
+    assert [place for place, name in names if name.startswith("test_") and len(name) > 70] == []
+
+
 def test_no_file_is_longer_than_500_lines() -> None:
     lengths = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in FILES}
     for path, length in lengths.items():

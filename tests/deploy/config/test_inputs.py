@@ -233,7 +233,7 @@ def test_what_a_named_scorer_lacks_is_named(task: Path, line: str, what: str) ->
     assert refused(task).startswith(what)
 
 
-def test_the_data_sets_and_functions_of_every_task_are_described_and_a_wrong_one_named(task: Path) -> None:
+def test_every_tasks_data_and_functions_are_listed_and_a_wrong_one_named(task: Path) -> None:
     data = '[data]\nsft = "sft.parquet"\nprompts = "prompts.jsonl"\n'
     tasks = '[tasks.sums]\nsft = "sft.parquet"\nprompts = "prompts.jsonl"\nscorer = "package.scorers:length"\n'
     tasks += '[tasks.facts]\nprompts = "facts.jsonl"\nscorer = "package.scorers:fast"\n'

@@ -66,7 +66,7 @@ def test_an_override_changes_one_key_and_leaves_its_neighbours(run_file: Path) -
     assert changed == {"learner.learning_rate", "rollout_actors.engine.dtype"}
 
 
-def test_a_path_is_found_beside_the_run_file_first_and_then_in_the_working_directory(run_file: Path) -> None:
+def test_path_is_found_beside_the_run_file_before_the_working_directory(run_file: Path) -> None:
     Path("task/near.parquet").touch()
     Path("far.parquet").touch()
     config = load_run_config(run_file, ['data.sft = "near.parquet"', 'data.prompts = "far.parquet"'])
@@ -287,9 +287,7 @@ def several(run_file: Path) -> Path:
     return run_file
 
 
-def test_a_run_names_its_tasks_or_has_one_without_a_name_that_the_other_sections_describe(
-    run_file: Path, several: Path
-) -> None:
+def test_run_has_named_tasks_or_one_unnamed_task_of_the_other_sections(run_file: Path, several: Path) -> None:
     tasks = load_run_config(several).by_task()
     assert {name: (task.weight, task.scorer) for name, task in tasks.items()} == {
         "sums": (2.0, "task:score"),
@@ -314,7 +312,7 @@ def test_the_functions_of_every_task_are_named_by_their_keys(several: Path) -> N
     }
 
 
-def test_a_tasks_paths_are_found_beside_the_run_file_and_its_settings_printed(several: Path, tmp_path: Path) -> None:
+def test_tasks_paths_are_found_beside_the_run_file_and_kept_if_printed(several: Path, tmp_path: Path) -> None:
     Path("task/near.parquet").touch()
     config = load_run_config(several, ['tasks.sums.prompts = "near.parquet"'])
     assert config.tasks["sums"].prompts == Path("task/near.parquet")

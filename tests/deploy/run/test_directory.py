@@ -82,7 +82,7 @@ def keep_answers(path: Path) -> None:
     (path / "evaluation" / "after.parquet").touch()
 
 
-def test_more_ppo_steps_extend_a_run_whose_evaluation_is_then_to_be_done_again(config: RunConfig, path: Path) -> None:
+def test_run_with_more_ppo_steps_continues_and_is_evaluated_again(config: RunConfig, path: Path) -> None:
     with open_run(config, path) as run:
         finish_ppo(path, 20)
         (path / "sft").mkdir()
