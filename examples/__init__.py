@@ -1,1 +1,1 @@
-"""Tasks: a folder each, with a run file and the small Python files it names by dotted path."""
+"""Example tasks. Each folder has a run file and the small Python modules that it names by dotted path."""

@@ -1,4 +1,4 @@
-"""Writes a task's data sets as conversations, in the columns that TRL's trainers read too."""
+"""Write a task's data sets as conversations, in columns that TRL's trainers can read too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def user(content: str) -> list[dict[str, str]]:
-    """A conversation in which somebody asked that, once."""
+    """Return a conversation with one user message."""
     return [{"role": "user", "content": content}]
 
 
@@ -27,7 +27,7 @@ def write_data(
 ) -> None:
     """Write `sft.parquet` (prompt, completion), `prompts.parquet` and `evaluation.parquet` (prompt and other columns).
 
-    A row's `prompt` is given as text; demonstrations are pairs of what is asked and what is answered.
+    A row's `prompt` is text; demonstrations are pairs of question and answer.
     """
     directory.mkdir(parents=True, exist_ok=True)
     asked, answered = zip(*demonstrations, strict=True)
@@ -40,7 +40,7 @@ def write_data(
 
 
 def distinct(make: Callable[[], T], num: int, text: Callable[[T], str]) -> list[T]:
-    """So many things that `make` gives, no two with the same text."""
+    """Call `make` until there are `num` results with different texts, and return them."""
     found: dict[str, T] = {}
     while len(found) < num:
         made = make()

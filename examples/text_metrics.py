@@ -1,7 +1,4 @@
-"""chrF and ROUGE-L of texts against references, as sacrebleu and rouge-score compute them (the extra `examples`).
-
-Both are imported when first needed. Knows no task.
-"""
+"""Compute chrF and ROUGE-L with sacrebleu and rouge-score (the extra `examples`), which are imported on first use."""
 
 from __future__ import annotations
 
@@ -15,22 +12,22 @@ from typing import Any
 from cluster.errors import InputError
 
 Reference = str | Sequence[str]
-"""A right text, or several."""
+"""One or several right texts."""
 
 
 def sentence_chrf(responses: Sequence[str], references: Sequence[Reference]) -> list[float]:
-    """chrF (Popovic 2015) of each response, 0 to 100, against the best of its references."""
+    """Return chrF (Popovic 2015) of each response, 0 to 100, with the best of its references."""
     score = _chrf().sentence_score
     return [float(score(text, listed(right)).score) for text, right in zip(responses, references, strict=True)]
 
 
 def corpus_chrf(responses: Sequence[str], references: Sequence[Reference]) -> float:
-    """chrF of all responses together, 0 to 100; of several references the first counts."""
+    """Return chrF of all responses together, 0 to 100. Only the first of several references is used."""
     return float(_chrf().corpus_score(list(responses), [[listed(right)[0] for right in references]]).score)
 
 
 def rouge_l(responses: Sequence[str], references: Sequence[Reference]) -> float:
-    """Mean F-measure of ROUGE-L (Lin 2004), 0 to 1, against the best of each response's references."""
+    """Return the mean F-measure of ROUGE-L (Lin 2004), 0 to 1, with the best of each response's references."""
     scorer = _rouge()
     best = (
         max(scorer.score(reference, text)["rougeL"].fmeasure for reference in listed(right))
@@ -40,7 +37,7 @@ def rouge_l(responses: Sequence[str], references: Sequence[Reference]) -> float:
 
 
 def listed(reference: Reference) -> list[str]:
-    """The references as a list."""
+    """Return the references as a list."""
     return [reference] if isinstance(reference, str) else list(reference)
 
 
@@ -55,7 +52,7 @@ def _rouge() -> Any:
 
 
 def _package(name: str, module: str) -> ModuleType:
-    """A module of an optional package. Raises InputError naming the package where it is not installed."""
+    """Import a module of an optional package. Raises InputError that names the package if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""A tiny model that chats, for the tasks of this folder: whole words for tokens, a chat template, an untrained Llama.
+"""Make tiny chat models for the tasks: an untrained Llama, a tokenizer of whole words and a chat template.
 
-Knows no task: what words there are and how large the model is, a task says. Heads of 32, because vLLM's attention on a
-CPU has no smaller ones; few layers, because they cost it more than width.
+Each task chooses words and sizes. Heads have size 32, the smallest that vLLM's attention on a CPU supports. There are
+few layers because in vLLM on a CPU depth costs more than width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNKNOWN, USER, ASSISTANT = SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>")
 PUNCTUATION = (".", ",", "?", "!", ":", ";")
-"""Marks that are tokens of their own. A response keeps its text through tokens where it has none but the first four."""
+"""Marks that are separate tokens. Decoding restores a response's text exactly if it uses only the first four."""
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}<assistant>{{ m['content'] }}{{ eos_token }}"
@@ -24,7 +24,7 @@ TEMPLATE = (
 )
 HEAD_SIZE = 32
 INITIAL_DEVIATION = 0.1
-"""Of the untrained weights: with the usual 0.02 so narrow a model does not learn to look things up in its prompt."""
+"""Standard deviation of untrained weights. With the usual 0.02, models this narrow do not learn to use the prompt."""
 
 
 def write_tiny_model(
@@ -62,7 +62,7 @@ def write_tiny_model(
 
 
 def make_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of these words and of punctuation; the chat template puts BOS, the tokenizer adds nothing."""
+    """Return a tokenizer of these words and punctuation. The chat template adds BOS; the tokenizer adds nothing."""
     tokens = (*SPECIAL, *PUNCTUATION, *sorted(set(words)))
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,4 +1,4 @@
-"""The scale benchmark as `benchmarks/README.md` shows it: a table by number of actors, and 10,000 actors on paper."""
+"""Write the section of `benchmarks/README.md` on scale: a table by number of actors, and an estimate for 10,000."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from benchmarks.scale.measure import PARTS
 
 ACTORS, ACTORS_A_NODE, TOKENS_A_TRAJECTORY = 10_000, 8, 1024
 RATE = 1.0
-"""Trajectories a second of one actor."""
+"""Trajectories per second of one actor."""
 MAX_CALLS = 1000
 """Ray's max_concurrency of an async actor."""
 HEARD = " fetch 16 MiB: all have heard of it"
 
 ON_PAPER = """\
-**{actors:,} actors, on paper.** Each gives {rate:g} trajectory of {size} a second, {offered:,.0f} in all. A recorder
-takes {recorder:,.0f} of them ({megabytes:.0f} MB/s): there have to be {recorders:,}, each with a log of its own and its
-share of the groups, and a reader of the run merges them by step and position. A queue through which the tokens pass
-takes {queue:,.0f}: it would have to be {queues:,}. But numbering cannot be shared out, so one queue goes on giving
-numbers and floors, and holds references; the tokens go from actor to recorder and from there to the learner.
-After a publication {listeners} actors have heard of it in {heard_ms:,.0f} ms, and a Ray actor holds at most
-{max_calls:,} calls, of which each listener has one all the time: {actors:,} cannot listen to one store. With a relay
-on each of {nodes:,} nodes of {a_node} actors, {relays:,} relays above them and the store on top, nobody has more
-listeners than were measured, and a node fetches and checks a version once, not {a_node} times."""
+**Estimate for {actors:,} actors.** Each actor gives {rate:g} trajectory of {size} a second, {offered:,.0f} in all.
+A recorder takes {recorder:,.0f} a second ({megabytes:.0f} MB/s), so {recorders:,} recorders are needed, each with its
+own log and its share of the groups; a reader of the run merges the logs by step and position. A queue that carries the
+tokens takes {queue:,.0f} a second, so {queues:,} queues would be needed. But only one queue can number the groups, so it
+must hold references, and the tokens must go from the actors to the recorders and from there to the learner.
+{listeners} actors are notified of a version in {heard_ms:,.0f} ms, and a Ray actor holds at most {max_calls:,} calls,
+one per waiting actor, so {actors:,} actors cannot wait at one store. With a relay on each of {nodes:,} nodes of {a_node}
+actors, {relays:,} relays above them and the store at the top, no process has more waiting calls than were measured, and
+a node fetches and checks a version once, not {a_node} times."""
 
 
 def section() -> list[str]:
-    """Markdown lines."""
+    """Return the section as Markdown lines."""
     _, rows = read("scale")
     return [*_ring(rows), "", *_fan_out(rows), "", *on_paper(rows)]
 
@@ -48,7 +48,7 @@ def _fan_out(rows: list[Row]) -> list[str]:
 
 
 def on_paper(rows: list[Row]) -> list[str]:
-    """What ACTORS would need of the parts that were measured, had each a machine such as this one."""
+    """Estimate how many of the measured parts ACTORS need, each on a machine like this one."""
     size, offered, nodes = f"{TOKENS_A_TRAJECTORY:,} tokens", ACTORS * RATE, ACTORS // ACTORS_A_NODE
     queue = _median(rows, f"queue alone, {size}: ")
     recorder = _median(rows, f"recorder alone, {size}: trajectories")

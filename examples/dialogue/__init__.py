@@ -1,1 +1,1 @@
-"""Customer service: an order is taken from a simulated customer who tells what they want when they are asked."""
+"""Customer service: the policy takes an order from a simulated customer, who answers questions about it."""

@@ -1,6 +1,6 @@
-"""Makes the model and the SFT data of the dialogue task: a clerk who often guesses, asks twice or mishears.
+"""Make the model and the SFT data of the dialogue task: a clerk who often guesses, asks twice or mishears.
 
-One who is provoked also insults back. There are no prompts: those come from the customers.
+In the provoked variant the clerk also insults customers back. There are no prompts: they come from the customers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from examples.tiny_model import write_tiny_model
 NUM_CUSTOMERS = 3000
 MAX_TURNS = 5
 GUESSES, ASKS_AGAIN, MISHEARS = 0.1, 0.35, 0.6
-"""How often the clerk reads an order back before all of it is known, asks what was said, and gets a slot wrong."""
+"""How often the clerk reads an order back too early, asks for a known slot again, and gets a slot wrong."""
 PROVOKING_SHARE, INSULTS_BACK = 0.4, 0.25
-"""How many customers provoke, and how often the clerk answers such a one in kind while there is something to ask."""
+"""Share of customers who provoke, and how often the clerk insults such a customer while slots are missing."""
 TEXTS = (
     "hello hi good day i would like a at for so correct yes no thank you that is wrong sorry said please",
     *QUESTIONS.values(),
@@ -38,12 +38,12 @@ WORDS = _words(" ".join(TEXTS))
 
 
 def build_model(directory: Path, *, seed: int) -> None:
-    """Write an untrained model that knows the words of the trade."""
+    """Write an untrained model with the words of the task."""
     _write_model(directory, WORDS, seed)
 
 
 def build_provoked_model(directory: Path, *, seed: int) -> None:
-    """The same, with the words of those who provoke and are provoked."""
+    """Write the same model with the words of provocations and insults added."""
     _write_model(directory, WORDS | _words(" ".join([*INSULTS, "hey guess fine goodbye tell me"])), seed)
 
 
@@ -52,12 +52,12 @@ def _write_model(directory: Path, words: set[str], seed: int) -> None:
 
 
 def build_data(directory: Path, *, seed: int) -> None:
-    """Write `sft.parquet`: every turn of the clerk, with the conversation so far before it."""
+    """Write `sft.parquet`: one row for each turn of the clerk, with the conversation up to it."""
     _write_data(directory, Customer(), seed)
 
 
 def build_provoked_data(directory: Path, *, seed: int) -> None:
-    """The same, where many customers provoke."""
+    """Write the same file with customers of whom many provoke."""
     _write_data(directory, Customer(PROVOKING_SHARE), seed)
 
 
@@ -70,31 +70,31 @@ def _write_data(directory: Path, customer: Customer, seed: int) -> None:
 
 
 def _served(choice: random.Random, customer: Customer, seed: int) -> list[list[Message]]:
-    """One customer served, as conversations that end with each of the clerk's turns."""
+    """Serve one customer; return one conversation for each of the clerk's turns, which ends with that turn."""
     messages, rows = customer.reset(seed=seed), []
     for _ in range(MAX_TURNS):
-        said = _clerk_says(choice, customer)
-        messages = [*messages, {"role": "assistant", "content": said}]
+        turn = _clerk_turn(choice, customer)
+        messages = [*messages, {"role": "assistant", "content": turn}]
         rows.append(messages)
-        answer, _, is_over, _, _ = customer.step(said)
+        answer, _, is_over, _, _ = customer.step(turn)
         if is_over:
             break
         messages = [*messages, {"role": "user", "content": answer}]
     return rows
 
 
-def _clerk_says(choice: random.Random, customer: Customer) -> str:
+def _clerk_turn(choice: random.Random, customer: Customer) -> str:
     missing = sorted(set(QUESTIONS) - customer.known)
     if customer.insult and missing and choice.random() < INSULTS_BACK:
         return f"tell me, {choice.choice(INSULTS)}."
     if missing and choice.random() >= GUESSES:
         asks_again = customer.known and choice.random() < ASKS_AGAIN
         return QUESTIONS[choice.choice(sorted(customer.known) if asks_again else missing)]
-    return _heard(choice, customer, missing).confirmed()
+    return _misheard(choice, customer, missing).confirmed()
 
 
-def _heard(choice: random.Random, customer: Customer, missing: list[str]) -> Order:
-    """The order as the clerk has it: what is missing is guessed, and a slot may be wrong."""
+def _misheard(choice: random.Random, customer: Customer, missing: list[str]) -> Order:
+    """Return the order as the clerk understood it: missing slots are guessed, and one slot may be wrong."""
     guessed, order = draw_order(choice), customer.order
     slots = [*missing, *([choice.choice(sorted(SLOTS))] if choice.random() < MISHEARS else [])]
     return order._replace(**{slot: getattr(guessed, slot) for slot in slots})

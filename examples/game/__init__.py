@@ -1,1 +1,1 @@
-"""Games in text: tic-tac-toe against a mixed opponent, and FrozenLake through the Gymnasium adapter."""
+"""Text games: tic-tac-toe against a mixed opponent, and FrozenLake through the Gymnasium adapter."""

@@ -1,6 +1,6 @@
-"""Makes the SFT data of tic-tac-toe from a seed: games of a player that knows the rules and often plays at random.
+"""Make the SFT data of tic-tac-toe from a seed: games of a player that knows the rules and often plays at random.
 
-There are no prompts: those come from the environment.
+There are no prompts: they come from the environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PERFECT_SHARE = 0.75
 
 
 def build_data(directory: Path, *, seed: int) -> None:
-    """Write `sft.parquet`: every move of every game, with the game so far before it."""
+    """Write `sft.parquet`: one row for each move, with the game up to it."""
     choice = random.Random(f"demonstrations:{seed}")
     rows = [row for game in range(NUM_GAMES) for row in _played(choice, seed * NUM_GAMES + game)]
     directory.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def build_data(directory: Path, *, seed: int) -> None:
 
 
 def _played(choice: random.Random, seed: int) -> list[list[Message]]:
-    """A game, as conversations that end with each of the player's moves."""
+    """Play a game; return one conversation for each of the player's moves, which ends with that move."""
     game = TicTacToe()
     messages, rows, is_over = game.reset(seed=seed), [], False
     while not is_over:

@@ -1,4 +1,4 @@
-"""FrozenLake in text: how the lake is drawn, and the walks of somebody who half knows the way, for SFT."""
+"""FrozenLake as text: draw the lake, and make SFT data from walks that follow the right way only part of the time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rollout_actors.adapters.gymnasium import GymnasiumText
 
 ACTIONS = ("left", "down", "right", "up")
 WAY = dict(zip((0, 4, 8, 9, 13, 14), ("down", "down", "right", "down", "right", "right"), strict=True))
-"""The shortest way over the lake of four by four, from square to square."""
+"""The shortest path over the 4 x 4 lake: the action for each of its squares."""
 NUM_WALKS, KNOWS, MAX_STEPS = 3000, 0.4, 12
 
 
 def render(square: int, environment: Any) -> str:
-    """The lake, row by row: S start, F frozen, H hole, G goal, and P where the player stands."""
+    """Return the lake row by row: S start, F frozen, H hole, G goal, P the player's square."""
     rows = [[cell.decode() for cell in row] for row in environment.unwrapped.desc]
     rows[square // len(rows[0])][square % len(rows[0])] = "P"
     return " | ".join(" ".join(row) for row in rows)
 
 
 def build_data(directory: Path, *, seed: int) -> None:
-    """Write `sft.parquet`: every step of every walk, with the walk so far before it."""
+    """Write `sft.parquet`: one row for each step, with the walk up to it."""
     choice = random.Random(f"walks:{seed}")
     lake = GymnasiumText("FrozenLake-v1", actions=ACTIONS, render="examples.game.lake:render", is_slippery=False)
     rows = [row for number in range(NUM_WALKS) for row in _walked(choice, lake, number)]

@@ -1,4 +1,4 @@
-"""Makes the model of the games: a tiny untrained Llama that chats in their words."""
+"""Make the model of both games: a tiny untrained Llama with their words."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Tic-tac-toe in text, against an opponent that plays perfectly or at random, move by move.
+"""Tic-tac-toe as text, against an opponent that makes each move perfectly or at random.
 
-The policy is x and begins in every second game. A free square is shown by its number; the policy answers with one.
-Knows neither models nor training.
+The policy plays x and begins about half of the games. Free squares are shown by their numbers, which are the moves.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ WORDS = (*(f"{mark}{square}" for mark in ("x", "o", "") for square in range(1, 1
 
 
 def winner(board: str) -> str | None:
-    """Who has three in a row, of the nine squares of a board."""
+    """Return the mark that has three in a row on a board of nine squares, or None."""
     return next((board[a] for a, b, c in LINES if board[a] != " " and board[a] == board[b] == board[c]), None)
 
 
 def free(board: str) -> list[int]:
-    """The squares that nobody has."""
+    """Return the free squares."""
     return [square for square, mark in enumerate(board) if mark == " "]
 
 
 def after(board: str, square: int, mark: str) -> str:
-    """The board when a mark was put on a square."""
+    """Return the board after a mark is put on a square."""
     return board[:square] + mark + board[square + 1 :]
 
 
 @cache
 def value(board: str, mark: str) -> int:
-    """What the board is worth to the one who moves now, both playing perfectly: 1 won, 0 drawn, -1 lost."""
+    """Return the value of the board for the player to move if both play perfectly: 1 won, 0 drawn, -1 lost."""
     if winner(board):
         return -1
     other = "o" if mark == "x" else "x"
@@ -42,26 +41,26 @@ def value(board: str, mark: str) -> int:
 
 
 def best_moves(board: str, mark: str) -> list[int]:
-    """The squares that keep the board's value."""
+    """Return the squares that keep the board's value."""
     other, best = "o" if mark == "x" else "x", value(board, mark)
     return [square for square in free(board) if -value(after(board, square, mark), other) == best]
 
 
 def shown(board: str) -> str:
-    """The board as the policy reads it, row by row: the number of each square, behind the mark of who has it."""
+    """Return the board as the policy reads it, row by row: the number of each square after its mark, if any."""
     cells = [f"{mark.strip()}{number}" for number, mark in enumerate(board, 1)]
     return " | ".join(" ".join(cells[row : row + 3]) for row in (0, 3, 6))
 
 
 class TicTacToe:
-    """One game after another. A move that is none, or no free square, loses the game."""
+    """Environment with one game per conversation. A response that is not the number of a free square loses."""
 
     def __init__(self, *, perfect_share: float = 0.5) -> None:
-        """The opponent makes this share of its moves perfectly, the others at random."""
+        """Let the opponent make this share of its moves perfectly, the others at random."""
         self._perfect_share = perfect_share
 
     def reset(self, *, seed: int) -> list[Message]:
-        """The empty board, or what it is when the opponent has begun."""
+        """Return the empty board, or the board after the opponent's first move."""
         self._choice = random.Random(seed)
         self._board = EMPTY
         if self._choice.random() < 0.5:
@@ -69,7 +68,7 @@ class TicTacToe:
         return [{"role": "user", "content": shown(self._board)}]
 
     def step(self, response: str) -> tuple[str, float, bool, bool, dict[str, float]]:
-        """The board after both moves; 1 for a win, 0.5 for a draw, and 0 else."""
+        """Return the board after both moves. The reward is 1 for a win, 0.5 for a draw, else 0."""
         move = response.strip()
         if move not in "123456789" or len(move) != 1 or int(move) - 1 not in free(self._board):
             return self._over("illegal")

@@ -1,4 +1,4 @@
-"""Makes the prompts of the letters task from a seed: eight random characters of `bcdefgh` and a colon."""
+"""Make the prompts of the letters task from a seed: eight random characters of `bcdefgh` and a colon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_EVALUATION_PROMPTS = 512
 
 
 def build_data(directory: Path, *, seed: int) -> None:
-    """Write `prompts.parquet` and `evaluation.parquet` (prompt); no prompt is in both, or twice in one."""
+    """Write `prompts.parquet` and `evaluation.parquet` (column prompt). All prompts are different."""
     choice = random.Random(seed)
     prompts: dict[str, None] = {}
     while len(prompts) < NUM_PROMPTS + NUM_EVALUATION_PROMPTS:

@@ -1,6 +1,6 @@
-"""Makes the model of the letters task: an untrained Llama that reads and writes single characters.
+"""Make the model of the letters task: an untrained Llama whose tokens are single characters.
 
-The sizes are those of a published reference curve, so that the two can be laid side by side.
+The sizes are those of a published reference curve, so that the results can be compared.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def build_model(directory: Path, *, seed: int) -> None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of 46 tokens, one a character; it adds no special token of its own."""
+    """Return a tokenizer of 46 tokens, one per character; it adds no special tokens."""
     vocabulary = {token: index for index, token in enumerate((*CHARACTERS, PAD, EOS, BOS, UNKNOWN))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

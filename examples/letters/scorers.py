@@ -1,4 +1,4 @@
-"""The reward of the letters task, a plain function, and the same number as its evaluation."""
+"""Reward and evaluation of the letters task: the share of the letter a."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ RESPONSE_LENGTH = 16
 
 
 def count_a(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """The share of the sixteen places of a response that hold an `a`."""
+    """Return the number of `a` in each response over the response length of 16."""
     return [response.count("a") / RESPONSE_LENGTH for response in responses]
 
 
 def evaluate(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float]:
-    """The mean share of `a` (0 to 1)."""
+    """Return the mean share of `a` (0 to 1)."""
     return {"share_of_a": fmean(count_a(prompts, responses))}

@@ -1,4 +1,4 @@
-"""The untrained model of all four tasks: their words together, and half as wide again as a task's own."""
+"""Make the untrained model of all four tasks: their words together, 1.5 times as wide as the model of one task."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ WORDS = {*question_answering.WORDS, *reasoning.WORDS, *translation.WORDS, *clerk
 
 
 def build_model(directory: Path, *, seed: int) -> None:
-    """Write it as a Hugging Face folder."""
+    """Write the model as a Hugging Face folder."""
     write_tiny_model(directory, WORDS, seed=seed, num_heads=3, max_positions=160)

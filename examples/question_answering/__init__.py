@@ -1,1 +1,1 @@
-"""Questions over short made-up articles, where a wrong answer is worse than none."""
+"""Questions about short generated articles. A wrong answer gets a lower reward than "I don't know."."""

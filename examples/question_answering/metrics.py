@@ -1,4 +1,4 @@
-"""How many answers are right and how many wrong; what is neither says that it does not know."""
+"""Metrics of question answering: the shares of right answers, wrong answers and abstentions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ def evaluate(
     references: Sequence[Sequence[str]],
     answerable: Sequence[bool] | None = None,
 ) -> dict[str, float]:
-    """Exact match, the share of wrong answers, and, where it is told, of questions without an answer left open."""
+    """Return exact match and the shares of wrong answers and abstentions.
+
+    With `answerable`, also `left_open`: the share of unanswerable questions to which the response is "I don't know.".
+    """
     verdicts = [verdict(response, right) for response, right in zip(responses, references, strict=True)]
     measured = {
         "exact_match": fmean(each == RIGHT for each in verdicts),

@@ -1,7 +1,7 @@
-"""The reward of an answer: right is 1, "I don't know" is 0, wrong is -1.
+"""Reward of an answer: 1 if right, 0 for "I don't know", -1 if wrong.
 
-Answers are compared as SQuAD does (Rajpurkar et al. 2016, arXiv:1606.05250): without case, punctuation and articles.
-Where a question can't be answered, "I don't know" is among its references, and so is right.
+Answers are compared as in SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250): without case, punctuation and articles.
+If a question can't be answered, "I don't know" is one of its references, so that it is right.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ RIGHT, ABSTAINED, WRONG = 1.0, 0.0, -1.0
 def answer_reward(
     prompts: Sequence[str], responses: Sequence[str], *, references: Sequence[Sequence[str]], **columns: Any
 ) -> list[float]:
-    """One reward a response; `references` are each question's right answers."""
+    """Return one reward per response. `references` holds the right answers of each question."""
     return [verdict(response, right) for response, right in zip(responses, references, strict=True)]
 
 
 def verdict(response: str, references: Sequence[str]) -> float:
-    """RIGHT, ABSTAINED or WRONG; an empty response answers nothing, and is wrong."""
-    said = normalized(response)
+    """Return RIGHT, ABSTAINED or WRONG. An empty response is wrong."""
+    answer = normalized(response)
     right = {normalized(reference) for reference in references}
-    if said in right or (right & abstentions() and said in abstentions()):
+    if answer in right or (right & abstentions() and answer in abstentions()):
         return RIGHT
-    return ABSTAINED if said in abstentions() else WRONG
+    return ABSTAINED if answer in abstentions() else WRONG
 
 
 def abstentions() -> set[str]:
-    """What counts as not answering, normalised."""
+    """Return the normalised texts that count as abstention."""
     return {normalized(text) for text in ABSTENTIONS}
 
 
 def normalized(text: str) -> str:
-    """The text as it is compared."""
+    """Return the text without case, punctuation, articles and extra spaces."""
     text = "".join(character for character in text.casefold() if character not in string.punctuation + "’")
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())

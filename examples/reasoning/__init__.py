@@ -1,1 +1,1 @@
-"""Sums worked out in steps, where the reward sees the answer alone."""
+"""Sums worked out in steps. The reward depends only on the answer."""

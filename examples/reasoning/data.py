@@ -1,8 +1,8 @@
-"""Sums of four small numbers, and demonstrations that work them out step by step and slip at times.
+"""Make the data of reasoning: sums of four small numbers, and demonstrations in steps with occasional mistakes.
 
     what is 7 + 5 - 3 + 6?    7 + 5 = 12. 12 - 3 = 9. 9 + 6 = 15. the answer is 15.
 
-Every number on the way is between 0 and 20. Somebody who slips goes on from the wrong number. Knows nothing of rewards.
+Every intermediate result is between 0 and 20. After a mistake, the demonstration continues with the wrong number.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from examples.conversations import Row, distinct, write_data
 MAX_NUMBER = 20
 NUM_STEPS = 3
 SLIP_SHARE = 0.15
-"""Of the steps of demonstrations, that have a wrong result (a few less: a slip never leads out of the numbers)."""
+"""Share of demonstrated steps with a wrong result (in fact slightly less: mistakes must keep results in range)."""
 NUM_DEMONSTRATIONS, NUM_TRAINING, NUM_HELD_OUT = 4000, 4000, 512
 WORDS = (*map(str, range(MAX_NUMBER + 1)), "+", "-", "=", "what", "is", "the", "answer")
 Sum = tuple[int, tuple[tuple[str, int], ...]]
-"""The first number, and what is added to it or taken from it, in turn."""
+"""The first number, and the signs and numbers that are added or subtracted, in order."""
 
 
 def build_data(directory: Path, *, seed: int) -> None:
-    """Write the SFT corpus, training sums and held-out ones, all different."""
+    """Write the SFT corpus, training sums and held-out sums. All sums are different."""
     choice = random.Random(seed)
     sums = distinct(lambda: sample_sum(choice), NUM_DEMONSTRATIONS + NUM_TRAINING + NUM_HELD_OUT, question)
     held_out, training = sums[:NUM_HELD_OUT], sums[NUM_HELD_OUT : NUM_HELD_OUT + NUM_TRAINING]
@@ -39,12 +39,12 @@ def build_data(directory: Path, *, seed: int) -> None:
 
 
 def row(each: Sum) -> Row:
-    """What a scorer is told of a sum."""
+    """Return the columns that a scorer gets."""
     return {"prompt": question(each), "references": str(results(each)[-1])}
 
 
 def sample_sum(choice: random.Random) -> Sum:
-    """A sum whose numbers on the way are all between 0 and MAX_NUMBER."""
+    """Draw a sum whose intermediate results are all between 0 and MAX_NUMBER."""
     number = first = choice.randint(1, 9)
     steps = []
     for _ in range(NUM_STEPS):
@@ -59,18 +59,18 @@ def _possible(number: int) -> list[tuple[str, int]]:
 
 
 def applied(number: int, sign: str, other: int) -> int:
-    """The number with the other added or taken away."""
+    """Return the number plus or minus the other."""
     return number + other if sign == "+" else number - other
 
 
 def question(each: Sum) -> str:
-    """What is asked."""
+    """Return the prompt of a sum."""
     first, steps = each
     return f"what is {first} {' '.join(f'{sign} {other}' for sign, other in steps)}?"
 
 
 def results(each: Sum) -> list[int]:
-    """The number after each step."""
+    """Return the result of each step."""
     number, steps = each
     after = []
     for sign, other in steps:
@@ -80,7 +80,7 @@ def results(each: Sum) -> list[int]:
 
 
 def worked_out(each: Sum, choice: random.Random, slip_share: float = SLIP_SHARE) -> str:
-    """The steps as somebody writes them who slips at that rate, by one or two, and the answer they come to."""
+    """Return the steps and the answer, with mistakes of one or two at the rate `slip_share`."""
     number, steps = each
     written = []
     for place, (sign, other) in enumerate(steps):
@@ -96,5 +96,5 @@ def worked_out(each: Sum, choice: random.Random, slip_share: float = SLIP_SHARE)
 
 
 def _fits(number: int, steps: Sequence[tuple[str, int]]) -> bool:
-    """Whether no number from here on is too small or too large."""
+    """Return whether the number and all results after it are in range."""
     return all(0 <= each <= MAX_NUMBER for each in (number, *results((number, tuple(steps)))))

@@ -1,4 +1,4 @@
-"""How many answers are right, and how many of the steps before them: the reward sees the answers alone."""
+"""Metrics of reasoning: right answers and right steps. The reward depends only on the answers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from statistics import fmean
 
 ANSWER = re.compile(r"answer is\s*:?\s*(-?\d+)", re.IGNORECASE)
-"""The run file's scorer finds the answer by the same words."""
+"""The run file's scorer uses the same pattern."""
 STEP = re.compile(r"(-?\d+)\s*([-+])\s*(\d+)\s*=\s*(-?\d+)")
 
 
 def evaluate(prompts: Sequence[str], responses: Sequence[str], *, references: Sequence[str]) -> dict[str, float]:
-    """The shares of right answers, of right ones among all the steps, and of answers that the last step comes to."""
+    """Return the shares of right answers, of right steps, and of answers equal to the last step's result."""
     steps = [STEP.findall(response) for response in responses]
     answers = [answer_of(response) for response in responses]
     return {
@@ -25,12 +25,12 @@ def evaluate(prompts: Sequence[str], responses: Sequence[str], *, references: Se
 
 
 def answer_of(response: str) -> int | None:
-    """The last answer that a response gives."""
+    """Return the last answer in a response, or None."""
     found = ANSWER.findall(response)
     return int(found[-1]) if found else None
 
 
 def is_right(step: tuple[str, str, str, str]) -> bool:
-    """Whether a step's result is what it says on the left."""
+    """Return whether a step's result is the value of its left side."""
     first, sign, second, result = step
     return int(result) == int(first) + (int(second) if sign == "+" else -int(second))

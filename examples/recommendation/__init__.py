@@ -1,1 +1,1 @@
-"""Ranking items for users of a small world of tastes, learnt from simulated clicks."""
+"""Rank items for simulated users, learnt from simulated clicks."""

@@ -1,8 +1,7 @@
-"""A world of users and items with hidden factors: what people read, what they might read next, and an old shop's lists.
+"""Make the data of recommendation: users and items with hidden factors, and demonstrations from an old shop's lists.
 
-An item appeals to a user as far as their hidden factors agree, and as far as it is popular. A prompt has what the user
-liked and what is on offer. The demonstrations are lists that a shop showed: popular things first, taste a little, and
-chance. Knows nothing of rewards.
+A user likes an item more if their hidden factors agree and if the item is popular. A prompt lists what the user liked
+and what is offered. The demonstrations are lists that a shop showed: ranked by popularity, partly by taste, by chance.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ ITEMS = (
 WORDS = (*ITEMS, "liked", "rank")
 NUM_FACTORS, NUM_LIKED, NUM_OFFERED, NUM_RANKED = 2, 4, 8, 5
 TASTE, POPULARITY = 2.5, 0.5
-"""How much agreeing factors and being popular count for appeal."""
+"""Weight of the agreement of factors, and standard deviation of popularity, in the appeal of an item."""
 SHOP_TASTE, SHOP_CHANCE = 0.5, 1.0
-"""How much of a user's taste the old shop knew, and how much chance there was in its lists."""
+"""Share of a user's taste that the old shop knew, and weight of chance in its lists."""
 NUM_DEMONSTRATIONS, NUM_TRAINING, NUM_HELD_OUT = 8000, 4000, 512
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Its hidden factors, of length 1, and how popular it is with everybody."""
+    """Hidden factors of an item (a unit vector), and its popularity with all users."""
 
     factors: tuple[float, ...]
     popularity: float
@@ -40,7 +39,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A user's hidden factors, what they liked before, and what is on offer."""
+    """A user's hidden factors, the items they liked before, and the items offered."""
 
     user: tuple[float, ...]
     liked: tuple[str, ...]
@@ -52,7 +51,7 @@ class Visit:
 
 
 def _world() -> dict[str, Item]:
-    """The items, the same ones always."""
+    """Return the items, which do not depend on the run's seed."""
     choice = random.Random(len(ITEMS))
     return {name: Item(_direction(choice), choice.gauss(0, POPULARITY)) for name in ITEMS}
 
@@ -67,7 +66,7 @@ WORLD = _world()
 
 
 def build_data(directory: Path, *, seed: int) -> None:
-    """Write the SFT corpus, training visits and held-out ones, of different users all."""
+    """Write the SFT corpus, training visits and held-out visits. All users are different."""
     choice = random.Random(seed)
     num = NUM_DEMONSTRATIONS + NUM_TRAINING + NUM_HELD_OUT
     visits = distinct(lambda: sample_visit(choice), num, lambda visit: visit.prompt)
@@ -82,7 +81,7 @@ def build_data(directory: Path, *, seed: int) -> None:
 
 
 def row(visit: Visit) -> Row:
-    """What a scorer is told of a visit: what is on offer, and for each how likely a click on it is when it is seen."""
+    """Return the columns that a scorer gets: the offered items, and each one's chance of a click and popularity."""
     clicks = [click_chance(visit.user, item) for item in visit.offered]
     popularity = [WORLD[item].popularity for item in visit.offered]
     columns: dict[str, Any] = {"offered": visit.offered, "click_chances": clicks, "popularity": popularity}
@@ -90,7 +89,7 @@ def row(visit: Visit) -> Row:
 
 
 def sample_visit(choice: random.Random) -> Visit:
-    """A user who has clicked on some things, in front of some others."""
+    """Draw a user with the items they clicked on before and the items offered."""
     user = _direction(choice)
     seen = choice.sample(ITEMS, len(ITEMS))
     liked = [item for item in seen if choice.random() < click_chance(user, item)][:NUM_LIKED]
@@ -101,7 +100,7 @@ def sample_visit(choice: random.Random) -> Visit:
 
 
 def click_chance(user: Sequence[float], name: str) -> float:
-    """How likely that user clicks on that item when they see it."""
+    """Return the probability that the user clicks on the item when they see it."""
     return 1 / (1 + math.exp(1 - TASTE * _agreement(user, name) - WORLD[name].popularity))
 
 
@@ -110,7 +109,7 @@ def _agreement(user: Sequence[float], name: str) -> float:
 
 
 def shop_list(visit: Visit, choice: random.Random) -> str:
-    """What the old shop showed that user."""
+    """Return the list that the old shop showed the user."""
 
     def worth(item: str) -> float:
         chance = -math.log(-math.log(choice.random()))

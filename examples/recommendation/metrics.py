@@ -1,4 +1,4 @@
-"""NDCG@5 of rankings, and what ranking by popularity alone would get."""
+"""Metrics of recommendation: NDCG@5 of the rankings, and of a ranking by popularity alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def evaluate(
     click_chances: Sequence[Sequence[float]],
     popularity: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, float]:
-    """NDCG@5 by the chance of a click (Järvelin and Kekäläinen 2002), and the share of whole, valid rankings."""
+    """Return NDCG@5 by the chance of a click (Järvelin and Kekäläinen 2002) and the share of valid rankings."""
     gains, valid = [], []
     for response, items, chances in zip(responses, offered, click_chances, strict=True):
         ranked = ranked_items(response)
@@ -31,16 +31,16 @@ def evaluate(
 
 
 def by_popularity(chances: Sequence[float], popularity: Sequence[float]) -> list[float]:
-    """The chances of a click in the order of popularity."""
+    """Return the chances of a click in the order of popularity."""
     return [chance for _, chance in sorted(zip(popularity, chances, strict=True), reverse=True)]
 
 
 def ndcg(gains: Sequence[float], possible: Sequence[float]) -> float:
-    """Discounted gain of the first five places over that of the best five."""
+    """Return the discounted gain of the first five places over that of the best five."""
     best = dcg(sorted(possible, reverse=True))
     return dcg(gains) / best if best else 0.0
 
 
 def dcg(gains: Sequence[float]) -> float:
-    """Discounted gain of the first five places."""
+    """Return the discounted gain of the first five places."""
     return sum(discount * gain for discount, gain in zip(DISCOUNTS, gains, strict=False))

@@ -1,7 +1,7 @@
-"""The reward of a ranking: simulated clicks on the first five places, the lower ones seen by fewer, on sixteen visits.
+"""Reward of a ranking: simulated clicks on the first five places in sixteen visits, discounted by place.
 
-Whether a user clicks follows from chance, but the same ranking for the same user always gets the same clicks. A list
-breaks off where it has something twice, or that is not on offer.
+Clicks are random, but the same ranking for the same user always gets the same clicks. A list counts only up to its
+first item that is repeated or not offered.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 NUM_PLACES = 5
 NUM_VISITS = 16
-"""How often a ranking is shown to its user."""
+"""Number of times that a ranking is shown to its user."""
 DISCOUNTS = tuple(1 / math.log2(place + 2) for place in range(NUM_PLACES))
 
 
@@ -27,7 +27,7 @@ def click_reward(
     click_chances: Sequence[Sequence[float]],
     **columns: Any,
 ) -> list[float]:
-    """One reward a response, 0 to 1: discounted clicks over those that every place would give."""
+    """Return one reward per response, 0 to 1: discounted clicks over the discounted sum of all possible clicks."""
     rows = zip(prompts, responses, offered, click_chances, strict=True)
     return [
         sum(
@@ -41,19 +41,19 @@ def click_reward(
 
 
 def ranked_items(response: str) -> list[str]:
-    """What a response puts in each place: its items, parted by commas, line ends or numbers, in lower case."""
+    """Return the items of a response in lower case, split at commas, semicolons, line ends and list numbers."""
     parts = re.split(r"[,;\n]|\d+[.)]", response.casefold())
     return [name for part in parts if (name := part.strip(" .!?*-\t\r"))]
 
 
 def chances_of(ranked: Sequence[str], offered: Sequence[str], chances: Sequence[float]) -> list[float]:
-    """How likely a click is in each place; what was not on offer, or is there already, gets none."""
+    """Return the chance of a click in each place; 0 for an item that is repeated or was not offered."""
     left = {item.casefold(): chance for item, chance in zip(offered, chances, strict=True)}
     return [left.pop(item, 0.0) for item in ranked]
 
 
 def _shown(ranked: Sequence[str], offered: Sequence[str]) -> list[str]:
-    """The places of a list before the first one that is not on offer, or is there already."""
+    """Return the items before the first one that is repeated or not offered."""
     left, shown = {item.casefold() for item in offered}, list[str]()
     for item in ranked:
         if item not in left:
@@ -63,7 +63,7 @@ def _shown(ranked: Sequence[str], offered: Sequence[str]) -> list[str]:
     return shown
 
 
-def _clicks(chance: float, what: str) -> int:
-    """On how many visits that is clicked."""
-    draws = hashlib.blake2b(what.encode(), digest_size=4 * NUM_VISITS).digest()
+def _clicks(chance: float, text: str) -> int:
+    """Return the number of visits with a click; the draws are a hash of `text`."""
+    draws = hashlib.blake2b(text.encode(), digest_size=4 * NUM_VISITS).digest()
     return sum(draw < chance * 2**32 for (draw,) in struct.iter_unpack("<I", draws))

@@ -1,4 +1,4 @@
-"""Makes the data sets of the reviews task from a seed: the SFT corpus, training prompts and held-out prompts."""
+"""Make the data sets of the reviews task from a seed: the SFT corpus, training prompts and held-out prompts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_SFT_ROWS = 8000
 def build_data(directory: Path, *, seed: int) -> None:
     """Write `sft.parquet` (prompt, completion), `prompts.parquet` and `evaluation.parquet` (prompt).
 
-    The grammar has 960 prompts: 512 are held out for evaluation, the other 448 are trained on.
+    The grammar has 960 prompts: 512 are held out for evaluation, the other 448 are for training.
     """
     choice = random.Random(seed)
     prompts = all_prompts()

@@ -1,8 +1,9 @@
-"""The whole loop of human feedback, with simulated annotators who answer over HTTP as a labelling page does.
+"""Run the whole loop of human feedback, with simulated annotators that use the HTTP API of the labelling page.
 
-`python -m examples.reviews.feedback_loop RUN`: in each round people choose between responses of the newest policy, the
-reward model is trained again on all that was said so far, and PPO goes on against it. RUN is a run of this folder's
-run file, best one with few preferences of its own; what improves is the oracle, which nobody in the loop sees.
+`python -m examples.reviews.feedback_loop RUN`: in each round the annotators choose between responses of the newest
+policy, the reward model is trained again on all feedback so far, and PPO continues with it. RUN is a finished run of
+this folder's run file, preferably with few preferences of its own. The oracle's mean rises, although no part of
+training reads the oracle.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ def main(
     pairs: Annotated[int, typer.Option(min=1, help="Pairs to label in each round.")] = 400,
     steps: Annotated[int, typer.Option(min=1, help="PPO steps of each round.")] = 8,
 ) -> None:
-    """Label, train the reward model again, go on with PPO; print what the oracle says after each round."""
-    print(f"round 0: {_told(run)}", flush=True)
+    """Label, retrain the reward model, continue PPO, and print the oracle's mean after each round."""
+    print(f"round 0: {_figures(run)}", flush=True)
     for number in range(1, rounds + 1):
         with _labelling(run, pairs) as url:
             num_labels = asyncio.run(_annotate_all(url))
         _antiphon("reward-model", str(run))
         _antiphon("train", str(run), "--set", f"learner.num_steps = {_num_steps(run) + steps}")
-        print(f"round {number}: {num_labels} labels, {_told(run)}", flush=True)
+        print(f"round {number}: {num_labels} labels, {_figures(run)}", flush=True)
 
 
 @contextmanager
 def _labelling(run: Path, num_pairs: int) -> Iterator[str]:
-    """`antiphon label` while the block runs; gives its address."""
+    """Run `antiphon label` while the block runs, and yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -59,14 +60,14 @@ def _labelling(run: Path, num_pairs: int) -> Iterator[str]:
             if line.startswith("listening on "):
                 yield line.removeprefix("listening on ").strip().removesuffix("/label")
                 return
-        raise AntiphonError("antiphon label", f"ended with {process.wait()}")
+        raise AntiphonError("antiphon label", f"exited with status {process.wait()} before it listened")
     finally:
         process.terminate()
         process.wait()
 
 
 async def _annotate_all(url: str) -> int:
-    """All annotators at work side by side until they have nothing left; returns how many answers they gave."""
+    """Run all annotators concurrently until no pairs are left; return the number of their answers."""
     async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as http:
         return sum(await asyncio.gather(*(_annotate(http, annotator) for annotator in ANNOTATORS)))
 
@@ -86,7 +87,7 @@ async def _annotate(http: httpx.AsyncClient, annotator: str) -> int:
 
 
 def _choice(pair: dict[str, Any], annotator: str) -> str:
-    """What that annotator, who errs as Bradley and Terry say, finds better."""
+    """Return the annotator's choice, drawn by Bradley and Terry's model."""
     seed = zlib.crc32(f"{pair['id']}:{annotator}".encode())
     (second_is_better,) = annotate([pair["prompt"]], [pair["first"]], [pair["second"]], seed=seed)
     return CHOICES[second_is_better]
@@ -111,7 +112,7 @@ def _num_steps(run: Path) -> int:
     return int(tomllib.loads((run / "config.toml").read_text())["learner"]["num_steps"])
 
 
-def _told(run: Path) -> str:
+def _figures(run: Path) -> str:
     summary = _summary(run)
     model, after = summary["reward_model"], summary["evaluation"]["after"]
     return (

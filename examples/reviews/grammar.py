@@ -1,10 +1,10 @@
-"""The language of the reviews task: what was tried (a prompt) and a short review of it (a completion).
+"""Grammar of the reviews task: a prompt names what was tried, and a completion is a short review of it.
 
     we tried the new film on friday night:   the film was long and dull, the acting was superb.
 
-A review says one or two things, each with one or two adjectives; where there are two, the first is a plain one and
-the second a vivid one ("good and lovely", never "lovely and good").
-Knows what can be said, not what is wanted: the judgement is in `oracle`, which only evaluation and annotators read.
+A review has one or two clauses, each with one or two adjectives. Of two adjectives the first is plain and the second
+vivid ("good and lovely", never "lovely and good"). How good a review is, is defined in `oracle`, which only evaluation
+and annotators import.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 
 ASPECTS = {"film": "acting", "book": "plot", "meal": "soup", "hotel": "room", "game": "music"}
-"""The five topics, each with the one thing besides itself that its reviews may speak of."""
+"""The five topics, each with the one aspect that its reviews may mention."""
 POSITIVE = ("good", "great", "lovely", "superb")
 NEGATIVE = ("bad", "poor", "awful", "dull")
 NEUTRAL = ("long", "short", "new", "old")
@@ -34,19 +34,19 @@ _PROMPT = re.compile(rf"tried the (?:{'|'.join(NEUTRAL)}) ({'|'.join(ASPECTS)}) 
 
 
 def all_prompts() -> list[str]:
-    """Every prompt of the grammar: 4 people x 4 neutral adjectives x 5 topics x 4 days x 3 times = 960."""
+    """Return every prompt of the grammar: 4 people x 4 neutral adjectives x 5 topics x 4 days x 3 times = 960."""
     choices = itertools.product(PEOPLE, NEUTRAL, ASPECTS, DAYS, TIMES)
     return [f"{who} tried the {kind} {topic} on {day} {time}:" for who, kind, topic, day, time in choices]
 
 
 def topic_of(prompt: str) -> str | None:
-    """The topic that a prompt names, or None where the prompt is not of this grammar."""
+    """Return the topic that a prompt names, or None if the prompt is not from this grammar."""
     match = _PROMPT.search(prompt)
     return match.group(1) if match else None
 
 
 def sample_review(topic: str, choice: random.Random) -> str:
-    """A review of the topic by somebody in one of three moods, which most of the adjectives follow."""
+    """Draw a review of the topic. It has one of three moods, which most of its adjectives follow."""
     mood = choice.choice(MOODS)
     subjects = [topic, ASPECTS[topic]] if choice.random() < 3 / 4 else [topic]
     return ", ".join(f"the {subject} was {_sample_adjectives(mood, choice)}" for subject in subjects) + "."

@@ -1,4 +1,4 @@
-"""How good responses of the reviews task are, by the oracle that training never sees."""
+"""Metrics of reviews, by the oracle, which training never uses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from examples.reviews.oracle import is_grammatical, oracle
 
 
 def evaluate(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float]:
-    """Mean oracle (-4 to 4), and the shares of responses that are positive (oracle above 0) and grammatical."""
+    """Return the mean oracle (-4 to 4) and the shares of positive (oracle above 0) and grammatical responses."""
     opinions = oracle(prompts, responses)
     return {
         "oracle": fmean(opinions),

@@ -1,6 +1,7 @@
-"""Makes the model of the reviews task: a tiny untrained Llama with a word-level tokenizer, as a Hugging Face folder.
+"""Make the model of the reviews task: a tiny untrained Llama with a word-level tokenizer, as a Hugging Face folder.
 
-Heads of 32, because vLLM's attention on a CPU has no smaller ones; few layers, because they cost it more than width.
+Heads have size 32, the smallest that vLLM's attention on a CPU supports. There are few layers because in vLLM on a CPU
+depth costs more than width.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def build_model(directory: Path, *, seed: int) -> None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words that puts BOS before a prompt.
+    """Return a tokenizer of whole words that puts BOS before a prompt.
 
-    Each mark of punctuation is a token of its own, so a prompt (it ends with one) and a response can be joined as
-    strings: `tokenizer(prompt + response)` is the prompt's ids and then the response's.
+    Each punctuation mark is a separate token, so a prompt (which ends with one) and a response can be joined as
+    strings: `tokenizer(prompt + response)` gives the prompt's ids followed by the response's.
     """
     vocabulary = {token: index for index, token in enumerate((PAD, BOS, EOS, UNKNOWN, *PUNCTUATION, *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))

@@ -1,1 +1,1 @@
-"""Market headlines labelled by topic, with an alarm where a topic turns, and costs that are not the same both ways."""
+"""Label market headlines by topic and raise alarms for topics that turn; the costs of errors are asymmetric."""

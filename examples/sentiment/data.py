@@ -1,9 +1,9 @@
-"""Headlines of several markets, what each of them was like before, and the notes of analysts who alarm too rarely.
+"""Make the data of sentiment: headlines of markets, their trends before, and notes of analysts who alarm too rarely.
 
     before: oil up, wool down, tin up. news: oil slumps, wool steadies, tin soars.
     oil negative alarm, wool neutral, tin positive.
 
-A market has turned where it was up and its news is negative. Knows nothing of costs.
+A market has turned if it was up and its news is negative.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ WORDS = (
 )
 
 WRONG_LABELS, MISSED_ALARMS, FALSE_ALARMS = 0.12, 0.4, 0.04
-"""How often the analysts err in a label, in the alarm for a market that turned, and in one for one that did not."""
+"""Error rates of the analysts: in labels, in alarms for markets that turned, and in alarms for markets that did not."""
 NUM_DEMONSTRATIONS, NUM_TRAINING, NUM_HELD_OUT = 8000, 4000, 512
 
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """The markets of a day, what each was like before, its news and that news' label."""
+    """The markets of a day, with each one's trend before, its news and the label of the news."""
 
     topics: tuple[str, ...]
     before: tuple[str, ...]
@@ -48,12 +48,12 @@ class Day:
 
     @property
     def prompt(self) -> str:
-        before, news = (_listed(zip(self.topics, said, strict=True)) for said in (self.before, self.news))
+        before, news = (_listed(zip(self.topics, words, strict=True)) for words in (self.before, self.news))
         return f"before: {before}. news: {news}."
 
     @property
     def turned(self) -> list[bool]:
-        """Whether each market has turned."""
+        """Return whether each market has turned."""
         return [was == "up" and label == "negative" for was, label in zip(self.before, self.labels, strict=True)]
 
 
@@ -62,7 +62,7 @@ def _listed(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def build_data(directory: Path, *, seed: int) -> None:
-    """Write the SFT corpus, training days and held-out ones, all different."""
+    """Write the SFT corpus, training days and held-out days. All days are different."""
     choice = random.Random(seed)
     days = distinct(
         lambda: sample_day(choice), NUM_DEMONSTRATIONS + NUM_TRAINING + NUM_HELD_OUT, lambda day: day.prompt
@@ -78,12 +78,12 @@ def build_data(directory: Path, *, seed: int) -> None:
 
 
 def row(day: Day) -> Row:
-    """What a scorer is told of a day: its topics, and for each the label and whether it turned."""
+    """Return the columns that a scorer gets: the topics, and for each its label and whether it turned."""
     return {"prompt": day.prompt, "topics": day.topics, "labels": day.labels, "turned": day.turned}
 
 
 def sample_day(choice: random.Random) -> Day:
-    """A day of some markets."""
+    """Draw a day."""
     labels = choice.choices(LABELS, k=NUM_TOPICS)
     news = [choice.choice(NEWS[label]) for label in labels]
     before = choice.choices(BEFORE, k=NUM_TOPICS)
@@ -91,13 +91,13 @@ def sample_day(choice: random.Random) -> Day:
 
 
 def note(day: Day, choice: random.Random) -> str:
-    """What an analyst writes who errs in labels and alarms."""
-    said = []
+    """Return the note of an analyst who errs in labels and alarms."""
+    parts = []
     for topic, right, has_turned in zip(day.topics, day.labels, day.turned, strict=True):
         label = _other(right, choice) if choice.random() < WRONG_LABELS else right
         is_alarmed = choice.random() < (1 - MISSED_ALARMS if has_turned else FALSE_ALARMS)
-        said.append(f"{topic} {label}{' alarm' if is_alarmed else ''}")
-    return f"{', '.join(said)}."
+        parts.append(f"{topic} {label}{' alarm' if is_alarmed else ''}")
+    return f"{', '.join(parts)}."
 
 
 def _other(label: str, choice: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""What notes cost, how good their labels are, and which alarms are missing or one too many."""
+"""Metrics of sentiment: the cost of notes, the quality of labels, missed and false alarms."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def evaluate(
     labels: Sequence[Sequence[str]],
     turned: Sequence[Sequence[bool]],
 ) -> dict[str, float]:
-    """Mean cost of a note, macro-F1 of the labels, the shares of turns that are missed and of alarms that are false."""
+    """Return the mean cost of a note, macro-F1 of the labels, and the shares of missed turns and of false alarms."""
     notes = [read_note(response, names) for response, names in zip(responses, topics, strict=True)]
-    said = [label for note in notes for label in note.labels]
+    found = [label for note in notes for label in note.labels]
     alarms = list(zip((alarm for note in notes for alarm in note.alarms), chain(*turned), strict=True))
     return {
         "cost": fmean(cost(note, right, moved) for note, right, moved in zip(notes, labels, turned, strict=True)),
-        "macro_f1": macro_f1(said, list(chain(*labels))),
+        "macro_f1": macro_f1(found, list(chain(*labels))),
         "missed_alarms": _share([not alarm for alarm, moved in alarms if moved]),
         "false_alarms": _share([not moved for alarm, moved in alarms if alarm]),
     }
 
 
-def macro_f1(said: Sequence[str | None], right: Sequence[str]) -> float:
-    """The mean of every right label's F1."""
-    pairs = list(zip(said, right, strict=True))
+def macro_f1(found: Sequence[str | None], right: Sequence[str]) -> float:
+    """Return the mean F1 over the labels in `right`."""
+    pairs = list(zip(found, right, strict=True))
     scores = []
     for label in sorted(set(right)):
         both = sum(pair == (label, label) for pair in pairs)

@@ -1,6 +1,6 @@
-"""What a note costs: an alarm that is missing costs five times one too many, or a label that is wrong.
+"""Reward of a note, from its cost: a missed alarm costs five times as much as a false alarm or a wrong label.
 
-A note says `TOPIC LABEL` or `TOPIC LABEL alarm` of each topic, parted by commas, semicolons, full stops or line ends.
+A note has `TOPIC LABEL` or `TOPIC LABEL alarm` for each topic, separated by commas, semicolons, periods or line ends.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 MISSED_ALARM, FALSE_ALARM, WRONG_LABEL = 5.0, 1.0, 1.0
 LABELS = ("positive", "negative", "neutral")
 SCALE = 5.0
-"""What costs are divided by for a reward."""
+"""Costs are divided by this for the reward."""
 
 
 class Note(NamedTuple):
-    """What a note says of each topic: its label (None where it says none) and whether it alarms."""
+    """Content of a note by topic: the label (None if there is none) and whether there is an alarm."""
 
     labels: list[str | None]
     alarms: list[bool]
@@ -31,13 +31,13 @@ def note_reward(
     turned: Sequence[Sequence[bool]],
     **columns: Any,
 ) -> list[float]:
-    """One reward a response: minus its cost, scaled."""
+    """Return one reward per response: minus its cost, over SCALE."""
     rows = zip(responses, topics, labels, turned, strict=True)
     return [-cost(read_note(response, names), right, moved) / SCALE for response, names, right, moved in rows]
 
 
 def read_note(response: str, topics: Sequence[str]) -> Note:
-    """What a response says of these topics: what is said first of each counts, and one label alone."""
+    """Parse a response. The first part about each topic counts; its label is None unless the part has exactly one."""
     parts = [re.findall(r"\w+", part) for part in re.split(r"[,;.\n]", response.casefold())]
     labels, alarms = [], []
     for topic in topics:
@@ -49,8 +49,8 @@ def read_note(response: str, topics: Sequence[str]) -> Note:
 
 
 def cost(note: Note, labels: Sequence[str], turned: Sequence[bool]) -> float:
-    """What the note costs: missed and false alarms, and labels that are wrong or missing."""
+    """Return the cost of a note: missed and false alarms, and wrong or missing labels."""
     alarms = zip(note.alarms, turned, strict=True)
     price = {(False, True): MISSED_ALARM, (True, False): FALSE_ALARM}
-    wrong = sum(said != right for said, right in zip(note.labels, labels, strict=True))
+    wrong = sum(label != right for label, right in zip(note.labels, labels, strict=True))
     return sum(price.get(alarm, 0.0) for alarm in alarms) + WRONG_LABEL * wrong

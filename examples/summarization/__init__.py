@@ -1,1 +1,1 @@
-"""Summaries of generated reports within a length limit, against a reward model that likes them long."""
+"""Summaries of generated reports within a length limit, with a reward model that prefers long summaries."""

@@ -1,7 +1,7 @@
-"""Generated reports, of whose seven sentences three tell of figures, and summaries by people who pick some that don't.
+"""Make the data of summarization: reports of seven sentences, three of them with figures, and imperfect summaries.
 
-A good summary has the sentences with figures, in the report's order, and no others. Knows what is in a report, not what
-is wanted of a summary: that is in `annotator`.
+A good summary has the sentences with figures, in the report's order, and no others. How annotators judge a summary is
+defined in `annotator`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ WORDS = (*FIGURES, *MOVED, *HOW, *THINGS, *LIKE, *WAS, REQUEST.strip(":"))
 
 NUM_SENTENCES, NUM_KEY = 7, 3
 LIMIT_WORDS = 10
-"""How long a summary may be: the three sentences with figures have nine words. The run file's length rule says it."""
+"""Maximum length of a summary, as in the run file's length rule. The three sentences with figures have nine words."""
 KEY_SHARE, REPEATED_SHARE = 0.6, 0.1
-"""How often a demonstration picks a sentence that tells of figures while there is one, and one that it has already."""
+"""How often a demonstration picks a sentence with figures if one is left, and how often it repeats a sentence."""
 NUM_DEMONSTRATIONS, NUM_TRAINING, NUM_HELD_OUT = 8000, 4000, 512
 _KEY = rf"(?:{'|'.join(FIGURES)}) (?:{'|'.join(MOVED)}) (?:{'|'.join(HOW)})"
 _OTHER = rf"(?:{'|'.join(THINGS)}) (?:{'|'.join(WAS)}) (?:{'|'.join(LIKE)})"
 
 
 def build_data(directory: Path, *, seed: int) -> None:
-    """Write the SFT corpus, training reports and held-out ones, all different."""
+    """Write the SFT corpus, training reports and held-out reports. All reports are different."""
     choice = random.Random(seed)
     num = NUM_DEMONSTRATIONS + NUM_TRAINING + NUM_HELD_OUT
     reports = distinct(lambda: sample_report(choice), num, lambda report: " ".join(report))
@@ -51,17 +51,17 @@ def _row(report: list[str]) -> Row:
 
 
 def prompt_of(report: list[str]) -> str:
-    """What is asked about a report."""
+    """Return the prompt of a report."""
     return f"{REQUEST} {joined(report)}"
 
 
 def joined(sentences: Iterable[str]) -> str:
-    """Sentences as a text."""
+    """Return the sentences as one text."""
     return " ".join(f"{sentence}." for sentence in sentences)
 
 
 def sample_report(choice: random.Random) -> list[str]:
-    """The sentences of a report, each about another thing."""
+    """Draw the sentences of a report, each about a different subject."""
     key = [_sentence(figure, MOVED, HOW, choice) for figure in choice.sample(FIGURES, NUM_KEY)]
     others = [_sentence(thing, WAS, LIKE, choice) for thing in choice.sample(THINGS, NUM_SENTENCES - NUM_KEY)]
     report = key + others
@@ -74,17 +74,17 @@ def _sentence(subject: str, verbs: tuple[str, ...], last: tuple[str, ...], choic
 
 
 def is_key(sentence: str) -> bool:
-    """Whether it tells of a figure."""
+    """Return whether the sentence is about figures."""
     return sentence.split()[0] in FIGURES
 
 
 def sentences_of(text: str) -> list[str]:
-    """The sentences of this language in a text, whatever stands around them."""
+    """Return the grammar's sentences in a text, ignoring everything else."""
     return re.findall(rf"\b(?:{_KEY}|{_OTHER})\b", text)
 
 
 def demonstrate(report: list[str], choice: random.Random) -> str:
-    """A summary by somebody who takes two to four sentences, not all of them with figures, and repeats one at times."""
+    """Return a summary of two to four sentences, not all of them with figures, and sometimes with a repetition."""
     num = choice.choices((2, 3, 4), (2, 7, 3))[0]
     key, others = ([each for each in report if is_key(each) is wanted] for wanted in (True, False))
     picked = list[str]()

@@ -1,4 +1,4 @@
-"""How near summaries are to the sentences that matter, and how long they are."""
+"""Metrics of summarization: closeness to the sentences with figures, and length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from examples.text_metrics import Reference, rouge_l
 
 
 def evaluate(prompts: Sequence[str], responses: Sequence[str], *, references: Sequence[Reference]) -> dict[str, float]:
-    """ROUGE-L (0 to 1), mean length in words, the share within the limit, and that of sentences in the report."""
+    """Return ROUGE-L (0 to 1), mean length in words, and the shares within the limit and of sentences in the report."""
     lengths = [len(response.split()) for response in responses]
     faithful = [
         sentence in prompt

@@ -1,4 +1,4 @@
-"""The untrained model of the summarization task."""
+"""Make the untrained model of the summarization task."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from examples.tiny_model import write_tiny_model
 
 
 def build_model(directory: Path, *, seed: int) -> None:
-    """Write it as a Hugging Face folder."""
+    """Write the model as a Hugging Face folder."""
     write_tiny_model(directory, WORDS, seed=seed)

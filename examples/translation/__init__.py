@@ -1,1 +1,1 @@
-"""Translation between two generated languages of different word order, one of which has agreement."""
+"""Translation between two generated languages with different word order; the second has agreement."""

@@ -1,8 +1,8 @@
-"""Two generated languages, sentences in both, and demonstrations by people who have not quite learnt the second.
+"""Make the data of translation: sentences in two generated languages, and demonstrations with errors in the second.
 
-The first puts the verb in the middle, adjectives before nouns and the time last. The second puts the time first,
-adjectives after nouns and the verb last; adjectives end as their noun's class and number ask, the verb as the
-subject's. Knows nothing of rewards.
+The first language puts the verb in the middle, adjectives before nouns and the time last. The second puts the time
+first, adjectives after nouns and the verb last. Endings of adjectives agree with class and number of their noun, those
+of verbs with the subject.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from examples.conversations import distinct, write_data
 
 NUM_NOUNS, NUM_ADJECTIVES, NUM_VERBS, NUM_TIMES = 10, 6, 6, 4
 ENDINGS = {("first", False): "a", ("first", True): "ai", ("second", False): "o", ("second", True): "oi"}
-"""How adjectives and verbs of the second language end, by the noun's class and whether it is plural."""
+"""Endings of adjectives and verbs in the second language, by the noun's class and whether it is plural."""
 ORDER_ERRORS, ENDING_ERRORS = 0.4, 0.2
-"""How many demonstrations keep the first language's order somewhere, and how many words in them end wrongly."""
+"""Share of demonstrations that keep some of the first language's order, and share of endings that are wrong."""
 NUM_DEMONSTRATIONS, NUM_TRAINING, NUM_HELD_OUT = 8000, 4000, 512
 REQUEST = "translate:"
 
 
 def _stems(consonants: str, vowels: str, num: int) -> Iterator[str]:
-    """The stems of a language: the same ones always, all different."""
+    """Return the stems of a language, all different. They do not depend on the run's seed."""
     syllables = ["".join(pair) for pair in itertools.product(consonants, vowels)]
     stems = ["".join(pair) + consonants[0] for pair in itertools.product(syllables, repeat=2)]
     return iter(random.Random(num).sample(stems, num))
@@ -48,7 +48,7 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A noun of some number with its adjective, if it has one; the numbers are places in the lexicon."""
+    """A noun, singular or plural, with an optional adjective. Nouns and adjectives are indices into the lexicon."""
 
     noun: int
     is_plural: bool
@@ -56,23 +56,23 @@ class Phrase:
 
     @property
     def ending(self) -> str:
-        """How words that agree with it end in the second language."""
+        """Return the second language's ending of words that agree with this phrase."""
         return ENDINGS["first" if self.noun < NUM_NOUNS // 2 else "second", self.is_plural]
 
     def in_first(self) -> list[str]:
-        """Its words in the first language."""
+        """Return the words in the first language."""
         noun = NOUNS[self.noun][0] + ("en" if self.is_plural else "")
         return [noun] if self.adjective is None else [ADJECTIVES[self.adjective][0], noun]
 
     def in_second(self, ending: str) -> list[str]:
-        """Its words in the second language, the adjective with that ending."""
+        """Return the words in the second language, with that ending of the adjective."""
         noun = NOUNS[self.noun][1] + ("i" if self.is_plural else "")
         return [noun] if self.adjective is None else [noun, ADJECTIVES[self.adjective][1] + ending]
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """Who does what to whom, and when."""
+    """Subject, verb, object and time of a sentence."""
 
     subject: Phrase
     verb: int
@@ -81,17 +81,17 @@ class Sentence:
 
     @property
     def source(self) -> str:
-        """It in the first language."""
+        """Return the sentence in the first language."""
         words = [*self.subject.in_first(), VERBS[self.verb][0], *self.object.in_first(), TIMES[self.time][0]]
         return " ".join(words) + "."
 
     @property
     def target(self) -> str:
-        """It in the second language."""
+        """Return the sentence in the second language."""
         return self.worded(self.subject.ending, self.object.ending, self.subject.ending)
 
     def worded(self, subject: str, object_: str, verb: str, misplaced: str = "") -> str:
-        """It in the second language with these endings, and what is `misplaced` where the first language has it."""
+        """Return the sentence in the second language with these endings; `misplaced` stays in the first's order."""
         parts = {
             "time": [TIMES[self.time][1]],
             "subject": self.subject.in_second(subject),
@@ -106,7 +106,7 @@ class Sentence:
 
 
 def build_data(directory: Path, *, seed: int) -> None:
-    """Write the SFT corpus, training sentences and held-out ones, all different."""
+    """Write the SFT corpus, training sentences and held-out sentences. All sentences are different."""
     choice = random.Random(seed)
     num = NUM_DEMONSTRATIONS + NUM_TRAINING + NUM_HELD_OUT
     sentences = distinct(lambda: sample_sentence(choice), num, lambda sentence: sentence.source)
@@ -124,7 +124,7 @@ def build_data(directory: Path, *, seed: int) -> None:
 
 
 def sample_sentence(choice: random.Random) -> Sentence:
-    """Any sentence."""
+    """Draw a sentence."""
     return Sentence(_sample_phrase(choice), choice.randrange(NUM_VERBS), _sample_phrase(choice), choice.randrange(4))
 
 
@@ -134,9 +134,9 @@ def _sample_phrase(choice: random.Random) -> Phrase:
 
 
 def demonstrate(sentence: Sentence, choice: random.Random) -> str:
-    """A translation by somebody who confuses endings and keeps the first language's order at times."""
+    """Return a translation that sometimes has wrong endings or the first language's order."""
     right = (sentence.subject.ending, sentence.object.ending, sentence.subject.ending)
     endings = list(ENDINGS.values())
-    said = [choice.choice(endings) if choice.random() < ENDING_ERRORS * 4 / 3 else ending for ending in right]
+    used = [choice.choice(endings) if choice.random() < ENDING_ERRORS * 4 / 3 else ending for ending in right]
     misplaced = choice.choice(("verb", "time", "adjectives")) if choice.random() < ORDER_ERRORS else ""
-    return sentence.worded(said[0], said[1], said[2], misplaced)
+    return sentence.worded(used[0], used[1], used[2], misplaced)

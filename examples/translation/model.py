@@ -1,4 +1,4 @@
-"""The untrained model of the translation task."""
+"""Make the untrained model of the translation task."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from examples.translation.data import WORDS
 
 
 def build_model(directory: Path, *, seed: int) -> None:
-    """Write it as a Hugging Face folder."""
+    """Write the model as a Hugging Face folder."""
     write_tiny_model(directory, WORDS, seed=seed)

@@ -1,4 +1,4 @@
-"""The reward of a translation: its chrF against the reference, 0 to 1."""
+"""Reward of a translation: its chrF with the reference, 0 to 1."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from examples.text_metrics import Reference, sentence_chrf
 def translation_reward(
     prompts: Sequence[str], responses: Sequence[str], *, references: Sequence[Reference], **columns: Any
 ) -> list[float]:
-    """One reward a response; letters and their order count, so a wrong ending costs less than a wrong word."""
+    """Return one reward per response. chrF compares characters, so a wrong ending costs less than a wrong word."""
     return [score / 100 for score in sentence_chrf(responses, references)]

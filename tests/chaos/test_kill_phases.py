@@ -95,7 +95,7 @@ def require_as_calm(run: Path, calm: str) -> None:
 
 
 @pytest.mark.parametrize("phase", HEALED)
-def test_a_part_that_is_replaced_changes_nothing_of_the_run(tmp_path: Path, calm: str, phase: str) -> None:
+def test_a_run_has_the_same_weights_after_a_part_is_replaced(tmp_path: Path, calm: str, phase: str) -> None:
     done = run(tmp_path, "killed", HEALED[phase])
     assert (tmp_path / "killed.killed").exists(), "nobody came there"
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,7 @@ def test_a_part_that_is_replaced_changes_nothing_of_the_run(tmp_path: Path, calm
 
 
 @pytest.mark.parametrize("phase", GIVEN_AGAIN)
-def test_the_same_command_goes_on_as_if_nothing_had_happened(tmp_path: Path, calm: str, phase: str) -> None:
+def test_a_repeated_command_ends_with_the_same_weights(tmp_path: Path, calm: str, phase: str) -> None:
     killed = run(tmp_path, "killed", GIVEN_AGAIN[phase])
     assert (tmp_path / "killed.killed").exists(), "nobody came there"
     assert killed.returncode != 0

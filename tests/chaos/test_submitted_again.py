@@ -42,7 +42,7 @@ def driver_of(runs: Path, submitting: subprocess.Popen[str]) -> psutil.Process:
     return found[-1]
 
 
-def test_a_job_whose_driver_was_killed_goes_on_when_it_is_submitted_again(head: Head, tmp_path: Path) -> None:
+def test_a_job_resumes_when_submitted_again_after_its_driver_dies(head: Head, tmp_path: Path) -> None:
     run = tmp_path / "again"
     first = submit(head, tmp_path)
     wait_for(lambda: len(metrics(run)) >= 8, first, timeout_s=500)

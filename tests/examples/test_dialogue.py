@@ -1,4 +1,4 @@
-"""The customer and the clerk: what is told, what is worth how much, what the clerk gets wrong."""
+"""The dialogue task: the customer's answers and rewards, and the clerk's mistakes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rollout_actors.environments.pool import try_out
 
 
 def serve_well(seed: int) -> tuple[float, int, dict[str, float]]:
-    """Ask for all that is missing, then confirm; total reward, turns, and what is said of it."""
+    """Ask for every missing slot, then confirm; return total reward, number of turns and info."""
     customer = Customer()
     customer.reset(seed=seed)
     total, turns = 0.0, 0
@@ -62,7 +62,7 @@ def test_a_wrong_order_read_back_ends_it_with_nothing() -> None:
 
 
 def provoker(*, num_missing: int) -> Customer:
-    """One who provokes and has told all but so many slots."""
+    """Return a provoking customer with `num_missing` slots not stated yet."""
     customer = Customer(provoking_share=1.0)
     for seed in range(100):
         customer.reset(seed=seed)
@@ -105,11 +105,11 @@ def test_who_provokes_is_otherwise_the_same_customer() -> None:
     plain, provoked = Customer(), Customer(provoking_share=0.5)
     insults = []
     for seed in range(200):
-        (said,), (other,) = plain.reset(seed=seed), provoked.reset(seed=seed)
+        (first,), (other,) = plain.reset(seed=seed), provoked.reset(seed=seed)
         assert (plain.order, plain.known) == (provoked.order, provoked.known)
         insults.append(provoked.insult)
         assert other["content"].startswith(f"hey {provoked.insult}, i would") == bool(provoked.insult)
-        assert other["content"].split(", ", 1)[1] == said["content"].split(", ", 1)[1]
+        assert other["content"].split(", ", 1)[1] == first["content"].split(", ", 1)[1]
     assert 80 < sum(map(bool, insults)) < 120
     assert set(insults) == {"", *INSULTS}
 

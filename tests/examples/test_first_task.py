@@ -1,4 +1,4 @@
-"""The page that takes a newcomer from an empty folder to a task: what it says to write is written, its commands run."""
+"""The tutorial in examples/README.md: its files are written as shown, and its commands run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = (ROOT / "examples" / "README.md").read_text().partition("## Your own task
 
 
 def write_task(folder: Path) -> None:
-    """Every file that the page shows, under the name that it is given just before."""
+    """Write every file that the page shows, under the name just before it."""
     (folder / "guess").mkdir()
     (folder / "guess" / "__init__.py").touch()
     for before, _, text in re.findall(r"(.*?)```(python|toml)\n(.*?)```", PAGE, re.DOTALL):

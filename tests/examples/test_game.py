@@ -1,4 +1,4 @@
-"""Tic-tac-toe and FrozenLake: rules, opponents, demonstrations, and that the tiny model can read and say it all."""
+"""Tic-tac-toe and FrozenLake: rules, opponents, demonstrations and the tiny model's vocabulary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rollout_actors.environments.pool import try_out
 
 
 def play(game: TicTacToe, seed: int, choose: object) -> tuple[float, dict[str, float]]:
-    """One game with the policy `choose(board)`; its reward and what is said of it."""
+    """Play one game with the policy `choose(board)`; return its reward and info."""
     game.reset(seed=seed)
     while True:
         _, reward, is_over, _, info = game.step(choose(game._board))  # type: ignore[operator]
@@ -50,13 +50,13 @@ def test_a_random_player_loses_more_to_a_better_opponent() -> None:
 
 
 @pytest.mark.parametrize("move", ["", "0", "10", "x", "1 2", "²"])
-def test_a_move_that_is_none_loses_the_game(move: str) -> None:
+def test_a_response_that_is_no_move_loses_the_game(move: str) -> None:
     game = TicTacToe()
     game.reset(seed=1)
     assert game.step(move) == ("illegal", 0.0, True, False, {"not_lost": 0.0, "won": 0.0, "legal": 0.0})
 
 
-def test_a_square_that_is_taken_loses_and_the_board_shows_what_is_free() -> None:
+def test_a_taken_square_loses_and_the_board_shows_free_squares() -> None:
     game = TicTacToe()
     game.reset(seed=1)
     board = game._board
@@ -81,26 +81,24 @@ def test_demonstrations_follow_from_the_seed_and_are_legal_moves(
         assert messages[-1]["content"] in messages[-2]["content"].split()
 
 
-def test_the_lake_is_drawn_and_its_walks_end_sometimes_at_the_goal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lake_is_drawn_and_some_walks_reach_the_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lake, "NUM_WALKS", 200)
     lake.build_data(tmp_path, seed=0)
     walks = pq.read_table(tmp_path / "sft.parquet")["messages"].to_pylist()
     assert walks[0][0]["content"] == "P F F F | F H F H | F F F H | H F F G"
-    said = Counter(messages[-1]["content"] for messages in walks)
-    assert set(said) == set(lake.ACTIONS)
+    actions = Counter(messages[-1]["content"] for messages in walks)
+    assert set(actions) == set(lake.ACTIONS)
     environment = GymnasiumText("FrozenLake-v1", actions=lake.ACTIONS, is_slippery=False)
     environment.reset(seed=0)
     rewards = [environment.step(step)[1] for step in lake.WAY.values()]
     assert rewards == [0.0] * 5 + [1.0]
 
 
-async def test_the_games_keep_the_protocol() -> None:
+async def test_the_games_follow_the_environment_protocol() -> None:
     await try_out(EnvironmentConfig(path="examples.game.tictactoe:TicTacToe"), {})
 
 
-def test_the_tiny_model_reads_the_board_and_says_a_move(tmp_path: Path) -> None:
+def test_the_model_has_every_word_of_boards_and_moves(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     build_model(tmp_path, seed=0)

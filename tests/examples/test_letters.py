@@ -22,7 +22,7 @@ def test_the_model_has_1278560_parameters_tied_heads_of_32_and_46_tokens(tmp_pat
     assert (model.config.head_dim, model.config.num_attention_heads, len(tokenizer)) == (32, 5, 46)
 
 
-def test_every_character_is_one_token_and_special_tokens_leave_the_text() -> None:
+def test_every_character_is_a_token_and_decoding_drops_special_tokens() -> None:
     tokenizer = build_tokenizer()
     text = "bcdefghb:a a.,:=+09z"
     ids = tokenizer(text).input_ids
@@ -40,7 +40,7 @@ def test_prompts_are_eight_letters_and_a_colon_all_different(tmp_path: Path) -> 
     assert len({*training, *held_out}) == len(training) + len(held_out)
 
 
-def test_the_reward_is_the_share_of_sixteen_places_that_hold_an_a() -> None:
+def test_the_reward_is_the_number_of_a_over_sixteen() -> None:
     assert count_a(["b:"] * 3, ["a" * 16, "abab", ""], label=[1, 2, 3]) == [1.0, 0.125, 0.0]
     assert evaluate(["b:"] * 2, ["a" * 16, ""]) == {"share_of_a": 0.5}
 

@@ -1,4 +1,4 @@
-"""Several tasks at once: each as in its own run file, one model for all, and a short run from SFT to the end."""
+"""Several tasks in one run: settings as in each task's run file, one model, and a short run of all stages."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_model_knows_the_words_of_the_clerk_and_stays_small(
 
 
 def antiphon(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command on the tests' own Ray."""
+    """Run a command on the Ray of the tests."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
@@ -87,7 +87,7 @@ def antiphon(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run of a few steps."""
+    """Return the directory of a run of a few steps."""
     runs = tmp_path_factory.mktemp("runs")
     settings = [part for line in SHORT for part in ("--set", line)]
     done = antiphon(runs, "train", str(RUN_FILE), "--runs-dir", str(runs), "--name", "many", *settings)

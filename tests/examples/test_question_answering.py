@@ -1,4 +1,4 @@
-"""The question answering task: a wrong answer costs, one left open does not, and only the article gives the answer."""
+"""The question answering task: rewards, metrics, articles, altered questions and demonstrations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deploy.config.load import load_run_config
 from examples.question_answering.data import (
     DISTRACTORS,
     INJECTIONS,
-    NUM_TOLD,
+    NUM_STATED,
     UNKNOWN,
     WORDS,
     Item,
@@ -80,7 +80,7 @@ def test_the_answer_stands_in_the_article_after_what_is_asked_or_nowhere(data: P
         told, question = sentences[1:-1], sentences[-1]
         topic = re.search(r"mayor|teacher|river|hill|market|farms", question)
         assert topic
-        assert len(told) == NUM_TOLD
+        assert len(told) == NUM_STATED
         answers = [sentence.split()[-1] for sentence in told if topic.group() in sentence]
         assert row["references"] == (answers or [UNKNOWN])
         assert row["answerable"] == bool(answers)
@@ -97,7 +97,7 @@ def test_harder_questions_are_in_the_models_words_and_have_the_same_answer() -> 
         assert set(re.findall(r"[^\s.?]+", harder)) <= WORDS
         said = [sentence for sentence in harder.split(". ")[1:-1] if item.answer in sentence.split()]
         assert item.answer is None or any(subject_of(item) in sentence for sentence in said)
-        assert harder.endswith(item.topic.asked_otherwise())
+        assert harder.endswith(item.topic.inverted_question())
         assert sorted(harder.replace("who", "what").split()) != sorted(item.prompt.split()), "something is otherwise"
 
 

@@ -1,4 +1,4 @@
-"""The reasoning task: sums are worked out in steps, the reward and the accuracy read the answer alone."""
+"""The reasoning task: sums in steps, mistakes in demonstrations, reward and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recommendation task: taste shows in what a user liked, clicks pay by place, and nothing pays twice."""
+"""The recommendation task: users, clicks, rankings and metrics."""
 
 from __future__ import annotations
 

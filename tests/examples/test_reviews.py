@@ -1,4 +1,4 @@
-"""The reviews task: its grammar and oracle agree, its text survives tokens, and it is made from a seed alone."""
+"""The reviews task: grammar, oracle, annotators, tokenizer and data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sentiment task: a missed alarm costs five times what other errors cost, and macro-F1 is of labels alone."""
+"""The sentiment task: days, costs of errors, metrics and demonstrations."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_every_error_has_its_cost(response: str, costs: float) -> None:
 
 
 def test_of_two_things_said_of_a_topic_the_first_counts() -> None:
-    said = read_note("oil negative, oil positive alarm. tin alarm.", DAY.topics)
-    assert said == (["negative", None, None], [False, False, True])
+    note = read_note("oil negative, oil positive alarm. tin alarm.", DAY.topics)
+    assert note == (["negative", None, None], [False, False, True])
 
 
 def test_metrics_are_cost_labels_and_alarms() -> None:

@@ -1,4 +1,4 @@
-"""The summarization task: people look for figures and are taken in by length; metrics are not."""
+"""The summarization task: reports, demonstrations, annotators and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The translation task: two languages that differ in order and agreement, and chrF for a reward."""
+"""The translation task: the two languages, demonstrations, reward and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model that chats: one letter a token, a beginning-of-sequence token, and a chat template of its own."""
+"""Make a tiny chat model: a token per character, a beginning-of-sequence token, and a chat template."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def assistant(content: str) -> dict[str, str]:
 
 
 def make_tokenizer(template: str | None = TEMPLATE) -> Any:
-    """A tokenizer of letters that puts the beginning-of-sequence token before a text."""
+    """Return a character tokenizer that puts the beginning-of-sequence token before a text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -40,7 +40,7 @@ def make_tokenizer(template: str | None = TEMPLATE) -> Any:
 
 
 def write_chat_model(path: Path, *, template: str | None = TEMPLATE) -> Path:
-    """A random two-layer Llama of 128 tokens' context, with that tokenizer, as a Hugging Face folder."""
+    """Write a random two-layer Llama with a context of 128 tokens, and the tokenizer, as a Hugging Face folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

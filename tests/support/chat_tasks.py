@@ -1,4 +1,4 @@
-"""What the tests of the tasks that chat share: their data, and what must hold of every task's folder."""
+"""Checks that the tests of all chat tasks share: data, tokens and model size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def require_built_from_the_seed_alone(build_data: Builder, folder: Path) -> None:
-    """The same seed gives the same files, another seed others; no held-out prompt is trained on."""
+    """Require equal files from equal seeds, other files from another seed, and no held-out prompt in training data."""
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         build_data(folder / name, seed=seed)
     for file in (f"{name}.parquet" for name in FILES):
@@ -35,7 +35,7 @@ def require_built_from_the_seed_alone(build_data: Builder, folder: Path) -> None
 
 
 def require_tokens_keep_the_text(build_model: Builder, data: Path, model: Path) -> None:
-    """Every prompt and demonstration has its words in the vocabulary, keeps its text and fits the run file's limits."""
+    """Require that prompts and demonstrations decode to the same text, without unknown tokens, within the limits."""
     build_model(model, seed=0)
     tokenizer, limits = AutoTokenizer.from_pretrained(model), load_run_config_of(build_model).rollout_actors
     for row in rows(data / "sft.parquet")[:500] + rows(data / "evaluation.parquet"):
@@ -56,12 +56,12 @@ def require_tokens_keep_the_text(build_model: Builder, data: Path, model: Path) 
 
 
 def require_small_model(model: Path) -> None:
-    """Few parameters in fp32, and heads that vLLM's attention on a CPU supports."""
+    """Require few parameters in fp32, and a head size that vLLM's attention on a CPU supports."""
     built = AutoModelForCausalLM.from_pretrained(model)
     assert sum(parameter.numel() for parameter in built.parameters()) <= MAX_PARAMETERS
     assert (built.config.head_dim, str(built.config.dtype)) == (32, "torch.float32")
 
 
 def load_run_config_of(builder: Builder) -> Any:
-    """The run file of the folder that a builder is in."""
+    """Load the run file in the folder of a builder."""
     return load_run_config(Path("examples") / builder.__module__.split(".")[1] / "run.toml")
