@@ -17,13 +17,13 @@ HEARD = " fetch 16 MiB: all have heard of it"
 ON_PAPER = """\
 **Estimate for {actors:,} actors.** Each actor gives {rate:g} trajectory of {size} a second, {offered:,.0f} in all.
 A recorder takes {recorder:,.0f} a second ({megabytes:.0f} MB/s), so {recorders:,} recorders are needed, each with its
-own log and its share of the groups; a reader of the run merges the logs by step and position. A queue that carries the
-tokens takes {queue:,.0f} a second, so {queues:,} queues would be needed. But only one queue can number the groups, so it
-must hold references, and the tokens must go from the actors to the recorders and from there to the learner.
+own log and its share of the groups; a reader of the run merges the logs by step and position. A queue that carries
+tokens takes {queue:,.0f} a second, so {queues:,} would be needed. But only one queue can number the groups, so it must
+hold references, and the tokens must go from the actors to the recorders and from there to the learner.
 {listeners} actors are notified of a version in {heard_ms:,.0f} ms, and a Ray actor holds at most {max_calls:,} calls,
-one per waiting actor, so {actors:,} actors cannot wait at one store. With a relay on each of {nodes:,} nodes of {a_node}
-actors, {relays:,} relays above them and the store at the top, no process has more waiting calls than were measured, and
-a node fetches and checks a version once, not {a_node} times."""
+one per waiting actor, so {actors:,} cannot wait at one store. With a relay on each of {nodes:,} nodes of {a_node}
+actors, {relays:,} relays above them and the store at the top, no process has more waiting calls than were measured,
+and a node fetches and checks a version once, not {a_node} times."""
 
 
 def section() -> list[str]:
