@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False)
 
 
 def speed(folder: Path) -> list[Row]:
-    """The rollout actor's engine, the learner's step and the overlap with stand-ins, in one Ray."""
+    """Measure the rollout actor, the learner's step and the overlap with stand-ins, in one Ray."""
     model, rows = make_task(folder)
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
@@ -63,14 +63,14 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
 
 @app.command()
 def main(
-    names: list[str] = typer.Argument(None, help=f"Of {', '.join(BENCHMARKS)}; all by default."),
-    keep: Path | None = typer.Option(None, help="Where runs are kept; by default they are deleted."),
+    names: list[str] = typer.Argument(None, help=f"Benchmarks: {', '.join(BENCHMARKS)}. All by default."),
+    keep: Path | None = typer.Option(None, help="Folder to keep the runs in; by default they are deleted."),
 ) -> None:
-    """Measure and write what the README shows."""
+    """Measure benchmarks, print their tables and write the results that the README shows."""
     sys.path.insert(0, os.getcwd())
     for name in names or list(BENCHMARKS):
         if name not in BENCHMARKS:
-            raise typer.BadParameter(f"no benchmark {name}; there are {', '.join(BENCHMARKS)}")
+            raise typer.BadParameter(f"no benchmark {name}; use one of {', '.join(BENCHMARKS)}")
     for name in names or list(BENCHMARKS):
         title, seeds, measure = BENCHMARKS[name]
         with tempfile.TemporaryDirectory() if keep is None else nullcontext(str(keep)) as folder:

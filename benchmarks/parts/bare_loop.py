@@ -1,8 +1,8 @@
-"""PPO on letters as a plain torch script would write it: the yardstick for the learner, and in the whole run's stead.
+"""Run PPO on letters as a plain torch script: the baseline for the learner and for whole runs.
 
-Written apart from `learner/`, of which it shares nothing but the record and the settings: two transformers models,
-padded tensors, generalised advantage estimation, clipped losses, AdamW. The forward pass that gives the old
-log-probabilities also serves the first epoch, as in the learner.
+Shares only the trajectory record and the settings with `learner/`: two transformers models, padded tensors, generalised
+advantage estimation, clipped losses, AdamW. As in the learner, the forward pass for the old log-probabilities is also
+that of the first epoch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from learner.config import LearnerConfig
 
 
 class BareLoop:
-    """Policy, critic, reference and optimiser; `step` is one PPO step on a batch. Runs as a Ray actor or anywhere."""
+    """Policy, critic, reference and optimiser; `step` is one PPO step on a batch. Also runs as a Ray actor."""
 
     def __init__(self, model_path: str, config: LearnerConfig) -> None:
         self._config = config
@@ -35,13 +35,13 @@ class BareLoop:
         self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
 
     async def step_s(self, trajectories: Sequence[Trajectory]) -> float:
-        """Seconds that one step takes."""
+        """Run one step and return its seconds."""
         started = time.monotonic()
         self.step(trajectories)
         return time.monotonic() - started
 
     def step(self, trajectories: Sequence[Trajectory]) -> None:
-        """All epochs on one batch of B trajectories; the whole batch is one mini-batch."""
+        """Train all epochs on one batch of B trajectories; the whole batch is one mini-batch."""
         config = self._config
         ids, mask, scores = _padded(trajectories)
         logprobs, values = self._forward(ids, mask)
@@ -70,14 +70,14 @@ class BareLoop:
             self._optimizer.step()
 
     def _forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and values [B, T - 1] of the tokens after the first."""
+        """Return log-probabilities and values [B, T - 1] of the tokens after the first."""
         hidden = self._policy.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         seen = self._critic(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         return _chosen(self._policy.lm_head(hidden), ids), self._head(seen)[..., 0]
 
 
 def _padded(trajectories: Sequence[Trajectory]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids [B, T], the mask [B, T - 1] of sampled tokens after the first, scores [B]."""
+    """Return token ids [B, T], the mask [B, T - 1] of sampled tokens after the first, and scores [B]."""
     width = max(len(trajectory.token_ids) for trajectory in trajectories)
     ids = torch.zeros(len(trajectories), width, dtype=torch.long)
     mask = torch.zeros(len(trajectories), width, dtype=torch.bool)

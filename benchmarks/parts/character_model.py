@@ -1,4 +1,4 @@
-"""A reward model over single characters, made from a seed: for figures and tests, which need no trained one."""
+"""Make an untrained reward model over single characters, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz ."
 def make_reward_model(
     folder: Path, *, hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int, max_tokens: int
 ) -> Path:
-    """A Llama with one label and a context of `max_tokens`, with its tokenizer; returns the folder."""
+    """Write a Llama with one label and a context of `max_tokens`, and its tokenizer; return the folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast

@@ -1,6 +1,6 @@
-"""What the learner's machinery gives: packs against padding, chunks against whole tables, a second rank, publication.
+"""Measure the learner's parts: packing against padding, chunked against whole logits, a second rank, publication.
 
-Every ratio is of pairs taken in turn (A B A B) in one process tree, on one thread a learner.
+Every ratio is of alternating measurements (A B A B) in one process tree, with one thread per learner.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ VOCABULARY, CHUNKED_TOKENS = 150_000, 1_024
 
 
 def measure(folder: Path) -> list[Row]:
-    """All figures that need no GPU."""
+    """Measure all figures that need no GPU."""
     torch.set_num_threads(1)
     packing = _packing(folder / "lengths")
     memory = _memory(folder / "vocabulary")
@@ -57,7 +57,7 @@ def measure(folder: Path) -> list[Row]:
 
 
 def _write_model(path: Path, *, vocab: int, **shape: int) -> Path:
-    """A random Llama with heads of 32, as a model folder."""
+    """Write a random Llama with heads of size 32 as a model folder."""
     heads = shape["hidden_size"] // 32
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=vocab, num_attention_heads=heads, num_key_value_heads=heads, **shape)
@@ -66,7 +66,7 @@ def _write_model(path: Path, *, vocab: int, **shape: int) -> Path:
 
 
 def _log_normal(num: int) -> list[Trajectory]:
-    """Responses of log-normal lengths behind a prompt of eight tokens."""
+    """Return trajectories with responses of log-normal lengths after a prompt of eight tokens."""
     draw = random.Random(0)
     lengths = [min(MAX_TOKENS, max(1, round(draw.lognormvariate(0, SIGMA) * MEDIAN_TOKENS))) for _ in range(num)]
     return [
@@ -88,7 +88,7 @@ def _log_normal(num: int) -> list[Trajectory]:
 
 
 def _stepper(path: Path, **changes: Any) -> Callable[[list[Trajectory]], float]:
-    """Seconds of a PPO step in this process, by these settings."""
+    """Return a function that measures the seconds of a PPO step in this process with these settings."""
     config = LearnerConfig(num_epochs=2, learning_rate=1e-4, **changes)
     settings = ModelSettings(path, "float32", critic_of(config), 1.0, packing=config.packing)
     model, reference = ActorCritic(settings), ActorCritic(replace(settings, critic="none"))
@@ -104,7 +104,7 @@ def _stepper(path: Path, **changes: Any) -> Callable[[list[Trajectory]], float]:
 
 
 def _packing(path: Path) -> list[Row]:
-    """Tokens/s of packed steps over padded ones, on the same trajectories."""
+    """Measure tokens/s of packed steps over padded steps, on the same trajectories."""
     _write_model(path, vocab=48, hidden_size=160, intermediate_size=448, num_hidden_layers=4)
     trajectories = _log_normal(NUM_SEQUENCES)
     ways = {
@@ -131,7 +131,7 @@ def _packing(path: Path) -> list[Row]:
 
 
 def _memory(path: Path) -> list[Row]:
-    """Peak memory of a forward and backward pass beyond what the model took before, each in a process of its own."""
+    """Measure the additional peak memory of a forward and backward pass, each in a separate process."""
     _write_model(path, vocab=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=1)
     found = {}
     for name, chunk in (("whole", 10**9), ("chunked", 128)):
@@ -150,7 +150,7 @@ def _memory(path: Path) -> list[Row]:
 
 
 async def _ranks(model: Path) -> list[Row]:
-    """Steps of one learner over those of two, each of one thread, on batches of the letters' size and of four."""
+    """Compare steps of one and of two learners of one thread each, on batches of 1 and 4 times the letters' size."""
     settings = letters_config(num_steps=100, max_policy_lag=0)
     groups = [
         await PPOLearnerGroup.start(
@@ -172,7 +172,7 @@ async def _ranks(model: Path) -> list[Row]:
 
 
 async def _publication(models: dict[str, Path]) -> list[Row]:
-    """Seconds to publish a version: probe, checksums and the object store."""
+    """Measure the seconds to publish a version: probe, checksums and the object store."""
     rows = []
     for name, path in models.items():
         config = LearnerConfig(num_learners=1, num_threads=1, advantages="grpo")

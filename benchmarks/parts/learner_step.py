@@ -1,7 +1,7 @@
-"""The learner group's step over a bare torch loop that does the same work, on the same batch, in turn: A B A B.
+"""Compare the learner group's step with a bare torch loop on the same batch, alternating (A B A B).
 
 Both are Ray actors of one thread. The loop is timed in its own process; the learner group is timed by its caller, so
-that its figure holds the transport of the batch and the publication of the weights as well.
+its figure includes the transport of the batch and the publication of the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROMPT_TOKENS, RESPONSE_TOKENS, NUM_LETTERS = 9, 16, 42
 
 
 def batch(step: int, num: int) -> list[Trajectory]:
-    """`num` trajectories of the letters' lengths, sampled by version `step` - 1, with random tokens and rewards."""
+    """Return `num` trajectories of the letters' lengths from version `step` - 1, with random tokens and rewards."""
     draw = random.Random(step)
     length = PROMPT_TOKENS + RESPONSE_TOKENS
     return [
@@ -45,7 +45,7 @@ def batch(step: int, num: int) -> list[Trajectory]:
 
 
 async def measure(model: Path) -> list[Row]:
-    """The ratio of every pair of steps after the first few, and the seconds of both."""
+    """Measure the ratio of every pair of steps after the warm-up, and the seconds of both."""
     settings = letters_config(num_steps=NUM_STEPS, max_policy_lag=0)
     bare = start_actor(BareLoop, str(model), settings.learner, name="bare")
     group = await PPOLearnerGroup.start(LearnerSettings(settings.learner, Place(model)))

@@ -1,6 +1,6 @@
-"""The reward server of the field, to be measured against: one process, blocking, one request at a time, no limits.
+"""Serve rewards as common reward servers do, as a baseline: one process, one blocking request at a time, no limits.
 
-`python -m benchmarks.parts.naive_reward_server FOLDER PORT`; the model and the arithmetic are those of our own scorer.
+`python -m benchmarks.parts.naive_reward_server FOLDER PORT`. Model and arithmetic are those of Antiphon's scorer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Overlap of sampling and learning: the longer of the two over the time of a step.
+"""Measure the overlap of sampling and learning: the longer of the two over the time of a step.
 
-With latency stand-ins for both (the real queue, rollout actor and training loop around them, in one process) nothing
-competes for the processor, so that what is lost is lost by the coordination.
+Both are stand-ins that only wait; queue, rollout actor and training loop are real, in one process. Nothing competes for
+the processor, so every loss is due to coordination.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKEN_S, LEARN_S = 0.02, 0.32
 
 
 async def measure() -> list[Row]:
-    """Longer phase over step time, after the first steps."""
+    """Measure the longer phase over the step time, after the first steps."""
     queue = TrajectoryQueue(
         TrajectoryQueueConfig(groups_per_step=GROUPS_PER_STEP, max_policy_lag=1),
         [TaskPrompts("stand-in", [{"prompt": "bcd:"}])],

@@ -1,6 +1,6 @@
-"""What the flight recorder costs a letters run, how much it writes, and how fast a run is replayed.
+"""Measure what the recorder costs a letters run, how much it writes, and how fast a run is replayed.
 
-The same run with the recorder and with one that keeps nothing, in turn, A B B A; then every recorded run is replayed.
+Runs with the recorder and with one that keeps nothing alternate (A B B A); then every recorded run is replayed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from deploy.run.layout import RECORDS
 
 REPEATS, NUM_STEPS, NUM_SETTLING, NUM_LAST = 2, 100, 10, 2
 BLOCKING = ("TRAIN", "PUBLISH")
-"""The records that the training loop itself waits for."""
+"""Records that the training loop waits for."""
 
 
 def measure(folder: Path, repeats: int = REPEATS, num_steps: int = NUM_STEPS) -> list[Row]:
-    """Cost, waits, bytes and replay of `repeats` pairs of runs."""
+    """Measure cost, waits, bytes and replay of `repeats` pairs of runs."""
     pairs = []
     for repeat in range(repeats):
         kinds = ("timed", "nothing") if repeat % 2 == 0 else ("nothing", "timed")
@@ -56,7 +56,7 @@ def _run(folder: Path, kind: str, repeat: int, num_steps: int) -> Finished:
 
 
 def _steady_s(run: Finished) -> float:
-    """Without the first steps and the last ones, beside which nothing more is sampled."""
+    """Return the time without the first steps and the last ones, during which nothing is sampled."""
     return float(run.steps[-1 - NUM_LAST]["time_s"] - run.steps[NUM_SETTLING]["time_s"])
 
 

@@ -1,6 +1,6 @@
-"""Other recorders for the same commands: `python -m benchmarks.parts.recorders timed|nothing train ...`.
+"""Run a command with another recorder: `python -m benchmarks.parts.recorders timed|nothing train ...`.
 
-One that also tells how long it was waited for, and one that keeps nothing. Knows no figure.
+`timed` also measures how long calls wait for it, `nothing` keeps no records.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAITS = "recorder_waits_s.json"
 
 
 class Timed(Recorder):
-    """Recorder that measures how long its calls take, without the way to it and back."""
+    """Recorder that measures how long its calls take, without their transport."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         super().__init__(folder, **settings)

@@ -1,7 +1,8 @@
-"""Scores over HTTP against a bare batched forward of the same model, and against the naive server of the field.
+"""Compare scores over HTTP with a bare batched forward pass of the same model and with a naive server.
 
-One run, A B A B: the bare forward in this process alone, then the service under enough clients, then the naive server
-under the same. The service has one replica of one thread, as the bare forward has; its face is a process of its own.
+The three alternate in one run: the bare forward pass in this process, the service with enough clients to saturate it,
+the naive server with the same clients. The service has one replica of one thread, like the bare pass; its HTTP actor is
+a separate process.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Ask = Callable[[], Awaitable[None]]
 
 
 def measure(folder: Path) -> list[Row]:
-    """Rates, their ratios, latencies at half load, and the added cost of each contract."""
+    """Measure rates, their ratios, latencies at half load, and the added cost of each HTTP contract."""
     torch.set_num_threads(1)
     sizes = {"hidden_size": 160, "intermediate_size": 448, "num_layers": 4, "num_heads": 5, "max_tokens": 256}
     model = make_reward_model(folder / "reward_model", **sizes)  # 1.3 M parameters
@@ -92,7 +93,7 @@ def _bare_rate(scorer: RewardModelScorer, items: list[ScoreRequest]) -> float:
 
 
 async def _rate(ask: Ask) -> float:
-    """Scores/s with `NUM_CLIENTS` requests always under way."""
+    """Return scores/s with `NUM_CLIENTS` concurrent requests."""
     started, num_asked = time.monotonic(), 0
 
     async def client() -> None:
@@ -106,7 +107,7 @@ async def _rate(ask: Ask) -> float:
 
 
 async def _latencies(ask: Ask, per_s: float) -> list[float]:
-    """Milliseconds of requests that arrive at random, `per_s` a second on average, whatever is under way."""
+    """Return the milliseconds of requests that arrive at random, `per_s` a second, regardless of those in flight."""
     arrivals, under_way, spent = random.Random(0), [], []
 
     async def timed() -> None:
@@ -123,7 +124,7 @@ async def _latencies(ask: Ask, per_s: float) -> list[float]:
 
 
 async def _contract_costs(http: httpx.AsyncClient, url: str, items: list[ScoreRequest]) -> list[Row]:
-    """Milliseconds a score that each contract takes longer than a call by handle, one call at a time."""
+    """Measure the milliseconds per score that each contract adds to a call by handle, one call at a time."""
     handle = HandleRewardClient("bench", 60)
     texts = [item.prompt + item.response for item in items]
     contracts: dict[str, Ask] = {
@@ -175,7 +176,7 @@ def _naive_server(model: Path) -> Iterator[str]:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             if process.poll() is not None:
-                raise RuntimeError("the naive server ended")
+                raise RuntimeError(f"the naive server exited with status {process.returncode} before it listened")
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -1,7 +1,7 @@
-"""Sampled tokens/s of a rollout actor, with everything around its engine, over plain `LLM.generate`.
+"""Compare sampled tokens/s of a whole rollout actor with plain `LLM.generate`.
 
-The same prompts and engine settings; the learner is a stand-in that takes batches, sleeps and publishes nothing after
-version 0. Both are Ray actors on the same machine, measured in turn, A B A B.
+Prompts and engine settings are the same. The learner is a stand-in that takes batches, sleeps and publishes only
+version 0. Both are Ray actors on the same machine, measured alternately (A B A B).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PlainEngine:
         )
 
     async def tokens_per_s(self, prompts: list[str], max_tokens: int) -> float:
-        """Generate for all prompts in one call and return sampled tokens a second."""
+        """Generate for all prompts in one call and return sampled tokens per second."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -77,7 +77,7 @@ class PlainEngine:
 
 
 async def measure(model: Path, rows: list[dict[str, Any]]) -> list[Row]:
-    """Ratios and both rates, `REPEATS` times each, after one of each that is not counted."""
+    """Measure ratios and both rates `REPEATS` times each, after a warm-up of each."""
     config = letters_config(num_steps=NUM_STEPS, max_policy_lag=NUM_STEPS)
     await asyncio.to_thread(
         start_reward_service, config.reward_service, name="bench", reward_model_path=None, token=None
@@ -106,7 +106,7 @@ async def measure(model: Path, rows: list[dict[str, Any]]) -> list[Row]:
 
 
 def version_zero(model: Path, incarnation: str) -> Manifest:
-    """The model's own weights as a published version."""
+    """Return a manifest that publishes the model's own weights."""
     policy = ActorCritic(ModelSettings(model, "float32", "none", 1.0))
     publisher = WeightPublisher(
         policy, default_probe(policy.policy.config, 0), torch.device("cpu"), "float32", incarnation

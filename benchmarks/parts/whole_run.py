@@ -1,7 +1,7 @@
-"""The whole letters run at steady state against its bare parts, each of which has the machine to itself.
+"""Compare the whole letters run at steady state with its bare parts, each alone on the machine.
 
-Bare parts, run, bare parts: the parts' rates are the means of before and after, so that a machine whose speed drifts
-is not mistaken for a slow system. From the same runs the real overlap of sampling and learning.
+The order is bare parts, run, bare parts; the parts' rates are the means of before and after, which cancels a drift of
+the machine's speed. The same runs give the real overlap of sampling and learning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NUM_BARE_STEPS, NUM_BARE_PROMPTS = 10, 2560
 
 
 def measure(folder: Path) -> list[Row]:
-    """Ratios, rates and overlap of `REPEATS` runs."""
+    """Measure ratios, rates and overlap of `REPEATS` runs."""
     model, rows = make_task(folder)
     prompts = [row["prompt"] for row in rows][:NUM_BARE_PROMPTS]
     bare, runs = [_bare(model, prompts)], []
@@ -49,7 +49,7 @@ def measure(folder: Path) -> list[Row]:
 
 
 def _bare(model: Path, prompts: list[str]) -> tuple[float, float]:
-    """Episodes/s of the bare learner and of the bare engine, one after the other."""
+    """Return episodes/s of the bare learner and of the bare engine, measured one after the other."""
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         return asyncio.run(_bare_rates(str(model), prompts))
@@ -73,7 +73,7 @@ async def _bare_rates(model: str, prompts: list[str]) -> tuple[float, float]:
 
 
 def _steady(run: Finished) -> list[dict[str, Any]]:
-    """Without the first steps and the last two, beside which nothing more is sampled."""
+    """Return the steps without the first ones and the last two, during which nothing is sampled."""
     return run.steps[NUM_SETTLING:-2]
 
 
@@ -83,7 +83,7 @@ def _episodes_per_s(run: Finished) -> float:
 
 
 def _overlap(run: Finished) -> float:
-    """Median over the steps of the longer of engine time and learner time, over the time from step to step."""
+    """Return the median over steps of the longer of engine and learner time, over the time from step to step."""
     ratios: list[float] = []
     for before, after in itertools.pairwise(_steady(run)):
         sampling_s = sum(after[key] - before[key] for key in ("rollout_actors/busy_s", "rollout_actors/swap_s"))

@@ -1,9 +1,9 @@
-"""The letters run against TRL 1.12.0's PPOTrainer, interleaved, each as a whole process.
+"""Compare the letters run with TRL 1.12.0's PPOTrainer; both run as whole processes, alternating.
 
-Episodes/s with the same networks and settings (`run.toml`), over the steps after the first, each at its better one of
-one and two threads, found on the first seed; for Antiphon two threads are two learners of one thread each. Seconds from
-the first step's start until the mean reward of the last 64 episodes or more is .9: TRL at the settings of the reference
-curve, Antiphon at those and at its own (`fast.toml`).
+Episodes/s use the same networks and settings (`run.toml`), over the steps after the first. Each side uses one or two
+threads, whichever is faster on the first seed; for Antiphon two threads are two learners of one thread each. The time
+to a mean reward of .9 over the last 64 episodes or more starts with the first step: TRL with the settings of the
+reference curve, Antiphon with those and with its own (`fast.toml`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Curve:
     points: list[tuple[int, float, float]]
 
     def episodes_per_s(self) -> float:
-        """Rate after the first update, which holds compilation and warm-up."""
+        """Return the rate after the first update, which includes compilation and warm-up."""
         (first, _, started), (last, _, ended) = self.points[0], self.points[-1]
         return (last - first) / (ended - started)
 
     def seconds_to(self, reward: float) -> float:
-        """Seconds until the mean reward of the last WINDOW episodes or more is `reward`; infinity if it never is."""
+        """Return the seconds until the mean reward of the last WINDOW or more episodes is `reward`, or infinity."""
         ends = [0, *(num_episodes for num_episodes, _, _ in self.points)]
         sums = [(end - start) * mean for start, end, (_, mean, _) in zip(ends, ends[1:], self.points, strict=False)]
         for last in range(len(sums)):
@@ -47,7 +47,7 @@ class Curve:
 
 
 def run_trl(folder: Path, seed: int, num_threads: int) -> Curve:
-    """One TRL run in its own environment."""
+    """Run TRL once in its own virtual environment."""
     model, _ = make_task(folder)
     # -P: without it, this module, in the same folder as the peer, would hide the package trl.
     command = [str(TRL_PYTHON), "-P", str(PEER), str(model)]
@@ -59,7 +59,7 @@ def run_trl(folder: Path, seed: int, num_threads: int) -> Curve:
 
 
 def run_antiphon(folder: Path, seed: int, num_threads: int, run_file: Path = RUN_FILE) -> Curve:
-    """One `antiphon train` of letters; time is counted from the start of the first step's sampling."""
+    """Run `antiphon train` on letters once. Time starts when the first step's sampling starts."""
     groups_per_step = load_run_config(run_file).trajectory_queue.groups_per_step
     command = [sys.executable, "-m", "deploy.cli", "train", str(run_file), "--fresh", "--runs-dir", str(folder)]
     command += ["--name", "letters", "--set", f"run.seed = {seed}"]
@@ -75,7 +75,7 @@ def run_antiphon(folder: Path, seed: int, num_threads: int, run_file: Path = RUN
 
 
 def measure(folder: Path) -> list[Row]:
-    """All in turn on `REPEATS` seeds."""
+    """Measure all runs alternately on `REPEATS` seeds."""
     threads = {run: max((1, 2), key=lambda n: run(folder, 0, n).episodes_per_s()) for run in (run_trl, run_antiphon)}
     ours, fast, theirs = [], [], []
     for seed in range(REPEATS):

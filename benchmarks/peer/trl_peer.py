@@ -1,6 +1,6 @@
-"""The letters task under TRL 1.12.0's PPOTrainer, in a virtual environment of its own. Prints one JSON line an update.
+"""Train letters with TRL 1.12.0's PPOTrainer in a separate virtual environment. Prints one JSON line per update.
 
-Started by `benchmarks.peer.trl`; imports nothing of this project. The model folder is the one that Antiphon trains.
+`benchmarks.peer.trl` starts it. It imports nothing of this project, and trains the same model folder as Antiphon.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PROMPT_LETTERS, RESPONSE_LENGTH, EPISODES_PER_UPDATE = "bcdefgh", 16, 64
 
 
 class CountA(torch.nn.Module):
-    """Stands where TRL wants a reward model: the share of the letter a among the response so far."""
+    """Reward model for TRL: the number of a in the response so far over the response length."""
 
     base_model_prefix = "backbone"
 
@@ -45,7 +45,7 @@ class CountA(torch.nn.Module):
 
 
 class Report(TrainerCallback):
-    """One line an update: episodes so far, mean score, seconds since training began."""
+    """Prints one line per update: episodes so far, mean score, seconds since training began."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = time.monotonic()

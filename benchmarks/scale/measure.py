@@ -1,8 +1,8 @@
-"""1 to 256 stand-in rollout actors on one machine: what coordination costs, where it bends and why.
+"""Measure rings of 1 to 256 stand-in rollout actors on one machine: throughput and processor time of each part.
 
-Every actor offers the same rate, so that a ring that keeps up trains as many groups a second as its actors offer. What
-bends it is seen in the processor time of its parts. `scale_parts` drives queue, recorder and weights without a ring.
-Up to 64 actors are processes of their own; 256 are objects in few processes, since that many do not fit on a laptop.
+Every actor offers the same rate, so a ring that keeps up trains as many groups a second as its actors offer. If it does
+not, the processor time of its parts shows the bottleneck. `scale.parts` measures queue, recorder and weights without a
+ring. Up to 64 actors are separate processes; 256 are objects in few processes, since a laptop has no room for as many.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NUM_HOSTS = 4
 NUM_STEPS, NUM_SETTLING = 20, 5
 STEP_S, TOKENS_A_STEP, RESPONSE_TOKENS, CONCURRENT = 0.25, 64, 256, 4
 SAMPLING_S = STEP_S * RESPONSE_TOKENS / TOKENS_A_STEP
-"""How long a response is sampled; an actor offers CONCURRENT / SAMPLING_S of them a second."""
+"""Seconds to sample a response; an actor offers CONCURRENT / SAMPLING_S responses a second."""
 PARTS: dict[str, str | tuple[str, ...]] = {
     "queue": "ray::TrajectoryQueue",
     "recorder": "ray::Recorder",
@@ -38,7 +38,7 @@ PARTS: dict[str, str | tuple[str, ...]] = {
 def measure(
     folder: Path, processes: Sequence[int] = PROCESSES, objects: Sequence[int] = OBJECTS, steps: int = NUM_STEPS
 ) -> list[Row]:
-    """Every size of the ring, then its parts alone."""
+    """Measure every size of the ring, then its parts alone."""
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         rows = [row for num in processes for row in asyncio.run(_ring(folder, num, 1, steps))]
@@ -50,7 +50,7 @@ def measure(
 
 
 async def _ring(folder: Path, num: int, actors_a_process: int, steps: int) -> list[Row]:
-    """Groups a second of a ring of `num` actors after it has settled, and what they cost."""
+    """Measure groups per second and processor time of a ring of `num` actors, after the first steps."""
     plan = Plan(
         num_actors=num,
         num_steps=steps,
@@ -86,7 +86,7 @@ def _rows(name: str, plan: Plan, num_groups: int, wall_s: float, cpu_s: dict[str
 
 
 def _cpu_s() -> defaultdict[str, float]:
-    """Processor time so far, of every part of the ring and of Ray's own processes."""
+    """Return the processor seconds so far of every part of the ring and of Ray's processes."""
     seconds = defaultdict[str, float](float)
     driver = psutil.Process()
     for process in (driver, *driver.children(recursive=True)):

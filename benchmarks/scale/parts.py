@@ -1,6 +1,6 @@
-"""The parts of a ring that every actor calls, each alone with all the load that this machine can give it.
+"""Measure the shared parts of a ring alone, at full load.
 
-The queue without a recorder, the recorder without a queue, and a version of the weights for many actors at once.
+These are the queue without a recorder, the recorder without a queue, and the fan-out of a version to many actors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TIMEOUT_S = 300.0
 
 
 async def measure(folder: Path, max_actors: int) -> list[Row]:
-    """Throughput of queue and recorder, and the fan-out to 1, 4, 16, ... `max_actors` actors."""
+    """Measure the throughput of queue and recorder, and the fan-out to 1, 4, 16, ... `max_actors` actors."""
     rows = []
     for num_tokens in RESPONSE_TOKENS:
         rate = await _queue_groups_per_s(num_tokens)
@@ -51,7 +51,7 @@ async def measure(folder: Path, max_actors: int) -> list[Row]:
 
 
 def finished_group(ticket: Ticket, num_tokens: int) -> FinishedGroup:
-    """A group of one response of `num_tokens`, as a rollout actor puts it."""
+    """Return a group with one response of `num_tokens`, as a rollout actor puts it."""
     uid = ticket.uid(0)
     draw = random.Random(uid)
     trajectory = Trajectory(
@@ -72,7 +72,7 @@ def finished_group(ticket: Ticket, num_tokens: int) -> FinishedGroup:
 
 
 async def _queue_groups_per_s(num_tokens: int) -> float:
-    """`NUM_CLIENTS` admit and put waves as fast as they can, and a step is taken as soon as it is there."""
+    """Let `NUM_CLIENTS` admit and put waves at full speed, and take each step as soon as it is complete."""
     config = TrajectoryQueueConfig(groups_per_step=GROUPS_PER_STEP, max_policy_lag=NUM_QUEUE_STEPS)
     prompts = [TaskPrompts("scale", ROWS)]
     queue = start_actor(TrajectoryQueue, config, prompts, run_seed=0, num_steps=NUM_QUEUE_STEPS, name="queue")
@@ -94,7 +94,7 @@ async def _queue_groups_per_s(num_tokens: int) -> float:
 
 
 async def _recorder(folder: Path, num_tokens: int) -> list[Row]:
-    """`NUM_CLIENTS` record waves of trajectories as fast as they reach the disk."""
+    """Let `NUM_CLIENTS` record waves of trajectories as fast as the disk takes them."""
     recorder = start_actor(Recorder, folder, name="recorder")
     num_groups = NUM_CLIENTS * NUM_WAVES * WAVE
     tickets = [Ticket(i, i, 0, 0, ROWS[i % len(ROWS)], "client") for i in range(num_groups)]
@@ -132,10 +132,10 @@ def _size_bytes(folder: Path) -> int:
 
 
 class Fetchers:
-    """Actors that do nothing but fetch every version, as objects in one process."""
+    """Fetches every version for many actors in one process."""
 
     async def fetch(self, store: RemoteActor, num: int, version: int) -> tuple[float, float]:
-        """When the last of `num` heard of the version after `version`, and when it had its tensors; monotonic."""
+        """Return the monotonic times when the last of `num` was notified of the next version and had its tensors."""
         ends = await asyncio.gather(*(self._fetch_one(store, version) for _ in range(num)))
         return max(heard for heard, _ in ends), max(fetched for _, fetched in ends)
 
@@ -146,12 +146,14 @@ class Fetchers:
         return heard, time.monotonic()
 
     async def ping(self) -> None:
-        """It is there."""
+        """Return if the process runs."""
 
 
 async def _fan_out(num: int) -> list[Row]:
-    """From the publication of WEIGHTS_MIB to the last of `num` actors that has heard of it, and has it; the first
-    version, for which they import what they need, is not counted."""
+    """Measure the time from publication of WEIGHTS_MIB until all of `num` actors are notified, and have the tensors.
+
+    The first version, during which the processes import modules, is not counted.
+    """
     store = start_actor(WeightStore, name="weight_store")
     await store.publish(manifest(0))
     shares = [min(FETCHERS_A_PROCESS, num - first) for first in range(0, num, FETCHERS_A_PROCESS)]

@@ -1,7 +1,7 @@
-"""A whole ring in Ray actors, of which only engines, rewards and learner are stand-ins: it starts in seconds.
+"""Run a whole ring of Ray actors that starts in seconds: only engines, rewards and learner are stand-ins.
 
-Queue, recorder, weight store, rollout actors with their supervision, training loop and recording are the real ones.
-Benchmarks measure what these cost, chaos tests kill its parts. Knows no figure and no fault.
+Queue, recorder, weight store, rollout actors with their supervision, training loop and recording are real. Benchmarks
+measure their cost, and chaos tests kill them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ START_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How large a ring is, how long it turns, and how long its stand-ins take."""
+    """Size and length of a run of the ring, and speed of its stand-ins."""
 
     num_actors: int
     num_steps: int
     actors_a_process: int = 1
-    """More than one: they are objects in few processes, and none of them can be killed alone."""
+    """If more than 1, actors are objects in few processes and cannot be killed individually."""
     groups_per_step: int = 16
     max_policy_lag: int = 2
     responses_per_prompt: int = 1
@@ -50,7 +50,7 @@ class Plan:
     learn_s: float = 0.0
 
     def rollout_actors(self) -> RolloutActorsConfig:
-        """Settings of every actor."""
+        """Return the settings of every actor."""
         return RolloutActorsConfig(
             num_actors=self.num_actors,
             responses_per_prompt=self.responses_per_prompt,
@@ -60,7 +60,7 @@ class Plan:
         )
 
     def trajectory_queue(self) -> TrajectoryQueueConfig:
-        """Settings of the queue."""
+        """Return the settings of the queue."""
         return TrajectoryQueueConfig(
             groups_per_step=self.groups_per_step, max_policy_lag=self.max_policy_lag, take_timeout_s=120
         )
@@ -74,7 +74,7 @@ async def _no_report(step: int) -> None:
 
 
 class StandInRing:
-    """The parts of one run; `turn` runs it from version 0 to its last step. Actors wait in `pool` until then."""
+    """Parts of one run. `turn` runs it from version 0 to its last step; until then the actors wait in `pool`."""
 
     def __init__(self, plan: Plan, queue: RemoteActor, store: RemoteActor, recorder: RemoteActor) -> None:
         self.plan = plan
@@ -110,13 +110,13 @@ class StandInRing:
             kill_actor(actor)
 
     async def close(self) -> None:
-        """End the processes of all actors."""
+        """Stop the processes of all actors."""
         await self.pool.close()
         for host in self._hosts:
             kill_actor(host)
 
     async def turn(self, report: Report = _no_report) -> QueueCounts:
-        """Train every step while the actors sample; `report` hears of each when it is done. Returns the ledger."""
+        """Train every step while the actors sample; call `report` after each step. Returns the queue's counts."""
         learners = StandInLearners(self.plan.learn_s)
         calls = RingCalls(queue=self.queue, learners=learners, store=self.store, recorder=self.recorder)
         await self.recorder.begin("stand-in", version=0, group=0, num_steps=self.plan.num_steps)
@@ -134,7 +134,7 @@ class StandInRing:
         return counts
 
     async def _train(self, calls: RingCalls, report: Report) -> None:
-        async def hear(step: int, groups: Groups, result: StepResult) -> None:
+        async def report_step(step: int, groups: Groups, result: StepResult) -> None:
             await report(step)
 
         await train(
@@ -143,15 +143,17 @@ class StandInRing:
             learners=calls,
             queue=calls,
             weights=calls,
-            report=hear,
+            report=report_step,
         )
         await self.pool.dismiss()
 
 
 @asynccontextmanager
 async def stand_in_ring(plan: Plan, folder: Path, *, recorder_class: type = Recorder) -> AsyncIterator[StandInRing]:
-    """A ring whose actors are ready, on the Ray that there is; its log is in `folder`. All its processes end with the
-    context, after the log is closed."""
+    """Start a ring on the current Ray and yield it when its actors are ready; the journal is in `folder`.
+
+    On exit, closes the journal and stops all processes.
+    """
     recorder = start_actor(recorder_class, folder, name="recorder", pinned_and_restarted=True)
     queue = start_actor(
         TrajectoryQueue,

@@ -1,7 +1,7 @@
-"""Stand-ins for what is slow in a ring: an engine that waits instead of computing, rewards that are 1, a learner.
+"""Stand-ins for the slow parts of a ring: an engine and a learner that only wait, and rewards of 1.
 
-The rollout actor, the queue, the recorder and the weight store around them are the real ones. Nothing here needs a
-model, a tokenizer's files or torch, so that an actor starts in a second. Knows no ring.
+The rollout actor, the queue, the recorder and the weight store around them are real. Nothing here needs a model, a
+tokenizer's files or torch, so an actor starts in a second.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class LogNormalLengths:
     spread: float = 1.0
 
     def left(self, num_done: int, seed: int) -> int:
-        """How many tokens more a response has that has `num_done`: at least 1.
+        """Return the number of further tokens, at least 1, of a response that has `num_done` tokens.
 
-        Drawn anew from what lengths above `num_done` remain, so that a swap in the middle of a response changes its
-        length and not the distribution of lengths.
+        Drawn from the distribution of lengths above `num_done`, so a swap in the middle of a response changes its
+        length but not the distribution of lengths.
         """
         logarithm = NormalDist(math.log(self.median_tokens), self.spread)
         shorter = logarithm.cdf(math.log(num_done)) if num_done else 0.0
@@ -54,19 +54,19 @@ class LogNormalLengths:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a stand-in engine samples: the seconds of a step, the tokens it gives, and how long responses are."""
+    """Speed of a stand-in engine: seconds and tokens of a step, and lengths of responses."""
 
     step_s: float = 0.0
     tokens_a_step: int = 1
     lengths: LogNormalLengths | None = None
-    """Without it, every response is as long as it may be."""
+    """If None, every response has the maximum length."""
     deadly_prompt: str | None = None
-    """Kills the process of whoever is to answer it."""
+    """Kills the process of the actor that gets this prompt."""
 
 
 @dataclass(slots=True)
 class _UnderWay:
-    """A request, the place of its next token in the response, and where it ends."""
+    """A request, the index of its next token in the response, the end index and the finish reason."""
 
     request: SamplingRequest
     place: int
@@ -75,9 +75,9 @@ class _UnderWay:
 
 
 class StandInEngine:
-    """Behind `GenerationEngine`: each token is a function of its segment's seed and its place in the response.
+    """Implements `GenerationEngine`: each token is a function of its segment's seed and its index in the response.
 
-    Computes on the probe prompts what `manifest` says of the version that it was told to load.
+    Its probe log-probabilities are those of `manifest` for the loaded version.
     """
 
     def __init__(self, pace: Pace, max_response_tokens: int, max_num_seqs: int) -> None:
@@ -88,7 +88,7 @@ class StandInEngine:
         self._version = -1
 
     def add(self, request: SamplingRequest) -> None:
-        """Take a request; how much of its response is there already its `max_tokens` tells."""
+        """Add a request. The number of tokens that its response already has follows from its `max_tokens`."""
         self._require_harmless(request)
         num_done = self._max_response_tokens - request.max_tokens
         lengths = self._pace.lengths
@@ -103,7 +103,7 @@ class StandInEngine:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def step(self) -> list[Sampled]:
-        """Wait for as long as a step takes; the first `max_num_seqs` requests advance."""
+        """Wait for the time of a step, and advance the first `max_num_seqs` requests."""
         time.sleep(self._pace.step_s)
         return [self._advance(under_way) for under_way in list(islice(self._under_way.values(), self._max_num_seqs))]
 
@@ -117,25 +117,25 @@ class StandInEngine:
         return Sampled(request.id, token_ids, [-1.0] * len(token_ids), under_way.finish_reason if has_ended else None)
 
     def abort(self, ids: Sequence[str]) -> None:
-        """Forget these requests."""
+        """Remove these requests."""
         for id_ in ids:
             del self._under_way[id_]
 
     def has_work(self) -> bool:
-        """Whether a request is under way."""
+        """Return whether there are unfinished requests."""
         return bool(self._under_way)
 
     def load(self, tensors: Mapping[str, Any], *, version: int) -> None:
-        """Be of that version."""
+        """Switch to the version."""
         assert not self._under_way
         self._version = version
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """What the version computes."""
+        """Return the log-probabilities of the loaded version."""
         return _probe(self._version, sequences)
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _probe(version: int, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -143,25 +143,25 @@ def _probe(version: int, sequences: Sequence[Sequence[int]]) -> list[list[float]
 
 
 def manifest(version: int) -> Manifest:
-    """A version without tensors that a `StandInEngine` agrees with."""
+    """Return a manifest without tensors whose probe matches a `StandInEngine`."""
     previous = _probe(version - 1, PROBE_TOKEN_IDS) if version else None
     return Manifest(version, "stand-in", (), PROBE_TOKEN_IDS, _probe(version, PROBE_TOKEN_IDS), previous)
 
 
 class Characters:
-    """In the place of a tokenizer, whose import takes seconds: a character is a token."""
+    """Replaces a tokenizer, whose import takes seconds: a character is a token."""
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Each prompt's token ids [P]."""
+        """Return each prompt's token ids [P]."""
         return [[ord(character) % NUM_TOKENS for character in prompt] for prompt in prompts]
 
     def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each response."""
+        """Return the text of each response."""
         return ["".join(chr(ord("A") + token) for token in token_ids) for token_ids in responses]
 
 
 class StandInActor(RolloutActor):
-    """A rollout actor whose engine and tokenizer are stand-ins, and whose weights have no tensors."""
+    """Rollout actor with stand-ins for engine and tokenizer, and weights without tensors."""
 
     def __init__(self, name: str, config: RolloutActorsConfig, pace: Pace) -> None:
         places = config.num_concurrent_groups * config.responses_per_prompt
@@ -181,7 +181,7 @@ class StandInActor(RolloutActor):
         await self._engine.start()
 
     async def pid(self) -> int:
-        """The process to kill."""
+        """Return the id of the actor's process."""
         return os.getpid()
 
 
