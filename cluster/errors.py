@@ -71,7 +71,7 @@ class RewardError(AntiphonError):
 
 
 class RewardUnavailable(RewardError):
-    """A response could not be scored now; a retry may succeed: the service is down, busy, silent or answers nonsense.
+    """A response could not be scored now; a retry may succeed: the service is down, busy, silent or wrong.
 
     `retry_after_s` is how long the service asked clients to wait, or None.
     """

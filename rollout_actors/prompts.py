@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cluster.data.broken_rows import BrokenRows
 from cluster.data.chat_template import RenderedPrompt, render, require_template, token_ids
 from cluster.data.datasets import Examples, Reading, read_examples
+from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import InputError
 
 Row = dict[str, Any]

@@ -80,7 +80,7 @@ class ActorPool:
         """Continue with the running actors, with a note. Raises the error if there is none."""
         if not self.actors:
             raise error
-        self._note(f"{error}; the run goes on with {len(self.actors)}")
+        self._note(f"{error}; the run continues with {len(self.actors)}")
 
     async def _join(self, actors: list[RemoteActor]) -> None:
         async with self._joined:

@@ -25,7 +25,7 @@ class RenderedPrompt(str):
 
 
 def require_template(tokenizer: Any, where: str) -> None:
-    """Raise InputError naming the data set and the model folder where its tokenizer has no chat template."""
+    """Raise InputError naming the data set and the model folder if its tokenizer has no chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(where, f"holds messages, but the tokenizer of {tokenizer.name_or_path} has no chat template")
 
@@ -38,9 +38,9 @@ def render(
     is_prompt: bool,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> RenderedPrompt:
-    """The text of a conversation; a prompt ends where the model's turn begins. Raises InputError at `where`.
+    """Return the text of a conversation; a prompt ends where the model's turn begins.
 
-    `tools` are the functions that the model may call, as JSON schemas.
+    `tools` are the functions that the model may call, as JSON schemas. Raises InputError at `where`.
     """
     from jinja2 import TemplateError
 
@@ -58,7 +58,7 @@ def render(
 def _bounded(where: str) -> Iterator[None]:
     """Stop a template that loops without end: jinja's sandbox prevents harm, not loops.
 
-    Jinja compiles a template to Python, whose lines are counted here; nothing else is. Raises InputError at `where`.
+    Jinja compiles a template to Python; only those lines are counted. Raises InputError at `where`.
     """
     num_lines = 0
 
@@ -81,15 +81,15 @@ def _bounded(where: str) -> Iterator[None]:
 
 
 def token_ids(tokenizer: Any, rendered: Sequence[RenderedPrompt]) -> list[list[int]]:
-    """The token ids of each rendered text, no special token added."""
+    """Return the token ids of each rendered text; adds no special tokens."""
     ids: list[list[int]] = tokenizer(list(rendered), add_special_tokens=False)["input_ids"] if rendered else []
     return ids
 
 
 def scored_token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of whole texts (prompt, response, end of sequence), as a reward model is trained and asked.
+    """Return the token ids of whole texts (prompt, response, end of sequence), for training and using a reward model.
 
-    The tokenizer adds its special tokens, but to a text that begins with one as a chat template's does, no second.
+    The tokenizer adds its special tokens, unless a text already begins with the one that marks its beginning.
     """
 
     def is_begun(text: str) -> bool:
@@ -102,26 +102,26 @@ def scored_token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def completion_after(prompt: Sequence[Any], whole: Sequence[Any], where: str) -> Sequence[Any]:
-    """What a whole rendering (its text or its token ids) has beyond its prompt's.
+    """Return what follows the prompt in a rendered conversation (text or token ids).
 
-    Raises InputError at `where` when it does not begin with that: a model would be trained on another prompt than it
-    is asked.
+    Raises InputError at `where` if it does not begin with the prompt: the model would be trained on a prompt that
+    differs from the one it is sampled with.
     """
     if whole[: len(prompt)] != prompt:
-        raise InputError(where, "the chat template renders the prompt alone otherwise than in the whole conversation")
+        raise InputError(where, "the chat template renders the prompt alone differently from the whole conversation")
     return whole[len(prompt) :]
 
 
 def split_at_last_answer(messages: Sequence[Message], where: str) -> tuple[list[Message], list[Message]]:
-    """A conversation as prompt and completion: its last assistant message, and what precedes it.
+    """Split a conversation into prompt and completion; the completion is its last assistant message.
 
-    Raises InputError at `where` when there is no assistant message, or nothing before it.
+    Raises InputError at `where` if there is no assistant message, or if nothing precedes it.
     """
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
-        raise InputError(where, "no message of the assistant")
+        raise InputError(where, "no message has the role assistant")
     if not answers[-1]:
-        raise InputError(where, "nothing precedes the assistant's message")
+        raise InputError(where, "no message precedes the assistant's")
     return list(messages[: answers[-1]]), [messages[answers[-1]]]
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.types as types
 
-from cluster.data.broken_rows import BrokenRows, RowLocations, first_row, rows_alike
 from cluster.data.chat_template import Message
+from cluster.data.invalid_rows import BrokenRows, RowLocations, first_row, rows_alike
 from cluster.errors import InputError, first_line
 
 Kind = Literal["sft", "prompts", "preferences"]
@@ -29,13 +29,13 @@ FORMS: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "prompts": (("prompt",),),
     "preferences": (("prompt", "chosen", "rejected"), ("chosen", "rejected"), ("prompt", "completion", "label")),
 }
-"""The columns of each kind's forms, the first that fits is taken; those without a prompt hold conversations only."""
+"""The columns of each kind's forms; the first that fits is used. Forms without a prompt hold only conversations."""
 PAIR = FORMS["preferences"][0]
 SUFFIXES = (".parquet", ".jsonl")
 JSON_BLOCK_BYTES = 64 * 2**20
-"""Longest row of JSON Lines that can be read."""
+"""Length of the longest row of JSON Lines that can be read."""
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, AttributeError, TypeError)
-"""What a file raises that is not what its name says; the last two, an extension type that another library reads."""
+"""Errors of a file whose content does not match its suffix; the last two come from unknown Arrow extension types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a run reads its data sets: file column names by ours, and the handling of broken rows."""
+    """How a run reads its data sets: our column names -> the file's, and the handling of broken rows."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     broken_rows: Literal["error", "skip"] = "error"
@@ -127,10 +127,10 @@ def require_rows(path: Path, num_rows: int) -> None:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The files of a data set, in the order of its rows: the file itself, or those of a folder.
+    """Return the files of a data set, in the order of its rows: the file itself, or those of a folder.
 
-    A folder is what `Dataset.save_to_disk` wrote, with `DatasetDict` its split `train`, or holds shards in the order
-    of their names; if shards are named after splits, as on the Hugging Face Hub, those of `train`.
+    A folder is the output of `Dataset.save_to_disk` (of a `DatasetDict`, the split `train`) or holds shards, read in
+    the order of their names. If shards are named after splits, as on the Hugging Face Hub, only `train` is read.
     """
     if path.is_dir():
         return _files_of_folder(path)
@@ -145,7 +145,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = _list_in(folder / "dataset_dict.json", "splits")
         if "train" not in splits:
-            raise InputError(str(folder), f"has no split 'train', but {', '.join(splits)}: name the folder of one")
+            raise InputError(str(folder), f"has no split 'train', only {', '.join(splits)}: name the folder of one")
         folder = folder / "train"
     if (folder / "state.json").is_file():
         return [folder / Path(file["filename"]).name for file in _list_in(folder / "state.json", "_data_files")]
@@ -162,7 +162,7 @@ def _list_in(path: Path, key: str) -> list[Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))[key]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(str(path), f"not what datasets writes ({error})") from error
+        raise InputError(str(path), f"is not in the format that datasets writes ({error})") from error
     if not isinstance(values, list) or not values:
         raise InputError(str(path), f"names no {key.strip('_')}")
     return values
@@ -184,7 +184,7 @@ def _schema(path: Path) -> tuple[int, pa.Schema]:
 
 
 def _table(path: Path, broken: BrokenRows) -> tuple[pa.Table, Iterable[int], int]:
-    """The rows of a file, the number of each in it, and how many it has with the broken ones."""
+    """Return the readable rows of a file, the number of each in it, and how many rows it has in all."""
     try:
         if path.suffix == ".jsonl":
             return _read_json_lines(path, broken)
@@ -206,7 +206,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _json_lines_schema(path: Path) -> tuple[int, pa.Schema]:
-    """Number of rows of JSON Lines, and the columns of the first that is one."""
+    """Return the number of rows of JSON Lines, and the columns of the first valid row."""
     first = first_row(path)
     with path.open("rb") as lines:
         num_rows = sum(1 for line in lines if line.strip())
@@ -233,7 +233,7 @@ def _read_json_lines(path: Path, broken: BrokenRows) -> tuple[pa.Table, Iterable
 
 
 def _parsed(source: Path | io.BytesIO, first: Mapping[str, Any] | None) -> pa.Table:
-    """JSON Lines as Arrow reads them, given the first row; without one there is none."""
+    """Read JSON Lines with Arrow, text columns as in the first row. Returns an empty table if there is no row."""
     import pyarrow.json as pj
 
     if first is None:
@@ -271,18 +271,18 @@ def _is_conversational(path: Path, columns: Sequence[str], held: Mapping[str, st
     for column in columns:
         if column == "label":
             if held[column] != "labels":
-                raise InputError(str(path), "column 'label' is not true or false")
+                raise InputError(str(path), "column 'label' does not hold true or false")
             continue
         if held[column] not in ("text", "messages"):
-            raise InputError(str(path), f"column {column!r} is not text, nor messages of role and content")
+            raise InputError(str(path), f"column {column!r} holds neither text nor messages of role and content")
         if held[column] != held[columns[0]]:
-            what = f"column {columns[0]!r} holds {held[columns[0]]}, but {column!r} {held[column]}: both the same, or"
-            raise InputError(str(path), f"{what} no {columns[0]!r} where the messages begin with it")
+            what = f"column {columns[0]!r} holds {held[columns[0]]}, but {column!r} holds {held[column]}: use one kind"
+            raise InputError(str(path), f"{what}, or leave out {columns[0]!r} if the messages include it")
     return held[columns[0]] == "messages"
 
 
 def _holds(kind: pa.DataType) -> str | None:
-    """What a column of that type holds: "text", "messages", "labels" or none of these."""
+    """Return what a column of that type holds: "text", "messages", "labels" or None."""
     if types.is_boolean(kind):
         return "labels"
     if types.is_dictionary(kind):
@@ -296,9 +296,9 @@ def _holds(kind: pa.DataType) -> str | None:
 
 
 def own_names(names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Our names of a file's columns, where `columns` has the file's by ours; a name that it has not changes nothing.
+    """Map a file's column names to ours; `columns` maps ours to the file's. Other columns keep their names.
 
-    A column whose name another one is given is left out.
+    A column is left out if another column takes its name.
     """
     ours = {there: here for here, there in columns.items() if there in names}
     return {name: ours.get(name, name) for name in names if name in ours or name not in ours.values()}
@@ -312,11 +312,11 @@ def read_examples(
     columns: Mapping[str, str] | None = None,
     broken: BrokenRows | None = None,
 ) -> Examples:
-    """The rows of a data set, the columns of its form checked row by row: texts, or lists of messages.
+    """Read a data set and check the columns of its form in every row: texts, or lists of messages.
 
-    Of the other columns those in `others` are read, where there are such, and all of them where it is None. `columns`
-    are the file's names by ours where they differ. Rows with a label become pairs. Raises InputError naming the file,
-    and the column or row, where something is missing, empty or of another type, unless `broken` leaves such rows out.
+    Also reads the columns in `others` that exist, or every column if it is None. `columns` maps our column names to
+    the file's. Rows with a label become pairs. Raises InputError naming the file, and the column or row, if a value
+    is missing, empty or of another type, unless `broken` skips invalid rows.
     """
     broken = broken or BrokenRows()
     table, numbers = _read_rows(path, broken)
@@ -333,7 +333,7 @@ def read_examples(
 
 
 def _checked(examples: Examples, broken: BrokenRows) -> Examples:
-    """The rows whose columns hold what the form says."""
+    """Return the rows whose columns have the types of the form."""
     kept = []
     for row in range(len(examples)):
         with broken.row():
@@ -347,17 +347,17 @@ def _checked(examples: Examples, broken: BrokenRows) -> Examples:
 def _checked_value(examples: Examples, column: str, row: int, value: Any) -> Any:
     if column == "label":
         if not isinstance(value, bool):
-            raise InputError(examples.where(row), f"column 'label': neither true nor false but {value!r}")
+            raise InputError(examples.where(row), f"column 'label': expected true or false, got {value!r}")
         return value
     if examples.form.conversational:
         return _checked_messages(examples, column, row, value)
     if not isinstance(value, str):
-        raise InputError(examples.where(row), f"column {column!r}: not text but {value!r}")
+        raise InputError(examples.where(row), f"column {column!r}: expected text, got {value!r}")
     return value
 
 
 def _checked_messages(examples: Examples, column: str, row: int, value: Any) -> list[Message]:
-    """The messages of one row, without the keys that only others have and Arrow has filled up with null."""
+    """Return the messages of one row, without the null keys that Arrow adds if other messages have them."""
     if not value:
         raise InputError(examples.where(row), f"column {column!r}: no messages")
     messages = [{key: part for key, part in (message or {}).items() if part is not None} for message in value]
@@ -369,10 +369,10 @@ def _checked_messages(examples: Examples, column: str, row: int, value: Any) -> 
 
 
 def _paired(examples: Examples, path: Path, broken: BrokenRows) -> Examples:
-    """Rows of prompt, completion and label (TRL's unpaired preferences) as pairs.
+    """Turn rows of prompt, completion and label (TRL's unpaired preferences) into pairs.
 
-    Of the rows with one prompt the first good one is paired with the first bad one, the second with the second; each
-    row is in one pair at most, and those in none are counted. Raises InputError if no prompt has both.
+    For each prompt, the first row labelled true is paired with the first labelled false, the second with the second,
+    and so on. Each row is in one pair at most; the unpaired rows are counted. Raises InputError if no prompt has both.
     """
     rows: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for row, (prompt, label) in enumerate(zip(examples.columns["prompt"], examples.columns["label"], strict=True)):

@@ -169,7 +169,7 @@ class TrajectoryQueue:
 
     def _holder(self, ticket: Ticket) -> str:
         held = self._open.get(ticket.admission_index)
-        return held.owner if held is not None and held.group == ticket.group else "nobody"
+        return held.owner if held is not None and held.group == ticket.group else "no actor"
 
     def _require_held(self, ticket: Ticket) -> None:
         holder = self._holder(ticket)
@@ -263,7 +263,7 @@ class TrajectoryQueue:
 
     def _missing(self, step: int, missing: list[int]) -> str:
         held = self._open | self._arriving
-        holders = {i: held[i].owner if i in held else "nobody" for i in missing[:8]}
+        holders = {i: held[i].owner if i in held else "no actor" for i in missing[:8]}
         names = ", ".join(f"group {i} (held by {holder})" for i, holder in holders.items())
         return f"step {step} waited {self._config.take_timeout_s:g} s for {len(missing)} groups: {names}"
 

@@ -19,7 +19,7 @@ OBJECT_STORE = "object_store"
 class TensorEntry:
     """One tensor of a version in checkpoint form.
 
-    `checksum` is over its bytes. `reference` tells the carrier where they are; only the carrier reads it.
+    `checksum` is over its bytes. `reference` locates them; only the transport that wrote it reads it.
     """
 
     name: str

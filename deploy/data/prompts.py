@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.data.broken_rows import BrokenRows
 from cluster.data.datasets import Reading
+from cluster.data.invalid_rows import BrokenRows
 from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import AntiphonError
 from deploy.data.adversarial import write_altered

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import user_code
-from cluster.data.broken_rows import BrokenRows
+from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
 from cluster.files import replacing_folder
 from cluster.scoring import ScoreRequest

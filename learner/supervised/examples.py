@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
-from cluster.data.broken_rows import BrokenRows
 from cluster.data.chat_template import (
     Message,
     RenderedPrompt,
@@ -22,6 +21,7 @@ from cluster.data.chat_template import (
     token_ids,
 )
 from cluster.data.datasets import Examples, read_examples
+from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import InputError
 
 END_MARK = "\ue000"
@@ -258,7 +258,7 @@ def draw_of(prompt: str) -> float:
 
 def _margin(examples: Examples, row: int, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(examples.where(row), f"column 'margin': not a number but {value!r}")
+        raise InputError(examples.where(row), f"column 'margin': expected a number, got {value!r}")
     return float(value)
 
 

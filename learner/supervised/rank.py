@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from cluster.data.broken_rows import BrokenRows
 from cluster.data.datasets import Reading, Source
+from cluster.data.invalid_rows import BrokenRows
 from learner import checkpoint
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.distributed.ranks import Ranks

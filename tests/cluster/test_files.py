@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, whatever happens between the write and the rename."""
+"""Test that files and folders are written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record that travels."""
+"""Test the trajectory record."""
 
 from __future__ import annotations
 

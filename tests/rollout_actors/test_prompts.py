@@ -32,7 +32,7 @@ def test_parquet_and_json_lines_give_the_same_rows(tmp_path: Path) -> None:
         ("missing.jsonl", None, "no such data set"),
         ("rows.jsonl", "", "the data set is empty"),
         ("rows.jsonl", '{"text": "a"}\n', "no column 'prompt'; it has text"),
-        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', "line 2: column 'prompt': not text but None"),
+        ("rows.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', "line 2: column 'prompt': expected text, got None"),
     ],
 )
 def test_the_error_names_the_file_or_line_of_a_bad_data_set(

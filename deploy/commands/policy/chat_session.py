@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.data.broken_rows import BrokenRows
 from cluster.data.chat_template import render, require_template
+from cluster.data.invalid_rows import BrokenRows
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
 from deploy.run.artifacts import data_path, newest_policy

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cluster.data.broken_rows import BrokenRows
+from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
 from deploy.commands.arguments import Lines, Target
 from deploy.config.schema import RunConfig

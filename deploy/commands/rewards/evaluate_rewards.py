@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from cluster.data.broken_rows import BrokenRows
+from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy.config.schema import Column

@@ -1,4 +1,4 @@
-"""Probes: states, deadlines and what becomes of an actor that does not answer, by gates."""
+"""Test the probes: states, deadlines, and actors that do not answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Healing and scaling, with stand-in actors and gates."""
+"""Test restarting and scaling actors, with stand-in actors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Stage:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-        if "goes on with" in text:
+        if "continues with" in text:
             self.noted.set()
 
     async def start(self, name: str) -> Any:
@@ -159,7 +159,7 @@ async def test_actors_that_find_no_room_are_noted_and_the_others_join() -> None:
     await asyncio.wait_for(stage.noted.wait(), 5)
     await stage.pool.dismiss()
     await asyncio.wait_for(supervising, 5)
-    assert stage.notes == ["rollout-1: waited 1 s for its engine to start; the run goes on with 2"]
+    assert stage.notes == ["rollout-1: waited 1 s for its engine to start; the run continues with 2"]
 
 
 async def test_the_run_continues_if_a_replacement_finds_no_room() -> None:

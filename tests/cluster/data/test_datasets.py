@@ -1,4 +1,4 @@
-"""Data sets are read in every form people have them in, and what is wrong with one is said by name."""
+"""Test reading data sets: every supported form, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.data.broken_rows import BrokenRows
 from cluster.data.datasets import Form, Kind, find_form, read_examples, read_schema, read_table
+from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import InputError
 from tests.support.chat import assistant, user
 
@@ -149,9 +149,9 @@ def refused(path: Path, kind: Kind = "sft") -> str:
     ("rows", "what"),
     [
         ([{"prompt": "a", "answer": "b"}], "no column 'completion'; it has prompt, answer"),
-        ([{"prompt": "a", "completion": 3}], "column 'completion' is not text, nor messages of role and content"),
+        ([{"prompt": "a", "completion": 3}], "column 'completion' holds neither text nor messages of role and content"),
         ([{"messages": [{"text": "a"}]}], "no column 'prompt'; it has messages"),
-        ([{"prompt": "a", "completion": "b"}, {"prompt": None}], "column 'prompt': not text but None"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": None}], "column 'prompt': expected text, got None"),
         ([{"messages": [user("a")]}, {"messages": []}], "column 'messages': no messages"),
         (
             [{"messages": [user("a")]}, {"messages": [{"role": "user"}]}],
@@ -159,8 +159,8 @@ def refused(path: Path, kind: Kind = "sft") -> str:
         ),
         (
             [{"prompt": "a", "completion": [assistant("b")]}],
-            "column 'prompt' holds text, but 'completion' messages: both the same, or no 'prompt' where the messages "
-            "begin with it",
+            "column 'prompt' holds text, but 'completion' holds messages: use one kind, or leave out 'prompt' if the "
+            "messages include it",
         ),
     ],
 )
@@ -198,8 +198,8 @@ def test_a_file_that_is_no_data_set_is_named(tmp_path: Path, name: str, content:
         ({"README.md": ""}, "holds neither a saved data set nor *.parquet or *.jsonl"),
         ({"a.jsonl": '{"prompt": "a"}\n', "b.parquet": ""}, "holds both *.parquet and *.jsonl"),
         ({"a.jsonl": '{"prompt": "a"}\n', "b.jsonl": '{"prompt": [1]}\n'}, "its files hold different columns ("),
-        ({"dataset_dict.json": '{"splits": ["test"]}'}, "has no split 'train', but test: name the folder of one"),
-        ({"dataset_dict.json": "[]"}, "not what datasets writes ("),
+        ({"dataset_dict.json": '{"splits": ["test"]}'}, "has no split 'train', only test: name the folder of one"),
+        ({"dataset_dict.json": "[]"}, "is not in the format that datasets writes ("),
         ({"state.json": '{"_data_files": []}'}, "names no data_files"),
         ({"state.json": '{"_data_files": [{"filename": "a.arrow"}]}'}, "not an Arrow stream ("),
     ],
@@ -259,8 +259,8 @@ def test_conversations_with_a_label_are_paired_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "what"),
     [
-        ([{**LABELLED[0], "label": "yes"}], "column 'label' is not true or false"),
-        ([LABELLED[0], {**LABELLED[2], "label": None}], "column 'label': neither true nor false but None"),
+        ([{**LABELLED[0], "label": "yes"}], "column 'label' does not hold true or false"),
+        ([LABELLED[0], {**LABELLED[2], "label": None}], "column 'label': expected true or false, got None"),
         (LABELLED[:2], "no prompt has both a completion labelled true and one labelled false"),
     ],
 )
@@ -325,7 +325,9 @@ def test_broken_rows_of_parquet_are_named_by_row(tmp_path: Path) -> None:
     write_parquet(shards / "a.parquet", [{"prompt": "a"}, {"prompt": "b"}])
     write_parquet(shards / "b.parquet", [{"prompt": "c"}, {"prompt": None}])
     assert read_examples(shards, "prompts", broken=broken).columns["prompt"] == ["a", "b", "c"]
-    assert [str(error) for error in broken.errors] == [f"{shards}/b.parquet, row 1: column 'prompt': not text but None"]
+    assert [str(error) for error in broken.errors] == [
+        f"{shards}/b.parquet, row 1: column 'prompt': expected text, got None"
+    ]
 
 
 def test_nothing_but_broken_rows_is_an_error(tmp_path: Path) -> None:
@@ -334,5 +336,7 @@ def test_nothing_but_broken_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"set.jsonl: all 2 rows are broken; .*line 1: not JSON"):
         read_examples(path, "prompts", broken=BrokenRows("skip"))
     path.write_text('{"prompt": "a", "completion": null}\n{"prompt": null, "completion": "b"}\n')
-    with pytest.raises(InputError, match=r"all 2 rows are broken; .*line 1: column 'completion': not text but None"):
+    with pytest.raises(
+        InputError, match=r"all 2 rows are broken; .*line 1: column 'completion': expected text, got None"
+    ):
         read_examples(path, "sft", broken=BrokenRows("skip"))

@@ -1,4 +1,4 @@
-"""Which prompt comes next: tasks by their weights, each in an order of its own, and nothing but numbers decide."""
+"""Test the order of prompts: tasks by weight, each with its own order, from seeds only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands of a log: steps as they were trained, the ledger, and what a later command did again."""
+"""Test the history of a journal: trained steps, the ledger, and what a later command repeated."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cluster.journal.files import LogFile
 from cluster.journal.history import History
 from cluster.ledger import PendingGroup
 from cluster.trajectory import PartialResponse, Segment
-from tests.cluster.journal.test_recorder import manifest, ticket, told, trajectory
+from tests.cluster.journal.test_recorder import manifest, recorded, ticket, trajectory
 
 
-def write(folder: Path, *told: Record) -> History:
-    numbered = [{"number": number, "time_s": 0.0, **record} for number, record in enumerate(told)]
+def write(folder: Path, *records: Record) -> History:
+    numbered = [{"number": number, "time_s": 0.0, **record} for number, record in enumerate(records)]
     log = LogFile(folder / "records-000000.arrows")
     log.append(numbered)
     log.close()
@@ -37,7 +37,7 @@ BEGIN = events.start("one", version=0, group=0, num_steps=4)
 
 
 def test_a_steps_groups_come_back_in_the_order_they_were_trained_in(tmp_path: Path) -> None:
-    history = write(tmp_path, BEGIN, *told(0), *told(1), *told(2), *trained(1, 2, 0), *trained(2, 1))
+    history = write(tmp_path, BEGIN, *recorded(0), *recorded(1), *recorded(2), *trained(1, 2, 0), *trained(2, 1))
     assert history.groups(1) == [[replace(trajectory(2), step=1)], [replace(trajectory(0), step=1)]]
     assert history.groups(2) == [[replace(trajectory(1), step=2)]]
     with pytest.raises(RecorderError, match="step 3 is not in the log"):
@@ -46,15 +46,22 @@ def test_a_steps_groups_come_back_in_the_order_they_were_trained_in(tmp_path: Pa
 
 def test_the_ledger_is_counted_from_the_log(tmp_path: Path) -> None:
     history = write(
-        tmp_path, BEGIN, *told(0), *told(1), events.void(ticket(1), "poisoned"), *told(2), *told(3), *trained(1, 0)
+        tmp_path,
+        BEGIN,
+        *recorded(0),
+        *recorded(1),
+        events.void(ticket(1), "poisoned"),
+        *recorded(2),
+        *recorded(3),
+        *trained(1, 0),
     )
     assert counts(history) == (4, 1, 1, 2)
 
 
 def test_events_that_a_later_command_repeats_are_dropped(tmp_path: Path) -> None:
-    first = [BEGIN, events.publish(manifest(0)), *told(0), *trained(1, 0), events.publish(manifest(1))]
-    lost = [*told(1), *told(2), *trained(2, 1), events.publish(manifest(2, "lost"))]
-    again = [events.start("two", version=1, group=1, num_steps=6), events.publish(manifest(1, "second")), *told(1)]
+    first = [BEGIN, events.publish(manifest(0)), *recorded(0), *trained(1, 0), events.publish(manifest(1))]
+    lost = [*recorded(1), *recorded(2), *trained(2, 1), events.publish(manifest(2, "lost"))]
+    again = [events.start("two", version=1, group=1, num_steps=6), events.publish(manifest(1, "second")), *recorded(1)]
     history = write(tmp_path, *first, *lost, *again)
     assert history.versions == [0, 1]
     assert counts(history) == (2, 1, 0, 1)
@@ -65,14 +72,14 @@ def test_events_that_a_later_command_repeats_are_dropped(tmp_path: Path) -> None
 
 def test_a_log_that_does_not_say_how_long_its_run_was_to_be_is_read(tmp_path: Path) -> None:
     older = {key: value for key, value in BEGIN.items() if key != "num_steps"}
-    assert write(tmp_path, older, *told(0), *trained(1, 0)).lengths == ()
+    assert write(tmp_path, older, *recorded(0), *trained(1, 0)).lengths == ()
 
 
 def test_settings_of_each_command_come_back_with_the_version_they_follow(tmp_path: Path) -> None:
     first = events.start("one", version=0, group=0, num_steps=4, settings="{}")
     killed = events.start("two", version=1, group=1, num_steps=4, settings='{"lost": 1}')
     again = events.start("three", version=1, group=1, num_steps=4, settings='{"learner": {}}')
-    history = write(tmp_path, first, *told(0), *trained(1, 0), killed, again, *told(1))
+    history = write(tmp_path, first, *recorded(0), *trained(1, 0), killed, again, *recorded(1))
     assert history.settings == ((0, "{}"), (1, '{"learner": {}}'))
 
 
@@ -86,7 +93,7 @@ def test_a_run_resumes_with_nothing_admitted_again(tmp_path: Path) -> None:
     history = write(
         tmp_path,
         BEGIN,
-        *(*told(0), *told(1), *trained(1, 0)),
+        *(*recorded(0), *recorded(1), *trained(1, 0)),
         events.admit(ticket(2)),
         *events.begun((ticket(2), [9], [partial])),
         *(events.admit(ticket(3)), events.void(ticket(3), "poisoned"), events.admit(ticket(4))),
@@ -106,7 +113,7 @@ def test_a_conversation_is_kept_with_what_others_said_in_it(tmp_path: Path) -> N
 
 
 def test_a_group_is_finished_once_all_its_responses_are_scored(tmp_path: Path) -> None:
-    (group,) = write(tmp_path, BEGIN, *told(0)).standing(2).open
+    (group,) = write(tmp_path, BEGIN, *recorded(0)).standing(2).open
     assert [(response.uid, response.finish_reason) for response in group.begun] == [("7-0-0", "length")]
 
 

@@ -1,4 +1,4 @@
-"""The flight recorder on a real folder: order, repeated calls, fences, restarts, cuts at every byte, and Parquet."""
+"""Test the recorder on a real folder: order, repeated calls, fences, restarts, cuts at every byte, and Parquet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ticket(group: int) -> Ticket:
 
 
 def trajectory(group: int, *, actor: str = "rollout-0") -> Trajectory:
-    """Two segments of one response, somebody else's turn, a second response, and a last word that was not sampled."""
+    """Two segments of one response, an environment's turn, a second response, and a last token that was not sampled."""
     return Trajectory(
         uid=f"7-{group}-0",
         group=group,
@@ -49,8 +49,8 @@ def manifest(version: int, incarnation: str = "first") -> Manifest:
     return Manifest(version, incarnation, (TensorEntry("w", (1,), "float32", f"sum-{version}", None),), (), (), None)
 
 
-def told(group: int) -> list[events.Record]:
-    """What is recorded of a group from its admission to its score."""
+def recorded(group: int) -> list[events.Record]:
+    """Return the records of a group from its admission to its score."""
     return [events.admit(ticket(group)), *events.finished(trajectory(group))]
 
 
@@ -105,7 +105,7 @@ def test_segments_that_are_not_in_order_are_refused() -> None:
 
 async def test_records_are_numbered_in_the_order_of_the_calls(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
-    await asyncio.gather(*(writer.record(told(group)) for group in range(5)))
+    await asyncio.gather(*(writer.record(recorded(group)) for group in range(5)))
     log = read_log(tmp_path)
     assert log["number"].to_pylist() == list(range(1 + 5 * 5))
     assert log["kind"].to_pylist() == ["START", *["ADMIT", "TOKENS", "TOKENS", "TOKENS", "SCORE"] * 5]
@@ -132,7 +132,7 @@ async def test_what_waits_together_is_written_with_one_wait_for_the_disk(
 
     plain = files.LogFile.append
     monkeypatch.setattr(files.LogFile, "append", append)
-    await asyncio.gather(*(writer.record(told(group)) for group in range(20)))
+    await asyncio.gather(*(writer.record(recorded(group)) for group in range(20)))
     assert num_waits <= 2
     assert len(kinds(tmp_path)) == 1 + 20 * 5
 
@@ -140,8 +140,8 @@ async def test_what_waits_together_is_written_with_one_wait_for_the_disk(
 async def test_a_repeated_call_changes_nothing(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     calls = [
-        told(0),
-        told(1),
+        recorded(0),
+        recorded(1),
         events.train(1, [[trajectory(0)]]),
         [events.publish(manifest(1))],
         [events.void(ticket(1), "poisoned")],
@@ -172,7 +172,7 @@ async def test_records_of_a_dead_actor_are_refused(tmp_path: Path) -> None:
 
 async def test_a_call_repeated_after_its_actor_died_is_no_new_one(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
-    await writer.record(told(0))
+    await writer.record(recorded(0))
     await writer.record([events.fence("rollout-0")])
     await writer.record(list(events.finished(trajectory(0))))
     assert kinds(tmp_path).count("TOKENS") == 3
@@ -181,11 +181,11 @@ async def test_a_call_repeated_after_its_actor_died_is_no_new_one(tmp_path: Path
 @pytest.mark.parametrize(
     ("early", "what"),
     [
-        (told(1), "group 1: admitted before group 0"),
-        (told(0)[1:], "TOKENS before its group was admitted"),
-        ([told(0)[0], told(0)[2]], "segment 1 is out of order"),
-        ([told(0)[0], told(0)[-1]], "scored before anything was sampled"),
-        ([*told(0)[:-1], *events.train(1, [[trajectory(0)]])], "trained before it was scored"),
+        (recorded(1), "group 1: admitted before group 0"),
+        (recorded(0)[1:], "TOKENS before its group was admitted"),
+        ([recorded(0)[0], recorded(0)[2]], "segment 1 is out of order"),
+        ([recorded(0)[0], recorded(0)[-1]], "scored before anything was sampled"),
+        ([*recorded(0)[:-1], *events.train(1, [[trajectory(0)]])], "trained before it was scored"),
     ],
 )
 async def test_a_record_that_comes_too_early_ends_the_log(
@@ -199,10 +199,10 @@ async def test_a_record_that_comes_too_early_ends_the_log(
 
 async def test_a_killed_recorder_resumes_from_its_own_log(tmp_path: Path) -> None:
     writer = await begun(tmp_path / "log")
-    await writer.record([*told(0), events.admit(ticket(1)), events.fence("rollout-1")])
+    await writer.record([*recorded(0), events.admit(ticket(1)), events.fence("rollout-1")])
     after = crashed(tmp_path / "log", tmp_path / "after")
     successor = started(after)
-    await successor.record([*told(0), *events.train(1, [[trajectory(0)]])])
+    await successor.record([*recorded(0), *events.train(1, [[trajectory(0)]])])
     with pytest.raises(TrajectoryRefused):
         await successor.record(list(events.finished(trajectory(1, actor="rollout-1"))))
     await successor.record(list(events.finished(trajectory(1))))
@@ -226,9 +226,9 @@ async def test_a_command_resumes_with_open_groups(tmp_path: Path) -> None:
 
 async def test_a_resumed_command_admits_open_groups_again(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
-    await writer.record([*told(0), *events.train(1, [[trajectory(0)]]), *told(1), events.fence("rollout-0")])
+    await writer.record([*recorded(0), *events.train(1, [[trajectory(0)]]), *recorded(1), events.fence("rollout-0")])
     await writer.begin("two", version=1, group=1, num_steps=9)
-    await writer.record(told(1))
+    await writer.record(recorded(1))
     assert kinds(tmp_path).count("ADMIT") == 3
     assert kinds(tmp_path)[-6:] == ["START", "ADMIT", "TOKENS", "TOKENS", "TOKENS", "SCORE"]
 
@@ -246,7 +246,7 @@ async def test_a_log_cut_in_its_last_batch_opens_to_its_last_whole_record(tmp_pa
     writer = await begun(tmp_path)
     (stream,) = files.open_streams(tmp_path)
     before = stream.stat().st_size
-    await writer.record(told(0))
+    await writer.record(recorded(0))
     data = stream.read_bytes()
 
     def num_records(size: int) -> int:
@@ -259,13 +259,13 @@ async def test_a_log_cut_in_its_last_batch_opens_to_its_last_whole_record(tmp_pa
 
 async def test_the_log_continues_in_a_new_file_after_a_cut(tmp_path: Path) -> None:
     writer = await begun(tmp_path / "log")
-    await writer.record(told(0))
-    await writer.record(told(1))
+    await writer.record(recorded(0))
+    await writer.record(recorded(1))
     after = crashed(tmp_path / "log", tmp_path / "after")
     (stream,) = files.open_streams(after)
     stream.write_bytes(stream.read_bytes()[:-9])
     successor = started(after)
-    await successor.record(told(1))
+    await successor.record(recorded(1))
     assert [path.name for path in sorted(after.glob("records-*"))] == [
         "records-000000.parquet",
         "records-000001.arrows",
@@ -276,7 +276,7 @@ async def test_the_log_continues_in_a_new_file_after_a_cut(tmp_path: Path) -> No
 async def test_a_batch_altered_in_the_middle_is_damage_and_named(tmp_path: Path) -> None:
     writer = await begun(tmp_path)
     for group in (0, 1):
-        await writer.record(told(group))
+        await writer.record(recorded(group))
     (stream,) = files.open_streams(tmp_path)
     data = stream.read_bytes()
     place = data.index(b"prompt 0")
@@ -287,8 +287,8 @@ async def test_a_batch_altered_in_the_middle_is_damage_and_named(tmp_path: Path)
 
 async def test_a_missing_file_is_named_by_the_record_that_is_missing(tmp_path: Path) -> None:
     writer = await begun(tmp_path, max_file_bytes=1)
-    await writer.record(told(0))
-    await writer.record(told(1))
+    await writer.record(recorded(0))
+    await writer.record(recorded(1))
     await writer.close()
     (tmp_path / "records-000001.parquet").unlink()
     with pytest.raises(RecorderError, match="record 1 is missing: 6 stands in its place"):
@@ -314,7 +314,7 @@ async def test_an_older_writers_open_log_becomes_parquet_and_continues(
 
 async def test_a_closed_log_is_parquet_that_pandas_and_pyarrow_read_as_it_is(tmp_path: Path) -> None:
     writer = await begun(tmp_path, max_file_bytes=1)
-    await writer.record(told(0))
+    await writer.record(recorded(0))
     await writer.record([events.publish(manifest(1))])
     await writer.close()
     paths = sorted(tmp_path.glob("*.parquet"))
@@ -325,14 +325,14 @@ async def test_a_closed_log_is_parquet_that_pandas_and_pyarrow_read_as_it_is(tmp
     assert pa.concat_tables(map(pq.read_table, paths)).equals(read_log(tmp_path))
     assert pq.read_schema(paths[0]).field("logprobs").metadata[b"help"].startswith(b"TOKENS: log-probability")
     with pytest.raises(RecorderError, match="the log is closed"):
-        await writer.record(told(1))
+        await writer.record(recorded(1))
 
 
 async def test_a_reader_fills_in_columns_that_an_older_writer_lacked(
     tmp_path: Path,
 ) -> None:
     writer = await begun(tmp_path)
-    await writer.record(told(0))
+    await writer.record(recorded(0))
     await writer.close()
     (path,) = tmp_path.glob("*.parquet")
     table = pq.read_table(path)
@@ -354,7 +354,7 @@ async def test_every_later_call_raises_after_a_disk_error(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(files.LogFile, "append", full)
         with pytest.raises(RecorderError, match=r"cannot be written .*No space left"):
-            await writer.record(told(0))
+            await writer.record(recorded(0))
     with pytest.raises(RecorderError, match="No space left"):
-        await writer.record(told(1))
+        await writer.record(recorded(1))
     assert kinds(tmp_path) == ["START"]

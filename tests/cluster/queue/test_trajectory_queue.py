@@ -1,4 +1,4 @@
-"""Admission, numbering and hand-out, by events and gates."""
+"""Test the queue: admission, numbering and steps."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_take_names_missing_groups_and_their_holders_at_the_deadline() -> 
     queue = make_queue(take_timeout_s=0.02)
     await queue.published(0)
     await queue.admit("rollout-3", max_groups=1, timeout_s=1)
-    with pytest.raises(DeadlineExceeded, match=r"group 0 \(held by rollout-3\), group 1 \(held by nobody\)"):
+    with pytest.raises(DeadlineExceeded, match=r"group 0 \(held by rollout-3\), group 1 \(held by no actor\)"):
         await queue.take(1)
 
 
@@ -196,10 +196,10 @@ async def test_a_call_that_an_actor_left_behind_when_it_died_is_granted_nothing(
 
 
 class FakeRecorder:
-    """Keeps what it is told, and says so once `gate` is open; raises `error` instead, where there is one."""
+    """Keeps the records, and returns once `gate` is open; raises `error` instead if it is set."""
 
     def __init__(self) -> None:
-        self.told: list[Record] = []
+        self.records: list[Record] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.error: TrajectoryRefused | None = None
@@ -207,11 +207,11 @@ class FakeRecorder:
     async def record(self, records: Sequence[Record]) -> None:
         if self.error is not None:
             raise self.error
-        self.told += records
+        self.records += records
         await self.gate.wait()
 
     def kinds(self) -> list[str]:
-        return [record["kind"] for record in self.told]
+        return [record["kind"] for record in self.records]
 
 
 async def recorded_queue(**kwargs: Any) -> tuple[TrajectoryQueue, FakeRecorder, list[Ticket]]:
@@ -233,7 +233,7 @@ async def test_a_step_takes_no_group_before_it_is_recorded() -> None:
     recorder.gate.set()
     assert len(await taking) == 2
     assert recorder.kinds() == ["ADMIT", "ADMIT", "TOKENS", "SCORE", "TOKENS", "SCORE"]
-    assert [r["group"] for r in recorder.told[:2]] == [0, 1]
+    assert [r["group"] for r in recorder.records[:2]] == [0, 1]
 
 
 async def test_what_is_being_recorded_when_its_actor_dies_is_not_sampled_again() -> None:
@@ -265,7 +265,7 @@ async def test_a_voided_group_and_its_replacement_are_recorded() -> None:
     queue, recorder, (first, _) = await recorded_queue(num_steps=1)
     await queue.void(first, "the prompt is poisoned")
     await admit_all(queue)
-    assert [(r["kind"], r["group"], r.get("reason"), r.get("admission_index")) for r in recorder.told[2:]] == [
+    assert [(r["kind"], r["group"], r.get("reason"), r.get("admission_index")) for r in recorder.records[2:]] == [
         ("VOID", 0, "the prompt is poisoned", None),
         ("ADMIT", 2, None, 0),
     ]
@@ -285,7 +285,7 @@ async def test_partial_responses_go_to_the_actor_that_takes_a_group_over() -> No
     taken = await admit_all(queue, "b")
     assert [[len(response.token_ids) for response in ticket.begun] for ticket in taken] == [[2], [1]]
     assert recorder.kinds()[2:] == ["TOKENS", "TOKENS", "TOKENS", "TOKENS", "FENCE"]
-    assert [record["given_token_ids"] for record in recorder.told if record["kind"] == "TOKENS"][2:] == [[9], []]
+    assert [record["given_token_ids"] for record in recorder.records if record["kind"] == "TOKENS"][2:] == [[9], []]
 
 
 async def test_a_group_is_handed_over_after_its_last_segments_are_recorded() -> None:
@@ -306,9 +306,9 @@ async def test_a_group_is_handed_over_after_its_last_segments_are_recorded() -> 
 async def test_nothing_is_kept_for_a_dead_actor_or_a_finished_group() -> None:
     queue, recorder, (first, second) = await recorded_queue()
     await queue.put([(first, finished(first))])
-    told = len(recorder.told)
+    num_records = len(recorder.records)
     await queue.keep("a", [begun(first, 1)])
-    assert len(recorder.told) == told
+    assert len(recorder.records) == num_records
     await queue.declare_dead("a")
     with pytest.raises(TrajectoryRefused, match="a: was declared dead"):
         await queue.keep("a", [begun(second, 1)])

@@ -92,7 +92,7 @@ def test_invalid_rows_are_left_out_and_listed_by_line(
     assert report["results"]["overall"]["num_pairs"] == 2
     lines = [(error.partition("pairs.jsonl, ")[2].partition(":")[0]) for error in report["broken"]]
     assert lines == ["line 2", "line 4", "line 7", "line 6"]
-    assert "column 'chosen': not text but 3" in report["broken"][1]
+    assert "column 'chosen': expected text, got 3" in report["broken"][1]
     assert report["broken"][3].endswith("line 6: lengths: 2-chosen has an x")
     assert "4 rows were left out" in capsys.readouterr().err
 

@@ -146,7 +146,7 @@ def test_columns_may_have_other_names_that_some_data_set_has(task: Path) -> None
 
 def test_a_column_that_is_not_text_is_named(task: Path) -> None:
     (task / "prompts.jsonl").write_text('{"prompt": 3}\n')
-    assert refused(task) == "prompts.jsonl: column 'prompt' is not text, nor messages of role and content"
+    assert refused(task) == "prompts.jsonl: column 'prompt' holds neither text nor messages of role and content"
 
 
 @pytest.mark.parametrize("name", ["empty.parquet", "empty.jsonl"])

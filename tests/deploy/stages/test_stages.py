@@ -114,7 +114,7 @@ async def test_broken_prompts_are_left_out_and_listed_if_they_may_be(
     assert session.run.summary()["data"]["prompts"]["num_broken"] == 1
     assert session.notes == ["prompts: 1 broken rows left out (see logs/broken_rows_prompts.txt)"]
     listed = (session.run.path / "logs" / "broken_rows_prompts.txt").read_text()
-    assert listed == "prompts.jsonl, line 2: column 'prompt': not text but None\n"
+    assert listed == "prompts.jsonl, line 2: column 'prompt': expected text, got None\n"
 
 
 async def test_long_prompts_are_left_out_and_reported(start: Callable[..., Any]) -> None:

@@ -57,8 +57,8 @@ def test_an_end_of_sequence_is_added_if_the_template_has_none(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("talk", "message"),
     [
-        ([user("ab")], "no message of the assistant"),
-        ([assistant("ab")], "nothing precedes the assistant's message"),
+        ([user("ab")], "no message has the role assistant"),
+        ([assistant("ab")], "no message precedes the assistant's"),
     ],
 )
 def test_an_error_names_the_row_without_prompt_or_answer(
@@ -81,7 +81,7 @@ def test_an_error_names_the_row_if_the_prompt_renders_differently(tmp_path: Path
         *({"prompt": talk[:1], "chosen": talk[1:], "rejected": talk[1:]} for talk in (fine, other)),
     )
     for read, path in ((read_completions, sft), (read_pairs, pairs)):
-        with pytest.raises(InputError, match="renders the prompt alone otherwise") as error:
+        with pytest.raises(InputError, match="renders the prompt alone differently") as error:
             read(changing, path)
         assert error.value.where == f"{path}, line 2"
 
@@ -149,7 +149,7 @@ def test_margins_are_read_if_present(tmp_path: Path) -> None:
     assert read_pairs(TOKENIZER, written(tmp_path / "a.jsonl", row))[0].margin == 0.0
     assert read_pairs(TOKENIZER, written(tmp_path / "b.jsonl", {**row, "margin": 2}))[0].margin == 2.0
     path = written(tmp_path / "c.jsonl", {**row, "margin": 2}, row)
-    with pytest.raises(InputError, match="line 2: column 'margin': not a number but None"):
+    with pytest.raises(InputError, match="line 2: column 'margin': expected a number, got None"):
         read_pairs(TOKENIZER, path)
 
 

@@ -223,14 +223,14 @@ def test_broken_pairs_are_skipped_counted_and_logged_if_asked(
     settings = SupervisedSettings(
         LearnerConfig(), CONFIG, Place(trained[0] / "model"), (Source(preferences),), tmp_path / "out"
     )
-    with pytest.raises(InputError, match=r"preferences\.parquet, row 3: column 'chosen': not text but None"):
+    with pytest.raises(InputError, match=r"preferences\.parquet, row 3: column 'chosen': expected text, got None"):
         make_rank(settings)
     place = replace(settings.place, log_dir=tmp_path / "logs")
     rank = make_rank(replace(settings, reading=Reading(broken_rows="skip"), place=place))
     assert (rank.counts()["num_examples"], rank.counts()["num_broken"]) == (18, 2)
     lines = (tmp_path / "logs" / "broken_rows_reward_model.txt").read_text().splitlines()
     assert lines == [
-        f"{preferences}, row {n}: column {c!r}: not text but None" for n, c in ((3, "chosen"), (5, "rejected"))
+        f"{preferences}, row {n}: column {c!r}: expected text, got None" for n, c in ((3, "chosen"), (5, "rejected"))
     ]
 
 

@@ -128,7 +128,7 @@ def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_a_tenth() -> None:
     [
         ({"prompt": PROMPTS, "answer": COMPLETIONS}, "no column 'completion'; it has prompt, answer"),
         ({"prompt": [], "completion": []}, "the data set is empty"),
-        ({"prompt": PROMPTS, "completion": ["fine", None]}, "row 1: column 'completion': not text but None"),
+        ({"prompt": PROMPTS, "completion": ["fine", None]}, "row 1: column 'completion': expected text, got None"),
         (
             {"prompt": PROMPTS, "completion": ["fine", "good " * 200]},
             "row 1: 211 tokens, but the model's context is 128",

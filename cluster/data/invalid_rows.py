@@ -131,7 +131,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The columns that hold text in at least half of the rows that have them, and those that hold messages."""
+    """Return the columns that hold mostly text or mostly messages, with that kind."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         for column, value in row.items():
@@ -142,7 +142,7 @@ def _kinds(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _kind(value: Any) -> str:
-    """ "text", "messages" or "others"."""
+    """Return "text", "messages" or "others"."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, list) and all(
@@ -158,4 +158,4 @@ def _require_kinds(row: Mapping[str, Any], kinds: Mapping[str, str], where: str)
         value = row.get(column)
         if value not in (None, []) and _kind(value) != kind:
             wanted = "text" if kind == "text" else "messages of role and content"
-            raise InputError(where, f"column {column!r}: not {wanted} but {value!r:.80}")
+            raise InputError(where, f"column {column!r}: expected {wanted}, got {value!r:.80}")
