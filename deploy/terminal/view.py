@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.metrics import METRICS
-from deploy.terminal.text import number
+from deploy.terminal.text import number, visible
 
 PLAIN_EVERY_S = 5.0
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -201,12 +201,12 @@ class View:
         for heading, ratio in (("prompt", 2), ("before", 3), ("after", 3)):
             table.add_column(heading, ratio=ratio, overflow="fold")
         for row in zip(prompts, before, after, strict=True):
-            table.add_row(*(Text(text.strip() or "(empty)") for text in row))
+            table.add_row(*(Text(visible(text.strip()) or "(empty)") for text in row))
         self._console.print()
         self._console.print(table)
 
     def regressions(self, worse: Sequence[Any]) -> None:
-        """Print prompts with better answers before, with both answers and their rewards."""
+        """Print prompts whose answers became worse, with both answers and their rewards."""
         if not worse:
             return
         table = Table(title="Worse than before", show_lines=True, **_TABLE)
@@ -214,7 +214,7 @@ class View:
             table.add_column(heading, ratio=ratio, overflow="fold")
         for one in worse:
             texts = (f"{one.reward_before:.3f}  {one.before}", f"{one.reward_after:.3f}  {one.after}")
-            table.add_row(*(Text(text.strip()) for text in (one.prompt, *texts)))
+            table.add_row(*(Text(visible(text.strip())) for text in (one.prompt, *texts)))
         self._console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""The view: its live display, plain lines and tables, at two widths."""
+"""Test the view: its live display, plain lines and tables, at two widths."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from deploy.evaluation.answers import Regression
 from deploy.terminal.view import View
 
 STEP = {
@@ -120,6 +121,15 @@ def test_responses_are_printed_side_by_side(width: int) -> None:
     View(console=console).responses(["the food"], [" was [red]bad"], [""])
     (line,) = [line for line in text(console).splitlines() if "the food" in line]
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["the food", "was [red]bad", "(empty)"]
+
+
+def test_control_characters_of_model_text_are_escaped() -> None:
+    hostile, console = "\x1b]0;title\x07\x9b2J", plain(120)
+    view = View(console=console)
+    view.responses([hostile], [hostile], [hostile])
+    view.regressions([Regression(hostile, hostile, hostile, 1.0, 0.5)])
+    assert not {"\x1b", "\x07", "\x9b"} & set(text(console))
+    assert text(console).count(r"\x1b]0;title\x07\x9b2J") == 6
 
 
 def test_a_terminal_gets_a_live_display() -> None:
