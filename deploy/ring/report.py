@@ -14,6 +14,7 @@ from cluster.trajectory import Trajectory, write_trajectories
 from deploy.ring.healing import NUM_RESTARTS, RestartingLearners
 from deploy.ring.resuming import Resumption
 from deploy.runtime.session import Session
+from learner.config import LearnerConfig
 from learner.training_loop import Groups, StepResult
 
 
@@ -74,17 +75,11 @@ class StepReport:
         await asyncio.to_thread(write_trajectories, path, trajectories)
         self._num_episodes += len(trajectories)
         self._num_optimizer_steps += result.num_optimizer_steps
-        self._note_if_cut_short(step, result.num_optimizer_steps)
+        if note := short_step_note(self._session.config.learner, step, result.num_optimizer_steps):
+            session.view.note(note)
         self._update_summary(result, counts)
         session.log_step("ppo", await self._row(step, result, trajectories, counts) | {"time_s": time_s})
         session.run.update_status(step=step)
-
-    def _note_if_cut_short(self, step: int, num_done: int) -> None:
-        learner = self._session.config.learner
-        num = learner.num_epochs * learner.num_minibatches
-        if num_done < num:
-            limit = f"beyond learner.max_step_kl_nats = {learner.max_step_kl_nats:g}"
-            self._session.view.note(f"step {step} ended after {num_done} of {num} optimiser steps, {limit}")
 
     def _update_summary(self, result: StepResult, counts: QueueCounts) -> None:
         self._policy_lag_max = max(self._policy_lag_max, result.metrics["cluster/policy_lag_max"])
@@ -107,6 +102,15 @@ class StepReport:
             **self._task_metrics,
             **result.metrics,
         }
+
+
+def short_step_note(learner: LearnerConfig, step: int, num_done: int) -> str | None:
+    """Return the note on a step that took fewer optimizer steps than the settings ask for, or None."""
+    num, limit = learner.num_epochs * learner.num_minibatches, learner.max_step_kl_nats
+    if num_done >= num:
+        return None
+    reason = "" if limit is None else f", beyond learner.max_step_kl_nats = {limit:g}"
+    return f"step {step} ended after {num_done} of {num} optimiser steps{reason}"
 
 
 def task_metrics(

@@ -1,4 +1,4 @@
-"""The metrics of each task in a step's report."""
+"""Test the metrics of each task and the note on short steps in a step's report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from cluster.trajectory import Turn
-from deploy.ring.report import task_metrics
+from deploy.ring.report import short_step_note, task_metrics
+from learner.config import LearnerConfig
 from tests.learner.conftest import make_trajectory
 
 
@@ -31,3 +32,12 @@ def test_each_task_has_its_own_means_and_number_of_episodes() -> None:
 def test_a_task_without_trajectories_in_a_step_has_only_its_number() -> None:
     assert task_metrics(["sums"], [], {"tasks/sums/num_episodes": 4}) == {"tasks/sums/num_episodes": 4}
     assert task_metrics([], [make_trajectory(0)], {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"), [(None, ""), (0.05, ", beyond learner.max_step_kl_nats = 0.05")], ids=["unset", "set"]
+)
+def test_a_short_step_is_noted_with_its_limit_if_one_is_set(limit: float | None, reason: str) -> None:
+    learner = LearnerConfig(num_epochs=2, num_minibatches=2, max_step_kl_nats=limit)
+    assert short_step_note(learner, 3, 1) == f"step 3 ended after 1 of 4 optimiser steps{reason}"
+    assert short_step_note(learner, 3, 4) is None
