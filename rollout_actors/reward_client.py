@@ -1,4 +1,4 @@
-"""The reward client that rollout actors use. `reward_service.client` implements it."""
+"""Define the interface of the reward client that rollout actors use; `reward_service.client` implements it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class RewardClient(Protocol):
     """Scores responses."""
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
-        """Return one outcome for each request, in their order: its score, or the error of this request.
+        """Return the score or the error of each request, in the order of the requests.
 
-        Raises RewardUnavailable if the wait for the service has timed out, RewardError if it refuses all requests.
+        Raises RewardUnavailable if the wait for the service times out, RewardError if it refuses the whole call.
         """
 
     def waiting(self) -> str | None:
