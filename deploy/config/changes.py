@@ -1,4 +1,4 @@
-"""Compares two run files setting by setting, by what each field says of its changes (`may_change`)."""
+"""Compare two run files setting by setting, and decide by each field's `may_change` what is allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deploy.config.schema import RunConfig
 class Change(NamedTuple):
     """A setting with another value; `key` is its place in the run file.
 
-    `reevaluates`: policies are evaluated by it, so that an evaluation done before is not valid any more.
+    `reevaluates`: evaluation depends on it, so earlier evaluations become invalid.
     """
 
     key: str
@@ -27,10 +27,10 @@ class Change(NamedTuple):
 
 
 def changes(before: RunConfig, now: RunConfig, *, free: Collection[str] = ()) -> list[Change]:
-    """Return every setting that differs, in the order of the run file; those of the sections in `free` always may.
+    """Return every setting that differs, in the order of the run file; sections in `free` may always change.
 
-    A setting that may only rise is `always` if it does, else `never`. What alters prompts may never change if altered
-    prompts are trained on.
+    A setting that may only rise is `always` if it rises, else `never`. The `adversarial` settings of a task that trains
+    on altered prompts may never change.
     """
     tasks = now.by_task().items()
     altered = tuple(
@@ -71,7 +71,7 @@ def _of_value(key: str, before: Any, now: Any, mark: Mapping[str, Any]) -> Itera
 
 
 def refused(changed: Sequence[Change], *, allow_recorded: bool) -> str | None:
-    """Return why a run refuses these changes, and what to do; None if it takes them."""
+    """Return why a run refuses these changes, and what to do; None if it accepts them."""
     kinds = {kind: [str(change) for change in changed if change.may_change == kind] for kind in _WORDS}
     if not kinds["never"] and (allow_recorded or not kinds["recorded"]):
         return None
@@ -81,7 +81,9 @@ def refused(changed: Sequence[Change], *, allow_recorded: bool) -> str | None:
         advice = f"{other}, or undo what may not change"
     else:
         advice = f"add --allow-changes, which records them from the next step on, or {other}"
-    return f"settings have changed: {'; '.join(parts)}. To go on: {advice} (--fresh deletes this run and starts over)"
+    return (
+        f"settings have changed: {'; '.join(parts)}. To continue: {advice} (--fresh deletes this run and starts over)"
+    )
 
 
 _WORDS = {

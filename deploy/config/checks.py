@@ -1,10 +1,11 @@
-"""Checks that settings of the run file fit together; each error names its key. Opens no file."""
+"""Check that settings of the run file fit together; each error names its key. Opens no file."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from cluster.errors import InputError
 from deploy.config.functions import dotted_paths
@@ -32,7 +33,7 @@ def check_task_names(config: RunConfig) -> None:
         return
     for name in config.tasks:
         if not TASK_NAME.fullmatch(name):
-            raise InputError(f"tasks.{name}", "is no name: a letter, then letters, digits, '_' and '-'")
+            raise InputError(f"tasks.{name}", "is not a valid name: use a letter, then letters, digits, '_' and '-'")
     data = config.data
     of_one = {
         "data.builder": data.builder is not None,
@@ -48,7 +49,7 @@ def check_task_names(config: RunConfig) -> None:
     for key, is_set in of_one.items():
         if is_set:
             named = ", ".join(f"[tasks.{name}]" for name in config.tasks)
-            raise InputError(key, f"is of a run's only task, and this run names its tasks: set it in {named}")
+            raise InputError(key, f"applies only to a run without [tasks.NAME]: set it in {named}")
 
 
 def check_tasks(config: RunConfig) -> None:
@@ -76,26 +77,26 @@ def _check_scorer(config: RunConfig, name: str, task: TaskConfig) -> None:
     key, stages = config.key_of(name, "scorer"), config.run.stages
     if task.scorer == NO_SCORER and task.environment.path is None:
         where = config.key_of(name, "environment.path")
-        raise InputError(key, f"is none, and there is no environment ({where})")
+        raise InputError(key, f"is none, but no environment is set ({where})")
     if task.scorer == REWARD_MODEL and task.environment.path is not None and "reward_model" not in stages:
-        what = 'the run trains no reward model: "none" where the environment gives all the rewards'
+        what = 'the run trains no reward model: set "none" if the environment gives all rewards'
         raise InputError(key, what)
 
 
 def _check_environment(config: RunConfig, name: str, task: TaskConfig) -> None:
     actors, environment = config.rollout_actors, task.environment
     if environment.path is not None and actors.max_prompt_tokens >= environment.max_tokens:
-        what = f"{environment.max_tokens} leave no room behind rollout_actors.max_prompt_tokens"
+        what = f"{environment.max_tokens} leave no room after rollout_actors.max_prompt_tokens"
         raise InputError(config.key_of(name, "environment.max_tokens"), f"{what} = {actors.max_prompt_tokens}")
 
 
 def _check_altered(config: RunConfig, name: str, task: TaskConfig) -> None:
     ways = config.key_of(name, "adversarial.ways")
     if task.environment.path is not None and task.adversarial.ways:
-        raise InputError(ways, "conversations begin as the environment says: there is no prompt to alter")
+        raise InputError(ways, "the environment writes the prompts, so none can be altered")
     if task.adversarial_share and not task.adversarial.ways:
         key = config.key_of(name, "adversarial_share")
-        raise InputError(key, f"name the ways in which prompts are altered ({ways})")
+        raise InputError(key, f"name the ways to alter prompts ({ways})")
 
 
 def _check_demonstrations(config: RunConfig) -> None:
@@ -109,10 +110,10 @@ def _check_preferences(config: RunConfig) -> None:
     if "preferences" not in config.run.stages or config.data.preferences is not None:
         return
     if config.tasks:
-        raise InputError("run.stages", "preferences are sampled from the prompts of one task: name data.preferences")
+        raise InputError("run.stages", "preferences are sampled for a single task only: set data.preferences")
     task = config.by_task()[""]
     if task.environment.path is not None:
-        raise InputError("run.stages", "preferences are sampled from prompts answered once: name data.preferences")
+        raise InputError("run.stages", "preferences are not sampled with an environment: set data.preferences")
     if task.prompts is None and task.builder is None:
         raise InputError("data.prompts", "stage preferences needs it (or a builder)")
 
@@ -134,7 +135,7 @@ def check_fit(config: RunConfig) -> None:
     _check_stages(config)
     patience_s, take_s = config.reward_service.patience_s, config.trajectory_queue.take_timeout_s
     if patience_s >= take_s:
-        what = f"{patience_s:g} s is not less than trajectory_queue.take_timeout_s = {take_s:g} s, which comes first"
+        what = f"{patience_s:g} s must be less than trajectory_queue.take_timeout_s = {take_s:g} s"
         raise InputError("reward_service.patience_s", what)
     for key, path in dotted_paths(config).items():
         if not DOTTED_PATH.fullmatch(path):
@@ -175,42 +176,63 @@ def _check_batch(config: RunConfig) -> None:
         raise InputError("learner.num_learners", f"{ranks} x {parts} num_minibatches does not divide {batch}")
 
 
+class _Rule(NamedTuple):
+    """A combination of the learner's settings that is refused; `key` is without `learner.`."""
+
+    key: str
+    is_wrong: Callable[[LearnerConfig], bool]
+    message: str
+
+
+_LEARNER_RULES = (
+    _Rule(
+        "kl_estimator",
+        lambda learner: (learner.kl_in, learner.kl_estimator) == ("loss", "k1"),
+        'k1 has a gradient of mean 0 in the loss: set k2 or k3, or kl_in = "reward"',
+    ),
+    _Rule(
+        "dual_clip",
+        lambda learner: learner.dual_clip is not None and learner.policy_objective == "cispo",
+        "cispo clips the importance weight, not the loss: remove this setting",
+    ),
+    _Rule(
+        "importance_floor",
+        lambda learner: learner.importance_floor > 0 and learner.importance_outside != "mask",
+        'has an effect only with importance_outside = "mask"',
+    ),
+    _Rule(
+        "importance_cap",
+        lambda learner: learner.importance_cap <= learner.importance_floor,
+        "must be above importance_floor",
+    ),
+    _Rule(
+        "importance_level",
+        lambda learner: not learner.decoupled and learner.importance_level == "sequence",
+        "without decoupled PPO there are no importance weights",
+    ),
+    _Rule(
+        "importance_outside",
+        lambda learner: not learner.decoupled and learner.importance_outside == "mask",
+        "without decoupled PPO there are no importance weights",
+    ),
+    _Rule(
+        "data_parallel",
+        lambda learner: learner.data_parallel == "fsdp2" and learner.num_learners == 0,
+        "fsdp2 needs separate learner processes: set num_learners to 1 or more",
+    ),
+    _Rule(
+        "lora.target_modules",
+        lambda learner: any(name in ("lm_head", "embed_tokens") for name in learner.lora.target_modules),
+        "an adapter on lm_head or embed_tokens can't be merged if the two are tied: remove it",
+    ),
+)
+
+
 def _check_learner(learner: LearnerConfig) -> None:
     """Raise InputError for settings of the learner that contradict each other."""
-    refused = {
-        "kl_estimator": (
-            (learner.kl_in, learner.kl_estimator) == ("loss", "k1"),
-            'k1 in the loss pulls nowhere (its gradient has mean 0): take k2 or k3, or kl_in = "reward"',
-        ),
-        "dual_clip": (
-            learner.dual_clip is not None and learner.policy_objective == "cispo",
-            "cispo clips no loss, only its weight: leave it out",
-        ),
-        "importance_floor": (
-            learner.importance_floor > 0 and learner.importance_outside != "mask",
-            'is the lower end of a band: it needs importance_outside = "mask"',
-        ),
-        "importance_cap": (learner.importance_cap <= learner.importance_floor, "is not above importance_floor"),
-        "importance_level": (
-            not learner.decoupled and learner.importance_level == "sequence",
-            "without decoupled PPO there are no importance weights",
-        ),
-        "importance_outside": (
-            not learner.decoupled and learner.importance_outside == "mask",
-            "without decoupled PPO there are no importance weights",
-        ),
-        "data_parallel": (
-            learner.data_parallel == "fsdp2" and learner.num_learners == 0,
-            "fsdp2 needs learners of their own: num_learners of 1 or more",
-        ),
-        "lora.target_modules": (
-            any(name in ("lm_head", "embed_tokens") for name in learner.lora.target_modules),
-            "an adapter on the head or the embedding can't be merged where they are one matrix: leave it out",
-        ),
-    }
-    for key, (is_wrong, what) in refused.items():
-        if is_wrong:
-            raise InputError(f"learner.{key}", what)
+    for rule in _LEARNER_RULES:
+        if rule.is_wrong(learner):
+            raise InputError(f"learner.{rule.key}", rule.message)
 
 
 def _check_critic(config: RunConfig) -> None:
@@ -226,7 +248,9 @@ def _check_critic(config: RunConfig) -> None:
                 raise InputError(f"learner.{key}", f"{learner.advantages} has no critic")
     if learner.critic_from == "reward_model":
         if learner.critic != "separate":
-            raise InputError("learner.critic_from", 'only a separate critic can start as a model: critic = "separate"')
+            raise InputError(
+                "learner.critic_from", 'only a separate critic can start from a model: set critic = "separate"'
+            )
         if "ppo" in config.run.stages and "reward_model" not in config.run.stages:
             raise InputError("learner.critic_from", "the run trains no reward model (run.stages)")
 
@@ -237,7 +261,7 @@ def _check_constraint(config: RunConfig) -> None:
     for task in config.by_task().values() if cost is not None else ():
         service = config.reward_service.model_copy(update={"scorer": task.scorer})
         if task.environment.path is None and not may_have_part(service, str(cost)):
-            what = f"no reward of {task.scorer} has a part {cost!r}: there are {', '.join(part_names(service))}"
+            what = f"no reward of {task.scorer} has a part {cost!r}; its parts are {', '.join(part_names(service))}"
             raise InputError("learner.constraint.cost", what)
 
 

@@ -1,4 +1,4 @@
-"""Turns pydantic's validation error of a run file into one InputError that names the key."""
+"""Turn pydantic's validation error of a run file into one InputError that names the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks what the run file names (model folder, data sets, functions) before anything starts.
+"""Check what the run file names (model folder, data sets, functions) before anything starts.
 
 Takes less than two seconds: reads config.json, tokenizer.json and the schemas of data sets, and finds functions by
 parsing their files. Imports neither torch nor ray nor transformers, nor any of the user's modules.

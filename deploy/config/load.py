@@ -1,4 +1,4 @@
-"""Reads a run file (TOML) into a frozen `RunConfig`, and refuses settings that do not fit together.
+"""Read a run file (TOML) into a frozen `RunConfig`, and refuse settings that do not fit together.
 
 Opens only the run file; `deploy.config.inputs` checks the model and the data sets. Imports neither torch nor ray.
 """

@@ -240,7 +240,7 @@ PEER_NAMES: dict[str, tuple[str, ...]] = {
     "sft.max_tokens": ("max_length", "--max_len"),
     "reward_model.max_tokens": ("max_length", "--max_len"),
 }
-"""Our setting -> the names that others have for it, or for the setting nearest to it."""
+"""Our setting -> the names of the same or the nearest setting in other trainers."""
 
 NOT_OFFERED: dict[str, str] = {
     "top_p": "responses are sampled from the whole distribution, the same that is trained",
@@ -261,4 +261,4 @@ NOT_OFFERED: dict[str, str] = {
     "trainer.resume_mode": "give the same command again: it resumes the run",
     "actor_rollout_ref.hybrid_engine": "engines and learners are separate processes; Ray places them by num_gpus",
 }
-"""A name that others have -> why there is no such setting here, or what to use instead."""
+"""A setting of another trainer -> why Antiphon has none, or what to use instead."""

@@ -15,7 +15,7 @@ from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig
 
 StageName = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
-"""In the order in which they run; deploy/run/stages.py says what each one does."""
+"""All stages, in the order in which they run; deploy/run/stages.py describes them."""
 Column = Literal["prompt", "messages", "completion", "chosen", "rejected", "label", "margin"]
 Way = Literal["typos", "distractor", "paraphrase", "injection"]
 
@@ -82,13 +82,13 @@ class DataSection(Section):
     """What to do with a row that cannot be read: end with an error that names file and line, or skip it. Skipped rows
     are counted and listed in RUN/logs/broken_rows_*.txt."""
     adversarial_share: float = setting(0.0, may_change="never", ge=0, lt=1)
-    """Share of the training prompts that are altered as `adversarial` says."""
+    """Share of the training prompts that are altered according to `adversarial`."""
 
     @field_validator("columns")
     @classmethod
     def _columns_have_one_name_each(cls, columns: dict[Column, str]) -> dict[Column, str]:
         if len(set(columns.values())) < len(columns):
-            raise ValueError("two of our columns have the same name there: give each its own")
+            raise ValueError("two columns are mapped to the same name: give each its own")
         return columns
 
     def reading(self) -> Reading:
@@ -210,8 +210,8 @@ class RunConfig(Section):
     data: DataSection = DataSection()
     adversarial: AdversarialConfig = AdversarialConfig()
     tasks: dict[str, TaskConfig] = setting({}, may_change="never")
-    """Several tasks at once, by name, used instead of the one that [data], [adversarial], [environment] and the run's
-    scorer and metrics describe."""
+    """Several tasks at once, by name, used instead of the single task of [data], [adversarial], [environment] and the
+    run's scorer and metrics."""
     rollout_actors: RolloutActorsConfig = RolloutActorsConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
     trajectory_queue: TrajectoryQueueConfig = TrajectoryQueueConfig()
@@ -223,7 +223,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def by_task(self) -> dict[str, TaskConfig]:
-        """Return the tasks by name; a run that names none has one task, named ''."""
+        """Return the tasks by name; a run without [tasks.NAME] has one task, named ''."""
         data = self.data
         return self.tasks or {
             "": TaskConfig(

@@ -1,4 +1,4 @@
-"""Suggests a setting for a name that the run file does not have: one with a similar name, or a peer's name for it."""
+"""Suggest a setting for an unknown key: one with a similar name, or the one that another trainer calls so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deploy.config.peer_names import NOT_OFFERED, PEER_NAMES
 
 
 def suggest(key: str, siblings: Iterable[str] = ()) -> str:
-    """Return " (did you mean ...?)" for a dotted key, or why there is no such setting, or "".
+    """Return " (did you mean ...?)" for a dotted key, or why no such setting exists, or "".
 
     `siblings` are the keys of its own section.
     """
@@ -31,12 +31,12 @@ def suggest(key: str, siblings: Iterable[str] = ()) -> str:
 
 
 def _last(name: str) -> str:
-    """The last part of a dotted name or a flag."""
+    """Return the last part of a dotted name or a flag."""
     return name.rpartition(".")[2].lstrip("-")
 
 
 def _settings() -> list[str]:
-    """Every section and setting of the run file that has a fixed place."""
+    """Return every section and setting of the run file that has a fixed key."""
     from deploy.config.schema import RunConfig
 
     return list(_keys(RunConfig, ""))

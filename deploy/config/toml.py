@@ -1,4 +1,4 @@
-"""Writes a run's settings: flat by dotted key, and as the resolved run file."""
+"""Write a run's settings: flat by dotted key, and as the resolved run file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Prompts made harder whose right answers stay what they are: slips of the pen, asides, other words, false orders.
+"""Make prompts harder without changing the right answer: typos, distractors, paraphrases and injections.
 
-Works on texts and tables alone; knows neither policies nor rewards. All that is random follows from the seed and the
-row's place.
+Works on texts and tables only. All random choices follow from the seed and the row's index.
 """
 
 from __future__ import annotations
@@ -26,38 +25,37 @@ Row = Mapping[str, Any]
 Change = Callable[[str, random.Random], str]
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 WORD = re.compile(r"[^\W\d_]{4,}")
-"""What a slip of the pen may be in: a word of four letters or more."""
+"""Words that may get a typo: four letters or more."""
 
 
 class Paraphrases(Protocol):
-    """What `adversarial.paraphrase` names."""
+    """The function that `adversarial.paraphrase` names."""
 
     def __call__(self, text: str, /, *, seed: int) -> str: ...
 
 
 def altered_rows(rows: Sequence[Row], config: AdversarialConfig, *, seed: str, share: float = 1.0) -> list[Row]:
-    """The rows, that share of them with their prompt altered: in each of the ways in turn where all are, else in one
-    that is drawn.
+    """Return the rows, with a share of the prompts altered: by each way in turn if all are, else by a random way.
 
-    Of a conversation the last message of the user's is altered. Raises InputError where the paraphrases are no text.
+    In a conversation the user's last message is altered. Raises InputError if a paraphrase is not text.
     """
     changes = {way: _change(way, config) for way in config.ways}
-    given = []
+    altered = []
     for index, row in enumerate(rows):
         draw = random.Random(f"{seed}:{index}")
         is_altered = draw.random() < share
         way = way_of(index, config.ways) if share == 1.0 else draw.choice(config.ways)
-        given.append(_altered(row, changes[way], draw) if is_altered else row)
-    return given
+        altered.append(_altered(row, changes[way], draw) if is_altered else row)
+    return altered
 
 
 def way_of(index: int, ways: Sequence[Way]) -> Way:
-    """In which way the prompt of that row is altered where all are."""
+    """Return the way in which a row's prompt is altered if all prompts are."""
     return ways[index % len(ways)]
 
 
 def write_altered(rows: Sequence[Row], path: Path, config: AdversarialConfig, *, seed: str, share: float = 1.0) -> None:
-    """The altered rows as a data set; it appears whole or not at all."""
+    """Write the altered rows as a data set, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         pq.write_table(pa.Table.from_pylist(altered_rows(rows, config, seed=seed, share=share)), partial)
@@ -70,8 +68,8 @@ def _altered(row: Row, change: Callable[[str, random.Random, Row], str], draw: r
     last = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=None)
     if last is None:
         return row
-    said = {**prompt[last], "content": change(prompt[last]["content"], draw, row)}
-    return {**row, "prompt": [*prompt[:last], said, *prompt[last + 1 :]]}
+    message = {**prompt[last], "content": change(prompt[last]["content"], draw, row)}
+    return {**row, "prompt": [*prompt[:last], message, *prompt[last + 1 :]]}
 
 
 def _change(way: Way, config: AdversarialConfig) -> Callable[[str, random.Random, Row], str]:
@@ -86,29 +84,31 @@ def _change(way: Way, config: AdversarialConfig) -> Callable[[str, random.Random
 def _paraphrased(function: Paraphrases, name: str, text: str, draw: random.Random, row: Row) -> str:
     found = function(text, seed=draw.getrandbits(32))
     if not isinstance(found, str) or not found.strip():
-        raise InputError("adversarial.paraphrase", f"{name} gave {found!r} for {text!r}: a text is wanted")
+        raise InputError(
+            "adversarial.paraphrase", f"{name} returned {found!r} for {text!r}: it must return a non-empty text"
+        )
     return found
 
 
 def _with_sentence(sentences: Sequence[str], text: str, draw: random.Random, row: Row) -> str:
-    """One of the sentences before one of the text's: what is asked is the last still."""
+    """Insert one of the sentences before a sentence of the text; the question stays last."""
     parts = SENTENCE_END.split(text)
     place = draw.randrange(len(parts))
     return " ".join([*parts[:place], draw.choice(sentences), *parts[place:]])
 
 
 def _with_typos(text: str, draw: random.Random, row: Row, *, share: float) -> str:
-    """Slips in that share of the words, one at least, but in none that another column has: it may be the answer."""
+    """Add typos to a share of the words, at least one; skip words of other columns, which may be the answer."""
     kept = set(_words_of({name: value for name, value in row.items() if name != "prompt"}))
     spans = [match.span() for match in WORD.finditer(text) if match.group().casefold() not in kept]
     hit = draw.sample(spans, min(len(spans), max(1, round(share * len(spans)))))
     for start, end in sorted(hit, reverse=True):
-        text = text[:start] + _slipped(text[start:end], draw) + text[end:]
+        text = text[:start] + _misspelled(text[start:end], draw) + text[end:]
     return text
 
 
-def _slipped(word: str, draw: random.Random) -> str:
-    """Two neighbours inside it in the wrong order; where all are alike, one is missing."""
+def _misspelled(word: str, draw: random.Random) -> str:
+    """Swap two adjacent inner letters; if all are equal, leave one out."""
     places = [i for i in range(1, len(word) - 2) if word[i] != word[i + 1]]
     if not places:
         return word[0] + word[2:]
@@ -117,5 +117,5 @@ def _slipped(word: str, draw: random.Random) -> str:
 
 
 def _words_of(value: Any) -> Iterator[str]:
-    """Every word in a value, however deep it is."""
+    """Yield every word in a value, at any depth."""
     yield from (match.group().casefold() for match in WORD.finditer(json.dumps(value, default=str, ensure_ascii=False)))

@@ -1,4 +1,4 @@
-"""Reads a task's prompts and turns them into the rows that are sampled."""
+"""Read a task's prompts and turn them into the rows that are sampled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the artifacts of a run: its newest policy, models and data sets. Reads only."""
+"""Find the artifacts of a run: its newest policy, models and data sets. Reads only."""
 
 from __future__ import annotations
 

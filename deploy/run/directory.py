@@ -1,4 +1,4 @@
-"""A run's directory: status, summary, metrics, checkpoints, and the lock of its single writer.
+"""Read and write a run's directory: status, summary, metrics, checkpoints, and the lock of its single writer.
 
 A stage is done if its artifact is complete; there is no other record of it. Imports neither torch nor ray.
 """
@@ -131,7 +131,7 @@ class RunDirectory:
                 shutil.rmtree(path)
 
     def is_done(self, stage: str, config: RunConfig) -> bool:
-        """Return whether the stage's artefact is complete."""
+        """Return whether the stage's artifact is complete."""
         return STAGES[stage].is_done(self, config)
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class RunDirectory:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             lock.close()
-            raise InputError(str(self.path), f"another process is at work on this run ({holder})") from error
+            raise InputError(str(self.path), f"another process is using this run ({holder})") from error
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         lock.flush()

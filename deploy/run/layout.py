@@ -19,7 +19,7 @@ ARCHIVE = "reward_models"
 
 
 PREFERENCES = "feedback.parquet"
-"""In TRAINING: what people prefer, as it was when training began."""
+"""In TRAINING: a copy of the human preferences at the start of the training."""
 
 
 FINGERPRINT_FILE = "made_of.json"

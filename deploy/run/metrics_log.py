@@ -1,4 +1,4 @@
-"""Writes a run's metrics: a line of metrics.jsonl, which may be rewritten meanwhile, and TensorBoard's scalars.
+"""Write a run's metrics: lines of metrics.jsonl, which other code may rewrite meanwhile, and TensorBoard scalars.
 
 TensorBoard shows each metric with its meaning from `cluster.metrics`. Its own event writer is used, so torch is not
 needed.
@@ -29,7 +29,7 @@ class MetricsLog:
         self._writers: dict[str, EventFileWriter] = {}
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one step's row, which names its `stage` and `step`; a number that is not finite is written null."""
+        """Append one step's row, which names its `stage` and `step`; non-finite numbers are written as null."""
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         with self._rows.open("a", encoding="utf-8") as rows:
             rows.write(json.dumps(clean) + "\n")
@@ -40,7 +40,7 @@ class MetricsLog:
         self._writer(stage, step).add_event(event)
 
     def _writer(self, stage: str, step: int) -> EventFileWriter:
-        """The stage's writer; if the stage resumes, TensorBoard drops the steps that are repeated."""
+        """Return the stage's writer; if the stage resumes, TensorBoard drops the steps that are repeated."""
         if stage not in self._writers:
             folder = self._tensorboard / stage
             resumed = folder.is_dir()

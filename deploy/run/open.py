@@ -120,7 +120,7 @@ def require_same_settings(
 
 
 def _rewind(run: RunDirectory, config: RunConfig) -> None:
-    """Forget the metrics of steps that will be done again; PPO's log says which of its steps those are."""
+    """Drop the metrics of steps that will be repeated, except for PPO, which reads its own from the journal."""
     if not (run.path / "metrics.jsonl").exists():
         return
     for stage in config.run.stages:
@@ -130,7 +130,7 @@ def _rewind(run: RunDirectory, config: RunConfig) -> None:
 
 
 def _drop_checkpoints(run: RunDirectory, config: RunConfig) -> None:
-    """Delete what a supervised stage that was killed in its last moment has left beside its artefact."""
+    """Delete the checkpoints of supervised stages that are done but were killed before deleting them."""
     for stage in (name for name, stage in STAGES.items() if stage.is_supervised):
         if run.is_done(stage, config) and not (stage == "reward_model" and (run.path / TRAINING).exists()):
             shutil.rmtree(run.path / "checkpoints" / stage, ignore_errors=True)

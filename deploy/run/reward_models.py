@@ -1,4 +1,4 @@
-"""The versions of a run's reward model: publishes a new one and writes its entry in the summary.
+"""Publish versions of a run's reward model and write their entries in the summary.
 
 `reward_model/` is the current version and always complete. A new one is trained beside it and replaces it by two
 renames; if the process is killed between them, the next start of the run finishes them. Every version is kept in
@@ -58,7 +58,7 @@ def settle(run: RunDirectory) -> None:
     if following.exists():
         kept = keep(following, run.path)
         is_first = not present.exists() and list(kept.parent.glob("[!.]*")) == [kept]
-        _tell(run, entry_of(following), is_first=is_first)
+        _write_entry(run, entry_of(following), is_first=is_first)
         shutil.rmtree(run.path / TRAINING, ignore_errors=True)
         if present.exists():
             keep(present, run.path)
@@ -108,14 +108,14 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _tell(run: RunDirectory, entry: dict[str, Any], *, is_first: bool) -> None:
-    """Write the version into the summary, once; forget the best checkpoint, which an older version chose."""
-    told = run.summary().get("reward_model", {})
-    versions = told.get("versions", [])
+def _write_entry(run: RunDirectory, entry: dict[str, Any], *, is_first: bool) -> None:
+    """Write the version into the summary, once; delete the best checkpoint, which an older version selected."""
+    current = run.summary().get("reward_model", {})
+    versions = current.get("versions", [])
     if versions[-1:] != [entry]:
         run.update_summary({"reward_model.versions": [*versions, entry]})
     for stale in ("uncertainty", "num_broken", "num_unpaired"):
-        if stale in told and stale not in entry:
+        if stale in current and stale not in entry:
             run.forget(f"reward_model.{stale}")
     run.update_summary({f"reward_model.{name}": value for name, value in entry.items() if name != "settings"})
     if not is_first:

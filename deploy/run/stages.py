@@ -1,4 +1,4 @@
-"""The table of stages: what each needs, when it is done, and which function runs it.
+"""Define the table of stages: what each needs, when it is done, and which function runs it.
 
 To add a stage: its name in `deploy.config.schema.Stage` with its settings, a module in deploy/stages, one entry here,
 and a test. Imports neither torch nor ray; a stage's function is imported when the stage runs.
@@ -34,7 +34,7 @@ class Stage:
 
     name: in `run.stages`, status.json and metrics.jsonl.
     function: dotted path of `async f(session)`, imported when the stage runs.
-    is_done: returns whether the stage's artefact is complete.
+    is_done: returns whether the stage's artifact is complete.
     needs: stages that must be done before.
     follows: stages that must be done before if the run has them.
     uses_scorers: calls the tasks' scorers and environments; needs the reward model if it is one of the scorers.
@@ -53,7 +53,7 @@ class Stage:
     is_supervised: bool = False
 
     def needed(self, config: RunConfig) -> list[str]:
-        """Return the stages that must be done before this one in such a run."""
+        """Return the stages that must be done before this one under these settings."""
         needed: list[str] = [stage for stage in self.follows if stage in config.run.stages]
         needed += self.needs
         if self.uses_scorers and config.served().needs_reward_model():

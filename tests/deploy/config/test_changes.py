@@ -33,7 +33,7 @@ def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 
 @pytest.mark.parametrize(("key", "field"), [pytest.param(*found, id=found[0]) for found in fields(RunConfig)])
-def test_every_field_says_whether_it_may_change(key: str, field: FieldInfo) -> None:
+def test_every_field_declares_whether_it_may_change(key: str, field: FieldInfo) -> None:
     extra = field.json_schema_extra
     assert isinstance(extra, dict), f"{key} is not made by cluster.config.setting"
     assert extra["may_change"] in get_args(MayChange)
@@ -47,7 +47,7 @@ def kinds(before: RunConfig, now: RunConfig) -> dict[str, str]:
     return {change.key: change.may_change for change in changes(before, now)}
 
 
-def test_changes_are_found_by_key_with_what_their_field_says() -> None:
+def test_changes_are_found_by_key_with_their_may_change() -> None:
     now = config(
         run={"seed": 1},
         learner={"clip": 0.1, "constraint": {"max_mean": 0.01}},
@@ -64,7 +64,7 @@ def test_changes_are_found_by_key_with_what_their_field_says() -> None:
     }
 
 
-def test_more_steps_may_change_and_fewer_may_not() -> None:
+def test_the_number_of_steps_may_only_be_raised() -> None:
     short, long = config(learner={"num_steps": 10}), config(learner={"num_steps": 20})
     assert kinds(short, long) == {"learner.num_steps": "always"}
     assert kinds(long, short) == {"learner.num_steps": "never"}
@@ -80,13 +80,13 @@ def test_a_setting_of_one_scorer_is_found_under_its_name() -> None:
     assert change.reevaluates, "policies are evaluated with the scorer"
 
 
-def test_a_section_that_is_free_may_always_change() -> None:
+def test_a_free_section_may_always_change() -> None:
     now = config(reward_model={"batch_size": 8})
     assert [change.may_change for change in changes(config(), now)] == ["never"]
     assert [change.may_change for change in changes(config(), now, free=["reward_model"])] == ["always"]
 
 
-def test_the_refusal_lists_changes_by_kind_and_says_what_to_do() -> None:
+def test_the_refusal_lists_changes_by_kind_and_what_to_do() -> None:
     now = config(run={"seed": 1}, learner={"clip": 0.1}, rollout_actors={"num_actors": 2})
     why = refused(changes(config(), now), allow_recorded=True)
     assert why is not None

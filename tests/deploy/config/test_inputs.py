@@ -66,7 +66,7 @@ def refused(task: Path) -> str:
     return str(refusal.value)
 
 
-def test_a_task_that_is_right_is_described(task: Path) -> None:
+def test_a_valid_task_is_described(task: Path) -> None:
     assert check_inputs(load_run_config(task / "run.toml")) == [
         "model        model (LlamaForCausalLM, 3 tokens, context 16)",
         "sft          sft.parquet (1 rows)",
@@ -135,7 +135,7 @@ def test_a_missing_column_is_named(task: Path) -> None:
     assert refused(task) == "sft.parquet: no column 'completion'; it has prompt, answer"
 
 
-def test_columns_may_have_other_names_that_some_data_set_has(task: Path) -> None:
+def test_columns_may_be_renamed_if_a_data_set_has_them(task: Path) -> None:
     pq.write_table(pa.table({"question": ["a"], "completion": ["b"]}), task / "sft.parquet")
     with (task / "run.toml").open("a") as run_file:
         run_file.write('\n[data.columns]\nprompt = "question"\n')
@@ -228,7 +228,7 @@ def test_named_scorers_are_described_and_never_imported(task: Path) -> None:
         ),
     ],
 )
-def test_what_a_named_scorer_lacks_is_named(task: Path, line: str, what: str) -> None:
+def test_a_missing_part_of_a_named_scorer_is_named(task: Path, line: str, what: str) -> None:
     (task / "run.toml").write_text(f"{RUN}[reward_service.scorers]\n{line}\n")
     assert refused(task).startswith(what)
 

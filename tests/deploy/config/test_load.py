@@ -36,13 +36,13 @@ def refused(run_file: Path, *lines: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_run_file_that_is_shipped_loads(path: Path) -> None:
+def test_every_shipped_run_file_loads(path: Path) -> None:
     config = load_run_config(path)
     assert config.run.name
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_printed_run_file_says_the_same(path: Path, tmp_path: Path) -> None:
+def test_a_printed_run_file_reads_back_equal(path: Path, tmp_path: Path) -> None:
     config = load_run_config(path)
     (tmp_path / "config.toml").write_text(to_toml(config))
     assert read_run_config(tmp_path / "config.toml") == config
@@ -55,7 +55,7 @@ def test_printing_keeps_tables_within_lists_and_keys_with_dots(run_file: Path) -
     assert engine == {"a.b": [{"x": 1}, {"y": [True, "é\n"]}], "c": {"d": 1.5}, "e": {}}
 
 
-def test_a_run_is_called_after_the_folder_of_its_file(run_file: Path) -> None:
+def test_a_run_is_named_after_the_folder_of_its_file(run_file: Path) -> None:
     assert load_run_config(run_file).run.name == "task"
 
 
@@ -94,13 +94,13 @@ def test_a_path_elsewhere_is_kept_absolute(run_file: Path) -> None:
     assert load_run_config(run_file, ['data.sft = "/data/sft.parquet"']).data.sft == Path("/data/sft.parquet")
 
 
-def test_fewer_actors_at_most_than_at_the_start_is_an_error(run_file: Path) -> None:
+def test_max_actors_below_num_actors_is_an_error(run_file: Path) -> None:
     lines = ["rollout_actors.num_actors = 2", "rollout_actors.max_actors = 1"]
     with pytest.raises(InputError, match=r"rollout_actors.max_actors: 1 is less than rollout_actors.num_actors = 2"):
         load_run_config(run_file, lines)
 
 
-def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> None:
+def test_group_estimators_are_refused_with_one_response_per_prompt(run_file: Path) -> None:
     lines = ['learner.advantages = "rloo"', "rollout_actors.responses_per_prompt = 1"]
     with pytest.raises(InputError, match=r"learner.advantages: rloo .*responses_per_prompt is 1"):
         load_run_config(run_file, lines)
@@ -126,17 +126,21 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
         ('model.builder = "task"', "model.builder", "is not a dotted path"),
         ('reward_service.scorer = "task.score"', "reward_service.scorer", "is not a dotted path"),
         ("learner.num_minibatches = 7", "learner.num_minibatches", "7 does not divide the 128 responses of a step"),
-        ('learner.kl_in = "loss"', "learner.kl_estimator", "k1 in the loss pulls nowhere"),
-        ("learner.importance_floor = 0.5", "learner.importance_floor", "needs importance_outside"),
-        ('learner = { importance_outside = "mask", importance_floor = 3 }', "learner.importance_cap", "is not above"),
+        ('learner.kl_in = "loss"', "learner.kl_estimator", "k1 has a gradient of mean 0 in the loss"),
+        ("learner.importance_floor = 0.5", "learner.importance_floor", "only with importance_outside"),
+        ('learner = { importance_outside = "mask", importance_floor = 3 }', "learner.importance_cap", "must be above"),
         ('learner = { decoupled = false, importance_level = "sequence" }', "learner.importance_level", "no importance"),
-        ('learner = { dual_clip = 3, policy_objective = "cispo" }', "learner.dual_clip", "cispo clips no loss"),
+        (
+            'learner = { dual_clip = 3, policy_objective = "cispo" }',
+            "learner.dual_clip",
+            "cispo clips the importance weight",
+        ),
         ('learner = { advantages = "rloo", critic_warmup_steps = 1 }', "learner.critic_warmup_steps", "has no critic"),
         ('learner.critic_from = "reward_model"', "learner.critic_from", "only a separate critic"),
         (
             'learner = { num_learners = 0, data_parallel = "fsdp2" }',
             "learner.data_parallel",
-            "num_learners of 1 or more",
+            "num_learners to 1 or more",
         ),
         ('learner.lora.target_modules = ["lm_head"]', "learner.lora.target_modules", "can't be merged"),
         ("learner.lora.rnk = 4", "learner.lora.rnk", "did you mean rank?"),
@@ -206,7 +210,7 @@ def test_one_response_to_a_prompt_can_be_compared_with_none(run_file: Path) -> N
         (
             'adversarial.ways = ["typos"]\nenvironment.path = "task:Game"',
             "adversarial.ways",
-            "there is no prompt to alter",
+            "none can be altered",
         ),
         ("rollout_actors.engine.max_model_len = 1000", "rollout_actors.max_response_tokens", "= 1024 tokens, but"),
         ('run.stages = ["preferences"]', "preferences.annotator", "stage preferences needs it"),
@@ -229,10 +233,10 @@ SAFE = (
 )
 
 
-def test_a_cost_that_no_reward_has_is_refused_with_those_that_there_are(run_file: Path) -> None:
+def test_a_cost_that_no_reward_has_is_refused_with_the_known_parts(run_file: Path) -> None:
     assert refused(run_file, *SAFE, 'learner.constraint.cost = "violation"') == (
         "learner.constraint.cost",
-        "no reward of all has a part 'violation': there are brief, brief/num_characters, safe, safe/num_forbidden, "
+        "no reward of all has a part 'violation'; its parts are brief, brief/num_characters, safe, safe/num_forbidden, "
         "safe/violation",
     )
     config = load_run_config(run_file, [*SAFE, 'learner.constraint.cost = "safe/violation"'])
@@ -265,7 +269,7 @@ def test_a_service_beyond_loopback_with_a_token_is_accepted(run_file: Path, monk
     assert config.reward_service.host == "0.0.0.0"
 
 
-def test_a_run_file_that_is_not_there_or_not_toml_is_named(run_file: Path) -> None:
+def test_a_missing_or_invalid_run_file_is_named(run_file: Path) -> None:
     assert refused(Path("none.toml")) == ("none.toml", "cannot read the run file (No such file or directory)")
     run_file.write_text("[run\n")
     assert refused(run_file)[1].startswith("not TOML: ")
@@ -335,20 +339,20 @@ def test_the_service_of_several_tasks_has_the_scorers_of_all_of_them(several: Pa
     ("line", "where", "what"),
     [
         ('data.builder = "task:data"', "data.builder", "set it in [tasks.sums], [tasks.games]"),
-        ('data.evaluation = "x.parquet"', "data.evaluation", "this run names its tasks"),
-        ('reward_service.scorer = "task:score"', "reward_service.scorer", "this run names its tasks"),
-        ('environment.path = "task:Game"', "environment", "this run names its tasks"),
-        ('evaluation.metrics = "task:measure"', "evaluation.metrics", "this run names its tasks"),
-        ('tasks."a.b" = { scorer = "none" }', "tasks.a.b", "is no name"),
+        ('data.evaluation = "x.parquet"', "data.evaluation", "only to a run without [tasks.NAME]"),
+        ('reward_service.scorer = "task:score"', "reward_service.scorer", "only to a run without [tasks.NAME]"),
+        ('environment.path = "task:Game"', "environment", "only to a run without [tasks.NAME]"),
+        ('evaluation.metrics = "task:measure"', "evaluation.metrics", "only to a run without [tasks.NAME]"),
+        ('tasks."a.b" = { scorer = "none" }', "tasks.a.b", "is not a valid name"),
         ('tasks.more = { prompts = "x.parquet" }', "tasks.more.scorer", "required"),
         ('tasks.more = { scorer = "task:score" }', "tasks.more.prompts", "stage ppo needs it (or a builder)"),
-        ('tasks.sums.scorer = "none"', "tasks.sums.scorer", "no environment (tasks.sums.environment.path)"),
+        ('tasks.sums.scorer = "none"', "tasks.sums.scorer", "no environment is set (tasks.sums.environment.path)"),
         ('tasks.sums.scorer = "nobody"', "tasks.sums.scorer", "no name in reward_service.scorers"),
         ('tasks.sums.metrics = "measure"', "tasks.sums.metrics", "is not a dotted path"),
         ("tasks.sums.weight = 0", "tasks.sums.weight", "greater than 0"),
         ("tasks.sums.wieght = 1", "tasks.sums.wieght", "did you mean weight?"),
         ("tasks.games.environment.max_turn = 1", "tasks.games.environment.max_turn", "did you mean max_turns?"),
-        ("tasks.games.environment.max_tokens = 512", "tasks.games.environment.max_tokens", "leave no room behind"),
+        ("tasks.games.environment.max_tokens = 512", "tasks.games.environment.max_tokens", "leave no room after"),
         ('tasks.games.scorer = "reward_model"', "tasks.games.scorer", "the run trains no reward model"),
         ("rollout_actors.engine.max_model_len = 1000", "rollout_actors.max_response_tokens", "= 1024 tokens, but"),
         (
@@ -356,11 +360,11 @@ def test_the_service_of_several_tasks_has_the_scorers_of_all_of_them(several: Pa
             "tasks.games.environment.max_tokens",
             "700 tokens, but",
         ),
-        ('run.stages = ["preferences", "ppo"]', "run.stages", "preferences are sampled from the prompts of one task"),
-        ('adversarial.ways = ["typos"]', "adversarial", "this run names its tasks"),
-        ("data.adversarial_share = 0.5", "data.adversarial_share", "this run names its tasks"),
+        ('run.stages = ["preferences", "ppo"]', "run.stages", "preferences are sampled for a single task only"),
+        ('adversarial.ways = ["typos"]', "adversarial", "only to a run without [tasks.NAME]"),
+        ("data.adversarial_share = 0.5", "data.adversarial_share", "only to a run without [tasks.NAME]"),
         ("tasks.sums.adversarial_share = 0.5", "tasks.sums.adversarial_share", "(tasks.sums.adversarial.ways)"),
-        ('tasks.games.adversarial.ways = ["typos"]', "tasks.games.adversarial.ways", "no prompt to alter"),
+        ('tasks.games.adversarial.ways = ["typos"]', "tasks.games.adversarial.ways", "none can be altered"),
         (
             'reward_service.scorers.answer.kind = "exact"\ntasks.sums.scorer = "answer"\n'
             'learner.constraint.cost = "safe"',
@@ -376,13 +380,13 @@ def test_a_wrong_setting_of_a_task_is_named(several: Path, line: str, where: str
     assert what in found_what
 
 
-def test_a_task_may_do_without_demonstrations_and_not_all_of_them(several: Path) -> None:
+def test_demonstrations_are_needed_for_at_least_one_task(several: Path) -> None:
     load_run_config(several, ['run.stages = ["sft", "ppo"]'])
     several.write_text(TASKS.replace('builder = "task:sums"', 'prompts = "x.parquet"'))
     assert refused(several, 'run.stages = ["sft", "ppo"]') == ("tasks.sums.sft", "stage sft needs it (or a builder)")
 
 
-def test_of_the_named_scorers_those_that_a_task_uses_are_its_functions(several: Path) -> None:
+def test_only_scorers_that_a_task_uses_are_its_functions(several: Path) -> None:
     scorers = {
         "short": '{ kind = "function", path = "task:short" }',
         "other": '{ kind = "function", path = "task:other" }',

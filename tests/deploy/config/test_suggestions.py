@@ -19,7 +19,7 @@ from deploy.config.suggestions import suggest
         ("learner.learning_rte", "did you mean learner.learning_rate"),
     ],
 )
-def test_a_key_of_another_trainer_or_a_slip_names_ours(key: str, words: str) -> None:
+def test_our_key_is_suggested_for_a_typo_or_another_trainers_key(key: str, words: str) -> None:
     assert words in suggest(key)
 
 

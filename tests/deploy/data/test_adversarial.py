@@ -1,4 +1,4 @@
-"""Prompts made harder: what is altered, what stays, and what follows from the seed."""
+"""Test altered prompts: what changes, what stays, and the seed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_row_is_altered_in_the_next_way_and_its_other_columns_stay() -> Non
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_slip_is_in_a_word_that_no_other_column_has(seed: int) -> None:
+def test_typos_spare_words_of_other_columns(seed: int) -> None:
     found = altered("typos", seed=str(seed))
     changed = [(old, new) for old, new in zip(TEXT.split(), found.split(), strict=True) if old != new]
     ((old, new),) = changed
@@ -54,17 +54,17 @@ def test_a_slip_is_in_a_word_that_no_other_column_has(seed: int) -> None:
     assert (old[0], "seven" in found) == (new[0], True)
 
 
-def test_as_many_words_slip_as_are_asked_for() -> None:
+def test_typo_share_sets_the_number_of_typos() -> None:
     found = altered("typos", typo_share=1.0)
     pairs = list(zip(TEXT.split(), found.split(), strict=True))
     assert [old for old, new in pairs if old == new] == ["The", "at", "seven.", "the"]
 
 
-def test_a_word_whose_letters_inside_are_alike_loses_one() -> None:
+def test_a_word_loses_a_letter_if_its_inner_letters_are_equal() -> None:
     assert altered("typos", "abbbc") == "abbc"
 
 
-def test_where_no_word_can_slip_the_prompt_stays() -> None:
+def test_the_prompt_stays_if_no_word_can_be_misspelled() -> None:
     assert altered("typos", "go on, 12345 seven") == "go on, 12345 seven"
 
 
@@ -74,26 +74,26 @@ def test_sentence_is_inserted_before_any_sentence_of_the_prompt(way: Way, key: s
     places = set()
     for seed in range(40):
         found = altered(way, seed=str(seed), **{key: sentences})
-        said = next(sentence for sentence in sentences if sentence in found)
-        assert found.replace(f"{said} ", "") == TEXT
-        places.add(found.index(said))
+        added = next(sentence for sentence in sentences if sentence in found)
+        assert found.replace(f"{added} ", "") == TEXT
+        places.add(found.index(added))
     assert places == {0, *(match.end() for match in re.finditer(r"\. ", TEXT))}
 
 
-def test_of_a_conversation_the_users_last_message_is_altered() -> None:
+def test_the_users_last_message_of_a_conversation_is_altered() -> None:
     messages = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes?"}]
     asked = [*messages, {"role": "user", "content": TEXT}]
     assert altered("paraphrase", asked) == [*messages, {"role": "user", "content": TEXT.upper()}]
 
 
-def test_the_same_seed_alters_the_same_and_another_one_otherwise() -> None:
+def test_alterations_depend_only_on_the_seed() -> None:
     config = AdversarialConfig(ways=WAYS, paraphrase=FUNCTION)
     first, again, other = (altered_rows(rows(40), config, seed=seed, share=0.5) for seed in ("0", "0", "1"))
     assert first == again
     assert first != other
 
 
-def test_that_share_of_the_prompts_is_altered_in_every_way() -> None:
+def test_the_given_share_of_prompts_is_altered_in_every_way() -> None:
     config = AdversarialConfig(ways=WAYS, paraphrase=FUNCTION)
     prompts = [row["prompt"] for row in altered_rows(rows(2000), config, seed="0", share=0.3)]
     assert sum(prompt != TEXT for prompt in prompts) / 2000 == pytest.approx(0.3, abs=0.04)
@@ -107,13 +107,13 @@ def test_altered_rows_are_kept_as_a_data_set(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_paraphrase_that_says_nothing_is_refused() -> None:
+def test_an_empty_paraphrase_is_refused() -> None:
     config = AdversarialConfig(ways=("paraphrase",), paraphrase=f"{__name__}:gives_nothing")
-    with pytest.raises(InputError, match=r"adversarial.paraphrase: .*gives_nothing gave ' '"):
+    with pytest.raises(InputError, match=r"adversarial.paraphrase: .*gives_nothing returned ' '"):
         altered_rows(rows(), config, seed="0")
 
 
-def test_what_altering_costs_is_told_and_by_the_way() -> None:
+def test_the_metrics_of_altered_prompts_are_reported_by_way() -> None:
     rewards = (1.0, 0.0, 0.5, 0.25, 0.0, 1.0)
     answers = [judged.Answer(row=i, sample=0, prompt="", response="", reward=r) for i, r in enumerate(rewards)]
     greedy = [judged.Answer(row=0, sample=judged.GREEDY, prompt="", response="", reward=9.0)]

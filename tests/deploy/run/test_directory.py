@@ -48,7 +48,7 @@ def test_a_run_directory_is_found_again_with_its_settings(config: RunConfig, pat
     assert read_target(Path("run.toml"), overrides, name="tiny") == (config, path)
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run directory"):
         read_target(tmp_path)
     with pytest.raises(InputError, match="no such run directory"):
@@ -154,7 +154,7 @@ def test_only_the_sections_that_are_named_may_change(config: RunConfig, path: Pa
     assert read_target(path)[0].reward_model.label_smoothing == 0.1
 
 
-def test_fresh_deletes_what_the_run_has_done_and_takes_other_settings(config: RunConfig, path: Path) -> None:
+def test_fresh_deletes_the_run_and_accepts_other_settings(config: RunConfig, path: Path) -> None:
     with open_run(config, path):
         finish_ppo(path, 20)
     changed = load_run_config(Path("run.toml"), ["learner.num_steps = 30"])
@@ -164,7 +164,7 @@ def test_fresh_deletes_what_the_run_has_done_and_takes_other_settings(config: Ru
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_folder_of_something_else_is_never_deleted_or_written(config: RunConfig, path: Path, fresh: bool) -> None:
+def test_a_foreign_folder_is_never_deleted_or_written(config: RunConfig, path: Path, fresh: bool) -> None:
     path.mkdir(parents=True)
     (path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not a run directory"), open_run(config, path, fresh=fresh):
@@ -186,7 +186,7 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(config: RunConfig
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "open\n"
-        with pytest.raises(InputError, match=rf"another process is at work on this run \(pid {other.pid} on "):
+        with pytest.raises(InputError, match=rf"another process is using this run \(pid {other.pid} on "):
             with open_run(config, path, fresh=fresh):
                 pass
         assert (path / "config.toml").exists()
@@ -210,7 +210,7 @@ def test_a_run_that_never_started_has_no_status(tmp_path: Path) -> None:
         RunDirectory(tmp_path).status()
 
 
-def test_stages_are_done_when_their_artefacts_are_there(config: RunConfig, path: Path) -> None:
+def test_stages_are_done_if_their_artifacts_exist(config: RunConfig, path: Path) -> None:
     run = RunDirectory(path)
     stages = ("sft", "preferences", "reward_model", "ppo", "evaluation")
     assert not any(run.is_done(stage, config) for stage in stages)
@@ -244,7 +244,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in run.checkpoints("ppo")] == ["step-000030", "step-000040"]
 
 
-def test_checkpoints_of_every_so_many_steps_stay_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_periodic_checkpoints_are_kept_if_requested(tmp_path: Path) -> None:
     run, folder = RunDirectory(tmp_path), tmp_path / "checkpoints" / "ppo"
     for step in range(5, 45, 5):
         (folder / f"step-{step:06d}").mkdir(parents=True)
@@ -252,7 +252,7 @@ def test_checkpoints_of_every_so_many_steps_stay_where_that_is_asked_for(tmp_pat
     assert [checkpoint_step(path) for path in run.checkpoints("ppo")] == [5, 10, 20, 30, 35, 40]
 
 
-def test_going_on_drops_the_metrics_of_steps_that_are_done_again(config: RunConfig, path: Path) -> None:
+def test_resuming_drops_the_metrics_of_repeated_steps(config: RunConfig, path: Path) -> None:
     with open_run(config, path) as run:
         (path / "checkpoints" / "sft" / "step-000002").mkdir(parents=True)
         rows = [{"stage": "sft", "step": step} for step in (1, 2, 3)]
@@ -275,7 +275,7 @@ def test_going_on_drops_the_metrics_of_steps_that_are_done_again(config: RunConf
         ("reward_model", "sft: not trained (run antiphon sft)"),
     ],
 )
-def test_a_stage_alone_names_the_one_it_builds_on(config: RunConfig, path: Path, stage: str, message: str) -> None:
+def test_a_stage_names_the_missing_one_it_builds_on(config: RunConfig, path: Path, stage: str, message: str) -> None:
     with pytest.raises(InputError) as refusal:
         require_stages(config, RunDirectory(path), [stage])
     assert str(refusal.value) == message
@@ -290,7 +290,7 @@ def test_a_run_without_ppo_steps_has_no_last_one(tmp_path: Path) -> None:
     assert RunDirectory(tmp_path).last_ppo_step() == {}
 
 
-def test_how_a_task_is_measured_may_change_and_then_it_is_judged_again(path: Path, config: RunConfig) -> None:
+def test_evaluation_is_repeated_if_its_settings_change(path: Path, config: RunConfig) -> None:
     tasks = '[tasks.sums]\nbuilder = "task:data"\nscorer = "task:score"\n'
     Path("run.toml").write_text(TINY.partition("[data]")[0] + tasks)
     config = load_run_config(Path("run.toml"), LINES)

@@ -1,4 +1,4 @@
-"""Metrics reach metrics.jsonl and TensorBoard, also where a run goes on."""
+"""Test that metrics reach metrics.jsonl and TensorBoard, also if a run resumes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_each_step_is_a_line_and_a_point(tmp_path: Path) -> None:
     assert scalars(tmp_path / "tensorboard" / "ppo", "learner/reward_mean") == [(1, 0.5), (2, 0.5), (3, 0.5)]
 
 
-def test_where_a_run_goes_on_tensorboard_forgets_the_steps_done_again(tmp_path: Path) -> None:
+def test_tensorboard_drops_repeated_steps_if_a_run_resumes(tmp_path: Path) -> None:
     write(tmp_path, range(1, 4), 0.5)
     write(tmp_path, range(2, 4), 0.75)
     assert scalars(tmp_path / "tensorboard" / "ppo", "learner/reward_mean") == [(1, 0.5), (2, 0.75), (3, 0.75)]
 
 
-def test_a_number_that_is_not_finite_is_null_in_the_line(tmp_path: Path) -> None:
+def test_a_non_finite_number_is_written_as_null(tmp_path: Path) -> None:
     write(tmp_path, range(1, 2), math.nan)
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["learner/reward_mean"] is None

@@ -1,4 +1,4 @@
-"""The table of stages: it names each stage once, its function exists, and it says what is needed."""
+"""Test the table of stages: order, functions and needs."""
 
 from __future__ import annotations
 
