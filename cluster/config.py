@@ -1,6 +1,6 @@
-"""The base of every section of the run file, and the section of the trajectory queue.
+"""Define the base of the run file's sections, and the section of the trajectory queue.
 
-`deploy.config.load` reads the file. Imports neither torch nor ray, so that `antiphon check` answers at once.
+`deploy.config.load` reads the file. Imports neither torch nor ray, so that `antiphon check` starts fast.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 MayChange = Literal["always", "recorded", "higher", "never"]
-"""Whether a setting of a run may change when the run is resumed.
+"""Whether a setting may change when a run resumes.
 
 `always`: what is trained does not depend on it. `recorded`: with `--allow-changes`; the journal records the step from
-which the new value holds. `higher`: only to a higher value. `never`: the run would be another one.
+which the new value holds. `higher`: only to a higher value. `never`: it would be a different run.
 """
 
 
 class Section(BaseModel):
-    """One table of the run file: frozen, unknown keys refused, the string under a field is its help."""
+    """One table of the run file: frozen; rejects unknown keys; the string under a field is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -35,7 +35,7 @@ def setting(
 ) -> Any:
     """Return a field of a section; a `default` of `...` makes it required.
 
-    With `reevaluates`, a change makes the run evaluate its policies again. `keys` mark single keys of a free table.
+    If `reevaluates`, a change repeats the evaluations. `keys` sets `may_change` for single keys of a free table.
     """
     extra: dict[str, Any] = {"may_change": may_change}
     if reevaluates:

@@ -56,7 +56,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def partial_of(path: Path) -> Path:
-    """The path under which the next content of `path` is written."""
+    """Return the path under which the next content of `path` is written."""
     return path.with_name(f".{path.name}.partial")
 
 

@@ -1,4 +1,4 @@
-"""Every metric that a run writes: its unit, how it is shown and what it means.
+"""Define every metric that a run writes: its unit, display format and meaning.
 
 A row of `metrics.jsonl` has the keys of one stage. `NAME` stands for a task and `N` for a number.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """What a metric is measured in, how a number of it is shown to people, and what it means."""
+    """Unit, display format and meaning of a metric."""
 
     unit: str
     format: str

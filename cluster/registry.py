@@ -73,4 +73,4 @@ class Registry(Generic[T]):
 
 
 class _Path(str):
-    """The dotted path of a plug-in that is imported when it is first found."""
+    """Dotted path of a plug-in, imported on first use."""

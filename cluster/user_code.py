@@ -119,7 +119,7 @@ def _not_found(module: str, key: str) -> InputError:
 
 
 def _find_source(module: str, key: str) -> Path | None:
-    """The module's source file, or None if it is not Python source."""
+    """Return the module's source file, or None if it is not Python source."""
     first, *others = module.split(".")
     spec = _find_top_level(first)
     for part in others:
@@ -138,7 +138,7 @@ def _find_top_level(name: str) -> ModuleSpec | None:
 
 
 def _line_that_binds(tree: ast.Module, name: str) -> int | None:
-    """The line on which a module's top level binds `name` by def, class, assignment or import."""
+    """Return the line on which a module's top level binds `name` by def, class, assignment or import."""
     for node in _top_level(tree.body):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names = [node.name]
@@ -162,6 +162,6 @@ def _top_level(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _short(path: str) -> str:
-    """The path relative to the working directory if it lies below it, else absolute."""
+    """Return the path relative to the working directory if it lies below it, else absolute."""
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)

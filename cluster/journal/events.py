@@ -262,5 +262,5 @@ def actor_generation(name: str) -> tuple[str, int]:
 
 
 def actor_name(actor: str, generation: int) -> str:
-    """The inverse of `actor_generation`."""
+    """Return the name of an actor's generation; the inverse of `actor_generation`."""
     return f"{actor}+{generation}" if generation else actor

@@ -117,7 +117,7 @@ def _whole_table(batches: Sequence[pa.RecordBatch], where: Path) -> pa.Table:
 
 
 def read_log(folder: Path, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
-    """Every record of a log, in order, with these columns of SCHEMA; columns that an older writer lacked are null.
+    """Return every record of a log, in order, with these columns; columns that an older writer lacked are null.
 
     Raises RecorderError naming the file that is damaged, or the records that are missing.
     """

@@ -21,7 +21,7 @@ from cluster.ledger import PendingGroup, QueueCounts, ResumePoint
 from cluster.trajectory import Trajectory
 
 INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps", "settings")
-"""The columns that are read for every record; the others for the trajectories that are asked for."""
+"""Columns that are read for every record; the others are read only for requested trajectories."""
 FILES_AT_ONCE = 2
 """Files of the log that are cached in memory."""
 
@@ -36,7 +36,7 @@ class _Rows:
 
 
 class History:
-    """One log, read when this is made. Raises RecorderError if it is damaged."""
+    """A log, read by the constructor. Raises RecorderError if it is damaged."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -89,7 +89,7 @@ class History:
 
     @property
     def steps(self) -> list[int]:
-        """The trained steps."""
+        """Return the trained steps."""
         return sorted(self._steps)
 
     @property
@@ -108,7 +108,7 @@ class History:
 
     @property
     def versions(self) -> list[int]:
-        """The published versions."""
+        """Return the published versions."""
         return sorted(self._published)
 
     def checksums(self, version: int) -> dict[str, str]:
@@ -117,7 +117,7 @@ class History:
         return dict(record["checksums"])
 
     def counts(self) -> QueueCounts:
-        """The ledger, in groups: num_admitted = num_trained + num_void + num_open."""
+        """Return the ledger, in groups: num_admitted = num_trained + num_void + num_open."""
         return QueueCounts(len(self._admitted), len(self._trained()), len(self._void), len(self._open()))
 
     def _trained(self) -> set[int]:

@@ -14,7 +14,7 @@ from cluster.errors import RecorderError, TrajectoryRefused
 from cluster.journal.events import Record, actor_name
 
 COLUMNS = ("kind", "incarnation", "version", "group", "uid", "segment", "actor", "generation")
-"""The columns that decide it."""
+"""Columns that determine the order."""
 
 
 @dataclass(slots=True)

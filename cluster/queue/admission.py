@@ -48,7 +48,7 @@ class Admission:
 
     @property
     def next_group(self) -> int:
-        """The number of the next new prompt."""
+        """Return the number of the next new prompt."""
         return self._next_group
 
     @property

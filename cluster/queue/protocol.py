@@ -12,7 +12,7 @@ from cluster.trajectory import FinishedGroup, PartialGroup, Ticket, Trajectory
 
 
 class ProducerQueue(Protocol):
-    """What a rollout actor calls."""
+    """The methods that a rollout actor calls."""
 
     def admit(self, owner: str, *, max_groups: int, timeout_s: float) -> Awaitable[list[Ticket]]:
         """Return up to `max_groups` admitted prompts, now held by `owner`; none if there are none in `timeout_s`."""
@@ -31,7 +31,7 @@ class ProducerQueue(Protocol):
 
 
 class ConsumerQueue(Protocol):
-    """What the training loop calls."""
+    """The methods that the training loop calls."""
 
     def take(self, step: int) -> Awaitable[list[list[Trajectory]]]:
         """Return the groups of a step, in admission order."""

@@ -12,14 +12,14 @@ from typing import Any
 Probe = Sequence[Sequence[float]]
 """Log-probabilities of the probe prompts' tokens given their prefix: one list per prompt, without its first token."""
 OBJECT_STORE = "object_store"
-"""The carrier through Ray's object store."""
+"""Name of the carrier through Ray's object store."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor of a version in checkpoint form.
 
-    `checksum` is over its bytes. `reference` locates them; only the transport that wrote it reads it.
+    `checksum` is over its bytes. `reference` locates them; only its carrier reads it.
     """
 
     name: str

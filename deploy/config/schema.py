@@ -1,4 +1,4 @@
-"""The run file as a whole, and its sections that belong to no single package. Imports neither torch nor ray."""
+"""Define the run file and the sections that belong to no single package. Imports neither torch nor ray."""
 
 from __future__ import annotations
 
