@@ -56,6 +56,7 @@ def test_the_command_refuses_an_unknown_benchmark() -> None:
     assert "no benchmark unknown" in result.output
 
 
+@pytest.mark.process
 def test_results_are_read_as_they_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     rows = [Row("first", (1.0, 3.0), "s", "<= 5"), Row("second", (1234.5,))]
