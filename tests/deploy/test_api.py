@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,7 @@ import pytest
 
 from cluster.errors import InputError
 from deploy import api
-from tests.support.paths import ROOT
-
-LETTERS = "tests/support/letters.toml"
+from tests.support.paths import LETTERS, ROOT
 
 
 @pytest.fixture
@@ -44,6 +44,22 @@ async def test_an_unknown_stage_is_refused_before_anything_starts(lines: list[st
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_a_run_goes_through_in_a_running_loop_and_is_done_for_a_script(lines: list[str], tmp_path: Path) -> None:
+    in_another_process(run_in_a_loop, lines, tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_loop_of_ones_own_trains_on_the_actors_and_the_rewards(lines: list[str], tmp_path: Path) -> None:
+    in_another_process(run_own_loop, lines, tmp_path)
+
+
+def in_another_process(function: Callable[[list[str], Path], None], lines: list[str], folder: Path) -> None:
+    """Run `function` in a process without the tests' Ray; raises what it raises."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(function, lines, folder).result()
+
+
+def run_in_a_loop(lines: list[str], folder: Path) -> None:
     config, steps = api.load(LETTERS, lines), list[tuple[str, int]]()
 
     def on_step(stage: str, metrics: Mapping[str, Any]) -> None:
@@ -51,7 +67,7 @@ def test_a_run_goes_through_in_a_running_loop_and_is_done_for_a_script(lines: li
 
     async def notebook() -> None:
         directory = await api.run_async(config, stages=["ppo"], on_step=on_step)
-        assert (directory.path, directory.status().state) == (tmp_path / "letters", "DONE")
+        assert (directory.path, directory.status().state) == (folder / "letters", "DONE")
 
     asyncio.run(notebook())
     assert steps == [("ppo", 1), ("ppo", 2)]
@@ -59,9 +75,11 @@ def test_a_run_goes_through_in_a_running_loop_and_is_done_for_a_script(lines: li
     assert len(steps) == 2, "a finished run starts nothing"
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(300)
-async def test_a_loop_of_ones_own_trains_on_the_actors_and_the_rewards(lines: list[str], tmp_path: Path) -> None:
+def run_own_loop(lines: list[str], folder: Path) -> None:
+    asyncio.run(own_loop(lines, folder))
+
+
+async def own_loop(lines: list[str], folder: Path) -> None:
     config, rows, metrics = api.load(LETTERS, lines), [{"prompt": "bcd:"}, {"prompt": "efg:"}], []
     async with api.open_session(config) as session:
         await api.prepare(session)
@@ -79,5 +97,5 @@ async def test_a_loop_of_ones_own_trains_on_the_actors_and_the_rewards(lines: li
             await learners.save_policy(policy)
         await learners.shutdown()
     assert [row["learner/grad_norm"] > 0 for row in metrics] == [True, True]
-    assert (tmp_path / "letters" / "policies" / "step-2" / "config.json").exists()
+    assert (folder / "letters" / "policies" / "step-2" / "config.json").exists()
     assert session.run.status().state == "DONE"
