@@ -1,7 +1,6 @@
 """A rollout actor: admits prompts, samples responses and puts the scored groups into the queue.
 
 A plain class with async methods; deployed as an async Ray actor. `run` receives queue, weight store and reward client.
-Knows neither the learner nor other actors: it pulls weights, and the queue records which actor holds which group.
 """
 
 from __future__ import annotations

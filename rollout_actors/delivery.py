@@ -2,7 +2,7 @@
 
 Groups that finish within GATHER_S of each other share one call to the scorer and one to the queue, because every call
 takes the interpreter from the engine's thread. Waves run concurrently with each other and with sampling, so a slow
-scorer delays neither. A group that cannot be scored is voided. Knows neither engine nor weights.
+scorer delays neither. A group that cannot be scored is voided.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Samples the groups of admitted tickets: several responses or conversations for each prompt.
 
-Passes finished groups to `Deliveries`. Knows neither rewards nor the source of the weights.
+Passes finished groups to `Deliveries`.
 """
 
 from __future__ import annotations

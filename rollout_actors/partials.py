@@ -1,7 +1,7 @@
 """Saves finished segments of unfinished groups in the queue.
 
 An actor's death then loses only the open segments. Segments are sent in batches. A group that finishes
-before the next batch is not sent here: its delivery contains everything. Knows neither engine nor rewards.
+before the next batch is not sent here: its delivery contains everything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads prompts and converts between text and tokens.
 
 A row's `prompt` is a text or a conversation; its other columns are passed to the scorer. Reading imports no torch, so
-settings can be checked quickly; the tokenizer is loaded by `PromptTokenizer`. Knows neither admission nor engines.
+settings can be checked quickly; the tokenizer is loaded by `PromptTokenizer`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs conversations between the policy and an environment, turn by turn.
 
 The mask is true on the policy's tokens and false on all others. A prompt without an environment needs none of this: see
-`single_turn`. Knows neither queue, rewards nor weights.
+`single_turn`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tokens and messages of a conversation as it grows.
 
 Sampled tokens are kept and never tokenized again, so the learner sees exactly the tokens that were sampled. The
-tokenizer's chat template formats messages; plain texts are used unchanged. Knows neither environments nor engines.
+tokenizer's chat template formats messages; plain texts are used unchanged.
 """
 
 from __future__ import annotations

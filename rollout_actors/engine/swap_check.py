@@ -1,7 +1,7 @@
 """Checks after every swap that an engine holds the weights of its version.
 
 The manifest contains the learner's log-probabilities on the probe prompts; the engine computes them again after the
-swap. Pure arithmetic: knows neither engines nor tensors.
+swap. Pure arithmetic.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 On a CPU vLLM runs in this process, because two processes would halve the tokens per second; elsewhere vLLM's defaults
 apply and its core runs in a separate process. The same calls serve both. vLLM is imported when an engine is built,
-after its environment variables are set. Knows neither proofs, tickets nor rewards.
+after its environment variables are set.
 """
 
 from __future__ import annotations

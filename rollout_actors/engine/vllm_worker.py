@@ -1,7 +1,7 @@
 """Loads a version of the weights in place, inside vLLM's worker processes.
 
 vLLM imports this module by its name (`worker_extension_cls`) and adds the methods of the class to its worker.
-`vllm_engine` calls them between two steps; `swap_check` checks the result. Knows neither versions nor proofs.
+`vllm_engine` calls them between two steps; `swap_check` checks the result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Calls environments with a deadline and off the event loop, so that slow ones delay no others.
 
 `async` methods run in the event loop, others in a thread. A thread that hangs is abandoned and replaced; run an
-environment that may hang for good in a separate process (`process`). Knows neither tokens nor conversations.
+environment that may hang for good in a separate process (`process`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The pool of environments of a rollout actor, one for each concurrent conversation.
-
-Knows neither engine, queue nor rewards.
-"""
+"""The pool of environments of a rollout actor, one for each concurrent conversation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Runs an environment in a separate process, so that it can hang or crash without delaying others.
 
 `python -m rollout_actors.environments.process` is that process. Both sides send one JSON object per line, so everything
-that the environment receives and returns must be JSON. Knows neither tokens nor conversations.
+that the environment receives and returns must be JSON.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The protocol of environments, which is Gymnasium's with texts, and checks of what they return.
 
 `step` receives a response and returns an observation and a reward. A violation is an EnvironmentFault with the
-environment's file and line. Knows neither tokens nor engines.
+environment's file and line.
 """
 
 from __future__ import annotations

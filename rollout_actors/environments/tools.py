@@ -2,7 +2,7 @@
 
 A call is written in one of the forms that chat templates teach: one or more `<tool_call>{"name": ..., "arguments":
 {...}}</tool_call>`, or a response that is such an object (`parameters` also counts as `arguments`). Results and errors
-of calls become the observation: the policy learns from both. Knows neither tokens nor rewards.
+of calls become the observation: the policy learns from both.
 """
 
 from __future__ import annotations
