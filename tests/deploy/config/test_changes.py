@@ -1,4 +1,4 @@
-"""Which settings may change within a run, by what their fields say."""
+"""Test which settings may change within a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`antiphon check`: what it finds wrong in models, data sets and functions, and that it stays light."""
+"""Test `antiphon check`: errors in models, data sets and functions, and its speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run file: read, overridden, printed; and every setting that is wrong is named before anything starts."""
+"""Test the run file: reading, overriding, printing, and the errors of wrong settings."""
 
 from __future__ import annotations
 

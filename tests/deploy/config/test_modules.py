@@ -1,4 +1,4 @@
-"""Modules of dotted paths are found beside the run file, and none may hide a package of Antiphon."""
+"""Test that modules are found beside the run file and may not hide a package of Antiphon."""
 
 from __future__ import annotations
 

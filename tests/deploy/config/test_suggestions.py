@@ -1,4 +1,4 @@
-"""Unknown keys are answered with the setting that was meant."""
+"""Test the suggestions for unknown keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run directory: who may open it, what counts as done, and what a second start finds."""
+"""Test the run directory: opening, locking, finished stages, and resuming."""
 
 from __future__ import annotations
 
