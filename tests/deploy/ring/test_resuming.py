@@ -16,7 +16,7 @@ from deploy.ring.resuming import POSITION, Resumption, resumption
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import RECORDS
 from tests.cluster.journal.test_history import BEGIN, trained
-from tests.cluster.journal.test_recorder import manifest, ticket, told
+from tests.cluster.journal.test_recorder import manifest, recorded, ticket
 
 CONFIG = RunConfig.model_validate({"model": {"path": "m"}, "rollout_actors": {"responses_per_prompt": 1}})
 
@@ -30,7 +30,7 @@ def resumed(path: Path, *records: Record, checkpoint: Path | None = None) -> Res
 
 
 THREE_STEPS = (
-    *(BEGIN, events.publish(manifest(0)), *told(0), *told(1), *told(2), *told(3)),
+    *(BEGIN, events.publish(manifest(0)), *recorded(0), *recorded(1), *recorded(2), *recorded(3)),
     *(*trained(1, 0), events.publish(manifest(1)), *trained(2, 1), events.publish(manifest(2)), *trained(3, 2)),
     events.admit(ticket(4)),
 )
