@@ -126,7 +126,8 @@ def refuse_hidden_packages(folders: Sequence[Path]) -> None:
         for name in PACKAGES if folder != own else ():
             if _has_module(folder, name):
                 module = folder / f"{name}.py" if (folder / f"{name}.py").is_file() else folder / name
-                raise InputError(str(module), f"Antiphon has a package {name!r}: give this module another name")
+                what = f"Antiphon has a package {name!r}: give this module another name"
+                raise InputError(str(module), f"{what}, or install Antiphon from this folder if it is a checkout")
 
 
 def _found(section: T, folder: Path) -> T:
