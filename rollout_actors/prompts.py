@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cluster.data.broken_rows import BrokenRows
-from cluster.data.chat_template import RenderedPrompt, render, require_template, token_ids
+from cluster.data.chat_template import RenderedPrompt, render, require_template
 from cluster.data.datasets import Examples, Reading, read_examples
+from cluster.data.text_tokens import begun_token_ids, token_ids
 from cluster.errors import InputError
 
 Row = dict[str, Any]
@@ -79,7 +80,8 @@ def ready_rows(
 class PromptTokenizer:
     """The tokenizer of a model folder: converts prompts to tokens and responses to text.
 
-    Adds the special tokens that the folder's tokenizer adds (often a beginning-of-sequence token, or none).
+    Adds the special tokens that the folder's tokenizer puts before a text (often a beginning-of-sequence token, or
+    none), but none that it puts behind a text, which the model continues.
     """
 
     def __init__(self, model_path: str, *, max_prompt_tokens: int) -> None:
@@ -144,7 +146,7 @@ class PromptTokenizer:
         encoded: list[list[int]] = []
         for rendered, alike in itertools.groupby(prompts, key=lambda prompt: isinstance(prompt, RenderedPrompt)):
             batch: list[Any] = list(alike)
-            encoded += token_ids(self._tokenizer, batch) if rendered else self._tokenizer(batch)["input_ids"]
+            encoded += (token_ids if rendered else begun_token_ids)(self._tokenizer, batch)
         return encoded
 
     def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:

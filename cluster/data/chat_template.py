@@ -6,7 +6,6 @@ The caller passes a tokenizer of transformers. Does not import transformers.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
@@ -78,27 +77,6 @@ def _bounded(where: str) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
-
-
-def token_ids(tokenizer: Any, rendered: Sequence[RenderedPrompt]) -> list[list[int]]:
-    """The token ids of each rendered text, no special token added."""
-    ids: list[list[int]] = tokenizer(list(rendered), add_special_tokens=False)["input_ids"] if rendered else []
-    return ids
-
-
-def scored_token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of whole texts (prompt, response, end of sequence), as a reward model is trained and asked.
-
-    The tokenizer adds its special tokens, but to a text that begins with one as a chat template's does, no second.
-    """
-
-    def is_begun(text: str) -> bool:
-        return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-
-    ids: list[list[int]] = []
-    for begun, alike in itertools.groupby(texts, key=is_begun):
-        ids += tokenizer(list(alike), add_special_tokens=not begun)["input_ids"]
-    return ids
 
 
 def completion_after(prompt: Sequence[Any], whole: Sequence[Any], where: str) -> Sequence[Any]:

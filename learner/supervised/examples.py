@@ -16,12 +16,11 @@ from cluster.data.chat_template import (
     completion_after,
     render,
     require_template,
-    scored_token_ids,
     split_at_last_answer,
     split_common,
-    token_ids,
 )
 from cluster.data.datasets import Examples, read_examples
+from cluster.data.text_tokens import begun_token_ids, scored_token_ids, token_ids, whole_token_ids, without_end
 from cluster.errors import InputError
 
 END_MARK = "\ue000"
@@ -156,9 +155,10 @@ def _some(examples: list[T], path: Path, broken: BrokenRows) -> list[T]:
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[Completion]:
-    """Tokenize each row as prompt, completion and end of sequence."""
-    prompt_ids = tokenizer(list(prompts)).input_ids
-    completion_ids = tokenizer(list(completions), add_special_tokens=False).input_ids
+    """Tokenize each row as prompt, completion and one end of sequence."""
+    prompt_ids = begun_token_ids(tokenizer, prompts)
+    unended = [without_end(completion, tokenizer.eos_token) for completion in completions]
+    completion_ids = tokenizer(unended, add_special_tokens=False).input_ids
     return [
         Completion([*prompt, *completion, tokenizer.eos_token_id], len(prompt))
         for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
@@ -234,13 +234,8 @@ def read_pairs(
     """
     broken = broken or BrokenRows()
     texts = read_pair_texts(path, tokenizer, others=("margin",), columns=columns, broken=broken)
-    whole = [
-        scored_token_ids(
-            tokenizer, [p + r + tokenizer.eos_token for p, r in zip(texts.prompts, responses, strict=True)]
-        )
-        for responses in (texts.chosen, texts.rejected)
-    ]
-    num_prompt = [len(ids) for ids in scored_token_ids(tokenizer, texts.prompts)]
+    whole = [scored_token_ids(tokenizer, texts.prompts, responses) for responses in (texts.chosen, texts.rejected)]
+    num_prompt = [len(ids) for ids in whole_token_ids(tokenizer, texts.prompts)]
     margins = texts.examples.columns.get("margin", [0.0] * len(num_prompt))
     pairs = []
     for row, (chosen, rejected, num, margin) in enumerate(zip(*whole, num_prompt, margins, strict=True)):
