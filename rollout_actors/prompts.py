@@ -101,7 +101,7 @@ class PromptTokenizer:
 
     def encode_part(self, text: str) -> list[int]:
         """Return the token ids of a text inside a conversation, without adding special tokens."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        (ids,) = token_ids(self._tokenizer, [text if isinstance(text, RenderedPrompt) else RenderedPrompt(text)])
         return ids
 
     def special_text(self, token_id: int) -> str:

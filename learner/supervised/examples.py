@@ -272,7 +272,7 @@ def _rendered_pair(tokenizer: Any, examples: Examples, row: int) -> tuple[str, s
 
 def _response(
     tokenizer: Any, prompt: Sequence[Message], prompt_text: str, messages: Sequence[Message], where: str
-) -> str:
+) -> RenderedPrompt:
     """Render a response as the policy would write it: up to the end of its last message's content.
 
     A mark at the end of the content shows where that is in the rendered text.
@@ -280,7 +280,8 @@ def _response(
     last = {**messages[-1], "content": messages[-1]["content"].rstrip() + END_MARK}
     whole = render(tokenizer, [*prompt, *messages], where, is_prompt=False)
     marked = render(tokenizer, [*prompt, *messages[:-1], last], where, is_prompt=False)
-    before, mark, _ = marked.partition(END_MARK)
-    if not mark or not whole.startswith(before):
+    end = marked.find(END_MARK)
+    if end < 0 or not whole.startswith(marked[:end]):
         raise InputError(where, "the chat template changes the end of the last message")
-    return str(completion_after(prompt_text, before, where))
+    completion_after(prompt_text, marked[:end], where)
+    return marked.part(len(prompt_text), end)

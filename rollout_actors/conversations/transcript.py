@@ -51,7 +51,7 @@ class Transcript:
         else:
             self.token_ids += self._tokenizer.encode_part(self._after_response(messages))
 
-    def _after_response(self, messages: Sequence[Message]) -> str:
+    def _after_response(self, messages: Sequence[Message]) -> RenderedPrompt:
         """Return what the template writes after a response, without the end token that was sampled.
 
         Rendered with a known answer in place of the real one: a template may render earlier turns differently once the
@@ -59,10 +59,14 @@ class Transcript:
         """
         tokenizer = self._tokenizer.tokenizer
         require_template(tokenizer, KEY)
-        known = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+        answer = ANSWER
+        while answer in str((messages, self._tools)):
+            answer += "-"
+        known = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
         text = render(tokenizer, [*known, *messages], KEY, is_prompt=True, tools=self._tools)
-        _, found, after = text.rpartition(ANSWER)
-        if not found:
+        start = text.rfind(answer)
+        if start < 0:
             raise InputError(KEY, "the chat template leaves out the policy's answer: it does not support several turns")
+        after = text.part(start + len(answer))
         end = self._tokenizer.special_text(self.token_ids[-1])
-        return after.removeprefix(end) if end else after
+        return after.part(len(end)) if end and after.startswith(end) else after
