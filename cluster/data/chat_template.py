@@ -64,9 +64,10 @@ def render(
     """
     from jinja2 import TemplateError
 
-    spelled = SpelledTokens(tokenizer, [messages, tools])
-    messages, tools = spelled.marked(list(messages)), spelled.marked(list(tools))
     try:
+        messages, tools = list(messages), list(tools)
+        spelled = SpelledTokens(tokenizer, [messages, tools])
+        messages, tools = spelled.marked(messages), spelled.marked(tools)
         with _bounded(where):
             text = tokenizer.apply_chat_template(
                 messages, tools=tools or None, tokenize=False, add_generation_prompt=is_prompt
