@@ -16,6 +16,7 @@ from cluster.data.broken_rows import BrokenRows
 from cluster.data.chat_template import RenderedPrompt, render, require_template
 from cluster.data.datasets import Examples, Reading, read_examples
 from cluster.data.text_tokens import begun_token_ids, token_ids
+from cluster.data.unicode_text import is_unicode
 from cluster.errors import InputError
 
 Row = dict[str, Any]
@@ -143,6 +144,11 @@ class PromptTokenizer:
         return encoded
 
     def _token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        for prompt in prompts:
+            if not is_unicode(prompt):
+                raise InputError(
+                    "data.prompts", f"prompt {_shortened(prompt)!r} is not Unicode: it has a lone surrogate"
+                )
         encoded: list[list[int]] = []
         for rendered, alike in itertools.groupby(prompts, key=lambda prompt: isinstance(prompt, RenderedPrompt)):
             batch: list[Any] = list(alike)

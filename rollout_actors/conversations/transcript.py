@@ -1,7 +1,8 @@
 """The tokens and messages of a conversation as it grows.
 
 Sampled tokens are kept and never tokenized again, so the learner sees exactly the tokens that were sampled. The
-tokenizer's chat template formats messages; plain texts are used unchanged. Knows neither environments nor engines.
+tokenizer's chat template formats messages; plain texts are used unchanged. Replaces lone surrogates by U+FFFD. Knows
+neither environments nor engines.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.data.chat_template import Message, RenderedPrompt, render, require_template
+from cluster.data.unicode_text import as_unicode
 from cluster.errors import InputError
 from rollout_actors.environments.protocol import Observation
 from rollout_actors.prompts import PromptTokenizer
@@ -25,7 +27,8 @@ class Transcript:
     def __init__(self, tokenizer: PromptTokenizer, start: Observation, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         """Raises InputError if there are messages but no chat template, or if the prompt is too long."""
         self._tokenizer = tokenizer
-        self._tools = list(tools)
+        self._tools = as_unicode(list(tools))
+        start = as_unicode(start)
         self._has_messages = not isinstance(start, str)
         self.messages: list[Message] = [{"role": "user", "content": start}] if isinstance(start, str) else list(start)
         self.prompt = start if isinstance(start, str) else self._prompt(start)
@@ -44,6 +47,7 @@ class Transcript:
 
     def observe(self, observation: Observation) -> None:
         """Append the environment's answer, up to the start of the policy's next turn."""
+        observation = as_unicode(observation)
         messages = [{"role": "user", "content": observation}] if isinstance(observation, str) else list(observation)
         self.messages += messages
         if not self._has_messages and isinstance(observation, str):
