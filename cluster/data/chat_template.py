@@ -19,6 +19,8 @@ Message = dict[str, Any]
 TEMPLATE_FILE = "<template>"
 """The file name of a template that jinja compiled from a string."""
 MAX_TEMPLATE_LINES = 1_000_000
+ANSWER = "antiphon-answer-41f0"
+"""Stands for the policy's response to find what the template writes after a response."""
 MARKS = range(0xE001, 0xF8FF)
 """Characters of Unicode's private use area, of which one that no message holds marks special tokens in messages."""
 
@@ -72,9 +74,40 @@ def render(
             text = tokenizer.apply_chat_template(
                 messages, tools=tools or None, tokenize=False, add_generation_prompt=is_prompt
             )
+            header = "" if is_prompt else _unasked_header(tokenizer, tokenizer.chat_template)
     except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise InputError(where, f"the chat template refuses it: {error}") from error
-    return spelled.unmarked(text)
+    return spelled.unmarked(text.removesuffix(header))
+
+
+@functools.lru_cache(maxsize=8)
+def _unasked_header(tokenizer: Any, template: str) -> str:
+    """Return the header of the model's turn that the template writes even if not asked for it, else an empty text."""
+    from jinja2 import TemplateError
+
+    known = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+    follow = {"role": "user", "content": "!"}
+    try:
+        texts = [
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt)
+            for messages, is_prompt in ((known, False), (known, True), ([*known, follow], False))
+        ]
+    except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError):
+        return ""
+    tail, asked, history = (text.rpartition(ANSWER)[2] for text in texts)
+    if tail != asked or history.startswith(tail):
+        return ""
+    pattern = special_tokens(tokenizer)
+    found = pattern.search(tail) if pattern else None
+    return tail[found.end() if found else 0 :].lstrip()
+
+
+def ends_its_answers(tokenizer: Any, text: str) -> bool:
+    """Return whether the template, which writes a header without being asked, ends its text with a special token."""
+    pattern = special_tokens(tokenizer)
+    if pattern is None or not _unasked_header(tokenizer, tokenizer.chat_template):
+        return False
+    return any(found.end() == len(text.rstrip()) for found in pattern.finditer(text))
 
 
 @functools.lru_cache(maxsize=8)

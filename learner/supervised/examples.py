@@ -14,6 +14,7 @@ from cluster.data.chat_template import (
     Message,
     RenderedPrompt,
     completion_after,
+    ends_its_answers,
     render,
     require_template,
     split_at_last_answer,
@@ -177,7 +178,8 @@ def _tokenize_rendered(
     for row, (prompt, whole) in enumerate(zip(*halves, strict=True)):
         with broken.row():
             completion = completion_after(prompt, whole, examples.where(row))
-            end = [] if tokenizer.eos_token_id in completion else [tokenizer.eos_token_id]
+            has_end = tokenizer.eos_token_id in completion or ends_its_answers(tokenizer, rendered[row][1])
+            end = [] if has_end else [tokenizer.eos_token_id]
             completions.append(Completion([*whole, *end], len(prompt)))
     return completions
 

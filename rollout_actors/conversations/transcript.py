@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.data.chat_template import Message, RenderedPrompt, render, require_template
+from cluster.data.chat_template import ANSWER, Message, RenderedPrompt, render, require_template
 from cluster.data.unicode_text import as_unicode
 from cluster.errors import InputError
 from rollout_actors.environments.protocol import Observation
 from rollout_actors.prompts import PromptTokenizer
 
 KEY = "environment"
-ANSWER = "antiphon-answer-41f0"
-"""Stands for the policy's response to find what the template writes after a response."""
 
 
 class Transcript:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from cluster.data.chat_template import ANSWER
 from cluster.errors import EnvironmentFault, InputError
 from cluster.trajectory import PartialResponse, Segment, Turn
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation, environment_seed, score_request
 from rollout_actors.conversations.dialogue import Dialogue, ProgressSaver
-from rollout_actors.conversations.transcript import ANSWER, Transcript
+from rollout_actors.conversations.transcript import Transcript
 from rollout_actors.engine.response import SampledResponse
 from rollout_actors.environments.host import InProcessHost, Threads
 from rollout_actors.prompts import PromptTokenizer
