@@ -7,6 +7,7 @@ settings can be checked quickly; the tokenizer is loaded by `PromptTokenizer`. K
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,8 @@ class PromptTokenizer:
         except (OSError, ValueError) as error:
             raise InputError(str(model_path), f"has no usable tokenizer: {error}") from error
         self._max_prompt_tokens = max_prompt_tokens
+        self.end_ids = _end_ids(Path(model_path), self._tokenizer)
+        """The tokens that end a response: the tokenizer's end of sequence and those of generation_config.json."""
 
     @property
     def tokenizer(self) -> Any:
@@ -161,6 +164,16 @@ class PromptTokenizer:
             [list(token_ids) for token_ids in responses], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return texts
+
+
+def _end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    path = folder / "generation_config.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise InputError(str(path), f"is not a JSON object ({error})") from error
+    ends = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    return frozenset(end for end in ends if isinstance(end, int))
 
 
 def _shortened(prompt: str, max_characters: int = 60) -> str:
