@@ -110,8 +110,8 @@ class PromptTokenizer:
 
     def special_text(self, token_id: int) -> str:
         """Return the text of a special token, or an empty text for other tokens."""
-        is_special = token_id in self._tokenizer.all_special_ids
-        return str(self._tokenizer.convert_ids_to_tokens(token_id)) if is_special else ""
+        token = self._tokenizer.added_tokens_decoder.get(token_id)
+        return str(token) if token is not None and token.special else ""
 
     def render(self, path: Path, examples: Examples, broken: BrokenRows) -> Examples:
         """Format the conversations of a data set as texts, up to the start of the model's turn.

@@ -99,7 +99,7 @@ def _unasked_header(tokenizer: Any, template: str) -> str:
         return ""
     pattern = special_tokens(tokenizer)
     found = pattern.search(tail) if pattern else None
-    return tail[found.end() if found else 0 :].lstrip()
+    return str(tail[found.end() if found else 0 :].lstrip())
 
 
 def ends_its_answers(tokenizer: Any, text: str) -> bool:

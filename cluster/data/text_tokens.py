@@ -77,7 +77,8 @@ def whole_token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     ids: list[list[int]] = []
     for (is_begun, has_literals), alike in itertools.groupby(texts, key=kind):
         if has_literals:
-            ids += [_literal_ids(tokenizer, text, add_special_tokens=not is_begun) for text in alike]
+            rendered = [text for text in alike if isinstance(text, RenderedPrompt)]
+            ids += [_literal_ids(tokenizer, text, add_special_tokens=not is_begun) for text in rendered]
         elif is_begun:
             ids += tokenizer(list(alike), add_special_tokens=False)["input_ids"]
         else:

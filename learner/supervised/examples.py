@@ -134,7 +134,7 @@ def read_completions(
     rows, rendered = list[int](), list[tuple[RenderedPrompt, RenderedPrompt]]()
     for row in range(len(examples)):
         with broken.row():
-            prompt, completion = _halves(examples, row)
+            prompt, completion = (_unended(tokenizer, half) for half in _halves(examples, row))
             whole = render(tokenizer, [*prompt, *completion], examples.where(row), is_prompt=False)
             rendered.append((render(tokenizer, prompt, examples.where(row), is_prompt=True), whole))
             rows.append(row)
@@ -146,6 +146,16 @@ def _halves(examples: Examples, row: int) -> tuple[Sequence[Message], Sequence[M
     if examples.form.columns == ("messages",):
         return split_at_last_answer(examples.columns["messages"][row], examples.where(row))
     return examples.columns["prompt"][row], examples.columns["completion"][row]
+
+
+def _unended(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
+    """Return the messages; answers do not spell the end of sequence, which the chat template writes."""
+    return [
+        {**each, "content": without_end(each["content"], tokenizer.eos_token)}
+        if each["role"] == "assistant" and isinstance(each["content"], str)
+        else each
+        for each in messages
+    ]
 
 
 def _some(examples: list[T], path: Path, broken: BrokenRows) -> list[T]:
@@ -267,6 +277,7 @@ def _rendered_pair(tokenizer: Any, examples: Examples, row: int) -> tuple[str, s
         prompt = columns["prompt"][row]
     else:
         prompt, chosen, rejected = split_common(chosen, rejected, where)
+    prompt, chosen, rejected = (_unended(tokenizer, messages) for messages in (prompt, chosen, rejected))
     text = render(tokenizer, prompt, where, is_prompt=True)
     chosen, rejected = (_response(tokenizer, prompt, text, messages, where) for messages in (chosen, rejected))
     return text, chosen, rejected

@@ -119,3 +119,14 @@ def test_supervised_conversations_keep_spelled_tokens_as_text(tmp_path: Path) ->
 def test_marks_that_a_message_holds_are_kept() -> None:
     tokenizer = make_tokenizer()
     assert "\ue001<eos>\ue002" in render(tokenizer, [user("\ue001<eos>\ue002")], "row", is_prompt=True)
+
+
+def test_answers_of_conversations_do_not_spell_the_end(tmp_path: Path) -> None:
+    rows = [{"prompt": [user("a")], "completion": [assistant("b" + end)]} for end in ("", "<eos>", "<eos>\n")]
+    examples = [read_completions(make_tokenizer(), written(tmp_path / "a.jsonl", row))[0] for row in rows]
+    assert examples[0] == examples[1] == examples[2]
+    rows = [
+        {"prompt": [user("a")], "chosen": [assistant("b" + end)], "rejected": [assistant("c")]} for end in ("", "<eos>")
+    ]
+    pairs = [read_pairs(make_tokenizer(), written(tmp_path / "b.jsonl", row))[0] for row in rows]
+    assert pairs[0] == pairs[1]
