@@ -51,7 +51,8 @@ def scored_token_ids(tokenizer: Any, prompts: Sequence[str], responses: Sequence
     """Return the token ids of prompt, response and one end of sequence, as a reward model is trained and asked.
 
     The tokenizer puts its special tokens before the text, unless the text starts with one, as chat templates write it.
-    Special tokens that a response spells are text, unless a chat template wrote them.
+    Special tokens that a response spells are text, unless a chat template wrote them or the prompt is empty: then the
+    response is a whole text.
     """
     texts = [_with_response(tokenizer, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
     return [[*ids, tokenizer.eos_token_id] for ids in whole_token_ids(tokenizer, texts)]
@@ -61,7 +62,9 @@ def _with_response(tokenizer: Any, prompt: str, response: str) -> RenderedPrompt
     start, literals = len(prompt), prompt.literals if isinstance(prompt, RenderedPrompt) else ()
     if not isinstance(response, RenderedPrompt):
         pattern, text = special_tokens(tokenizer), without_end(response, tokenizer.eos_token)
-        response = RenderedPrompt(text, [found.span() for found in pattern.finditer(text)] if pattern else ())
+        response = RenderedPrompt(
+            text, [found.span() for found in pattern.finditer(text)] if pattern and prompt else ()
+        )
     shifted = [(start + first, start + last) for first, last in response.literals]
     return RenderedPrompt(prompt + response, [*literals, *shifted])
 

@@ -100,8 +100,6 @@ def test_responses_shown_to_a_reward_model_stay_text(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     (ids,) = scored_token_ids(tokenizer, ["<bos>[user]a<eos>"], ["c[user]d"])
     assert ids == [*plain("<bos>[user]a<eos>c"), *spelled("[user]"), *plain("d<eos>")]
-    (ids,) = scored_token_ids(tokenizer, [""], ["<bos>c"])
-    assert ids == [BOS, *spelled("<bos>c"), EOS]
     row = {"prompt": [user("[system]")], "chosen": [assistant("[user]c")], "rejected": [assistant("d")]}
     (pair,) = read_pairs(tokenizer, written(tmp_path / "a.jsonl", row))
     prompt = [*plain("<bos>[user]"), *spelled("[system]"), *plain("<eos>\n[assistant]")]
@@ -130,3 +128,8 @@ def test_answers_of_conversations_do_not_spell_the_end(tmp_path: Path) -> None:
     ]
     pairs = [read_pairs(make_tokenizer(), written(tmp_path / "b.jsonl", row))[0] for row in rows]
     assert pairs[0] == pairs[1]
+
+
+def test_a_whole_text_behind_an_empty_prompt_keeps_its_special_tokens() -> None:
+    whole = "<bos>[user]a<eos>\n[assistant]b"
+    assert scored_token_ids(make_tokenizer(), ["", ""], [whole, whole + "<eos>"]) == [plain(whole + "<eos>")] * 2
