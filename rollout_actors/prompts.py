@@ -7,14 +7,17 @@ settings can be checked quickly; the tokenizer is loaded by `PromptTokenizer`.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cluster.data.chat_template import RenderedPrompt, render, require_template, token_ids
+from cluster.data.chat_template import RenderedPrompt, render, require_template
 from cluster.data.datasets import Examples, Reading, read_examples
 from cluster.data.invalid_rows import BrokenRows
+from cluster.data.text_tokens import begun_token_ids, token_ids
+from cluster.data.unicode_text import is_unicode
 from cluster.errors import InputError
 
 Row = dict[str, Any]
@@ -79,7 +82,8 @@ def ready_rows(
 class PromptTokenizer:
     """The tokenizer of a model folder: converts prompts to tokens and responses to text.
 
-    Adds the special tokens that the folder's tokenizer adds (often a beginning-of-sequence token, or none).
+    Adds the special tokens that the folder's tokenizer puts before a text (often a beginning-of-sequence token, or
+    none), but none that it puts behind a text, which the model continues.
     """
 
     def __init__(self, model_path: str, *, max_prompt_tokens: int) -> None:
@@ -91,6 +95,8 @@ class PromptTokenizer:
         except (OSError, ValueError) as error:
             raise InputError(str(model_path), f"has no usable tokenizer: {error}") from error
         self._max_prompt_tokens = max_prompt_tokens
+        self.end_ids = _end_ids(Path(model_path), self._tokenizer)
+        """The tokens that end a response: the tokenizer's end of sequence and those of generation_config.json."""
 
     @property
     def tokenizer(self) -> Any:
@@ -99,13 +105,13 @@ class PromptTokenizer:
 
     def encode_part(self, text: str) -> list[int]:
         """Return the token ids of a text inside a conversation, without adding special tokens."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        (ids,) = token_ids(self._tokenizer, [text if isinstance(text, RenderedPrompt) else RenderedPrompt(text)])
         return ids
 
     def special_text(self, token_id: int) -> str:
         """Return the text of a special token, or an empty text for other tokens."""
-        is_special = token_id in self._tokenizer.all_special_ids
-        return str(self._tokenizer.convert_ids_to_tokens(token_id)) if is_special else ""
+        token = self._tokenizer.added_tokens_decoder.get(token_id)
+        return str(token) if token is not None and token.special else ""
 
     def render(self, path: Path, examples: Examples, broken: BrokenRows) -> Examples:
         """Format the conversations of a data set as texts, up to the start of the model's turn.
@@ -141,10 +147,15 @@ class PromptTokenizer:
         return encoded
 
     def _token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        for prompt in prompts:
+            if not is_unicode(prompt):
+                raise InputError(
+                    "data.prompts", f"prompt {_shortened(prompt)!r} is not Unicode: it has a lone surrogate"
+                )
         encoded: list[list[int]] = []
         for rendered, alike in itertools.groupby(prompts, key=lambda prompt: isinstance(prompt, RenderedPrompt)):
             batch: list[Any] = list(alike)
-            encoded += token_ids(self._tokenizer, batch) if rendered else self._tokenizer(batch)["input_ids"]
+            encoded += (token_ids if rendered else begun_token_ids)(self._tokenizer, batch)
         return encoded
 
     def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
@@ -153,6 +164,16 @@ class PromptTokenizer:
             [list(token_ids) for token_ids in responses], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return texts
+
+
+def _end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    path = folder / "generation_config.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise InputError(str(path), f"is not a JSON object ({error})") from error
+    ends = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    return frozenset(end for end in ends if isinstance(end, int))
 
 
 def _shortened(prompt: str, max_characters: int = 60) -> str:

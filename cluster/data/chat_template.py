@@ -6,11 +6,12 @@ The caller passes a tokenizer of transformers. Does not import transformers.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from cluster.errors import InputError
 
@@ -18,10 +19,30 @@ Message = dict[str, Any]
 TEMPLATE_FILE = "<template>"
 """The file name of a template that jinja compiled from a string."""
 MAX_TEMPLATE_LINES = 1_000_000
+ANSWER = "antiphon-answer-41f0"
+"""Stands for the policy's response to find what the template writes after a response."""
+MARKS = range(0xE001, 0xF8FF)
+"""Characters of Unicode's private use area, of which one that no message holds marks special tokens in messages."""
 
 
 class RenderedPrompt(str):
-    """A prompt that the chat template wrote: its special tokens are in the text, the tokenizer adds none."""
+    """A text that the chat template wrote: its special tokens are in the text, the tokenizer adds none.
+
+    `literals` are the spans, in order, in which a message spells special tokens: they are text, not special tokens.
+    """
+
+    literals: tuple[tuple[int, int], ...]
+
+    def __new__(cls, text: str = "", literals: Iterable[tuple[int, int]] = ()) -> Self:
+        rendered = super().__new__(cls, text)
+        rendered.literals = tuple(literals)
+        return rendered
+
+    def part(self, start: int, end: int | None = None) -> RenderedPrompt:
+        """Return the text from `start` to `end`, with its literals."""
+        text = self[start:end]
+        inside = ((max(first - start, 0), min(last - start, len(text))) for first, last in self.literals)
+        return RenderedPrompt(text, [span for span in inside if span[0] < span[1]])
 
 
 def require_template(tokenizer: Any, where: str) -> None:
@@ -40,18 +61,100 @@ def render(
 ) -> RenderedPrompt:
     """Return the text of a conversation; a prompt ends where the model's turn begins.
 
-    `tools` are the functions that the model may call, as JSON schemas. Raises InputError at `where`.
+    `tools` are the functions that the model may call, as JSON schemas. Special tokens that messages or tools spell are
+    the text's literals. Raises InputError at `where`.
     """
     from jinja2 import TemplateError
 
     try:
+        messages, tools = list(messages), list(tools)
+        spelled = SpelledTokens(tokenizer, [messages, tools])
+        messages, tools = spelled.marked(messages), spelled.marked(tools)
         with _bounded(where):
             text = tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=is_prompt
+                messages, tools=tools or None, tokenize=False, add_generation_prompt=is_prompt
             )
+            header = "" if is_prompt else _unasked_header(tokenizer, tokenizer.chat_template)
     except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise InputError(where, f"the chat template refuses it: {error}") from error
-    return RenderedPrompt(text)
+    return spelled.unmarked(text.removesuffix(header))
+
+
+@functools.lru_cache(maxsize=8)
+def _unasked_header(tokenizer: Any, template: str) -> str:
+    """Return the header of the model's turn that the template writes even if not asked for it, else an empty text."""
+    from jinja2 import TemplateError
+
+    known = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+    follow = {"role": "user", "content": "!"}
+    try:
+        texts = [
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt)
+            for messages, is_prompt in ((known, False), (known, True), ([*known, follow], False))
+        ]
+    except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError):
+        return ""
+    tail, asked, history = (text.rpartition(ANSWER)[2] for text in texts)
+    if tail != asked or history.startswith(tail):
+        return ""
+    pattern = special_tokens(tokenizer)
+    found = pattern.search(tail) if pattern else None
+    return str(tail[found.end() if found else 0 :].lstrip())
+
+
+def ends_its_answers(tokenizer: Any, text: str) -> bool:
+    """Return whether the template, which writes a header without being asked, ends its text with a special token."""
+    pattern = special_tokens(tokenizer)
+    if pattern is None or not _unasked_header(tokenizer, tokenizer.chat_template):
+        return False
+    return any(found.end() == len(text.rstrip()) for found in pattern.finditer(text))
+
+
+@functools.lru_cache(maxsize=8)
+def special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Return the pattern of the tokenizer's special tokens as they are spelled, or None if it has none."""
+    texts = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special and str(token)]
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
+
+
+class SpelledTokens:
+    """Marks the special tokens that messages spell while a template renders them, to find them in its text."""
+
+    def __init__(self, tokenizer: Any, values: Any) -> None:
+        pattern, texts = special_tokens(tokenizer), list(_texts(values))
+        self._pattern = pattern if pattern and any(map(pattern.search, texts)) else None
+        self._mark = next(mark for mark in map(chr, MARKS) if not any(mark in text for text in texts))
+
+    def marked(self, value: Any) -> Any:
+        """Return the value with a mark behind each character of a special token that its texts spell."""
+        if self._pattern is None:
+            return value
+        if isinstance(value, str):
+            return self._pattern.sub(lambda found: "".join(character + self._mark for character in found[0]), value)
+        if isinstance(value, Mapping):
+            return {key: self.marked(each) for key, each in value.items()}
+        return [self.marked(each) for each in value] if isinstance(value, list | tuple) else value
+
+    def unmarked(self, text: str) -> RenderedPrompt:
+        """Return the text without marks; its literals are the marked characters."""
+        if self._pattern is None:
+            return RenderedPrompt(text)
+        plain, literals = "", list[tuple[int, int]]()
+        for number, piece in enumerate(re.split(f"((?:[^{self._mark}]{self._mark})+)", text)):
+            piece = piece.replace(self._mark, "")
+            if number % 2:
+                literals.append((len(plain), len(plain) + len(piece)))
+            plain += piece
+        return RenderedPrompt(plain, literals)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in messages, tools or parts of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | Sequence):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
 
 
 @contextlib.contextmanager
@@ -78,27 +181,6 @@ def _bounded(where: str) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
-
-
-def token_ids(tokenizer: Any, rendered: Sequence[RenderedPrompt]) -> list[list[int]]:
-    """Return the token ids of each rendered text; adds no special tokens."""
-    ids: list[list[int]] = tokenizer(list(rendered), add_special_tokens=False)["input_ids"] if rendered else []
-    return ids
-
-
-def scored_token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of whole texts (prompt, response, end of sequence), for training and using a reward model.
-
-    The tokenizer adds its special tokens, unless a text already begins with the one that marks its beginning.
-    """
-
-    def is_begun(text: str) -> bool:
-        return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-
-    ids: list[list[int]] = []
-    for begun, alike in itertools.groupby(texts, key=is_begun):
-        ids += tokenizer(list(alike), add_special_tokens=not begun)["input_ids"]
-    return ids
 
 
 def completion_after(prompt: Sequence[Any], whole: Sequence[Any], where: str) -> Sequence[Any]:

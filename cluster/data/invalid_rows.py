@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.data.unicode_text import is_unicode
 from cluster.errors import InputError
 
 
@@ -127,6 +128,8 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         raise InputError(where, f"not JSON ({error})") from error
     if not isinstance(row, dict):
         raise InputError(where, "not a JSON object")
+    if b"\\u" in line and not is_unicode(json.dumps(row, ensure_ascii=False)):
+        raise InputError(where, "not Unicode: a text holds a lone surrogate (an escape from \\ud800 to \\udfff)")
     return row
 
 

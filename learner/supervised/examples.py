@@ -13,15 +13,15 @@ from cluster.data.chat_template import (
     Message,
     RenderedPrompt,
     completion_after,
+    ends_its_answers,
     render,
     require_template,
-    scored_token_ids,
     split_at_last_answer,
     split_common,
-    token_ids,
 )
 from cluster.data.datasets import Examples, read_examples
 from cluster.data.invalid_rows import BrokenRows
+from cluster.data.text_tokens import begun_token_ids, scored_token_ids, token_ids, whole_token_ids, without_end
 from cluster.errors import InputError
 
 END_MARK = "\ue000"
@@ -134,7 +134,7 @@ def read_completions(
     rows, rendered = list[int](), list[tuple[RenderedPrompt, RenderedPrompt]]()
     for row in range(len(examples)):
         with broken.row():
-            prompt, completion = _halves(examples, row)
+            prompt, completion = (_unended(tokenizer, half) for half in _halves(examples, row))
             whole = render(tokenizer, [*prompt, *completion], examples.where(row), is_prompt=False)
             rendered.append((render(tokenizer, prompt, examples.where(row), is_prompt=True), whole))
             rows.append(row)
@@ -148,6 +148,16 @@ def _halves(examples: Examples, row: int) -> tuple[Sequence[Message], Sequence[M
     return examples.columns["prompt"][row], examples.columns["completion"][row]
 
 
+def _unended(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
+    """Return the messages; answers do not spell the end of sequence, which the chat template writes."""
+    return [
+        {**each, "content": without_end(each["content"], tokenizer.eos_token)}
+        if each["role"] == "assistant" and isinstance(each["content"], str)
+        else each
+        for each in messages
+    ]
+
+
 def _some(examples: list[T], path: Path, broken: BrokenRows) -> list[T]:
     """Return the examples. Raises InputError if all rows were skipped."""
     if not examples:
@@ -156,9 +166,10 @@ def _some(examples: list[T], path: Path, broken: BrokenRows) -> list[T]:
 
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[Completion]:
-    """Tokenize each row as prompt, completion and end of sequence."""
-    prompt_ids = tokenizer(list(prompts)).input_ids
-    completion_ids = tokenizer(list(completions), add_special_tokens=False).input_ids
+    """Tokenize each row as prompt, completion and one end of sequence."""
+    prompt_ids = begun_token_ids(tokenizer, prompts)
+    unended = [without_end(completion, tokenizer.eos_token) for completion in completions]
+    completion_ids = tokenizer(unended, add_special_tokens=False).input_ids
     return [
         Completion([*prompt, *completion, tokenizer.eos_token_id], len(prompt))
         for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
@@ -177,7 +188,8 @@ def _tokenize_rendered(
     for row, (prompt, whole) in enumerate(zip(*halves, strict=True)):
         with broken.row():
             completion = completion_after(prompt, whole, examples.where(row))
-            end = [] if tokenizer.eos_token_id in completion else [tokenizer.eos_token_id]
+            has_end = tokenizer.eos_token_id in completion or ends_its_answers(tokenizer, rendered[row][1])
+            end = [] if has_end else [tokenizer.eos_token_id]
             completions.append(Completion([*whole, *end], len(prompt)))
     return completions
 
@@ -234,13 +246,8 @@ def read_pairs(
     """
     broken = broken or BrokenRows()
     texts = read_pair_texts(path, tokenizer, others=("margin",), columns=columns, broken=broken)
-    whole = [
-        scored_token_ids(
-            tokenizer, [p + r + tokenizer.eos_token for p, r in zip(texts.prompts, responses, strict=True)]
-        )
-        for responses in (texts.chosen, texts.rejected)
-    ]
-    num_prompt = [len(ids) for ids in scored_token_ids(tokenizer, texts.prompts)]
+    whole = [scored_token_ids(tokenizer, texts.prompts, responses) for responses in (texts.chosen, texts.rejected)]
+    num_prompt = [len(ids) for ids in whole_token_ids(tokenizer, texts.prompts)]
     margins = texts.examples.columns.get("margin", [0.0] * len(num_prompt))
     pairs = []
     for row, (chosen, rejected, num, margin) in enumerate(zip(*whole, num_prompt, margins, strict=True)):
@@ -270,6 +277,7 @@ def _rendered_pair(tokenizer: Any, examples: Examples, row: int) -> tuple[str, s
         prompt = columns["prompt"][row]
     else:
         prompt, chosen, rejected = split_common(chosen, rejected, where)
+    prompt, chosen, rejected = (_unended(tokenizer, messages) for messages in (prompt, chosen, rejected))
     text = render(tokenizer, prompt, where, is_prompt=True)
     chosen, rejected = (_response(tokenizer, prompt, text, messages, where) for messages in (chosen, rejected))
     return text, chosen, rejected
@@ -277,7 +285,7 @@ def _rendered_pair(tokenizer: Any, examples: Examples, row: int) -> tuple[str, s
 
 def _response(
     tokenizer: Any, prompt: Sequence[Message], prompt_text: str, messages: Sequence[Message], where: str
-) -> str:
+) -> RenderedPrompt:
     """Render a response as the policy would write it: up to the end of its last message's content.
 
     A mark at the end of the content shows where that is in the rendered text.
@@ -285,7 +293,8 @@ def _response(
     last = {**messages[-1], "content": messages[-1]["content"].rstrip() + END_MARK}
     whole = render(tokenizer, [*prompt, *messages], where, is_prompt=False)
     marked = render(tokenizer, [*prompt, *messages[:-1], last], where, is_prompt=False)
-    before, mark, _ = marked.partition(END_MARK)
-    if not mark or not whole.startswith(before):
+    end = marked.find(END_MARK)
+    if end < 0 or not whole.startswith(marked[:end]):
         raise InputError(where, "the chat template changes the end of the last message")
-    return str(completion_after(prompt_text, before, where))
+    completion_after(prompt_text, marked[:end], where)
+    return marked.part(len(prompt_text), end)

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cluster.data.chat_template import render, require_template, scored_token_ids
+from cluster.data.chat_template import render, require_template
+from cluster.data.text_tokens import scored_token_ids
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.service import REWARD_MODEL
@@ -87,14 +88,15 @@ class RewardModelScorer:
 
     def _token_ids(self, requests: Sequence[ScoreRequest], outcomes: dict[int, Outcome]) -> dict[int, list[int]]:
         """Return the token ids of each valid request by its index; errors of the others go into `outcomes`."""
-        texts: dict[int, str] = {}
+        texts: dict[int, tuple[str, str]] = {}
         for i, request in enumerate(requests):
             try:
-                texts[i] = self._prompt(request) + request.response + self._tokenizer.eos_token
+                texts[i] = (self._prompt(request), request.response)
             except InputError as error:
                 outcomes[i] = RewardError(self.name, f"{request.id}: {error}")
         found = {}
-        for i, ids in zip(texts, scored_token_ids(self._tokenizer, list(texts.values())), strict=True):
+        prompts, responses = ([text[side] for text in texts.values()] for side in (0, 1))
+        for i, ids in zip(texts, scored_token_ids(self._tokenizer, prompts, responses), strict=True):
             if len(ids) <= self._max_tokens:
                 found[i] = ids
             else:

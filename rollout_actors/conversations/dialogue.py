@@ -80,9 +80,11 @@ class Dialogue:
                 return state.finished("stop" if step.terminated else "length")
             if len(state.turns) == self._config.max_turns:
                 return state.finished("length")
-            transcript.observe(step.observation)
+            replaced_end = transcript.observe(step.observation)
             if self._room(transcript) < 1:
-                return state.finished("length")
+                return state.finished("length", last_token=replaced_end)
+            if replaced_end is not None:
+                state.drop_end()
 
     def _room(self, transcript: Transcript) -> int:
         """Return how many tokens the next response may have."""
@@ -155,10 +157,26 @@ class DialogueState:
         self.turns[-1] = replace(self.turns[-1], reward=step.reward)
         self._parts |= step.info
 
-    def finished(self, finish_reason: str) -> Conversation:
-        """Return the conversation up to the policy's last token, without the environment's answer to it."""
+    def drop_end(self) -> None:
+        """Take the end token off the last turn: the chat template's end token stands in its place."""
+        self.turns[-1] = replace(self.turns[-1], length=self.turns[-1].length - 1)
+        start, logprobs = self._sampled[-1]
+        self._sampled[-1] = (start, logprobs[:-1])
+        last = self.segments.pop()
+        if last.length > 1:
+            self.segments.append(replace(last, length=last.length - 1))
+        else:
+            self._given.pop()
+
+    def finished(self, finish_reason: str, *, last_token: int | None = None) -> Conversation:
+        """Return the conversation up to the policy's last token, without the environment's answer to it.
+
+        `last_token` is the policy's last token if the environment's answer replaced it.
+        """
         transcript, last = self._transcript, self.turns[-1]
         token_ids = transcript.token_ids[: last.start + last.length]
+        if last_token is not None:
+            token_ids[-1] = last_token
         logprobs = [0.0] * len(token_ids)
         for start, values in self._sampled:
             logprobs[start : start + len(values)] = values

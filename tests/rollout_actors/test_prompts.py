@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from cluster.data.datasets import Reading
+from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import InputError
 from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows, ready_rows
 from tests.support.chat import assistant, make_tokenizer, user
@@ -140,3 +141,22 @@ def test_the_error_names_the_row_that_the_template_refuses(tmp_path: Path) -> No
     skipping = Reading(broken_rows="skip")
     ready = next(ready_rows(path, tmp_path / "chat", max_prompt_tokens=8, long_prompts="error", reading=skipping))
     assert (len(ready.rows), [str(error.where) for error in ready.broken]) == (len(CHATS) - 1, [f"{path}, row 1"])
+
+
+@pytest.mark.parametrize("line", [r'{"prompt": "a", "reference": "\ud800"}', r'{"prompt": "x\udce9 y"}'])
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_error_names_the_row_with_a_lone_surrogate(tmp_path: Path, line: str, number: int) -> None:
+    fine = [r'{"prompt": "a", "reference": "\ud83d\ude00"}'] * 2
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*fine[: number - 1], line, *fine[number - 1 :]]))
+    with pytest.raises(InputError, match="not Unicode: a text holds a lone surrogate") as error:
+        read_rows(path)
+    assert error.value.where == f"{path}, line {number}"
+    broken = BrokenRows("skip")
+    assert len(read_rows(path, broken=broken)) == len(fine)
+    assert len(broken.errors) == 1
+
+
+def test_a_prompt_with_a_lone_surrogate_is_refused(tied_folder: Path) -> None:
+    with pytest.raises(InputError, match="is not Unicode"):
+        PromptTokenizer(str(tied_folder), max_prompt_tokens=3).encode(["a\ud800"])

@@ -54,6 +54,15 @@ def test_an_end_of_sequence_is_added_if_the_template_has_none(tmp_path: Path) ->
     assert texts(read_completions(tokenizer, path)[0]) == ("<bos>[user]ab\n[assistant]", "cd\n<eos>")
 
 
+def test_a_header_that_the_template_adds_unasked_is_left_out(tmp_path: Path) -> None:
+    unasked = TEMPLATE.replace("{% if add_generation_prompt %}[assistant]{% endif %}", "[assistant]")
+    path = written(tmp_path / "a.jsonl", {"messages": [user("ab"), assistant("cd"), user("e"), assistant("f")]})
+    expected = read_completions(TOKENIZER, path)
+    assert read_completions(make_tokenizer(unasked), path) == expected
+    other_end = unasked.replace("eos_token", "unk_token")
+    assert texts(read_completions(make_tokenizer(other_end), path)[0])[1] == "f<unk>\n"
+
+
 @pytest.mark.parametrize(
     ("talk", "message"),
     [
