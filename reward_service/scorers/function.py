@@ -6,7 +6,6 @@ A reward that the function does not give is a RewardError outcome, never a numbe
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,10 +91,7 @@ def load_function(dotted_path: str, where: str) -> Callable[..., Any]:
 
 
 def _source_digest(function: Callable[..., Any]) -> str:
-    try:
-        source = inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:  # a builtin, or an object without a source file
-        return "builtin"
+    source = user_code.source_file(function)
     return digest_files([Path(source)]) if source else "builtin"
 
 
