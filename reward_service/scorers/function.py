@@ -48,7 +48,7 @@ class FunctionScorer:
         except SignatureMismatch as error:
             return self._all_failed(requests, str(error))
         except Exception as error:  # noqa: BLE001 boundary to a user's scorer: whatever it raises is the outcome
-            return self._all_failed(requests, f"raised {type(error).__name__}: {error}")
+            return self._all_failed(requests, f"raised {what_raised(error)}")
         return [self.outcome(request, value) for request, value in zip(requests, values, strict=True)]
 
     async def call(self, requests: Sequence[ScoreRequest]) -> list[Returned]:
@@ -78,6 +78,15 @@ class FunctionScorer:
         if not math.isfinite(reward):
             return RewardError(self.name, f"returned {_short(value)} for {request.id}, not a finite number")
         return Score(request.id, reward, {**returned.parts, self._part: reward}, self.version)
+
+
+def what_raised(error: Exception) -> str:
+    """Return an error's type and text, and what to do if the function needs the main thread."""
+    text = f"{type(error).__name__}: {error}"
+    if "main thread" in str(error) or "threaded environment" in str(error):
+        text += "; reward functions run outside the main thread: use no signals (math-verify: parsing_timeout=None and "
+        text += "timeout_seconds=None), or the scorer kind math"
+    return text
 
 
 def load_function(dotted_path: str, where: str) -> Callable[..., Any]:
