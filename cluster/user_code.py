@@ -7,17 +7,19 @@ A module is looked for in the working directory, in the folders added by `search
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
+from cluster.bindings import line_that_binds
 from cluster.errors import InputError
 
 _FOLDERS: list[str] = []
@@ -77,15 +79,24 @@ def locate(path: str, key: str) -> str:
         tree = ast.parse(origin.read_bytes(), str(origin))
     except SyntaxError as error:
         raise InputError(key, f"{origin}:{error.lineno}: {error.msg}") from error
-    line = _line_that_binds(tree, name)
+    package = module if origin.name == "__init__.py" else module.rpartition(".")[0]
+    line = line_that_binds(tree, name, package, _source_if_found)
     if line is None:
         raise InputError(key, f"{module} has no function {name!r}")
     return f"{os.path.relpath(origin)}:{line}"
 
 
+def source_file(function: Callable[..., Any]) -> str | None:
+    """Return the source file of a function, partial, class or callable object, or None if it has none."""
+    try:
+        return inspect.getsourcefile(_code_of(function))
+    except TypeError:  # a builtin
+        return None
+
+
 def place_of(function: Callable[..., Any]) -> str:
     """Return `file:line` of a function, or its name if its source is not available."""
-    function = inspect.unwrap(getattr(function, "__func__", function))
+    function = _code_of(function)
     try:
         return f"{_short(inspect.getsourcefile(function) or '?')}:{inspect.getsourcelines(function)[1]}"
     except (OSError, TypeError):
@@ -95,7 +106,7 @@ def place_of(function: Callable[..., Any]) -> str:
 def line_that_raised(function: Callable[..., Any], error: BaseException, *, caller: str) -> str:
     """Return `file:line` of the last frame in the function's own file, else of the last one outside file `caller`."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != caller]
-    own = inspect.getsourcefile(inspect.unwrap(getattr(function, "__func__", function)))
+    own = source_file(function)
     mine = [frame for frame in frames if own and Path(frame.filename).absolute() == Path(own).absolute()]
     frame = (mine or frames)[-1] if frames else None
     return f"{_short(frame.filename)}:{frame.lineno}" if frame else place_of(function)
@@ -137,28 +148,20 @@ def _find_top_level(name: str) -> ModuleSpec | None:
     return found or (None if name in sys.builtin_module_names else importlib.util.find_spec(name))
 
 
-def _line_that_binds(tree: ast.Module, name: str) -> int | None:
-    """Return the line on which a module's top level binds `name` by def, class, assignment or import."""
-    for node in _top_level(tree.body):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names = [node.name]
-        elif isinstance(node, ast.Assign):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        elif isinstance(node, ast.ImportFrom | ast.Import):
-            names = [alias.asname or alias.name for alias in node.names]
-        else:
-            continue
-        if name in names:
-            return node.lineno
-    return None
+def _source_if_found(module: str) -> Path | None:
+    try:
+        return _find_source(module, "")
+    except (InputError, ImportError, ValueError):
+        return None
 
 
-def _top_level(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements that run when the module is imported, including those under `if` and `try`."""
-    for statement in statements:
-        yield statement
-        if isinstance(statement, ast.If | ast.Try):
-            yield from _top_level([*statement.body, *statement.orelse])
+def _code_of(function: Any) -> Any:
+    """Return what has the source: a partial's function, a callable object's class, a method's function."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    is_code = inspect.isroutine(function) or inspect.isclass(function)
+    return function if is_code else type(function)
 
 
 def _short(path: str) -> str:

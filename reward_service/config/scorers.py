@@ -112,7 +112,9 @@ class NumericConfig(ScorerSection):
 
     kind: Literal["numeric"] = setting(..., may_change="recorded")
     answer: Pattern | None = setting(None, may_change="recorded")
-    """Regular expression that finds the number, as in `exact`. If unset, it is the last number of the response."""
+    """Regular expression that finds the number, as in `exact`. If unset, it is the last number of the response.
+    Numbers may have signs (dashes and U+2212 too), grouped thousands, exponents, a percent sign, or be fractions. If
+    only one of answer and reference is in percent, 50 % equals both 0.5 and 50."""
     tolerance: float = setting(0.0, may_change="recorded", ge=0)
     """Maximum difference that counts as equal."""
     relative_tolerance: float = setting(1e-9, may_change="recorded", ge=0)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from cluster.scoring import ScoreRequest
 from reward_service.http.schemas import Column, Text, Texts
+from reward_service.http.special_tokens import response_of
 
 
 class _Foreign(BaseModel):
@@ -23,7 +24,7 @@ class GetRewardRequest(_Foreign):
     """OpenRLHF's request: whole texts, their prompts and their labels."""
 
     query: Texts
-    """Prompt and response together."""
+    """Prompt and response together. Beginning, end and padding tokens around them are removed."""
     prompts: Texts | None = None
     """The prompts; each query must start with its prompt. If unset, a query is a response to an empty prompt."""
     labels: Column | None = None
@@ -36,7 +37,7 @@ class GetRewardRequest(_Foreign):
             if values is not None and len(values) != len(self.query):
                 raise ValueError(f"{len(self.query)} queries, {len(values)} {name}")
         for position, (query, prompt) in enumerate(zip(self.query, self.prompts or [], strict=False)):
-            if not query.startswith(prompt):
+            if response_of(query, prompt) is None:
                 raise ValueError(f"query {position} does not start with its prompt")
         return self
 
@@ -45,7 +46,10 @@ class GetRewardRequest(_Foreign):
         prompts = self.prompts or [""] * len(self.query)
         columns = [{"references": label, "labels": label} for label in self.labels or []] or [{} for _ in self.query]
         rows = enumerate(zip(self.query, prompts, columns, strict=True))
-        return [ScoreRequest(str(i), prompt, query[len(prompt) :], column) for i, (query, prompt, column) in rows]
+        return [
+            ScoreRequest(str(i), prompt, response_of(query, prompt) or "", column)
+            for i, (query, prompt, column) in rows
+        ]
 
 
 class GetRewardResponse(_Foreign):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import JsonSchemaConfig, MathConfig
 from reward_service.sandbox import worker
 from reward_service.sandbox.worker import Workers
+from reward_service.scorers import fenced
+from reward_service.scorers.fenced import last_block
 from reward_service.scorers.files import read_schema
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, references_of, rule_version
 from reward_service.scorers.scorer import Builder, Kind, Scorer, register_kind
 
-FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-SOURCES = (Path(__file__), worker.CHILD)
+SOURCES = (Path(fenced.__file__), Path(__file__), worker.CHILD)
 MATH_LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy")
 
 
@@ -45,12 +45,6 @@ def json_schema_rule(config: JsonSchemaConfig, workers: Workers) -> Rule:
         return float(answer["valid"]), {"parsed": float(answer["parsed"])}
 
     return rule
-
-
-def last_block(response: str) -> str:
-    """Return the content of the response's last block fenced by ```, or the whole response without one."""
-    blocks = FENCED.findall(response)
-    return blocks[-1] if blocks else response
 
 
 def _ask(workers: Workers, question: Any, timeout_s: float, request: ScoreRequest) -> Any:

@@ -10,12 +10,12 @@ from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import CodeConfig
 from reward_service.sandbox import sandbox
 from reward_service.sandbox.sandbox import Limits, run_confined
-from reward_service.scorers import checked_rules
-from reward_service.scorers.checked_rules import last_block
+from reward_service.scorers import fenced
+from reward_service.scorers.fenced import last_block
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, references_of, rule_version
 from reward_service.scorers.scorer import Builder, Kind, Scorer, register_kind
 
-SOURCES = (Path(__file__), Path(checked_rules.__file__), Path(sandbox.__file__), sandbox.CHILD)
+SOURCES = (Path(__file__), Path(fenced.__file__), Path(sandbox.__file__), sandbox.CHILD)
 
 
 def limits_of(config: CodeConfig) -> Limits:

@@ -6,7 +6,6 @@ A reward that the function does not give is a RewardError outcome, never a numbe
 from __future__ import annotations
 
 import asyncio
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +48,7 @@ class FunctionScorer:
         except SignatureMismatch as error:
             return self._all_failed(requests, str(error))
         except Exception as error:  # noqa: BLE001 boundary to a user's scorer: whatever it raises is the outcome
-            return self._all_failed(requests, f"raised {type(error).__name__}: {error}")
+            return self._all_failed(requests, f"raised {what_raised(error)}")
         return [self.outcome(request, value) for request, value in zip(requests, values, strict=True)]
 
     async def call(self, requests: Sequence[ScoreRequest]) -> list[Returned]:
@@ -81,6 +80,15 @@ class FunctionScorer:
         return Score(request.id, reward, {**returned.parts, self._part: reward}, self.version)
 
 
+def what_raised(error: Exception) -> str:
+    """Return an error's type and text, and what to do if the function needs the main thread."""
+    text = f"{type(error).__name__}: {error}"
+    if "main thread" in str(error) or "threaded environment" in str(error):
+        text += "; reward functions run outside the main thread: use no signals (math-verify: parsing_timeout=None and "
+        text += "timeout_seconds=None), or the scorer kind math"
+    return text
+
+
 def load_function(dotted_path: str, where: str) -> Callable[..., Any]:
     """Import and return the function at ``package.module:function``.
 
@@ -92,10 +100,7 @@ def load_function(dotted_path: str, where: str) -> Callable[..., Any]:
 
 
 def _source_digest(function: Callable[..., Any]) -> str:
-    try:
-        source = inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:  # a builtin, or an object without a source file
-        return "builtin"
+    source = user_code.source_file(function)
     return digest_files([Path(source)]) if source else "builtin"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import inspect
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,17 +71,20 @@ class RuleScorer:
         return Score(request.id, reward, {**measures, self.name: reward}, self.version)
 
 
-def rule_kind(settings: type[S], *, libraries: Sequence[str] = ("regex",)) -> Callable[[MakeRule[S]], MakeRule[S]]:
+def rule_kind(
+    settings: type[S], *, libraries: Sequence[str] = ("regex",), sources: Sequence[Path] = ()
+) -> Callable[[MakeRule[S]], MakeRule[S]]:
     """Register the decorated function, which makes a rule from `settings`, as a scorer kind.
 
-    `libraries` are the distributions whose versions are part of the scorer's version.
+    The scorer's version includes the versions of the distributions `libraries` and the contents of `sources`, the
+    other source files that the rule uses.
     """
 
     def register(make_rule: MakeRule[S]) -> MakeRule[S]:
         source = Path(inspect.getfile(make_rule))
 
         def build(name: str, config: S, builder: Builder) -> Scorer:
-            version = rule_version(name, config, source, libraries=libraries)
+            version = rule_version(name, config, source, *sources, libraries=libraries)
             return RuleScorer(name, make_rule(config), version=version)
 
         register_kind(settings, Kind(build))
@@ -118,12 +120,3 @@ def last_match(pattern: regex.Pattern, text: str, item: str) -> Any:
     except TimeoutError:
         raise RewardError("pattern", f"took longer than {PATTERN_TIMEOUT_S:g} s on {item}") from None
     return last[0][1 if pattern.groups else 0] if last else None
-
-
-def number_of(value: Any) -> float | None:
-    """Return the finite number that a value is or spells (thousands' commas allowed), else None."""
-    try:
-        number = float(value.replace(",", "")) if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) and not isinstance(value, bool) else None

@@ -6,6 +6,8 @@ What a rule measures beside the reward is `MEASURES` of its settings class.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import regex
@@ -21,9 +23,9 @@ from reward_service.config.scorers import (
     RepetitionConfig,
     TruncationConfig,
 )
-from reward_service.scorers.rule_scorer import Rule, Verdict, last_match, number_of, references_of, rule_kind
-
-NUMBER = r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
+from reward_service.scorers import numbers
+from reward_service.scorers.numbers import NUMBER, Number, read_number
+from reward_service.scorers.rule_scorer import Rule, Verdict, last_match, references_of, rule_kind
 
 
 @rule_kind(ExactConfig)
@@ -44,22 +46,24 @@ def exact_rule(config: ExactConfig) -> Rule:
     return rule
 
 
-@rule_kind(NumericConfig)
+@rule_kind(NumericConfig, sources=(Path(numbers.__file__),))
 def numeric_rule(config: NumericConfig) -> Rule:
-    """1 if the answer is within the tolerance of a reference, else 0."""
+    """1 if the answer is within the tolerance of a reference, else 0. Numbers are read as in `numbers`."""
     pattern = regex.compile(config.answer or f"({NUMBER})")
 
-    def is_equal(answer: float, number: float | None, request: ScoreRequest) -> bool:
+    def is_equal(answer: Number, number: Number | None, request: ScoreRequest) -> bool:
         if number is None:
             raise RewardError("references", f"a reference of {request.id} is not a finite number")
-        return abs(answer - number) <= max(config.tolerance, config.relative_tolerance * abs(number))
+        pairs = product(answer.readings(number), number.readings(answer))
+        return any(abs(a - b) <= max(config.tolerance, config.relative_tolerance * abs(b)) for a, b in pairs)
 
     def rule(request: ScoreRequest) -> Verdict:
-        expected = [number_of(reference) for reference in references_of(request)]
-        answer = number_of(last_match(pattern, request.response, request.id))
+        expected = [read_number(reference) for reference in references_of(request)]
+        answer = read_number(last_match(pattern, request.response, request.id))
         if answer is None:
             return 0.0, {"found": 0.0}
-        return float(any(is_equal(answer, number, request) for number in expected)), {"found": 1.0, "answer": answer}
+        is_right = any(is_equal(answer, number, request) for number in expected)
+        return float(is_right), {"found": 1.0, "answer": answer.value}
 
     return rule
 

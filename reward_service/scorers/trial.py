@@ -11,7 +11,7 @@ from cluster.errors import InputError, NotApplicable, RewardError
 from cluster.scoring import ScoreRequest
 from cluster.user_code import line_that_raised, place_of
 from reward_service.scorers import signatures
-from reward_service.scorers.function import FunctionScorer, load_function
+from reward_service.scorers.function import FunctionScorer, load_function, what_raised
 
 SIGNATURES = {
     "ours": "f(prompts, responses, **columns) returns a list of numbers, one per response",
@@ -54,7 +54,7 @@ async def _try(path: str, function: Callable[..., Any], request: ScoreRequest, t
         if limit.expired():
             raise InputError(place_of(function), f"{path} did not return within {timeout_s:g} s") from error
         where = line_that_raised(function, error, caller=signatures.__file__)
-        raise InputError(where, f"{path} raised {type(error).__name__}: {error} (for an empty response)") from error
+        raise InputError(where, f"{path} raised {what_raised(error)} (for an empty response)") from error
     finally:
         scorer.close()
     outcome = scorer.outcome(request, value)

@@ -110,3 +110,34 @@ def test_a_function_is_located_without_importing_its_module() -> None:
 
 def test_a_name_is_located_if_it_is_bound_by_import_under_try() -> None:
     assert locate("own_package.scorers:fast", "key") == "own_package/scorers.py:3"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from own_package.scorers import *",
+        "from own_star import *",
+        "from functools import partial\nlength: object = partial(print)",
+        "a, length = print, print",
+        "with open('/dev/null'):\n    length = print",
+        "try:\n    1 / 0\nexcept ZeroDivisionError:\n    length = print",
+        "for length in [print]: pass",
+        "class Length:\n    def __call__(self): ...\nlength = Length()",
+        "class length: ...",
+        "globals()['length'] = print",
+        "def __getattr__(name): return print",
+    ],
+)
+def test_whatever_load_loads_is_located(folder: Path, source: str) -> None:
+    (folder / "own_star.py").write_text("from own_package.scorers import *\n")
+    (folder / "own_module.py").write_text(source)
+    assert locate("own_module:length", "key").startswith("own_module.py:")
+    assert callable(load("own_module:length", "key"))
+
+
+@pytest.mark.parametrize("source", ["from own_package.scorers import *", "lenght: object", "def f():\n    lenght = 1"])
+def test_an_unbound_name_is_refused_by_both(folder: Path, source: str) -> None:
+    (folder / "own_module.py").write_text(source)
+    for find in (load, locate):
+        with pytest.raises(InputError, match="has no function 'lenght'"):
+            find("own_module:lenght", "key")

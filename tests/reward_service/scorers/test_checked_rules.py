@@ -11,7 +11,8 @@ from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import JsonSchemaConfig, MathConfig
 from reward_service.sandbox.worker import Worker, Workers
-from reward_service.scorers.checked_rules import json_schema_rule, last_block, math_rule
+from reward_service.scorers.checked_rules import json_schema_rule, math_rule
+from reward_service.scorers.fenced import last_block
 from reward_service.scorers.rule_scorer import Rule
 
 pytestmark = pytest.mark.process
@@ -100,7 +101,27 @@ def test_error_if_a_schema_pattern_times_out(schema: Rule) -> None:
 def test_last_fenced_block_is_used_or_the_whole_response() -> None:
     assert last_block("x\n```\na\n```\ny\n```python\nb\nc\n```\n") == "b\nc\n"
     assert last_block("no `block` ```here```") == "no `block` ```here```"
-    assert last_block("```python\nnever closed") == "```python\nnever closed"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "```python\na = 1",
+        "~~~python\na = 1\n~~~\n",
+        "1. So:\n\n   ```python\n   a = 1\n   ```\n",
+        "      ```python\n      a = 1\n      ```",
+        "Here it is: ```python\na = 1\n```\nDone.",
+        "<think>\n```python\na = 1\n```",
+        "````\na = 1\n````",
+        "```python\r\na = 1\r\n```",
+    ],
+)
+def test_fenced_block_is_found_however_it_is_written(response: str) -> None:
+    assert last_block(response).strip() == "a = 1"
+
+
+def test_fence_inside_a_longer_fence_is_its_text() -> None:
+    assert last_block("~~~\n```\nx\n```\n~~~") == "```\nx\n```\n"
 
 
 def test_worker_is_replaced_after_it_died() -> None:

@@ -124,7 +124,13 @@ SOURCES = {
     "forbidden": (RULE_SCORER, "scorers/forbidden.py"),
     "math": (RULE_SCORER, CHECKED_RULES, "sandbox/worker_child.py"),
     "json_schema": (RULE_SCORER, CHECKED_RULES, "sandbox/worker_child.py"),
-    "code": (RULE_SCORER, CHECKED_RULES, "scorers/code_rule.py", "sandbox/sandbox.py", "sandbox/sandbox_child.py"),
+    "code": (
+        RULE_SCORER,
+        "scorers/fenced.py",
+        "scorers/code_rule.py",
+        "sandbox/sandbox.py",
+        "sandbox/sandbox_child.py",
+    ),
 }
 
 

@@ -89,6 +89,54 @@ def test_numeric_answers_are_compared_within_the_tolerance(
     assert numeric(**settings)(item(response, references))[0] == reward
 
 
+@pytest.mark.parametrize(
+    ("response", "references", "reward"),
+    [
+        ("The answer is −5", -5, 1.0),
+        ("The answer is −5", 5, 0.0),
+        ("5", "−5", 0.0),
+        ("it is –5", -5, 1.0),
+        ("**-5**", -5, 1.0),
+        ("x=-5", -5, 1.0),
+        ("-$5", -5, 1.0),
+        ("$-5$", -5, 1.0),
+        ("3-5", 5, 1.0),
+        ("3-5", -5, 0.0),
+        ("pages 3–5", 5, 1.0),
+        ("GPT-4", 4, 1.0),
+        ("3 -5", -5, 1.0),
+        ("10\u202f000", 10000, 1.0),
+        ("10\u00a0000,", 10000, 1.0),
+        ("10'000.5", 10000.5, 1.0),
+        ("1’000’000", 1e6, 1.0),
+        ("12,34,567", 1234567, 1.0),
+        ("$1{,}000$", 1000, 1.0),
+        ("1, 2,3", 3, 1.0),
+        ("2 100", 100, 1.0),
+        ("1.5e−3", 0.0015, 1.0),
+        ("1.5 × 10^3", 1500, 1.0),
+        (r"$1.5 \times 10^{-3}$", 0.0015, 1.0),
+        ("2 × 10⁻³", 0.002, 1.0),
+        ("50%", 0.5, 1.0),
+        ("50%", 50, 1.0),
+        (r"50\%", "50%", 1.0),
+        ("50%", "0.5%", 0.0),
+        ("0.5", "50%", 1.0),
+        ("3/4", 0.75, 1.0),
+        ("0.75", "3/4", 1.0),
+        ("-3/4", -0.75, 1.0),
+        ("1 1/2", 1.5, 1.0),
+        (r"\boxed{\frac{3}{4}}", "3/4", 1.0),
+        (r"$-\frac{3}{4}$", -0.75, 1.0),
+        ("2½", 2.5, 1.0),
+        ("12/11/2025", 2025, 1.0),
+        ("3/0", 3, 0.0),
+    ],
+)
+def test_numbers_are_read_by_the_stated_grammar(response: str, references: Any, reward: float) -> None:
+    assert numeric()(item(response, references))[0] == reward
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_spelled_numbers_are_parsed(number: float) -> None:
     assert numeric()(item(f"so it is {number!r}", number))[0] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -162,3 +163,101 @@ async def test_error_if_a_verl_function_returns_no_finite_score(wrong: Any) -> N
     (outcome,) = await FunctionScorer("s", compute_score).score(ITEMS[:1])
     assert isinstance(outcome, RewardError)
     assert "i0" in outcome.what
+
+
+async def test_verl_function_gets_the_columns_of_verl() -> None:
+    seen = []
+
+    def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> Any:
+        seen.append((data_source, solution_str, ground_truth, extra_info))
+        return {"score": np.float32(0.5), "acc": True, "count": Decimal("2.5"), "pred": "72"}
+
+    columns = {
+        "data_source": "openai/gsm8k",
+        "reward_model": {"style": "rule", "ground_truth": "72"},
+        "extra_info": {"split": "train", "index": 3},
+    }
+    (outcome,) = await FunctionScorer("s", compute_score).score([ScoreRequest("i", "p", "#### 72", columns)])
+    assert isinstance(outcome, Score)
+    assert outcome.reward == 0.5
+    assert dict(outcome.parts) == {"s": 0.5, "acc": 1.0, "count": 2.5}
+    assert seen == [("openai/gsm8k", "#### 72", "72", {"split": "train", "index": 3})]
+
+
+async def test_verl_function_may_return_its_score_first_in_a_tuple() -> None:
+    def compute_score(data_source: str, solution_str: str, ground_truth: str) -> Any:
+        return 1.0, "details"
+
+    (outcome,) = await FunctionScorer("s", compute_score).score(ITEMS[:1])
+    assert isinstance(outcome, Score)
+    assert outcome.reward == 1.0
+
+
+MESSAGES_ITEMS = [
+    ScoreRequest(
+        "c0", "<|user|>hi", "hello", {"messages": [{"role": "user", "content": "hi"}], "completion_ids": [1, 2]}
+    ),
+    ScoreRequest("c1", "<|user|>yo", "yes", {"messages": [{"role": "user", "content": "yo"}], "completion_ids": [3]}),
+]
+
+
+async def test_trl_function_gets_messages_if_the_prompts_are_messages() -> None:
+    def reward(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
+        assert [prompt[-1]["content"] for prompt in prompts] == ["hi", "yo"]
+        assert all(completion[0]["role"] == "assistant" for completion in completions)
+        assert kwargs["trainer_state"] is None
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    outcomes = await FunctionScorer("s", reward).score(MESSAGES_ITEMS)
+    assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [5.0, 3.0]
+
+
+async def test_trl_function_of_completion_ids_gets_them() -> None:
+    def reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        return [-float(len(ids)) for ids in completion_ids]
+
+    assert signature_kind(reward) == "trl"
+    outcomes = await FunctionScorer("s", reward).score(MESSAGES_ITEMS)
+    assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [-2.0, -1.0]
+    (missing,) = await FunctionScorer("s", reward).score(ITEMS[:1])
+    assert "needs completion_ids" in str(missing)
+
+
+@pytest.mark.parametrize("signature", ["ours", "trl", "verl"])
+async def test_a_function_changes_only_its_own_copy_of_the_columns(signature: str) -> None:
+    def ours(prompts: Any, responses: Any, extra_info: Any) -> Any:
+        return [float(each.pop("n")) for each in extra_info]
+
+    def trl(completions: Any, extra_info: Any) -> Any:
+        return [float(each.pop("n")) for each in extra_info]
+
+    def verl(data_source: Any, solution_str: str, ground_truth: Any, extra_info: Any) -> Any:
+        return float(extra_info.pop("n"))
+
+    shared = {"extra_info": {"n": 1}, "references": "a"}
+    items = [ScoreRequest("a", "p", "x", shared), ScoreRequest("b", "p", "x", shared)]
+    scorer = FunctionScorer("s", {"ours": ours, "trl": trl, "verl": verl}[signature])
+    for _ in range(2):
+        outcomes = await scorer.score(items)
+        assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        1,
+        True,
+        np.float32(1),
+        np.bool_(True),
+        np.array(1),
+        np.array([1.0]),
+        torch.tensor(1),
+        torch.tensor([1.0]),
+        Decimal(1),
+    ],
+)
+async def test_numbers_of_other_libraries_are_rewards(reward: Any) -> None:
+    (outcome,) = await FunctionScorer("s", lambda prompts, responses: [reward]).score(ITEMS[:1])
+    assert isinstance(outcome, Score)
+    assert outcome.reward == 1.0
+    assert type(outcome.reward) is float

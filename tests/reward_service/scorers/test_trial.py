@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from typing import Any
 
@@ -31,6 +32,11 @@ def asks_too_long(prompts: list[str], responses: list[str]) -> list[float]:
 
 def sleeps(prompts: list[str], responses: list[str]) -> list[float]:
     time.sleep(0.3)
+    return [0.0]
+
+
+def sets_an_alarm(prompts: list[str], responses: list[str]) -> list[float]:
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
     return [0.0]
 
 
@@ -86,3 +92,9 @@ def test_slow_function_is_distinguished_from_one_raising_TimeoutError() -> None:
 
 def test_missing_function_is_named_by_its_setting() -> None:
     assert refused("tests.support.scorers:nobody")[0] == "reward_service.scorer"
+
+
+def test_error_says_what_to_do_if_a_function_needs_the_main_thread() -> None:
+    _, what = refused(f"{__name__}:sets_an_alarm")
+    assert "reward functions run outside the main thread" in what
+    assert "parsing_timeout=None" in what
