@@ -9,10 +9,10 @@ from typing import Any
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import JsonSchemaConfig, MathConfig
+from reward_service.parsing import fenced
+from reward_service.parsing.fenced import last_block
 from reward_service.sandbox import worker
 from reward_service.sandbox.worker import Workers
-from reward_service.scorers import fenced
-from reward_service.scorers.fenced import last_block
 from reward_service.scorers.files import read_schema
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, references_of, rule_version
 from reward_service.scorers.scorer import Builder, Kind, Scorer, register_kind

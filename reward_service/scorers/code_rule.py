@@ -8,10 +8,10 @@ from pathlib import Path
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import CodeConfig
+from reward_service.parsing import fenced
+from reward_service.parsing.fenced import last_block
 from reward_service.sandbox import sandbox
 from reward_service.sandbox.sandbox import Limits, run_confined
-from reward_service.scorers import fenced
-from reward_service.scorers.fenced import last_block
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, references_of, rule_version
 from reward_service.scorers.scorer import Builder, Kind, Scorer, register_kind
 

@@ -21,9 +21,9 @@ import tenacity
 from cluster.errors import InputError, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.scorers import JudgeConfig, settings_text
+from reward_service.parsing.fenced import last_block
+from reward_service.parsing.numbers import number_of
 from reward_service.retries import retry_after_s
-from reward_service.scorers.fenced import last_block
-from reward_service.scorers.numbers import number_of
 from reward_service.scorers.rule_scorer import last_match, references_of
 from reward_service.scorers.scorer import Builder, Kind, Scorer, digest_of, register_kind, setting_key
 

@@ -23,8 +23,8 @@ from reward_service.config.scorers import (
     RepetitionConfig,
     TruncationConfig,
 )
-from reward_service.scorers import numbers
-from reward_service.scorers.numbers import NUMBER, Number, read_number
+from reward_service.parsing import numbers
+from reward_service.parsing.numbers import NUMBER, Number, read_number
 from reward_service.scorers.rule_scorer import Rule, Verdict, last_match, references_of, rule_kind
 
 

@@ -10,9 +10,9 @@ import pytest
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import JsonSchemaConfig, MathConfig
+from reward_service.parsing.fenced import last_block
 from reward_service.sandbox.worker import Worker, Workers
 from reward_service.scorers.checked_rules import json_schema_rule, math_rule
-from reward_service.scorers.fenced import last_block
 from reward_service.scorers.rule_scorer import Rule
 
 pytestmark = pytest.mark.process

@@ -126,7 +126,7 @@ SOURCES = {
     "json_schema": (RULE_SCORER, CHECKED_RULES, "sandbox/worker_child.py"),
     "code": (
         RULE_SCORER,
-        "scorers/fenced.py",
+        "parsing/fenced.py",
         "scorers/code_rule.py",
         "sandbox/sandbox.py",
         "sandbox/sandbox_child.py",

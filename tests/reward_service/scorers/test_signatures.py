@@ -236,7 +236,8 @@ async def test_a_function_changes_only_its_own_copy_of_the_columns(signature: st
 
     shared = {"extra_info": {"n": 1}, "references": "a"}
     items = [ScoreRequest("a", "p", "x", shared), ScoreRequest("b", "p", "x", shared)]
-    scorer = FunctionScorer("s", {"ours": ours, "trl": trl, "verl": verl}[signature])
+    functions: dict[str, Callable[..., Any]] = {"ours": ours, "trl": trl, "verl": verl}
+    scorer = FunctionScorer("s", functions[signature])
     for _ in range(2):
         outcomes = await scorer.score(items)
         assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [1.0, 1.0]

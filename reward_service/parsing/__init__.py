@@ -1,0 +1,1 @@
+"""Read numbers and code out of responses."""
