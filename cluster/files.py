@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any, *, mode: int = 0o666) -> None:
-    """Replace a file by `content` as indented JSON, whole or not at all."""
+    """Replace a file by `content` as indented JSON, whole or not at all; numbers that JSON cannot hold become null."""
     with replacing(path, mode=mode) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(without_non_finite(content), indent=2, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def without_non_finite(value: Any) -> Any:
+    """Return the value with None in place of NaN and infinities, which JSON cannot hold, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_non_finite(each) for key, each in value.items()}
+    return [without_non_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: Path) -> dict[str, Any]:

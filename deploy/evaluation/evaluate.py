@@ -53,10 +53,12 @@ class Evaluated:
         """Return the metrics of a task; '' is the only task of a run without named tasks."""
         return self.by_task[task] if task else self.metrics
 
-    def summary(self) -> dict[str, float]:
-        """Return all metrics by the dotted keys of summary.json."""
-        named = {f"tasks.{task}.{key}": value for task, own in self.by_task.items() for key, value in own.items()}
-        return {**self.metrics, **named}
+    def summary(self) -> dict[tuple[str, ...], float]:
+        """Return all metrics by their keys in summary.json; a metric's name may hold dots."""
+        summary: dict[tuple[str, ...], float] = {(key,): value for key, value in self.metrics.items()}
+        for task, own in self.by_task.items():
+            summary |= {("tasks", task, key): value for key, value in own.items()}
+        return summary
 
 
 async def evaluate(session: Session) -> None:
@@ -85,7 +87,7 @@ async def _evaluate(session: Session) -> None:
             if altered_rows:
                 answers = await _evaluate_altered(session, altered_rows, path, reference, evaluated[name])
                 write(run.path / EVALUATION / f"{name}_adversarial.parquet", answers)
-            run.update_summary({f"evaluation.{name}.{key}": value for key, value in evaluated[name].summary().items()})
+            run.update_summary({(EVALUATION, name, *key): v for key, v in evaluated[name].summary().items()})
     if len(evaluated) == len(policies):
         _report_changes(session, evaluated["before"].answers, evaluated["after"].answers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Protocol
@@ -71,6 +72,8 @@ class HeldOut:
         return {"reward_mean": reward_mean, "kl_nats": kl_nats, "objective": objective, **costs}
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
+        if not math.isfinite(metrics["objective"]):
+            return False
         best = self._session.run.summary().get("held_out")
         if best is not None and self._rank(metrics) <= self._rank(best):
             return False

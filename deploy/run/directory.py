@@ -62,11 +62,14 @@ class RunDirectory:
         """Return the contents of summary.json as nested tables."""
         return _read_json(self.path / "summary.json") or {}
 
-    def update_summary(self, values: Mapping[str, Any]) -> None:
-        """Set values by dotted keys, such as ``reward_model.accuracy``."""
+    def update_summary(self, values: Mapping[str, Any] | Mapping[tuple[str, ...], Any]) -> None:
+        """Set values by dotted keys, such as ``reward_model.accuracy``; numbers that JSON cannot hold become null.
+
+        A tuple names a key whose last part may hold dots, such as the name of a user's metric.
+        """
         summary = self.summary()
         for key, value in values.items():
-            *tables, name = key.split(".")
+            *tables, name = key if isinstance(key, tuple) else key.split(".")
             table = summary
             for part in tables:
                 table = table.setdefault(part, {})

@@ -7,7 +7,6 @@ needed.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from cluster.files import without_non_finite
 from cluster.metrics import metric_of
 
 
@@ -30,9 +30,8 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one step's row, which names its `stage` and `step`; non-finite numbers are written as null."""
-        clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         with self._rows.open("a", encoding="utf-8") as rows:
-            rows.write(json.dumps(clean) + "\n")
+            rows.write(json.dumps(without_non_finite(row), allow_nan=False) + "\n")
         stage, step = str(row["stage"]), int(row["step"])
         numbers = {key: float(v) for key, v in row.items() if isinstance(v, int | float) and key != "step"}
         values = [Summary.Value(tag=key, simple_value=v, metadata=_described(key)) for key, v in numbers.items()]

@@ -171,3 +171,8 @@ def test_a_digest_changes_with_a_byte_and_with_the_order(tmp_path: Path) -> None
     assert files.digest_files([second, first]) != before
     second.write_bytes(b"3")
     assert files.digest_files([first, second]) != before
+
+
+def test_json_holds_null_for_nan_and_infinities(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": -float("inf")}})
+    assert files.read_json(tmp_path / "a.json") == {"a": None, "b": [1.5, None], "c": {"d": None}}
