@@ -1,7 +1,7 @@
 """The engine on a GPU: sampled tokens/s, seeded sampling again, swaps and their proofs, log-probabilities.
 
 A Qwen-shaped random model of 0.5 B parameters, the engine alone: no Ray, no rewards. With the engine core in this
-process, without CUDA graphs (`eager`), and by vLLM's defaults in a process of its own. Without a GPU there is nothing
+process, without CUDA graphs (`eager`), and by vLLM's defaults in a separate process. Without a GPU there is nothing
 to measure, which it says.
 """
 

@@ -120,11 +120,11 @@ def dialogue(folder: Path) -> list[Row]:
 
 
 UNBOUNDED = ("learner.constraint.max_mean = 1.0", "learner.constraint.initial_multiplier = 0.0")
-"""A bound that nothing is beyond: the cost is told, and never counts."""
+"""A bound that no cost exceeds: the cost is reported and never counts."""
 
 
 def dialogue_provoked(folder: Path) -> list[Row]:
-    """Goals reached and conversations in which the clerk insults somebody, with the bound on those and without it."""
+    """Measure goals reached and conversations with an insult, with and without a bound on the insults."""
     runs = _runs("dialogue", folder, name="provoked", file="provoked.toml")
     free = _run("dialogue", folder, *UNBOUNDED, name="unbounded", file="provoked.toml")
     insulting = "conversations with an insult"
@@ -163,7 +163,7 @@ TOGETHER = {
 
 
 def many(folder: Path) -> list[Row]:
-    """What each task reaches in one run with the others, beside the median of its own runs."""
+    """Measure what each task reaches in one run with the others, beside the median of runs of that task alone."""
     own = {task: _own(task, f"{figure} after PPO") for task, (_, figure, _) in TOGETHER.items()}
     runs, rows = _runs("many", folder), list[Row]()
     for task, (metric, figure, most) in TOGETHER.items():

@@ -1,6 +1,6 @@
 """The letters task as the benchmarks use it: its run file with other lengths, its model and prompts in a folder.
 
-The learner has one thread, as the engine has, so that each of the two can have a core of its own.
+Learner and engine have one thread each, so that each can use one of two cores.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ SIDE_BY_SIDE = ("rollout_actors", "reward_service", "learner_group")
 
 
 def measure(folder: Path) -> list[Row]:
-    """One short run of every stage; then PPO alone on copies of what it left, each a command of its own."""
+    """Run every stage once, briefly; then run PPO alone on copies of the run, each by a separate command."""
     train("reviews", folder, "short", *SHORT, "learner.num_steps = 1", "evaluation.num_prompts = 8")
     starts = []
     for repeat in range(REPEATS):

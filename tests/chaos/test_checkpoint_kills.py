@@ -55,7 +55,7 @@ def newest(folder: Path) -> int:
 
 
 def killed_after(seconds: float, folder: Path, version: int) -> None:
-    """A process that goes on after `version` and is killed in the middle of whatever it is at."""
+    """Start a process that resumes after `version`, and kill it at an arbitrary point."""
     pid = os.fork()
     if pid == 0:
         try:

@@ -1,4 +1,4 @@
-"""A job whose driver is killed and that is submitted again, on a Ray head of its own.
+"""Kill the driver of a submitted job and submit it again, on a separate Ray head.
 
 Minutes, for `make chaos`.
 """
