@@ -6,7 +6,9 @@ parsing their files. Imports neither torch nor ray nor transformers, nor any of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,7 +22,9 @@ from deploy.config.schema import RunConfig
 from reward_service.config.composite import CompositeConfig
 from reward_service.config.scorers import ScorerConfig
 from reward_service.scorers.registry import check_files
+from rollout_actors.config import max_sequence_tokens
 
+TRAINED_DTYPES = ("float32", "bfloat16")
 KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "preferences", "evaluation": "prompts"}
 """Data set of the run file -> kind of its rows."""
 
@@ -77,8 +81,34 @@ def _check_model(config: RunConfig, folder: Path) -> str:
     context = text.get("max_position_embeddings", text.get("n_positions"))
     if context is not None:
         check_context_length(config, int(context), f"max_position_embeddings of {folder}")
+    _check_window(config, text, folder)
+    if config.model.dtype == "auto":
+        dtype_of_weights(settings, folder)
     architecture = (settings.get("architectures") or [settings.get("model_type", "unknown architecture")])[0]
     return f"{architecture}, {vocab_size} tokens, context {context or 'unknown'}"
+
+
+def dtype_of_weights(settings: Mapping[str, Any], folder: Path) -> str:
+    """Return the dtype that a model's config.json names, or float32. Raises InputError for one that is not trained.
+
+    float16 has too little range for weights in training: most updates of a small learning rate are rounded away.
+    """
+    text = settings.get("text_config", settings)
+    named = (table.get(key) for table in (settings, text) for key in ("dtype", "torch_dtype"))
+    dtype = str(next(filter(None, named), "float32")).removeprefix("torch.")
+    if dtype not in TRAINED_DTYPES:
+        raise InputError("model.dtype", f'the weights of {folder} are {dtype}: set it to "float32" or "bfloat16"')
+    return dtype
+
+
+def _check_window(config: RunConfig, text: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError if packed sequences may be longer than the window of the model's attention."""
+    slides = text.get("use_sliding_window", not str(text.get("model_type")).startswith("qwen"))
+    window = text.get("sliding_window") if slides else None
+    longest = max_sequence_tokens(config.rollout_actors, [task.environment for task in config.by_task().values()])
+    if config.learner.packing and window is not None and longest > int(window):
+        what = f"sequences may have {longest} tokens, but the attention window of {folder} is {window}: set it false"
+        raise InputError("learner.packing", what)
 
 
 def _check_tokenizer(folder: Path) -> int:

@@ -31,7 +31,7 @@ class RunSection(Section):
 
     name: str = setting("", may_change="always", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")
     """Name of the run and of its directory; by default that of the run file's folder."""
-    seed: int = setting(0, may_change="never", ge=0)
+    seed: int = setting(0, may_change="never", ge=0, lt=2**32)
     """Seed of everything random in the run."""
     runs_dir: Path = setting(Path("runs"), may_change="always")
     """Folder of the run directories, relative to the working directory."""

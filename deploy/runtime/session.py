@@ -6,7 +6,6 @@ Engines take half a minute to start, so PPO and the evaluation reuse the actors 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import os
@@ -23,7 +22,9 @@ from cluster.actors.health import Health, State
 from cluster.actors.pool import ActorPool
 from cluster.actors.remote import RemoteActor, kill_actor, process_of, start_actor, stream_task, within
 from cluster.errors import ActorDied, InputError
+from cluster.files import read_json
 from cluster.user_code import python_path
+from deploy.config.inputs import dtype_of_weights
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
@@ -386,8 +387,7 @@ class Session:
 
 
 def dtype_of(config: RunConfig, policy: Path) -> str:
-    """Return the dtype of engine and learner; for `auto`, that of the policy's folder or else float32."""
+    """Return the dtype of engine and learner; for `auto`, that of the weights. Raises InputError for float16."""
     if config.model.dtype != "auto":
         return config.model.dtype
-    settings = json.loads((policy / "config.json").read_text())
-    return settings.get("dtype") or settings.get("torch_dtype") or "float32"
+    return dtype_of_weights(read_json(policy / "config.json"), policy)

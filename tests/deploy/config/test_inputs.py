@@ -249,3 +249,35 @@ def test_every_tasks_data_and_functions_are_listed_and_a_wrong_one_named(task: P
     ]
     (task / "facts.jsonl").write_text('{"question": "a"}\n')
     assert refused(task) == "facts.jsonl: no column 'prompt'; it has question"
+
+
+def model_settings(task: Path, **settings: object) -> None:
+    path = task / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dtype": "float16"}, {"torch_dtype": "float16"}, {"text_config": {"dtype": "float16"}}]
+)
+def test_float16_weights_are_refused_unless_a_dtype_is_set(task: Path, settings: dict[str, object]) -> None:
+    model_settings(task, **settings)
+    assert refused(task) == 'model.dtype: the weights of model are float16: set it to "float32" or "bfloat16"'
+    check_inputs(load_run_config(task / "run.toml", ['model.dtype = "float32"']))
+
+
+def test_sequences_beyond_the_attention_window_are_refused_if_packed(task: Path) -> None:
+    model_settings(task, sliding_window=15)
+    what = "sequences may have 16 tokens, but the attention window of model is 15: set it false"
+    assert refused(task) == f"learner.packing: {what}"
+    check_inputs(load_run_config(task / "run.toml", ["learner.packing = false"]))
+
+
+@pytest.mark.parametrize("settings", [{"sliding_window": 16}, {"sliding_window": 4, "use_sliding_window": False}])
+def test_a_window_that_no_sequence_exceeds_is_accepted(task: Path, settings: dict[str, object]) -> None:
+    model_settings(task, **settings)
+    check_inputs(load_run_config(task / "run.toml"))
+
+
+def test_a_seed_beyond_32_bits_is_refused(task: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.seed"):
+        load_run_config(task / "run.toml", ["run.seed = 20251128161500"])

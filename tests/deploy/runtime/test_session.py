@@ -27,7 +27,8 @@ from reward_service.client.retrying import RetryingRewardClient
     ("dtype", "folder", "expected"),
     [
         ("auto", {"dtype": "bfloat16"}, "bfloat16"),
-        ("auto", {"torch_dtype": "float16"}, "float16"),
+        ("auto", {"torch_dtype": "bfloat16"}, "bfloat16"),
+        ("float32", {"dtype": "float16"}, "float32"),
         ("auto", {}, "float32"),
         ("float32", {"dtype": "bfloat16"}, "float32"),
     ],
@@ -38,6 +39,12 @@ def test_the_dtype_is_the_setting_or_that_of_the_policys_folder(
     (tmp_path / "config.json").write_text(json.dumps(folder))
     config = RunConfig(model=ModelSection(path=tmp_path, dtype=dtype))  # type: ignore[arg-type]
     assert dtype_of(config, tmp_path) == expected
+
+
+def test_float16_weights_are_refused_for_dtype_auto(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"dtype": "float16"}')
+    with pytest.raises(InputError, match=r"model\.dtype: the weights of .* are float16"):
+        dtype_of(RunConfig(model=ModelSection(path=tmp_path, dtype="auto")), tmp_path)
 
 
 class Client:
