@@ -42,13 +42,15 @@ async def test_an_unknown_stage_is_refused_before_anything_starts(lines: list[st
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_goes_through_in_a_running_loop_and_is_done_for_a_script(lines: list[str], tmp_path: Path) -> None:
     in_another_process(run_in_a_loop, lines, tmp_path)
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_loop_of_ones_own_trains_on_the_actors_and_the_rewards(lines: list[str], tmp_path: Path) -> None:
     in_another_process(run_own_loop, lines, tmp_path)
 

@@ -249,7 +249,7 @@ def test_label_fails_if_another_process_uses_the_run(
 ) -> None:
     holder = RunDirectory(run.path)
     holder.lock()
-    with pytest.raises(InputError, match="another process is at work"):
+    with pytest.raises(InputError, match="another process is using this run"):
         pairs(5)
     holder.close()
     assert engine.asked == []

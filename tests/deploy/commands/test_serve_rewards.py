@@ -70,6 +70,7 @@ def ask(http: httpx.Client, *responses: str) -> list[tuple[float | None, str | N
     return [(item["reward"], item["error"]) for item in answer.json()["rewards"]]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_it_serves_until_interrupted_and_leaves_no_process() -> None:
     port = free_port()

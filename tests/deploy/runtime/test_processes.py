@@ -141,6 +141,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(180)
 def test_a_session_kills_actors_that_hang_and_says_so(tmp_path: Path) -> None:
