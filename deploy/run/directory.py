@@ -14,7 +14,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from cluster.errors import InputError
 from cluster.files import read_json, write_json, write_text
@@ -26,6 +26,7 @@ from reward_service.http.tokens import FILE as TOKENS_FILE
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
 NEVER_DELETED = (LOCK, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
 _CHECKPOINT = re.compile(r"step-(\d+)")
+_Key = TypeVar("_Key", bound="str | tuple[str, ...]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class RunDirectory:
         """Return the contents of summary.json as nested tables."""
         return _read_json(self.path / "summary.json") or {}
 
-    def update_summary(self, values: Mapping[str, Any] | Mapping[tuple[str, ...], Any]) -> None:
+    def update_summary(self, values: Mapping[_Key, Any]) -> None:
         """Set values by dotted keys, such as ``reward_model.accuracy``; numbers that JSON cannot hold become null.
 
         A tuple names a key whose last part may hold dots, such as the name of a user's metric.
