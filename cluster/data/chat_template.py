@@ -29,13 +29,18 @@ class RenderedPrompt(str):
     """A text that the chat template wrote: its special tokens are in the text, the tokenizer adds none.
 
     `literals` are the spans, in order, in which a message spells special tokens: they are text, not special tokens.
+    `messages` are those of which it is the prompt, if any.
     """
 
     literals: tuple[tuple[int, int], ...]
+    messages: tuple[Message, ...]
 
-    def __new__(cls, text: str = "", literals: Iterable[tuple[int, int]] = ()) -> Self:
+    def __new__(
+        cls, text: str = "", literals: Iterable[tuple[int, int]] = (), messages: Iterable[Message] = ()
+    ) -> Self:
         rendered = super().__new__(cls, text)
         rendered.literals = tuple(literals)
+        rendered.messages = tuple(messages)
         return rendered
 
     def part(self, start: int, end: int | None = None) -> RenderedPrompt:
@@ -68,6 +73,7 @@ def render(
 
     try:
         messages, tools = list(messages), list(tools)
+        original = messages
         spelled = SpelledTokens(tokenizer, [messages, tools])
         messages, tools = spelled.marked(messages), spelled.marked(tools)
         with _bounded(where):
@@ -77,7 +83,8 @@ def render(
             header = "" if is_prompt else _unasked_header(tokenizer, tokenizer.chat_template)
     except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise InputError(where, f"the chat template refuses it: {error}") from error
-    return spelled.unmarked(text.removesuffix(header))
+    rendered = spelled.unmarked(text.removesuffix(header))
+    return RenderedPrompt(rendered, rendered.literals, original if is_prompt else ())
 
 
 @functools.lru_cache(maxsize=8)

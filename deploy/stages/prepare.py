@@ -59,18 +59,23 @@ async def _try_environment(session: Session, task: str) -> Trial | None:
     scorers = {} if config.reward_service.url is not None else scorer_paths(config, task)
     if environment.path is None and not scorers:
         return None
-    prompt, columns = _first_prompt(session, task)
+    prompt, row = _first_prompt(session, task)
+    columns = scorer_columns(row)
     if environment.path is not None:
         try:
             await try_out(environment, columns)
         except EnvironmentFault as fault:
             raise InputError(fault.where, fault.what) from fault
-        columns["conversation"] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
+        columns |= {"conversation": messages, "messages": messages[:1]}
+    elif row and not isinstance(row["prompt"], str):
+        columns["messages"] = list(row["prompt"])
+    columns["completion_ids"] = []
     return Trial(scorers, ScoreRequest("trial", prompt, "", columns)) if scorers else None
 
 
 def _first_prompt(session: Session, task: str) -> tuple[str, dict[str, Any]]:
-    """Return the text of a task's first prompt, without a chat template, and its columns; empty if there is none."""
+    """Return the text of a task's first prompt, without a chat template, and its row; empty if there is none."""
     config = session.config
     path, reading = data_path(config, session.run.path, "prompts", task), config.data.reading()
     if not path.exists():
@@ -78,4 +83,4 @@ def _first_prompt(session: Session, task: str) -> tuple[str, dict[str, Any]]:
     row = read_rows(path, reading, BrokenRows(reading.broken_rows))[0]
     prompt = row["prompt"]
     text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
-    return text, scorer_columns(row)
+    return text, row

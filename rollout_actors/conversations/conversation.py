@@ -52,6 +52,11 @@ class Conversation:
         return self.token_ids[turn.start : turn.start + turn.length]
 
     @property
+    def completion_ids(self) -> list[int]:
+        """Token ids after the prompt: the policy's and the environment's."""
+        return self.token_ids[self.turns[0].start :]
+
+    @property
     def turn_rewards(self) -> float:
         """Sum of the environment's rewards over all turns."""
         return sum(turn.reward or 0.0 for turn in self.turns)
@@ -72,10 +77,18 @@ def single_turn(prompt: str, prompt_token_ids: Sequence[int], response: SampledR
 
 
 def score_request(conversation: Conversation, response: str, row: Mapping[str, Any], *, task: str = "") -> ScoreRequest:
-    """Return the scorer's request: last response, the row's columns and the messages, if any."""
-    columns = scorer_columns(row)
-    if conversation.messages:
-        columns["conversation"] = conversation.messages
+    """Return the scorer's request: last response, the row's columns and what the scorer may need besides.
+
+    Adds the columns `completion_ids`, the tokens after the prompt; `messages`, the prompt as messages, if it has any;
+    and `conversation`, all messages of a conversation with an environment.
+    """
+    prompt_messages = getattr(conversation.prompt, "messages", ())
+    columns = {
+        **scorer_columns(row),
+        **({"messages": list(prompt_messages)} if prompt_messages else {}),
+        **({"conversation": conversation.messages} if conversation.messages else {}),
+        "completion_ids": conversation.completion_ids,
+    }
     return ScoreRequest(conversation.uid, conversation.prompt, response, columns, task)
 
 

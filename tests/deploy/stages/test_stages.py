@@ -279,6 +279,19 @@ async def test_each_tasks_scorer_is_tried_with_its_first_prompt(start: Callable[
     assert tried == [({"tasks.sums.scorer": scorer}, "ab"), ({"tasks.facts.scorer": scorer}, "")]
 
 
+async def test_the_scorers_trial_has_messages_and_completion_ids(start: Callable[..., Any]) -> None:
+    messages = [{"role": "user", "content": "ab"}]
+    talk = 'tasks.talk.scorer = "tests.support.scorers:length"'
+    Path("run.toml").write_text(SEVERAL)
+    write_prompts([messages])
+    session = start(talk)
+    await try_functions(session)
+    ((_, trials),) = session.tasks
+    by_key = {key: trial.request.columns for trial in trials for key in trial.paths}
+    assert by_key["tasks.sums.scorer"] == {"messages": messages, "completion_ids": []}
+    assert by_key["tasks.talk.scorer"]["messages"] == by_key["tasks.talk.scorer"]["conversation"][:1]
+
+
 async def test_a_broken_environment_is_named_before_any_scorer_is_tried(start: Callable[..., Any]) -> None:
     Path("run.toml").write_text(SEVERAL)
     write_prompts(["ab"])

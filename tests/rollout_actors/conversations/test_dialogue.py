@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from cluster.data.chat_template import ANSWER
+from cluster.data.chat_template import ANSWER, render
 from cluster.errors import EnvironmentFault, InputError
 from cluster.trajectory import PartialResponse, Segment, Turn
 from rollout_actors.config import EnvironmentConfig
-from rollout_actors.conversations.conversation import Conversation, environment_seed, score_request
+from rollout_actors.conversations.conversation import Conversation, environment_seed, score_request, single_turn
 from rollout_actors.conversations.dialogue import Dialogue, ProgressSaver
 from rollout_actors.conversations.transcript import Transcript
 from rollout_actors.engine.response import SampledResponse
@@ -174,10 +175,26 @@ def test_environment_seeds_differ_between_groups() -> None:
 def test_the_score_request_has_last_response_columns_and_conversation() -> None:
     conversation = Conversation("u", "ask", [5, 6], [0.0, -1.0], [], [Turn(1, 1, 2.0)], "stop")
     plain = score_request(conversation, "final", {"prompt": "ask", "answer": "yes"})
-    assert (plain.id, plain.prompt, plain.response, dict(plain.columns)) == ("u", "ask", "final", {"answer": "yes"})
+    assert (plain.id, plain.prompt, plain.response) == ("u", "ask", "final")
+    assert dict(plain.columns) == {"answer": "yes", "completion_ids": [6]}
     messages = [user("ask"), assistant("final")]
     whole = score_request(replace(conversation, messages=messages), "final", {"prompt": ""})
-    assert dict(whole.columns) == {"conversation": messages}
+    assert dict(whole.columns) == {"conversation": messages, "completion_ids": [6]}
+
+
+async def test_the_score_request_has_the_prompts_messages(tokenizer: PromptTokenizer) -> None:
+    messages = [{"role": "system", "content": "be <eos> kind"}, user("ab")]
+    prompt = pickle.loads(pickle.dumps(render(tokenizer.tokenizer, messages, "row 1", is_prompt=True)))  # noqa: S301
+    sampled = SampledResponse("u", [8, EOS], [-1.0, -1.0], [Segment(0, 0, 2, 7, "a")], "stop")
+    single = single_turn(prompt, tokenizer.encode([prompt])[0], sampled)
+    assert dict(score_request(single, "b", {"prompt": prompt}).columns) == {
+        "messages": messages,
+        "completion_ids": [8, EOS],
+    }
+    conversation, _ = await converse(tokenizer, environments.Echo(num_turns=2), "xy", "z")
+    columns = score_request(conversation, "z", {"prompt": ""}).columns
+    assert columns["messages"] == columns["conversation"][:1]
+    assert columns["completion_ids"] == conversation.token_ids[conversation.turns[0].start :]
 
 
 async def converse_and_save(
