@@ -311,12 +311,13 @@ def read_examples(
     others: Sequence[str] | None = (),
     columns: Mapping[str, str] | None = None,
     broken: BrokenRows | None = None,
+    paired: bool = True,
 ) -> Examples:
     """Read a data set and check the columns of its form in every row: texts, or lists of messages.
 
     Also reads the columns in `others` that exist, or every column if it is None. `columns` maps our column names to
-    the file's. Rows with a label become pairs. Raises InputError naming the file, and the column or row, if a value
-    is missing, empty or of another type, unless `broken` skips invalid rows.
+    the file's. Rows with a label become pairs if `paired`. Raises InputError naming the file, and the column or row, if
+    a value is missing, empty or of another type, unless `broken` skips invalid rows.
     """
     broken = broken or BrokenRows()
     table, numbers = _read_rows(path, broken)
@@ -329,7 +330,7 @@ def read_examples(
     )
     checked = _checked(read, broken)
     _require_whole_rows(path, len(checked), broken)
-    return _paired(checked, path, broken) if "label" in form.columns else checked
+    return _paired(checked, path, broken) if paired and "label" in form.columns else checked
 
 
 def _checked(examples: Examples, broken: BrokenRows) -> Examples:

@@ -128,8 +128,13 @@ def read_completions(
     """
     broken = broken or BrokenRows()
     examples = read_examples(path, "sft", columns=columns, broken=broken)
+    return _some(list(completions_of(tokenizer, examples, path, broken).values()), path, broken)
+
+
+def completions_of(tokenizer: Any, examples: Examples, path: Path, broken: BrokenRows) -> dict[int, Completion]:
+    """Tokenize the examples of a data set of prompts and completions, by row; `broken` may skip rows."""
     if not examples.form.conversational:
-        return tokenize(tokenizer, examples.columns["prompt"], examples.columns["completion"])
+        return dict(enumerate(tokenize(tokenizer, examples.columns["prompt"], examples.columns["completion"])))
     require_template(tokenizer, str(path))
     rows, rendered = list[int](), list[tuple[RenderedPrompt, RenderedPrompt]]()
     for row in range(len(examples)):
@@ -138,7 +143,8 @@ def read_completions(
             whole = render(tokenizer, [*prompt, *completion], examples.where(row), is_prompt=False)
             rendered.append((render(tokenizer, prompt, examples.where(row), is_prompt=True), whole))
             rows.append(row)
-    return _some(_tokenize_rendered(tokenizer, examples.taken(rows), rendered, broken), path, broken)
+    completions = _tokenize_rendered(tokenizer, examples.taken(rows), rendered, broken)
+    return {rows[place]: completion for place, completion in completions.items()}
 
 
 def _halves(examples: Examples, row: int) -> tuple[Sequence[Message], Sequence[Message]]:
@@ -178,19 +184,19 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str])
 
 def _tokenize_rendered(
     tokenizer: Any, examples: Examples, rendered: Sequence[tuple[RenderedPrompt, RenderedPrompt]], broken: BrokenRows
-) -> list[Completion]:
-    """Tokenize conversations as the chat template renders them.
+) -> dict[int, Completion]:
+    """Tokenize conversations as the chat template renders them, by row.
 
     Adds an end of sequence if it writes none.
     """
-    completions = []
+    completions = dict[int, Completion]()
     halves = (token_ids(tokenizer, [half[side] for half in rendered]) for side in (0, 1))
     for row, (prompt, whole) in enumerate(zip(*halves, strict=True)):
         with broken.row():
             completion = completion_after(prompt, whole, examples.where(row))
             has_end = tokenizer.eos_token_id in completion or ends_its_answers(tokenizer, rendered[row][1])
             end = [] if has_end else [tokenizer.eos_token_id]
-            completions.append(Completion([*whole, *end], len(prompt)))
+            completions[row] = Completion([*whole, *end], len(prompt))
     return completions
 
 

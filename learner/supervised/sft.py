@@ -39,7 +39,7 @@ class CompletionLoss:
 
     def _mean(self, pieces: Sequence[Sequence[Completion]], rows: Sequence[Completion]) -> float:
         """Compute the loss and, if gradients are enabled, add them up over the micro-batches."""
-        num = max(1, sum(map(_num_learnt, rows)))
+        num = max(1, sum(map(num_learnt, rows)))
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for piece in pieces:
             nll = completion_nll(self._net, piece, self._device)
@@ -49,20 +49,34 @@ class CompletionLoss:
         return float(self._ranks.all_sum(total)) / num
 
 
-def _num_learnt(row: Completion) -> int:
+def num_learnt(row: Completion) -> int:
     """Count the completion's tokens that have a token before them."""
     return len(row.token_ids) - max(1, row.num_prompt)
 
 
 def completion_nll(net: ActorCritic, rows: Sequence[Completion], device: torch.device) -> Tensor:
     """Compute the negative log-likelihood [], summed over the completion tokens; 0 without rows."""
+    return -_completion_logprobs(net, rows, device).sum()
+
+
+def summed_logprobs(net: ActorCritic, rows: Sequence[Completion], device: torch.device) -> Tensor:
+    """Compute each completion's log-probability [B], summed over its tokens.
+
+    Without rows, still runs the forward pass: ranks must call a sharded model together.
+    """
+    return _completion_logprobs(net, rows, device).sum(1)[: len(rows)]
+
+
+def _completion_logprobs(net: ActorCritic, rows: Sequence[Completion], device: torch.device) -> Tensor:
+    """Compute log-probabilities [B, T], 0 outside of the completions; without rows, those of a row without any."""
     inputs = list(rows) or [Completion([0, 0], 2)]
     lengths = [max(2, len(row.token_ids)) for row in inputs]
     token_ids = pad([[*row.token_ids, 0][: max(2, len(row.token_ids))] for row in inputs], 0)
     places, ends = torch.arange(token_ids.shape[1]), torch.tensor([len(row.token_ids) for row in inputs])
     starts = torch.tensor([max(1, row.num_prompt) for row in inputs])
     mask = (places >= starts[:, None]) & (places < ends[:, None])
-    return -net(token_ids.to(device), mask.to(device), lengths, logprobs_only=True).logprobs.sum()
+    logprobs: Tensor = net(token_ids.to(device), mask.to(device), lengths, logprobs_only=True).logprobs
+    return logprobs
 
 
 def sft_plan(config: SftConfig) -> Plan:
