@@ -5,20 +5,15 @@ The caller passes a tokenizer of transformers. Does not import transformers.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import FrameType
 from typing import Any, Self
 
+from cluster.data.template_limit import COUNTER, counted, counter
 from cluster.errors import InputError
 
 Message = dict[str, Any]
-TEMPLATE_FILE = "<template>"
-"""The file name of a template that jinja compiled from a string."""
-MAX_TEMPLATE_LINES = 1_000_000
 ANSWER = "antiphon-answer-41f0"
 """Stands for the policy's response to find what the template writes after a response."""
 MARKS = range(0xE001, 0xF8FF)
@@ -76,15 +71,33 @@ def render(
         original = messages
         spelled = SpelledTokens(tokenizer, [messages, tools])
         messages, tools = spelled.marked(messages), spelled.marked(tools)
-        with _bounded(where):
-            text = tokenizer.apply_chat_template(
-                messages, tools=tools or None, tokenize=False, add_generation_prompt=is_prompt
-            )
-            header = "" if is_prompt else _unasked_header(tokenizer, tokenizer.chat_template)
+        text = _applied(tokenizer, messages, where, is_prompt=is_prompt, tools=tools)
+        header = "" if is_prompt else _unasked_header(tokenizer, tokenizer.chat_template)
     except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise InputError(where, f"the chat template refuses it: {error}") from error
     rendered = spelled.unmarked(text.removesuffix(header))
     return RenderedPrompt(rendered, rendered.literals, original if is_prompt else ())
+
+
+def _applied(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    where: str,
+    *,
+    is_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Return what the chat template writes; raises InputError at `where` if it does not end."""
+    return str(
+        tokenizer.apply_chat_template(
+            messages,
+            tools=tools or None,
+            tokenize=False,
+            add_generation_prompt=is_prompt,
+            chat_template=counted(tokenizer.get_chat_template(tools=tools or None)),
+            **{COUNTER: counter(where)},
+        )
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -96,7 +109,7 @@ def _unasked_header(tokenizer: Any, template: str) -> str:
     follow = {"role": "user", "content": "!"}
     try:
         texts = [
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt)
+            _applied(tokenizer, messages, str(tokenizer.name_or_path), is_prompt=is_prompt)
             for messages, is_prompt in ((known, False), (known, True), ([*known, follow], False))
         ]
     except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError):
@@ -162,32 +175,6 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | Sequence):
         for each in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(each)
-
-
-@contextlib.contextmanager
-def _bounded(where: str) -> Iterator[None]:
-    """Stop a template that loops without end: jinja's sandbox prevents harm, not loops.
-
-    Jinja compiles a template to Python; only those lines are counted. Raises InputError at `where`.
-    """
-    num_lines = 0
-
-    def on_line(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal num_lines
-        num_lines += 1
-        if num_lines > MAX_TEMPLATE_LINES:
-            raise InputError(where, f"the chat template does not end (more than {MAX_TEMPLATE_LINES:,} lines)")
-        return on_line
-
-    def on_call(frame: FrameType, event: str, argument: Any) -> Any:
-        return on_line if frame.f_code.co_filename == TEMPLATE_FILE else None
-
-    before = sys.gettrace()
-    sys.settrace(on_call)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 def completion_after(prompt: Sequence[Any], whole: Sequence[Any], where: str) -> Sequence[Any]:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from cluster.data.chat_template import MAX_TEMPLATE_LINES
 from cluster.data.datasets import read_table
+from cluster.data.template_limit import MAX_PASSES
 from cluster.errors import InputError, RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.http.tokens import read_tokens
@@ -98,7 +98,7 @@ def test_endless_chat_template_is_stopped(model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     tokenizer.chat_template = ENDLESS
     tokenizer.save_pretrained(model)
-    assert f"the chat template does not end (more than {MAX_TEMPLATE_LINES:,} lines)" in refused(model)
+    assert f"the chat template does not end (more than {MAX_PASSES:,} passes through loops)" in refused(model)
 
 
 def test_chat_template_that_accesses_python_is_rejected(model: Path) -> None:
