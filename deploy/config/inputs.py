@@ -15,6 +15,7 @@ import pyarrow as pa
 from cluster.data.datasets import Kind, find_form, own_names, read_schema, require_rows
 from cluster.errors import InputError
 from cluster.files import read_json
+from cluster.hub.download import local_data, local_model
 from cluster.user_code import locate
 from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
@@ -34,9 +35,10 @@ def check_inputs(config: RunConfig) -> list[str]:
     lines = []
     _check_columns(config)
     if config.model.path is not None:
-        lines.append(f"model        {config.model.path} ({_check_model(config, config.model.path)})")
+        folder = local_model(config.model.path, weights=False)
+        lines.append(f"model        {config.model.path} ({_check_model(config, folder)})")
     for name, path, kind in _data_sets(config):
-        lines.append(f"{name:<12} {path} ({_check_data(path, kind, config)})")
+        lines.append(f"{name:<12} {path} ({_check_data(local_data(path), kind, config)})")
     for key, dotted_path in dotted_paths(config).items():
         lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({locate(dotted_path, key)})")
     check_files(config.reward_service.scorers, None)
@@ -70,7 +72,7 @@ def _check_model(config: RunConfig, folder: Path) -> str:
     if not folder.is_dir():
         raise InputError("model.path", f"no such folder: {folder}")
     settings = read_json(folder / "config.json")
-    if not any(folder.glob("*.safetensors")):
+    if folder == config.model.path and not any(folder.glob("*.safetensors")):
         raise InputError(str(folder), "no *.safetensors in the model folder")
     vocab_size = _check_tokenizer(folder)
     text = settings.get("text_config", settings)
@@ -129,7 +131,7 @@ def _check_columns(config: RunConfig) -> None:
     paths = [path for _, path, _ in _data_sets(config)]
     if any(task.builder for task in config.by_task().values()) or not config.data.columns:
         return
-    names = {name for path in paths for name in read_schema(path)[1].names}
+    names = {name for path in paths for name in read_schema(local_data(path))[1].names}
     for ours, theirs in config.data.columns.items():
         if theirs not in names:
             raise InputError(f"data.columns.{ours}", f"no data set has a column {theirs!r}")
@@ -139,7 +141,8 @@ def _check_data(path: Path, kind: Kind, config: RunConfig) -> str:
     """Check a data set and describe its rows. Raises InputError naming the file or column."""
     num_rows, schema = read_schema(path)
     require_rows(path, num_rows)
-    model, named = config.model.path, own_names(schema.names, config.data.reading().columns)
+    model = config.model.path and local_model(config.model.path, weights=False)
+    named = own_names(schema.names, config.data.reading().columns)
     schema = pa.schema([schema.field(name).with_name(ours) for name, ours in named.items()])
     if not find_form(path, schema, kind).conversational:
         return f"{num_rows:,} rows"

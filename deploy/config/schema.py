@@ -40,6 +40,9 @@ class RunSection(Section):
     module_folders: tuple[Path, ...] = setting((), may_change="always")
     """Folders in which modules of dotted paths are looked for, after the working directory. The run file's folder is
     added if one of these modules is there."""
+    hub_commits: dict[str, str] = setting({}, may_change="always")
+    """Commits of the models and data sets of the Hugging Face Hub, by their names. A run fills this in when it begins,
+    so that it takes the same files when it resumes."""
     progress_timeout_s: float = setting(1800.0, may_change="always", gt=0)
     """How long PPO may make no progress (no token sampled, no group moved, no step started) before the run ends with an
     error that names what each part waits for. A pause for rewards has its own limit, `reward_service.patience_s`."""
@@ -49,7 +52,8 @@ class ModelSection(Section):
     """The initial model: a folder or a builder, exactly one of them."""
 
     path: Path | None = setting(None, may_change="never")
-    """A Hugging Face folder: config.json, tokenizer.json, safetensors."""
+    """A Hugging Face folder (config.json, tokenizer.json, safetensors), or a model of the Hub as `owner/name` or
+    `owner/name@revision`."""
     builder: str | None = setting(None, may_change="never")
     """Dotted path of `f(directory: Path, *, seed: int)` that writes such a folder."""
     dtype: Literal["float32", "bfloat16", "auto"] = setting("auto", may_change="never")
@@ -57,7 +61,8 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Data sets: Parquet, JSON Lines, folders of `Dataset.save_to_disk`, or folders of shards.
+    """Data sets: Parquet, JSON Lines, folders of `Dataset.save_to_disk`, folders of shards, or data sets of the Hugging
+    Face Hub as `owner/name:config/split`, `owner/name:split` or `owner/name@revision:config/split`.
 
     Prompts and responses are texts or lists of messages (role, content), rendered by the tokenizer's chat template. A
     data set named here replaces the builder's of the same name.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cluster.errors import InputError
 from cluster.files import digest_files
+from cluster.hub.download import local_data, local_model
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
@@ -53,8 +54,8 @@ def feedback_settings(config: RunConfig, run: RunDirectory) -> FeedbackSettings:
 
 
 def model_path(config: RunConfig, run_path: Path) -> Path:
-    """Return the initial model of the run."""
-    return Path(config.model.path) if config.model.path else run_path / "model"
+    """Return the folder of the run's initial model; downloads a model of the Hub."""
+    return local_model(config.model.path) if config.model.path else run_path / "model"
 
 
 def policy_path(config: RunConfig, run_path: Path) -> Path:
@@ -71,9 +72,9 @@ def data_folder(run_path: Path, task: str) -> Path:
 def data_path(config: RunConfig, run_path: Path, name: str, task: str = "") -> Path:
     """Return the data set `name` (sft, prompts, evaluation) of a task: the run file's, or the builder's."""
     explicit = getattr(config.by_task()[task], name)
-    return Path(explicit) if explicit else data_folder(run_path, task) / f"{name}.parquet"
+    return local_data(explicit) if explicit else data_folder(run_path, task) / f"{name}.parquet"
 
 
 def preferences_path(config: RunConfig, run_path: Path) -> Path:
     """Return the preferences on which the reward model is trained."""
-    return Path(config.data.preferences) if config.data.preferences else run_path / "preferences.parquet"
+    return local_data(config.data.preferences) if config.data.preferences else run_path / "preferences.parquet"

@@ -11,6 +11,7 @@ from pathlib import Path
 from cluster.errors import InputError
 from cluster.files import write_text
 from deploy.config.changes import Change, changes, refused
+from deploy.config.hub import pinned
 from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
@@ -23,22 +24,39 @@ NUM_STEPS, HELD_OUT = "learner.num_steps", "held_out"
 
 
 def read_target(
-    target: Path, overrides: Sequence[str] = (), *, name: str | None = None, runs_dir: Path | None = None
+    target: Path,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    runs_dir: Path | None = None,
+    fresh: bool = False,
+    pin: bool = True,
 ) -> tuple[RunConfig, Path]:
     """Return the settings and the run directory of TARGET, a run file or a run directory.
 
-    The run directory may not exist yet. Raises InputError if TARGET is neither, or its settings are wrong.
+    The run directory may not exist yet. Names of the Hub get the commits that the run recorded, or their newest with
+    `fresh`; without `pin` they stay as they are. Raises InputError if TARGET is neither, or its settings are wrong.
     """
     if target.is_dir():
         for option, value in (("--name", name), ("--runs-dir", runs_dir)):
             if value is not None:
                 raise InputError(option, f"{target} is a run directory already")
         require_run(target)
-        return load_run_config(target / CONFIG, overrides, beside=False), target.absolute()
+        config = load_run_config(target / CONFIG, overrides, beside=False)
+        return pinned(config, config.run.hub_commits) if pin else config, target.absolute()
     named = {"name": name, "runs_dir": runs_dir and str(runs_dir)}
     lines = [f"run.{key} = {json.dumps(value)}" for key, value in named.items() if value is not None]
     config = load_run_config(target, [*overrides, *lines])
-    return config, (config.run.runs_dir / config.run.name).absolute()
+    path = (config.run.runs_dir / config.run.name).absolute()
+    return pinned(config, {} if fresh else _recorded_commits(path)) if pin else config, path
+
+
+def _recorded_commits(path: Path) -> dict[str, str]:
+    """Return the commits that a run has pinned; none if it has not begun or its settings cannot be read."""
+    try:
+        return read_run_config(path / CONFIG).run.hub_commits
+    except InputError:  # opening the run reports it
+        return {}
 
 
 def require_run(path: Path) -> RunDirectory:

@@ -16,6 +16,7 @@ import regex
 from pydantic import AfterValidator, Field, model_validator
 
 from cluster.config import Section, setting
+from cluster.hub.download import local_model
 from reward_service.config.composite import CompositeConfig
 
 SCORER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
@@ -79,7 +80,11 @@ class TrainedModelConfig(ScorerSection):
 
     kind: Literal["reward_model"] = setting(..., may_change="recorded")
     path: Path = setting(..., may_change="recorded")
-    """Folder of a Hugging Face sequence classifier with one label."""
+    """Folder of a Hugging Face sequence classifier with one label, or such a model of the Hub as `owner/name`."""
+
+    def folder(self) -> Path:
+        """Return the model's folder; downloads a model of the Hub."""
+        return local_model(self.path)
 
 
 class FunctionConfig(ScorerSection):

@@ -39,7 +39,7 @@ def check_scorers(config: RewardServiceConfig, reward_model_path: Path | None) -
 
 def check_files(scorers: Mapping[str, Section], reward_model_path: Path | None) -> None:
     """Raise InputError for the first file or folder of a scorer that is missing or invalid."""
-    folders = {name: section.path for name, section in scorers.items() if isinstance(section, TrainedModelConfig)}
+    folders = {name: section.folder() for name, section in scorers.items() if isinstance(section, TrainedModelConfig)}
     if reward_model_path is not None:
         folders[REWARD_MODEL] = reward_model_path
     for name, section in scorers.items():
@@ -84,7 +84,7 @@ class _ScorerBuilder:
 
     def reward_model_folder(self, name: str) -> Path:
         section = self._config.scorers.get(name)
-        return section.path if isinstance(section, TrainedModelConfig) else _trained(self._reward_model_path)
+        return section.folder() if isinstance(section, TrainedModelConfig) else _trained(self._reward_model_path)
 
 
 def _trained(folder: Path | None) -> Path:

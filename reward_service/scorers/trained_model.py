@@ -30,7 +30,7 @@ def _build(name: str, config: TrainedModelConfig, builder: Builder) -> Scorer:
 
 
 def _check_files(name: str, config: TrainedModelConfig, folders: Mapping[str, Path]) -> None:
-    require_reward_model(config.path, setting_key(name, "path"))
+    require_reward_model(config.folder(), setting_key(name, "path"))
 
 
 register_kind(TrainedModelConfig, Kind(_build, _check_files))

@@ -185,7 +185,7 @@ def _quiet() -> LoggingConfig:
 def _models(config: RewardServiceConfig, reward_model_path: Path | None) -> Models:
     """Return the reward models of the settings, including the run's own if it is needed."""
     scorers = {name: scorer for name, scorer in config.scorers.items() if isinstance(scorer, TrainedModelConfig)}
-    folders = {name: scorer.path for name, scorer in scorers.items()}
+    folders = {name: scorer.folder() for name, scorer in scorers.items()}
     if config.needs_reward_model():
         assert reward_model_path is not None
         folders[REWARD_MODEL] = reward_model_path

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+
+from cluster.hub import download
 
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?")
 _RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -151,3 +157,41 @@ def serve_hub() -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def connect(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the Hub's libraries of this process ask `hub` and keep their cache in `folder`."""
+    import datasets
+
+    for module, name, value in (
+        (constants, "HF_HUB_OFFLINE", False),
+        (datasets.config, "HF_HUB_OFFLINE", False),
+        (constants, "ENDPOINT", hub.url),
+        (constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"),
+        (constants, "HF_HOME", str(folder / "hf")),
+        (constants, "HF_HUB_CACHE", str(folder / "hf" / "hub")),
+        (datasets.config, "HF_ENDPOINT", hub.url),
+        (datasets.config, "HUB_DATASETS_URL", hub.url + "/datasets/{repo_id}/resolve/{revision}/{path}"),
+        (datasets.config, "HF_CACHE_HOME", folder / "hf"),
+        (datasets.config, "HF_DATASETS_CACHE", folder / "hf" / "datasets"),
+    ):
+        monkeypatch.setattr(module, name, value)
+    forget()
+
+
+def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the Hub's libraries of this process make no requests."""
+    import datasets
+
+    forget()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def forget() -> None:
+    """Forget what this process has downloaded, as a new process does."""
+    from huggingface_hub import HfFileSystem
+
+    for function in (download.commit_of, download._model_folder, download._data_folder, download._files):
+        function.cache_clear()
+    HfFileSystem.clear_instance_cache()

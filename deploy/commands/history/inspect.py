@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.errors import InputError
+from cluster.hub.download import local_model
 from cluster.trajectory import Trajectory, read_trajectories
 from deploy.config.load import read_run_config
 from deploy.run.layout import CONFIG
@@ -148,5 +149,5 @@ def _tokenizer_path(run_path: Path) -> Path | None:
     if not (run_path / CONFIG).is_file():
         return None
     model = read_run_config(run_path / CONFIG).model.path
-    folders = [run_path / "sft", Path(model) if model else run_path / "model"]
+    folders = [run_path / "sft", local_model(model, weights=False) if model else run_path / "model"]
     return next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)

@@ -77,7 +77,7 @@ def submit(
     """
     if run_file.is_dir():
         raise InputError(str(run_file), "run directories are not uploaded with a job; submit the run file")
-    config, _ = read_target(run_file, options.set_ or (), name=options.name, runs_dir=options.runs_dir)
+    config, _ = read_target(run_file, options.set_ or (), name=options.name, runs_dir=options.runs_dir, pin=False)
     if options.dry_run:
         print(to_toml(config), end="")
         return

@@ -41,7 +41,9 @@ def stage_command(stage: Stage) -> Callable[..., None]:
 
 def run_stages(target: Path, options: RunOptions, stages: Sequence[str] | None = None) -> None:
     """Run `stages`, by default those of the run file, as far as they are not done."""
-    config, path = read_target(target, options.set_ or (), name=options.name, runs_dir=options.runs_dir)
+    config, path = read_target(
+        target, options.set_ or (), name=options.name, runs_dir=options.runs_dir, fresh=options.fresh
+    )
     if options.dry_run:
         print(to_toml(config), end="")
         return

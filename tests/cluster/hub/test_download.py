@@ -10,10 +10,9 @@ import pytest
 from huggingface_hub import constants
 
 from cluster.errors import InputError
-from cluster.hub import download
 from cluster.hub.download import commit_of, local_data, local_model
 from cluster.hub.names import hub_name
-from tests.support.hub_server import Hub, serve_hub
+from tests.support.hub_server import Hub, connect, forget, go_offline, serve_hub
 
 MODEL = {
     "config.json": b'{"model_type": "qwen3"}',
@@ -53,47 +52,15 @@ DATA = {
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    import datasets
-
+    monkeypatch.chdir(tmp_path)
     with serve_hub() as hub:
-        monkeypatch.chdir(tmp_path)
-        for module, name, value in (
-            (constants, "HF_HUB_OFFLINE", False),
-            (datasets.config, "HF_HUB_OFFLINE", False),
-            (constants, "ENDPOINT", hub.url),
-            (constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"),
-            (constants, "HF_HOME", str(tmp_path / "hf")),
-            (constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub")),
-            (datasets.config, "HF_ENDPOINT", hub.url),
-            (datasets.config, "HUB_DATASETS_URL", hub.url + "/datasets/{repo_id}/resolve/{revision}/{path}"),
-            (datasets.config, "HF_CACHE_HOME", tmp_path / "hf"),
-            (datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets"),
-        ):
-            monkeypatch.setattr(module, name, value)
-        forget()
+        connect(hub, monkeypatch, tmp_path)
         yield hub
         forget()
 
 
-def forget() -> None:
-    """Forget what this process has downloaded, as a new process does."""
-    from huggingface_hub import HfFileSystem
-
-    for function in (commit_of, download._model_folder, download._data_folder, download._files):
-        function.cache_clear()
-    HfFileSystem.clear_instance_cache()
-
-
 def contents(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(folder.iterdir()))
-
-
-def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    forget()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
 def pinned(text: str, kind: str = "model") -> str:
