@@ -17,6 +17,8 @@ from cluster.errors import InputError, TrajectoryRefused, first_line
 from cluster.files import replacing
 
 SCHEMA_VERSION = b"1"
+ROUNDING = 2**-20
+"""Rewards that differ by less than this share of the largest are equal: eight times the rounding of a float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,11 @@ class Trajectory:
     @property
     def num_response_tokens(self) -> int:
         return sum(self.mask)
+
+    @property
+    def total_reward(self) -> float:
+        """The scorer's reward plus the environment's turn rewards; an unscored trajectory counts as 0."""
+        return (self.reward or 0.0) + sum(turn.reward or 0.0 for turn in self.turns)
 
     def check(self) -> Trajectory:
         """Return self. Raises TrajectoryRefused if lengths disagree or segments or turns do not cover the mask."""
@@ -136,6 +143,12 @@ FinishedGroup = tuple[Ticket, Sequence[Trajectory]]
 """A ticket with its trajectories."""
 PartialGroup = tuple[Ticket, Sequence[int], Sequence[PartialResponse]]
 """A ticket with its prompt's token ids and its partial responses."""
+
+
+def have_equal_rewards(trajectories: Iterable[Trajectory]) -> bool:
+    """Return whether the total rewards differ by no more than rounding."""
+    rewards = [trajectory.total_reward for trajectory in trajectories]
+    return max(rewards) - min(rewards) <= ROUNDING * max(map(abs, rewards))
 
 
 def segment_seed(uid: str, segment: int) -> int:

@@ -124,6 +124,13 @@ class LearnerConfig(Section):
     (arXiv:2402.03300), `dr_grpo` (arXiv:2503.20783), `rloo` (arXiv:2402.14740). REINFORCE++ (arXiv:2501.03262) uses
     the discounted rewards, `reinforce_pp`, or these less the mean reward of the prompt, `reinforce_pp_baseline`. Or
     the dotted path of your own function of `learner.ppo.advantages.Signals`, which returns advantages [B, T]."""
+    zero_variance_groups: Literal["train", "skip", "resample"] = setting("train", may_change="recorded")
+    """What to do with a prompt whose responses all have the same reward, from which an estimator that compares them
+    learns nothing: `train` on it, which leaves penalties and the critic's loss; `skip` it in the loss; or `resample`:
+    replace it by another prompt before the step (DAPO's dynamic sampling, arXiv:2503.14476). Replaced groups count as
+    void, with this reason, but not for `trajectory_queue.max_void_share`."""
+    max_group_resamples: int = setting(10, may_change="always", ge=1)
+    """With `resample`: how often a group of a step is replaced; after that it is trained as it is."""
     whiten_advantages: bool | None = setting(None, may_change="recorded")
     """Scale the advantages of the batch to mean 0 and variance 1. If unset: with `gae` and REINFORCE++."""
     normalize_by: Literal["task", "batch"] = setting("task", may_change="never")

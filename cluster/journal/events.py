@@ -28,6 +28,8 @@ from cluster.trajectory import TURN, PartialGroup, PartialResponse, Segment, Tic
 from cluster.weights.manifest import Manifest
 
 SCHEMA_VERSION = b"1"
+EQUAL_REWARDS = "all responses have equal rewards: replaced by another prompt (learner.zero_variance_groups)"
+"""The reason of a VOID of a group that is sampled again with another prompt."""
 Record = dict[str, Any]
 """Columns by name; those left out are null."""
 

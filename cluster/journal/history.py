@@ -7,7 +7,7 @@ nothing; keeps an index of the log in memory, not the samples.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -15,12 +15,12 @@ from itertools import accumulate, groupby
 from pathlib import Path
 
 from cluster.errors import RecorderError
-from cluster.journal.events import Record, to_partial, to_trajectory
+from cluster.journal.events import EQUAL_REWARDS, Record, to_partial, to_trajectory
 from cluster.journal.files import ROWS_AT_ONCE, read_file, read_files
 from cluster.ledger import PendingGroup, QueueCounts, ResumePoint
 from cluster.trajectory import Trajectory
 
-INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps", "settings")
+INDEX = ("kind", "group", "uid", "admission_index", "step", "position", "version", "num_steps", "settings", "reason")
 """Columns that are read for every record; the others are read only for requested trajectories."""
 FILES_AT_ONCE = 2
 """Files of the log that are cached in memory."""
@@ -46,6 +46,7 @@ class History:
         self._file = lru_cache(FILES_AT_ONCE)(partial(read_file, folder))
         self._admitted: dict[int, int] = {}
         self._void: set[int] = set()
+        self._resampled: set[int] = set()
         self._rows: dict[str, _Rows] = {}
         self._steps: dict[int, dict[int, str]] = defaultdict(dict)
         self._published: dict[int, int] = {}
@@ -71,6 +72,8 @@ class History:
                 self._rows[record["uid"]].score = row
             case "VOID":
                 self._void.add(record["group"])
+                if record["reason"] == EQUAL_REWARDS:
+                    self._resampled.add(record["group"])
             case "TRAIN":
                 self._steps[record["step"]][record["position"]] = record["uid"]
             case "PUBLISH":
@@ -80,6 +83,7 @@ class History:
         """Drop everything after `version` and from `group` on: the resumed command repeats it."""
         self._admitted = {number: index for number, index in self._admitted.items() if number < group}
         self._void = {number for number in self._void if number < group}
+        self._resampled = {number for number in self._resampled if number < group}
         self._rows = {uid: rows for uid, rows in self._rows.items() if rows.group < group}
         for step in [step for step in self._steps if step > version]:
             del self._steps[step]
@@ -118,7 +122,8 @@ class History:
 
     def counts(self) -> QueueCounts:
         """Return the ledger, in groups: num_admitted = num_trained + num_void + num_open."""
-        return QueueCounts(len(self._admitted), len(self._trained()), len(self._void), len(self._open()))
+        num_void, num_open, num_resampled = len(self._void), len(self._open()), len(self._resampled)
+        return QueueCounts(len(self._admitted), len(self._trained()), num_void, num_open, num_resampled)
 
     def _trained(self) -> set[int]:
         return {self._rows[uid].group for step in self._steps.values() for uid in step.values()}
@@ -152,6 +157,8 @@ class History:
             vacant=tuple(index for index in range(next_index) if index not in places),
             open=tuple(begun),
             ready=tuple(ready),
+            num_resampled=len(self._resampled),
+            resampled=Counter(self._admitted[group] for group in self._resampled),
         )
 
     def groups(self, step: int) -> list[list[Trajectory]]:

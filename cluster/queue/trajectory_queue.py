@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
 from cluster.journal import events
 from cluster.ledger import QueueCounts, ResumePoint
 from cluster.queue.admission import Admission
+from cluster.queue.resampling import Resampling
 from cluster.trajectory import FinishedGroup, PartialGroup, PartialResponse, Ticket, Trajectory
 
 
@@ -48,12 +49,14 @@ class TrajectoryQueue:
         num_steps: int,
         standing: ResumePoint = ResumePoint(),
         recorder: KeepsRecords | None = None,
+        max_resamples: int = 0,
     ) -> None:
         self._config = config
         self._recorder = recorder
         self._admission = Admission(config, prompts, run_seed=run_seed, num_steps=num_steps, standing=standing)
         self._num_trained = standing.num_trained
         self._num_void = standing.num_void
+        self._resampling = Resampling(max_resamples, num_before=standing.num_resampled, by_place=standing.resampled)
         self._published_version: int | None = None
         self._open: dict[int, Ticket] = {}
         self._arriving: dict[int, Ticket] = {}
@@ -138,7 +141,7 @@ class TrajectoryQueue:
     async def put(self, groups: Sequence[FinishedGroup]) -> None:
         """Accept all of these finished groups; returns when they are recorded. Until then no other actor gets them.
 
-        Raises TrajectoryRefused, having accepted none, if the owner no longer holds one or a trajectory is invalid.
+        Voids those that are to be resampled because their rewards are equal; the next prompt takes their place. Raises TrajectoryRefused, having accepted none, if the owner no longer holds one or a trajectory is invalid.
         """
         async with self._changed:
             for ticket, trajectories in groups:
@@ -147,21 +150,32 @@ class TrajectoryQueue:
                     self._check(ticket, trajectory)
             for ticket, _ in groups:
                 self._arriving[ticket.admission_index] = self._open.pop(ticket.admission_index)
+        equal = {ticket.group for ticket, trajectories in groups if self._resampling.wants(ticket, trajectories)}
         try:
-            finished = [t for _, trajectories in groups for t in trajectories]
-            await self._record([record for trajectory in finished for record in events.finished(trajectory)])
+            kept = [t for ticket, trajectories in groups if ticket.group not in equal for t in trajectories]
+            voided = [events.void(ticket, self._resampling.reason) for ticket, _ in groups if ticket.group in equal]
+            await self._record([*(record for t in kept for record in events.finished(t)), *voided])
         except BaseException:
             await self._arrived(groups, reopened=True)
             raise
-        await self._arrived(groups, reopened=False)
+        await self._arrived(groups, equal=equal)
 
-    async def _arrived(self, groups: Sequence[FinishedGroup], *, reopened: bool) -> None:
-        """Make recorded groups ready for their step, or return groups that could not be recorded."""
+    async def _arrived(
+        self, groups: Sequence[FinishedGroup], *, equal: Collection[int] = (), reopened: bool = False
+    ) -> None:
+        """Make recorded groups ready for their step, free the place of those whose number is in `equal`.
+
+        If they are `reopened`, return all of them to the actors: they could not be recorded.
+        """
         async with self._changed:
             for ticket, trajectories in groups:
                 held = self._arriving.pop(ticket.admission_index)
                 if reopened:
                     self._admission.give_back(held)
+                elif ticket.group in equal:
+                    self._num_void += 1
+                    self._resampling.add(held)
+                    self._admission.void(held)
                 else:
                     self._admission.finished(held)
                     self._ready[ticket.admission_index] = list(trajectories)
@@ -207,9 +221,10 @@ class TrajectoryQueue:
         self._voided.append((ticket.uid(0), reason))
         self._admission.void(ticket)
         self._changed.notify_all()
-        num_admitted, share = self._counts().num_admitted, self._config.max_void_share
-        if not share or self._num_void > max(self._config.groups_per_step, share * num_admitted):
-            what = f"{reason}; {self._num_void} of {num_admitted} groups voided (trajectory_queue.max_void_share)"
+        share, num_resampled = self._config.max_void_share, self._resampling.num
+        num_admitted, num_void = self._counts().num_admitted - num_resampled, self._num_void - num_resampled
+        if not share or num_void > max(self._config.groups_per_step, share * num_admitted):
+            what = f"{reason}; {num_void} of {num_admitted} groups voided (trajectory_queue.max_void_share)"
             raise GroupsVoided(ticket.uid(0), what)
 
     async def hand_over(self, owner: str) -> list[int]:
@@ -280,10 +295,10 @@ class TrajectoryQueue:
     def _counts(self) -> QueueCounts:
         num_open = len(self._open) + len(self._arriving) + len(self._ready) + self._admission.num_given_back
         num_admitted = self._num_trained + self._num_void + num_open
-        return QueueCounts(num_admitted, self._num_trained, self._num_void, num_open)
+        return QueueCounts(num_admitted, self._num_trained, self._num_void, num_open, self._resampling.num)
 
     async def voided(self) -> list[tuple[str, str]]:
-        """Return (first uid, reason) of every group voided since this queue started."""
+        """Return (first uid, reason) of every group voided since this queue started, without resampled ones."""
         return list(self._voided)
 
     async def holders(self) -> dict[str, list[int]]:

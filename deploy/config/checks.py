@@ -168,6 +168,9 @@ def _check_batch(config: RunConfig) -> None:
             f"{config.learner.advantages} compares the responses to a prompt; rollout_actors.responses_per_prompt is 1"
         )
         raise InputError("learner.advantages", what)
+    if size == 1 and config.learner.zero_variance_groups != "train":
+        what = "a group of a single response has no variance (rollout_actors.responses_per_prompt is 1)"
+        raise InputError("learner.zero_variance_groups", what)
     if ranks > groups:
         raise InputError("learner.num_learners", f"{ranks} learners share {groups} trajectory_queue.groups_per_step")
     if groups * size % parts:
@@ -214,6 +217,11 @@ _LEARNER_RULES = (
         "importance_outside",
         lambda learner: not learner.decoupled and learner.importance_outside == "mask",
         "without decoupled PPO there are no importance weights",
+    ),
+    _Rule(
+        "zero_variance_groups",
+        lambda learner: learner.zero_variance_groups != "train" and learner.constraint.cost is not None,
+        'responses with equal rewards may differ in their cost: set "train" with learner.constraint',
     ),
     _Rule(
         "data_parallel",

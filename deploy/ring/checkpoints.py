@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from cluster.ledger import QueueCounts
 from deploy.evaluation.held_out import HeldOut
 from deploy.ring.healing import RestartingLearners
 from deploy.ring.resuming import POSITION
@@ -22,11 +23,15 @@ class Checkpoints:
         """Return whether a checkpoint is written after this step."""
         return self._is_evaluated(step) or step % self._session.config.learner.checkpoint_every_steps == 0
 
-    async def write(self, step: int, num_void: int) -> None:
+    async def write(self, step: int, counts: QueueCounts) -> None:
         """Write a checkpoint, evaluate it if that is due, and delete the checkpoints that need not stay."""
         config, run = self._session.config, self._session.run
         path = run.path / "checkpoints" / "ppo" / f"step-{step:06d}"
-        position = {"num_trained": step * config.trajectory_queue.groups_per_step, "num_void": num_void}
+        position = {
+            "num_trained": step * config.trajectory_queue.groups_per_step,
+            "num_void": counts.num_void,
+            "num_resampled": counts.num_resampled,
+        }
         await self._learners.save_checkpoint(path, extra={POSITION: json.dumps(position)})
         is_best = self._is_evaluated(step) and await self._held_out.evaluate(step)
         best, every_steps = path if is_best else None, config.learner.keep_every_steps

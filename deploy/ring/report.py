@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.ledger import QueueCounts
 from cluster.trajectory import Trajectory, write_trajectories
+from deploy.ring.batch_metrics import ConstantReward, batch_metrics
 from deploy.ring.healing import NUM_RESTARTS, RestartingLearners
 from deploy.ring.resuming import Resumption
 from deploy.runtime.session import Session
@@ -36,6 +37,7 @@ class StepReport:
         self._task_metrics = {key: value for key, value in last.items() if key.startswith("tasks/")}
         self._policy_lag_max = session.run.summary().get("policy_lag_max", 0.0)
         self._num_noted_void = 0
+        self._constant_reward = ConstantReward(session.config.learner.num_steps)
 
     def ready(self) -> None:
         """Record that every part has started and the first version is published."""
@@ -62,7 +64,9 @@ class StepReport:
 
     def num_unnoted_void(self, counts: QueueCounts) -> int:
         """Return how many groups this command voided without a note so far."""
-        return counts.num_void - self._resumed.standing.num_void - self._num_noted_void
+        before = self._resumed.standing
+        num = counts.num_void - counts.num_resampled - (before.num_void - before.num_resampled)
+        return num - self._num_noted_void
 
     async def write(self, step: int, groups: Groups, result: StepResult, time_s: float, counts: QueueCounts) -> None:
         """Write the step's trajectories and metrics row, unless they were written before the restart."""
@@ -77,8 +81,10 @@ class StepReport:
         self._num_optimizer_steps += result.num_optimizer_steps
         if note := short_step_note(self._session.config.learner, step, result.num_optimizer_steps):
             session.view.note(note)
+        if note := self._constant_reward.after_step(step, trajectories):
+            session.view.note(note)
         self._update_summary(result, counts)
-        session.log_step("ppo", await self._row(step, result, trajectories, counts) | {"time_s": time_s})
+        session.log_step("ppo", await self._row(step, result, groups, counts) | {"time_s": time_s})
         session.run.update_status(step=step)
 
     def _update_summary(self, result: StepResult, counts: QueueCounts) -> None:
@@ -86,15 +92,16 @@ class StepReport:
         self._session.run.update_summary({**asdict(counts), "policy_lag_max": self._policy_lag_max})
 
     async def _row(
-        self, step: int, result: StepResult, trajectories: Sequence[Trajectory], counts: QueueCounts
+        self, step: int, result: StepResult, groups: Groups, counts: QueueCounts
     ) -> dict[str, Any]:
+        trajectories = [trajectory for group in groups for trajectory in group]
         self._task_metrics = task_metrics(self._session.config.tasks, trajectories, self._task_metrics)
         return {
             "step": step,
             "optimizer_step": self._num_optimizer_steps,
             "policy_version": step,
             "num_episodes": self._num_episodes,
-            "rollout_actors/response_length_tokens": fmean(t.num_response_tokens for t in trajectories),
+            **batch_metrics(groups),
             "reward_service/num_scorer_versions": len({t.scorer_version for t in trajectories}),
             **await self._session.rollout_metrics(),
             **{f"cluster/{name}": value for name, value in asdict(counts).items()},
@@ -109,6 +116,8 @@ def short_step_note(learner: LearnerConfig, step: int, num_done: int) -> str | N
     num, limit = learner.num_epochs * learner.num_minibatches, learner.max_step_kl_nats
     if num_done >= num:
         return None
+    if not num_done and learner.zero_variance_groups == "skip":
+        return f"step {step} trained nothing: the responses to each prompt had equal rewards"
     reason = "" if limit is None else f", beyond learner.max_step_kl_nats = {limit:g}"
     return f"step {step} ended after {num_done} of {num} optimiser steps{reason}"
 
@@ -125,12 +134,6 @@ def task_metrics(
         own, key = [trajectory for trajectory in trajectories if trajectory.task == task], f"tasks/{task}"
         metrics[f"{key}/num_episodes"] = before.get(f"{key}/num_episodes", 0) + len(own)
         if own:
-            metrics[f"{key}/reward_mean"] = fmean(map(_reward, own))
+            metrics[f"{key}/reward_mean"] = fmean(trajectory.total_reward for trajectory in own)
             metrics[f"{key}/response_length_tokens"] = fmean(trajectory.num_response_tokens for trajectory in own)
     return metrics
-
-
-def _reward(trajectory: Trajectory) -> float:
-    """Return the scorer's reward plus the environment's turn rewards."""
-    assert trajectory.reward is not None, "a step is trained on scored trajectories only"
-    return trajectory.reward + sum(turn.reward or 0.0 for turn in trajectory.turns)

@@ -72,7 +72,8 @@ def resumption(run: RunDirectory, config: RunConfig, checkpoint: Path | None) ->
     trained = max(history.steps, default=0)
     if checkpoint is not None and trained < kept:
         position = json.loads((checkpoint / POSITION).read_text())
-        standing = ResumePoint.at(position["num_trained"], position["num_void"])
+        num_resampled = position.get("num_resampled", 0)
+        standing = ResumePoint.at(position["num_trained"], position["num_void"], num_resampled)
         return Resumption(checkpoint, kept, kept, standing, ((kept, config.learner.num_steps),))
     standing = history.standing(config.rollout_actors.responses_per_prompt)
     before = tuple((version, num) for version, num in history.lengths if version < trained)

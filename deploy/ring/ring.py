@@ -116,7 +116,7 @@ class Ring:
             self._writing = tasks.create_task(self._report.write(step, groups, result, time_s, counts))
             if self._checkpoints.is_due(step):
                 await self._written()
-                await self._checkpoints.write(step, counts.num_void)
+                await self._checkpoints.write(step, counts)
 
     async def _written(self) -> None:
         """Wait for the record in progress. Its error is raised by the task group, not here."""

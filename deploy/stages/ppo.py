@@ -78,6 +78,7 @@ async def _start_queue(session: Session, recorder: RemoteActor, resumed: Resumpt
     session.run.rewind_metrics("ppo", resumed.trained)
     prompts = await task_prompts(session)
     group, num_steps = resumed.standing.next_group, config.learner.num_steps
+    resamples = config.learner.zero_variance_groups == "resample"
     await recorder.begin(
         uuid.uuid4().hex,
         version=resumed.trained,
@@ -93,6 +94,7 @@ async def _start_queue(session: Session, recorder: RemoteActor, resumed: Resumpt
         num_steps=num_steps,
         standing=resumed.standing,
         recorder=recorder,
+        max_resamples=config.learner.max_group_resamples if resamples else 0,
         name="trajectory_queue",
         log_path=session.log_path("trajectory_queue"),
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cluster.errors import LearnerError
 from cluster.registry import Registry
+from cluster.trajectory import ROUNDING
 from learner import estimators
 from learner.config import LearnerConfig
 
@@ -122,7 +123,8 @@ def group_advantages(rewards: Tensor, groups: Tensor, estimator: Literal["grpo",
 
     With n rewards r of a group, their mean m and unbiased deviation s: `grpo` (r - m) / (s + 1e-6), the outcome
     supervision of arXiv:2402.03300; `dr_grpo` r - m (arXiv:2503.20783); `rloo` (r - m) n / (n - 1), which is r minus
-    the mean of the *other* n - 1 (arXiv:2402.14740, eq. 8). Equal rewards, and a group of one, give 0.
+    the mean of the *other* n - 1 (arXiv:2402.14740, eq. 8). Rewards that differ by no more than rounding, and a group
+    of one, give exactly 0.
     """
     _, place = groups.unique(return_inverse=True)
 
@@ -130,13 +132,24 @@ def group_advantages(rewards: Tensor, groups: Tensor, estimator: Literal["grpo",
         return values.new_zeros(len(values)).index_add(0, place, values)[place]
 
     count = group_sum(torch.ones_like(rewards))
-    centred = rewards - group_sum(rewards) / count
+    centred = torch.where(equal_in_group(rewards, groups), 0.0, rewards - group_sum(rewards) / count)
     others = (count - 1).clamp(min=1)
     if estimator == "dr_grpo":
         return centred
     if estimator == "rloo":
         return centred * count / others
     return centred / ((group_sum(centred.square()) / others).sqrt() + 1e-6)
+
+
+def equal_in_group(rewards: Tensor, groups: Tensor) -> Tensor:
+    """Mark the responses [B] whose group's rewards differ by no more than rounding."""
+    _, place = groups.unique(return_inverse=True)
+
+    def group_max(values: Tensor) -> Tensor:
+        lowest = torch.full_like(values, -torch.inf)
+        return lowest.scatter_reduce(0, place, values, "amax")[place]
+
+    return group_max(rewards) + group_max(-rewards) <= ROUNDING * group_max(rewards.abs())
 
 
 def masked_moments(values: Tensor, mask: Tensor, all_sum: AllSum = _this_rank_only) -> Moments:
@@ -149,8 +162,9 @@ def masked_moments(values: Tensor, mask: Tensor, all_sum: AllSum = _this_rank_on
 
 
 def whiten(values: Tensor, mask: Tensor, moments: Moments) -> Tensor:
-    """Whiten the unmasked values: (x - mean) / sqrt(variance + 1e-8); 0 elsewhere."""
-    scale = (moments.variance + 1e-8).rsqrt().to(values.dtype)
+    """Whiten the unmasked values: (x - mean) / sqrt(variance + 1e-8); 0 elsewhere, and if they differ by rounding."""
+    is_constant = moments.variance.sqrt() <= ROUNDING * moments.mean.abs()
+    scale = torch.where(is_constant, 0.0, (moments.variance + 1e-8).rsqrt()).to(values.dtype)
     return torch.where(mask, (values - moments.mean.to(values.dtype)) * scale, 0.0)
 
 

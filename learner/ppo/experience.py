@@ -196,7 +196,8 @@ class AdvantageComputer:
         advantages, returns = self._estimator.estimate(signals)
         whitens = self._estimator.needs.whitens if config.whiten_advantages is None else config.whiten_advantages
         if whitens:
-            masks = [batch.mask & chosen[:, None] for chosen in self._parts(batch).values()]
+            trained = trained_rows(batch, config)
+            masks = [batch.mask & (chosen & trained)[:, None] for chosen in self._parts(batch).values()]
             advantages = adv.whiten_parts(advantages, masks, self._ranks.all_sum)
         return advantages, returns
 
@@ -204,6 +205,14 @@ class AdvantageComputer:
         """Return by task a mask [B] of the rows that are normalised together."""
         names = [task if self._tasks else "" for task in batch.tasks]
         return {task: batch.ends.new_tensor([name == task for name in names]) for task in self._rewards}
+
+
+def trained_rows(batch: Batch, config: LearnerConfig) -> Tensor:
+    """Mark the rows [B] that the loss is over: all, or only those of groups whose rewards differ."""
+    if config.zero_variance_groups != "skip":
+        return torch.ones_like(batch.ends)
+    totals = batch.scores + torch.where(batch.mask, batch.turn_rewards, 0.0).sum(1)
+    return ~adv.equal_in_group(totals, batch.groups)
 
 
 def _moments_name(task: str) -> str:

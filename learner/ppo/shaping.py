@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cluster.trajectory import ROUNDING
 from learner.config import LearnerConfig
 from learner.ppo.advantages import AllSum
 
@@ -55,11 +56,15 @@ def normalized_scores(scores: Tensor, parts: Sequence[tuple[Tensor, RunningMomen
     """Normalise the scores [B] of each part by its running mean and deviation. Collective.
 
     Each part is a mask [B] and its statistics, which are updated first, so that the first batch is normalised too.
+    Scores that have differed by no more than rounding so far give 0.
     """
     normalized = scores.clone()
     for chosen, moments in parts:
         moments.update(scores[chosen], all_sum)
-        normalized[chosen] = (scores[chosen] - moments.mean) / (moments.deviation + 1e-8)
+        if moments.deviation <= ROUNDING * abs(moments.mean):
+            normalized[chosen] = 0.0
+        else:
+            normalized[chosen] = (scores[chosen] - moments.mean) / (moments.deviation + 1e-8)
     return normalized
 
 

@@ -22,7 +22,7 @@ from learner.model.microbatches import micro_batches
 from learner.ppo import advantages as adv
 from learner.ppo import losses
 from learner.ppo.batch import Batch, make_batch, minibatch_order
-from learner.ppo.experience import AdvantageComputer, Evaluation, Experience
+from learner.ppo.experience import AdvantageComputer, Evaluation, Experience, trained_rows
 from learner.ppo.experience_metrics import log_experience
 from learner.ppo.schedule import Lengths, Phase, length_at, phase_at, scheduled
 from learner.ppo.shares import Share
@@ -86,8 +86,9 @@ class PPOStep:
             batch = make_batch(share.trajectories, device=self._device, cost=self._config.constraint.cost)
             _refuse_future(batch, step)
             self.computer.require_known(batch)
-            plan = self._plan(step, share)
-        evaluation = self._evaluate(batch, keep_graph=self._config.num_minibatches == 1)
+            plan = self._plan(step, share, trained_rows(batch, self._config))
+        keep_graph = self._config.num_minibatches == 1 and self._config.zero_variance_groups != "skip"
+        evaluation = self._evaluate(batch, keep_graph=keep_graph)
         with self._ranks.agreed():
             total = evaluation.proximal + evaluation.reference + evaluation.values
             _check_finite(batch, total, "a log-probability or value")
@@ -95,7 +96,7 @@ class PPOStep:
         on_experience(experience)
         metrics = StepMetrics(self._ranks)
         log_experience(step, experience, self.computer, self._ranks, metrics)
-        num_done = self._train(step, experience, self._counted(batch, plan, share), metrics)
+        num_done = self._train(step, experience, self._counted(batch, plan), metrics)
         metrics.constant("learner/num_optimizer_steps", num_done)
         values = metrics.metrics()
         self.computer.steer_kl(values["learner/kl_nats"], share.num_total)
@@ -137,9 +138,10 @@ class PPOStep:
                 sums[row] = kl
         return sums
 
-    def _plan(self, step: int, share: Share) -> list[list[int]]:
-        """Return this rank's rows of every optimiser step, epoch after epoch."""
-        row_of = {place: row for row, place in enumerate(share.places)}
+    def _plan(self, step: int, share: Share, trained: Tensor) -> list[list[int]]:
+        """Return this rank's rows of every optimiser step, epoch after epoch, without those that are not trained."""
+        is_trained = trained.tolist()
+        row_of = {place: row for row, place in enumerate(share.places) if is_trained[row]}
         num_minibatches = self._config.num_minibatches
         return [
             [row_of[place] for place in minibatch if place in row_of]
@@ -149,12 +151,11 @@ class PPOStep:
             )
         ]
 
-    def _counted(self, batch: Batch, plan: list[list[int]], share: Share) -> list[MiniBatch]:
-        """Add to the plan the numbers of tokens and sequences of all ranks. Collective."""
-        own = torch.tensor([float(batch.mask[rows].sum()) for rows in plan], dtype=torch.float64)
-        num_sequences = share.num_total / self._config.num_minibatches
-        counts = self._ranks.all_sum(own).tolist()
-        return [MiniBatch(rows, num, num_sequences) for rows, num in zip(plan, counts, strict=True)]
+    def _counted(self, batch: Batch, plan: list[list[int]]) -> list[MiniBatch]:
+        """Add to the plan the numbers of tokens and sequences of all ranks; drop steps without any. Collective."""
+        own = [[float(batch.mask[rows].sum()), float(len(rows))] for rows in plan]
+        counts = self._ranks.all_sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        return [MiniBatch(rows, *numbers) for rows, numbers in zip(plan, counts, strict=True) if numbers[1]]
 
     def _evaluate(self, batch: Batch, *, keep_graph: bool) -> Evaluation:
         """Compute log-probabilities, entropies and values with the weights before the step.

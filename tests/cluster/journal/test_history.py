@@ -12,7 +12,7 @@ from cluster.journal import events
 from cluster.journal.events import Record
 from cluster.journal.files import LogFile
 from cluster.journal.history import History
-from cluster.ledger import PendingGroup
+from cluster.ledger import PendingGroup, QueueCounts
 from cluster.trajectory import PartialResponse, Segment
 from tests.cluster.journal.test_recorder import manifest, recorded, ticket, trajectory
 
@@ -30,7 +30,7 @@ def trained(step: int, *groups: int) -> list[Record]:
 
 
 def counts(history: History) -> tuple[int, ...]:
-    return tuple(asdict(history.counts()).values())
+    return tuple(asdict(history.counts()).values())[:4]
 
 
 BEGIN = events.start("one", version=0, group=0, num_steps=4)
@@ -121,3 +121,17 @@ def test_a_versions_checksums_are_those_it_was_published_with_last(tmp_path: Pat
     other = events.publish(manifest(1, "rebuilt")) | {"checksums": [("w", "other")]}
     history = write(tmp_path, BEGIN, events.publish(manifest(0)), events.publish(manifest(1)), other)
     assert [history.checksums(version) for version in (0, 1)] == [{"w": "sum-0"}, {"w": "other"}]
+
+
+def test_resampled_groups_are_counted_apart_and_by_place(tmp_path: Path) -> None:
+    first, second = ticket(0), replace(ticket(1), admission_index=0)
+    records = [
+        record for each in (first, second) for record in (events.admit(each), events.void(each, events.EQUAL_REWARDS))
+    ]
+    history = write(tmp_path, BEGIN, *records, events.admit(ticket(2)), events.void(ticket(2), "poisoned"))
+    assert history.counts() == QueueCounts(3, 0, 3, 0, num_resampled=2)
+    standing = history.standing(1)
+    assert (standing.num_void, standing.num_resampled, dict(standing.resampled)) == (3, 2, {0: 2})
+    (tmp_path / "again").mkdir()
+    again = write(tmp_path / "again", BEGIN, *records, events.start("two", version=0, group=1, num_steps=4))
+    assert again.counts() == QueueCounts(1, 0, 1, 0, num_resampled=1)

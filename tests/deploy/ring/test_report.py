@@ -41,3 +41,9 @@ def test_a_short_step_is_noted_with_its_limit_if_one_is_set(limit: float | None,
     learner = LearnerConfig(num_epochs=2, num_minibatches=2, max_step_kl_nats=limit)
     assert short_step_note(learner, 3, 1) == f"step 3 ended after 1 of 4 optimiser steps{reason}"
     assert short_step_note(learner, 3, 4) is None
+
+
+def test_a_step_in_which_nothing_was_trained_is_noted() -> None:
+    learner = LearnerConfig(num_epochs=2, zero_variance_groups="skip")
+    what = "step 3 trained nothing: the responses to each prompt had equal rewards"
+    assert short_step_note(learner, 3, 0) == what

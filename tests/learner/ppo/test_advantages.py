@@ -172,3 +172,35 @@ def slow_group_advantage(reward: float, group: list[float], estimator: str) -> f
         return reward - others
     centred = reward - sum(group) / len(group)
     return centred if estimator == "dr_grpo" else centred / (statistics.stdev(group) + 1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(
+    reward=st.floats(-1e6, 1e6, allow_subnormal=False),
+    num=st.integers(1, 9),
+    errors=st.lists(st.integers(-1, 1), min_size=9, max_size=9),
+)
+def test_rewards_that_are_equal_but_for_rounding_give_exactly_zero(
+    estimator: Any, dtype: torch.dtype, reward: float, num: int, errors: list[int]
+) -> None:
+    rewards = torch.tensor([reward * (1 + error * 2**-23) for error in errors[:num]], dtype=dtype)
+    rewards, groups = torch.cat([rewards, torch.tensor([0.0, 1.0], dtype=dtype)]), torch.tensor([3] * num + [4] * 2)
+    found = adv.group_advantages(rewards, groups, estimator)
+    assert found[:num].tolist() == [0.0] * num
+    assert found[num] < 0 < found[num + 1], "another group keeps its advantages"
+
+
+@pytest.mark.parametrize("value", [0.1, 1e6, -3.3])
+def test_whitening_values_that_differ_by_rounding_gives_exactly_zero(value: float) -> None:
+    values = torch.full((4, 5), value)
+    values[0, 0] = torch.nextafter(values[0, 0], torch.tensor(torch.inf))
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    assert adv.whiten(values, mask, adv.masked_moments(values, mask)).abs().max() == 0
+
+
+def test_a_reward_that_is_not_a_number_is_not_taken_for_an_equal_one() -> None:
+    rewards, groups = torch.tensor([1.0, math.nan]), torch.tensor([0, 0])
+    assert adv.group_advantages(rewards, groups, "grpo").isnan().all()
+    values, mask = rewards[None], torch.ones(1, 2, dtype=torch.bool)
+    assert adv.whiten(values, mask, adv.masked_moments(values, mask)).isnan().all()

@@ -370,3 +370,25 @@ def test_an_error_names_the_trajectory_if_a_logprob_is_not_finite(
     monkeypatch.setattr(learner.reference, "logprobs", spoiled)
     with pytest.raises(LearnerError, match="trajectories 0-2-0: a log-probability or value is not finite"):
         learner.step(1, batch())
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "reinforce_pp_baseline", "gae"])
+def test_skipped_groups_leave_the_step_as_it_is_without_them(policy_path: Path, estimator: Any) -> None:
+    settings: dict[str, Any] = {"advantages": estimator, "kl_in": "loss", "kl_estimator": "k3", "learning_rate": 1e-3}
+    config = LearnerConfig(**settings, zero_variance_groups="skip")
+    informative = [replace(make_trajectory(i), group=i // 4, reward=float(i % 2)) for i in range(8)]
+    equal = [replace(make_trajectory(i), group=i // 4, reward=0.1) for i in range(8, 16)]
+    whole, alone = OneRank(policy_path, config, sgd=True), OneRank(policy_path, config, sgd=True)
+    metrics = whole.step(1, [*informative, *equal])
+    alone.step(1, informative)
+    assert largest_difference(alone.weights(), whole.weights()) < 1e-6
+    assert metrics["learner/num_optimizer_steps"] == 2
+
+
+def test_a_step_of_equal_rewards_only_trains_nothing_if_they_are_skipped(policy_path: Path) -> None:
+    config = LearnerConfig(advantages="grpo", learning_rate=1e-2, zero_variance_groups="skip")
+    learner = OneRank(policy_path, config)
+    before = learner.weights()
+    metrics = learner.step(1, [replace(make_trajectory(i), group=i // 2, reward=0.3) for i in range(4)])
+    assert metrics["learner/num_optimizer_steps"] == 0
+    assert largest_difference(before, learner.weights()) == 0

@@ -117,3 +117,10 @@ def test_the_overlong_penalty_is_dapos() -> None:
     lengths = torch.tensor([0, 10, 15, 20, 99])
     found = overlong_penalty(lengths, start=10, buffer=10, penalty=1.0)
     assert found.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("score", [0.1, 1e7])
+def test_equal_scores_are_normalised_to_exactly_zero(score: float) -> None:
+    moments = RunningMoments()
+    for _ in range(3):
+        assert normalized([score] * 7, moments) == [0.0] * 7
