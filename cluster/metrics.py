@@ -42,6 +42,7 @@ METRICS: dict[str, Metric] = {
     "learner/ratio_max": Metric("", _MEAN, "Probability of a token now, divided by that before the step: maximum."),
     "learner/step_kl_nats_per_token": Metric("nats", "{:.4f} nats", "KL (k3) from before the step to now."),
     "learner/explained_variance": Metric("share", _MEAN, "Share of the returns' variance that the critic explains."),
+    "learner/learning_rate": Metric("", "{:.2e}", "Learning rate of the step."),
     "learner/grad_norm": Metric("", _MEAN, "Global norm of the gradient before it is clipped, mean of the step."),
     "learner/num_optimizer_steps": Metric("", _COUNT, "Optimiser steps in this step."),
     "learner/step_s": Metric("s", _SECONDS, "Duration of the learner's step."),

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, model_validator
 
 from cluster.config import Section, setting
 from learner.estimators import check_name, needs_of
+from learner.learning_rates import Schedule, Shape
 
 
 class LoraConfig(Section):
@@ -68,10 +69,16 @@ class LearnerConfig(Section):
     """Passes over the batch of a step."""
     num_minibatches: int = setting(1, may_change="recorded", ge=1)
     """Optimiser steps per pass; must divide the trajectories of a step."""
-    learning_rate: float = setting(1e-5, may_change="recorded", gt=0)
-    """AdamW's learning rate at the first step."""
-    learning_rate_schedule: Literal["constant", "linear"] = setting("constant", may_change="recorded")
-    """Keep the learning rate constant, or decrease it linearly so that it would reach zero one step after the last."""
+    learning_rate: float | None = setting(None, may_change="recorded", gt=0)
+    """AdamW's peak learning rate. If unset: 1e-6 for a model of a billion parameters, and inversely proportional to the
+    root of the model's size; ten times as much with adapters. The run prints it."""
+    learning_rate_schedule: Shape = setting("constant", may_change="recorded")
+    """After the warm-up, keep the learning rate constant, or decrease it linearly or as a half cosine so that it would
+    reach `final_learning_rate_share` of the peak one step after the last."""
+    warmup_share: float = setting(0.0, may_change="recorded", ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly to its peak."""
+    final_learning_rate_share: float = setting(0.0, may_change="recorded", ge=0, le=1)
+    """What a linear or cosine schedule ends at, as a share of the peak."""
     weight_decay: float = setting(0.0, may_change="recorded", ge=0)
     """AdamW's weight decay."""
     max_grad_norm: float = setting(1.0, may_change="recorded", gt=0)
@@ -228,15 +235,35 @@ def stage_threads(config: LearnerConfig) -> int:
     return config.num_threads or max(1, num_cores() // max(1, config.num_learners))
 
 
+def schedule_of(config: LearnerConfig | SftConfig | RewardModelConfig) -> Schedule:
+    """Return the learning-rate schedule of these settings."""
+    return Schedule(config.learning_rate_schedule, config.warmup_share, config.final_learning_rate_share)
+
+
+def num_supervised_steps(config: SftConfig | RewardModelConfig, num_examples: int) -> int:
+    """Return the optimiser steps on so many training examples: the number that is set, or that of the epochs."""
+    return config.num_steps or config.num_epochs * -(-num_examples // config.batch_size)
+
+
 class SftConfig(Section):
     """Supervised fine-tuning on prompt-completion pairs; the loss is over the completion only."""
 
-    num_steps: int = setting(250, may_change="never", ge=1)
-    """Optimiser steps."""
+    num_epochs: int = setting(3, may_change="never", ge=1)
+    """Passes over the examples."""
+    num_steps: int | None = setting(None, may_change="never", ge=1)
+    """Optimiser steps, instead of `num_epochs`."""
     batch_size: int = setting(64, may_change="never", ge=1)
     """Examples per optimiser step."""
-    learning_rate: float = setting(3e-3, may_change="never", gt=0)
-    """AdamW's peak learning rate; linear warm-up over a tenth of the steps, then cosine to a tenth of the peak."""
+    learning_rate: float | None = setting(None, may_change="never", gt=0)
+    """AdamW's peak learning rate. If unset: 2e-5 for a model of a billion parameters, and inversely proportional to the
+    root of the model's size. The run prints it."""
+    learning_rate_schedule: Shape = setting("cosine", may_change="never")
+    """After the warm-up, keep the learning rate constant, or decrease it linearly or as a half cosine to
+    `final_learning_rate_share` of the peak."""
+    warmup_share: float = setting(0.1, may_change="never", ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly to its peak."""
+    final_learning_rate_share: float = setting(0.1, may_change="never", ge=0, le=1)
+    """What a linear or cosine schedule ends at, as a share of the peak."""
     max_tokens: int | None = setting(None, may_change="never", ge=2)
     """Maximum tokens of an example, prompt and completion together. If unset: the model's context."""
     long_examples: Literal["error", "drop", "cut"] = setting("error", may_change="never")
@@ -278,10 +305,20 @@ class RewardModelConfig(Section):
 
     num_epochs: int = setting(3, may_change="never", ge=1)
     """Passes over the pairs."""
+    num_steps: int | None = setting(None, may_change="never", ge=1)
+    """Optimiser steps, instead of `num_epochs`."""
     batch_size: int = setting(64, may_change="never", ge=1)
     """Pairs per optimiser step."""
-    learning_rate: float = setting(1e-3, may_change="never", gt=0)
-    """AdamW's peak learning rate; linear warm-up over a tenth of the steps, then cosine to a tenth of the peak."""
+    learning_rate: float | None = setting(None, may_change="never", gt=0)
+    """AdamW's peak learning rate. If unset: 1e-5 for a model of a billion parameters, and inversely proportional to the
+    root of the model's size. The run prints it."""
+    learning_rate_schedule: Shape = setting("cosine", may_change="never")
+    """After the warm-up, keep the learning rate constant, or decrease it linearly or as a half cosine to
+    `final_learning_rate_share` of the peak."""
+    warmup_share: float = setting(0.1, may_change="never", ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly to its peak."""
+    final_learning_rate_share: float = setting(0.1, may_change="never", ge=0, le=1)
+    """What a linear or cosine schedule ends at, as a share of the peak."""
     label_smoothing: float = setting(0.0, may_change="never", ge=0, lt=0.5)
     """Share of labels assumed to be wrong: each pair is also learnt the other way round with this weight."""
     num_members: int = setting(1, may_change="never", ge=1, le=16)

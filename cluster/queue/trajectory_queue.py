@@ -141,7 +141,8 @@ class TrajectoryQueue:
     async def put(self, groups: Sequence[FinishedGroup]) -> None:
         """Accept all of these finished groups; returns when they are recorded. Until then no other actor gets them.
 
-        Voids those that are to be resampled because their rewards are equal; the next prompt takes their place. Raises TrajectoryRefused, having accepted none, if the owner no longer holds one or a trajectory is invalid.
+        Voids those that are to be resampled because their rewards are equal; the next prompt takes their place. Raises
+        TrajectoryRefused, having accepted none, if the owner no longer holds one or a trajectory is invalid.
         """
         async with self._changed:
             for ticket, trajectories in groups:

@@ -112,6 +112,14 @@ PEER_NAMES: dict[str, tuple[str, ...]] = {
         "--lr_scheduler",
         "actor_rollout_ref.actor.optim.lr_scheduler_type",
     ),
+    "learner.warmup_share": (
+        "warmup_ratio",
+        "--actor.lr_warmup_ratio",
+        "--lr_warmup_ratio",
+        "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio",
+    ),
+    "learner.zero_variance_groups": ("--algo.dynamic_filtering_enable", "algorithm.filter_groups.enable"),
+    "learner.max_group_resamples": ("algorithm.filter_groups.max_num_gen_batches",),
     "learner.weight_decay": (
         "weight_decay",
         "--actor.adam.weight_decay",
@@ -255,8 +263,6 @@ NOT_OFFERED: dict[str, str] = {
     "use_vllm": "vLLM samples every response",
     "vllm_mode": "rollout actors are separate processes",
     "resume_from_checkpoint": "give the same command again: it resumes the run",
-    "warmup_ratio": "PPO has no warm-up of the learning rate; the supervised stages warm up over a tenth",
-    "--algo.dynamic_filtering_enable": "every group that was admitted and scored is trained",
     "--train.colocate_all": "engines and learners are separate processes; Ray places them by num_gpus",
     "trainer.resume_mode": "give the same command again: it resumes the run",
     "actor_rollout_ref.hybrid_engine": "engines and learners are separate processes; Ray places them by num_gpus",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.errors import InputError
 from deploy.run.artifacts import policy_path
+from deploy.run.model_size import with_learning_rate
 from deploy.runtime.session import Session, dtype_of
 from learner.estimators import needs_of
 from learner.place import Place
@@ -23,7 +24,8 @@ async def start_learners(
     `lengths` are pairs (version, number of steps): the run's planned length from each version on. `phases` are its
     settings from each version on, if they changed.
     """
-    config, policy = session.config, policy_path(session.config, session.run.path)
+    policy = policy_path(session.config, session.run.path)
+    config = with_learning_rate(session.config, policy)
     if config.rollout_actors.responses_per_prompt == 1 and needs_of(config.learner.advantages).groups:
         problem = "it compares the responses to a prompt; rollout_actors.responses_per_prompt is 1"
         raise InputError("learner.advantages", problem)

@@ -91,9 +91,7 @@ class StepReport:
         self._policy_lag_max = max(self._policy_lag_max, result.metrics["cluster/policy_lag_max"])
         self._session.run.update_summary({**asdict(counts), "policy_lag_max": self._policy_lag_max})
 
-    async def _row(
-        self, step: int, result: StepResult, groups: Groups, counts: QueueCounts
-    ) -> dict[str, Any]:
+    async def _row(self, step: int, result: StepResult, groups: Groups, counts: QueueCounts) -> dict[str, Any]:
         trajectories = [trajectory for group in groups for trajectory in group]
         self._task_metrics = task_metrics(self._session.config.tasks, trajectories, self._task_metrics)
         return {

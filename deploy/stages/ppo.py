@@ -17,6 +17,7 @@ from deploy.ring.resuming import Resumption, resumption
 from deploy.ring.ring import Parts, Ring
 from deploy.run.artifacts import policy_path
 from deploy.run.layout import RECORDS
+from deploy.run.model_size import with_learning_rate
 from deploy.runtime.session import Session
 from learner.ppo.group import PPOLearnerGroup
 
@@ -25,6 +26,7 @@ async def run_ppo(session: Session, *, recorder_class: type = Recorder) -> None:
     """Train the policy and write it to `policy/`. Resumes from the newest checkpoint if there is one."""
     started = time.monotonic()
     session.view.stage("ppo", session.config.learner.num_steps)
+    _set_learning_rate(session)
     parts = await _start_parts(session, recorder_class)
     ring = Ring(session, parts, started=started)
     try:
@@ -33,6 +35,16 @@ async def run_ppo(session: Session, *, recorder_class: type = Recorder) -> None:
         await parts.recorder.close()
     finally:
         await ring.learners.shutdown()
+
+
+def _set_learning_rate(session: Session) -> None:
+    """Choose the learning rate by the policy's size if none is set, and print it; the journal records the choice."""
+    given = session.config.learner.learning_rate
+    session.config = with_learning_rate(session.config, policy_path(session.config, session.run.path))
+    rate = session.config.learner.learning_rate
+    session.run.update_summary({"ppo.learning_rate": rate})
+    if given is None:
+        session.view.note(f"ppo: learning rate {rate:.1e}, by the model's size (learner.learning_rate)")
 
 
 async def _start_parts(session: Session, recorder_class: type) -> Parts:

@@ -11,7 +11,7 @@ from deploy.stages.supervised import StartLearners, Supervised, start_learners, 
 async def run_sft(session: Session, *, start: StartLearners = start_learners) -> None:
     """Train on the demonstrations of all tasks, mixed by their weights; writes `sft/`."""
     config, run = session.config, session.run
-    session.view.stage("sft", config.sft.num_steps)
+    session.view.stage("sft", 0)
     data = [
         Source(data_path(config, run.path, "sft", name), task.weight)
         for name, task in config.by_task().items()

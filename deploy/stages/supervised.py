@@ -85,12 +85,23 @@ async def train(session: Session, task: Supervised, *, start: StartLearners = st
         async for metrics in learners.train():
             if "step" not in metrics:
                 result |= metrics
+                _note_plan(session, task, metrics)
                 _note_left_out(session, task.name, metrics)
             elif metrics["step"] not in recorded:
                 session.log_step(task.name, metrics)
     finally:
         await learners.shutdown()
     return result
+
+
+def _note_plan(session: Session, task: Supervised, counts: dict[str, float]) -> None:
+    """Show the number of steps, and print the learning rate if it was chosen by the model's size."""
+    if "num_steps" not in counts:
+        return
+    session.view.expect(int(counts["num_steps"]))
+    if getattr(session.config, task.stage).learning_rate is None:
+        rate = f"learning rate {counts['learning_rate']:.1e}, by the model's size ({task.stage}.learning_rate)"
+        session.view.note(f"{task.name}: {counts['num_steps']:,.0f} steps, {rate}")
 
 
 def _note_left_out(session: Session, stage: str, counts: dict[str, float]) -> None:

@@ -120,6 +120,11 @@ class View:
         if self._live is None:
             self._line(f"{name}: starting")
 
+    def expect(self, total_steps: int) -> None:
+        """Set the number of steps of the current stage once it is known."""
+        if self._stages:
+            self._stages[-1].total = total_steps
+
     def _end_stage(self, *, done: bool) -> None:
         if self._stages and self._stages[-1].ended is None and done:
             stage = self._stages[-1]

@@ -46,6 +46,11 @@ def add_adapters(model: Any, settings: LoraSettings, *, seed: int) -> None:
     model.eval()
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Return the number of weights without those of the adapters."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora_" not in name)
+
+
 def _peft_config(settings: LoraSettings, targets: Any) -> LoraConfig:
     alpha: Any = settings.alpha
     return LoraConfig(

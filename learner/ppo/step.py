@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from cluster.errors import LearnerError
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, schedule_of
 from learner.distributed.gradients import clip_gradients, gradient_norm
 from learner.distributed.metrics import StepMetrics
 from learner.distributed.ranks import Ranks
+from learner.learning_rates import default_learning_rate
 from learner.model.actor_critic import ActorCritic, Outputs, Reference
 from learner.model.indexing import at, on_device, places_of
+from learner.model.lora import num_parameters
 from learner.model.microbatches import micro_batches
 from learner.ppo import advantages as adv
 from learner.ppo import losses
@@ -71,6 +73,7 @@ class PPOStep:
         self._seed = seed
         self._lengths = lengths
         self._graph: Outputs | None = None
+        self._num_parameters = num_parameters(model.policy)
         self.computer = AdvantageComputer(config, ranks, tasks)
 
     def run(
@@ -191,13 +194,21 @@ class PPOStep:
 
     def _train(self, step: int, experience: Experience, minibatches: Sequence[MiniBatch], metrics: StepMetrics) -> int:
         """Run the optimiser steps until the policy has moved too far; returns the number done."""
-        learning_rate = self._scheduled(self._config.learning_rate, self._config.learning_rate_schedule, step)
+        learning_rate = self._learning_rate(step)
+        metrics.constant("learner/learning_rate", learning_rate)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         for num_done, minibatch in enumerate(minibatches):
             if not self._optimize(step, experience, minibatch, metrics):
                 return num_done
         return len(minibatches)
+
+    def _learning_rate(self, step: int) -> float:
+        config, num_steps = self._config, length_at(step, self._lengths, self._config.num_steps)
+        peak = config.learning_rate
+        if peak is None:
+            peak = default_learning_rate("ppo", self._num_parameters, lora=config.lora.rank > 0)
+        return peak * schedule_of(config).factor(step, num_steps)
 
     def _scheduled(self, value: float, schedule: str, step: int) -> float:
         return scheduled(value, schedule, step, length_at(step, self._lengths, self._config.num_steps))

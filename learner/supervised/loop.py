@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from learner.distributed.ranks import Ranks
+from learner.learning_rates import Schedule
 from learner.supervised.optimizer import Optimizer
 from learner.supervised.progress import Checkpoints, Progress, copied_weights, put_weights
 
@@ -27,10 +28,11 @@ Row = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Number of steps, learning rate, and how often to evaluate and to write checkpoints."""
+    """Number of steps, peak learning rate and its schedule, and how often to evaluate and to write checkpoints."""
 
     num_steps: int
     learning_rate: float
+    schedule: Schedule
     evaluate_every_steps: int
     keeps_best: bool
     """Whether to keep the weights of the lowest `held_out_loss` instead of the last."""

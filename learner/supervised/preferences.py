@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learner.config import RewardModelConfig
+from learner.config import RewardModelConfig, num_supervised_steps, schedule_of
 from learner.distributed.ranks import Ranks
 from learner.model.reward_net import RewardNet
 from learner.supervised import calibration
@@ -147,12 +147,13 @@ def agreement(chosen: Tensor, rejected: Tensor) -> Tensor:
     return ((chosen > rejected).double() + (chosen >= rejected).double()) / 2
 
 
-def reward_model_plan(config: RewardModelConfig, num_training: int) -> Plan:
+def reward_model_plan(config: RewardModelConfig, num_training: int, learning_rate: float) -> Plan:
     """Return the plan of these settings: evaluates after every epoch."""
     steps_per_epoch = -(-num_training // config.batch_size)
     return Plan(
-        num_steps=config.num_epochs * steps_per_epoch,
-        learning_rate=config.learning_rate,
+        num_steps=num_supervised_steps(config, num_training),
+        learning_rate=learning_rate,
+        schedule=schedule_of(config),
         evaluate_every_steps=steps_per_epoch,
         keeps_best=config.patience is not None,
         patience=config.patience,

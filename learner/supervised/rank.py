@@ -22,6 +22,7 @@ from learner import checkpoint
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import is_sharded, local, shard
+from learner.learning_rates import default_learning_rate
 from learner.model.actor_critic import ActorCritic, ModelSettings
 from learner.model.microbatches import balanced, cost, micro_batches
 from learner.model.reward_net import RewardNet
@@ -30,7 +31,7 @@ from learner.model.tokenizer import load_tokenizer
 from learner.place import Place
 from learner.supervised.batches import mixed_batches, split, split_by_draw
 from learner.supervised.examples import Completion, Limit, Pair, read_completions, read_pairs
-from learner.supervised.loop import Row, checkpoints_of, descend
+from learner.supervised.loop import Plan, Row, checkpoints_of, descend
 from learner.supervised.optimizer import Optimizer
 from learner.supervised.preferences import MeasuredRewards, PreferenceLoss, reward_model_plan
 from learner.supervised.sft import CompletionLoss, sft_plan
@@ -133,7 +134,9 @@ class SupervisedRank:
         self._training, self._held_out = ([row for part in side for row in part] for side in (training, held_out))
         if settings.member:
             self._generator.manual_seed(settings.member_seed)
-        self._counts = counts | {"num_held_out": len(self._held_out)}
+        self._plan = self._planned()
+        steps = {"num_steps": float(self._plan.num_steps), "learning_rate": self._plan.learning_rate}
+        self._counts = counts | {"num_held_out": len(self._held_out)} | steps
         self._kept: Row = {}
         self._checkpoints = checkpoints_of(
             settings.checkpoints_path,
@@ -180,7 +183,7 @@ class SupervisedRank:
         return split(examples, share, self._generator, source.path)
 
     def counts(self) -> Row:
-        """Return `num_examples`, `num_cut`, `num_dropped` and `num_held_out`.
+        """Return `num_examples`, `num_cut`, `num_dropped`, `num_held_out`, `num_steps` and `learning_rate`.
 
         If there are any, also `num_broken` (rows skipped), `num_unpaired` (labelled rows without a counterpart) and
         `num_more` (examples of `more_path`).
@@ -191,11 +194,22 @@ class SupervisedRank:
         """Train up to `num` steps; returns their metrics, fewer if training ends."""
         return list(itertools.islice(self._rows, num))
 
+    def _planned(self) -> Plan:
+        """Return the number of steps and the learning rate: those set, or by the number of rows and weights."""
+        stage, num = self._settings.stage, sum(parameter.numel() for parameter in self._model.parameters())
+        learning_rate = stage.learning_rate or default_learning_rate(self._settings.name, num)
+        make = sft_plan if isinstance(stage, SftConfig) else reward_model_plan
+        return make(stage, len(self._training), learning_rate)  # type: ignore[arg-type]
+
     def _train(self) -> Generator[Row, None, None]:
-        stage = self._settings.stage
-        plan = sft_plan(stage) if isinstance(stage, SftConfig) else reward_model_plan(stage, len(self._training))
+        stage, plan = self._settings.stage, self._plan
         optimizer = Optimizer(
-            self._net, self._adamw, self._ranks, learning_rate=plan.learning_rate, num_steps=plan.num_steps
+            self._net,
+            self._adamw,
+            self._ranks,
+            learning_rate=plan.learning_rate,
+            schedule=plan.schedule,
+            num_steps=plan.num_steps,
         )
         weights = [source.weight for source in self._settings.sources]
         batches = mixed_batches(self._sizes, weights, stage.batch_size, self._generator)

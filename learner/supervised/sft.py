@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from learner.config import SftConfig
+from learner.config import SftConfig, num_supervised_steps, schedule_of
 from learner.distributed.ranks import Ranks
 from learner.model.actor_critic import ActorCritic
 from learner.model.tokenizer import pad
@@ -79,11 +79,12 @@ def _completion_logprobs(net: ActorCritic, rows: Sequence[Completion], device: t
     return logprobs
 
 
-def sft_plan(config: SftConfig) -> Plan:
+def sft_plan(config: SftConfig, num_training: int, learning_rate: float) -> Plan:
     """Return the plan of these settings."""
     return Plan(
-        num_steps=config.num_steps,
-        learning_rate=config.learning_rate,
+        num_steps=num_supervised_steps(config, num_training),
+        learning_rate=learning_rate,
+        schedule=schedule_of(config),
         evaluate_every_steps=config.evaluate_every_steps,
         keeps_best=True,
         patience=config.patience,

@@ -53,8 +53,8 @@ class OneRank:
         self.model = ActorCritic(trained_settings(config, Place(path, dtype)))
         own = ActorCritic(ModelSettings(reference or path, dtype, "none", 0.7)).requires_grad_(False)
         self.reference = Reference(self.model if config.lora.rank else own)
-        adam = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-        optimizer = torch.optim.SGD(self.model.parameters(), lr=config.learning_rate) if sgd else adam
+        adam = torch.optim.AdamW(self.model.parameters(), weight_decay=0.0, fused=True)
+        optimizer = torch.optim.SGD(self.model.parameters()) if sgd else adam
         ranks = Ranks(CPU, distributed=False)
         parts = (config, self.model, self.reference, optimizer, ranks)
         self._step = PPOStep(*parts, device=CPU, seed=0, lengths=lengths)

@@ -21,6 +21,7 @@ from learner import checkpoint
 from learner.config import SftConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
+from learner.learning_rates import Schedule
 from learner.supervised.loop import Plan, Row, descend
 from learner.supervised.optimizer import Optimizer
 from learner.supervised.progress import Checkpoints
@@ -89,6 +90,9 @@ def test_rows_have_the_held_out_loss_if_it_was_measured(folder: Path, stage: str
     assert last["held_out_loss"] == min(measured.values()) == measured[last["best_step"]]
 
 
+SCHEDULE = Schedule("cosine", 0.1, 0.1)
+
+
 class Scripted:
     """A model of one weight that changes by 1 per step, and rank_settings held-out losses."""
 
@@ -99,11 +103,14 @@ class Scripted:
         self.slope = 1.0
         self._losses = iter(losses)
         settings = {"evaluate_every_steps": 1, "keeps_best": True, "patience": None} | plan
-        self._plan = Plan(num_steps=6, learning_rate=1.0, checkpoint_every_steps=1, unit="rows", **settings)
+        self._plan = Plan(
+            num_steps=6, learning_rate=1.0, schedule=SCHEDULE, checkpoint_every_steps=1, unit="rows", **settings
+        )
 
     def run(self, checkpoints: Checkpoints | None = None) -> Iterator[Row]:
         batches = ([number] for number in count())
-        optimizer = Optimizer(self.model, make_adamw(self.model.parameters()), ONE, learning_rate=1.0, num_steps=6)
+        adamw = make_adamw(self.model.parameters())
+        optimizer = Optimizer(self.model, adamw, ONE, learning_rate=1.0, schedule=SCHEDULE, num_steps=6)
         parts = (batches, self._accumulate, self._evaluate, self._plan, checkpoints)
         self.kept = yield from descend(self.model, optimizer, *parts)
 

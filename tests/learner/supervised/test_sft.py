@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -14,18 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.data.datasets import Source
 from cluster.errors import InputError
 from examples.reviews.model import build_model
 from learner.config import LearnerConfig, SftConfig
+from learner.learning_rates import default_learning_rate
 from learner.model.tokenizer import load_tokenizer
 from learner.place import Place
 from learner.supervised.batches import mixed_batches, shuffled_batches
 from learner.supervised.examples import Completion, tokenize
 from learner.supervised.loop import Row
-from learner.supervised.optimizer import warmup_then_cosine
 from learner.supervised.rank import SupervisedSettings, load_net
 from learner.supervised.sft import completion_nll
 from tests.support.chat import assistant, user, write_chat_model
@@ -64,7 +66,8 @@ def greedy(model_path: Path, prompt: str) -> str:
 def test_a_trained_folder_completes_its_prompts_and_stops(model_path: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "sft.parquet", ROWS)
     counts, *metrics, last = train_sft(model_path, data, tmp_path / "out", CONFIG, seed=0)
-    assert (counts, last) == ({"num_examples": 2, "num_cut": 0, "num_dropped": 0, "num_held_out": 0}, {})
+    expected = {"num_examples": 2, "num_cut": 0, "num_dropped": 0, "num_held_out": 0}
+    assert (counts, last) == (expected | {"num_steps": 40, "learning_rate": 1e-2}, {})
     assert [m["step"] for m in metrics] == list(range(1, 41))
     assert metrics[0]["loss"] > 3 > 0.1 > metrics[-1]["loss"]
     assert all(m["tokens_per_s"] > 0 for m in metrics)
@@ -115,12 +118,22 @@ def test_the_old_output_stays_until_training_is_done(model_path: Path, tmp_path:
     assert (output / "model.safetensors").is_file()
 
 
-def test_the_learning_rate_warms_up_over_a_tenth_and_falls_to_a_tenth() -> None:
-    factor = warmup_then_cosine(100)
-    assert [factor(0), factor(9), factor(10)] == pytest.approx([0.1, 1.0, 1.0])
-    assert factor(55) == pytest.approx(0.55)
-    assert factor(99) == pytest.approx(0.1, abs=1e-3)
-    assert warmup_then_cosine(1)(0) == 1.0
+def test_steps_and_learning_rate_are_counted_by_epochs_and_size_unless_they_are_set(
+    model_path: Path, tmp_path: Path
+) -> None:
+    data = written(tmp_path / "sft.parquet", ROWS)
+    config = SftConfig(num_epochs=2, batch_size=3)
+    counts, *rows, _ = train_sft(model_path, data, tmp_path / "out", config, seed=0)
+    assert counts["num_steps"] == len(rows) == 2 * math.ceil(len(ROWS["prompt"]) / 3)
+    assert counts["learning_rate"] == default_learning_rate("sft", num_weights(model_path))
+    fixed = SftConfig(num_steps=1, learning_rate=0.5)
+    counts, *rows, _ = train_sft(model_path, data, tmp_path / "fixed", fixed, seed=0)
+    assert (counts["num_steps"], counts["learning_rate"], len(rows)) == (1, 0.5, 1)
+
+
+def num_weights(folder: Path) -> int:
+    tensors = load_file(folder / "model.safetensors")
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 @pytest.mark.parametrize(
@@ -196,7 +209,7 @@ def test_long_examples_are_cut_or_dropped_and_counted_before_training(
     data = written(tmp_path / "sft.parquet", columns)
     config = SftConfig(num_steps=2, batch_size=4, long_examples=rule, max_tokens=64)
     counts, *_ = train_sft(model_path, data, tmp_path / "out", config, seed=0)
-    assert counts == {"num_examples": 4 - dropped, "num_cut": cut, "num_dropped": dropped, "num_held_out": 0}
+    assert [counts[f"num_{name}"] for name in ("examples", "cut", "dropped")] == [4 - dropped, cut, dropped]
 
 
 def test_the_held_out_loss_is_of_examples_never_trained_on(model_path: Path, tmp_path: Path) -> None:
