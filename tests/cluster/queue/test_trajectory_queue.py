@@ -411,7 +411,7 @@ def pair(ticket: Ticket, *rewards: float) -> tuple[Ticket, list[Trajectory]]:
     return ticket, [replace(one, uid=ticket.uid(i), reward=reward) for i, reward in enumerate(rewards)]
 
 
-async def test_groups_of_equal_rewards_are_replaced_under_the_same_number_and_floor() -> None:
+async def test_groups_of_equal_rewards_are_replaced_under_the_same_floor() -> None:
     queue, recorder, (first, second) = await recorded_queue(num_steps=1, max_resamples=2, max_void_share=0.0)
     await queue.put([pair(first, 0.1, 0.1 + 1e-9), pair(second, 0.0, 1.0)])
     (replacement,) = await admit_all(queue, "b")

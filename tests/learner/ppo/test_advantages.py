@@ -181,7 +181,7 @@ def slow_group_advantage(reward: float, group: list[float], estimator: str) -> f
     num=st.integers(1, 9),
     errors=st.lists(st.integers(-1, 1), min_size=9, max_size=9),
 )
-def test_rewards_that_are_equal_but_for_rounding_give_exactly_zero(
+def test_rewards_equal_but_for_rounding_give_exactly_zero(
     estimator: Any, dtype: torch.dtype, reward: float, num: int, errors: list[int]
 ) -> None:
     rewards = torch.tensor([reward * (1 + error * 2**-23) for error in errors[:num]], dtype=dtype)
@@ -192,7 +192,7 @@ def test_rewards_that_are_equal_but_for_rounding_give_exactly_zero(
 
 
 @pytest.mark.parametrize("value", [0.1, 1e6, -3.3])
-def test_whitening_values_that_differ_by_rounding_gives_exactly_zero(value: float) -> None:
+def test_whitening_values_equal_but_for_rounding_gives_zero(value: float) -> None:
     values = torch.full((4, 5), value)
     values[0, 0] = torch.nextafter(values[0, 0], torch.tensor(torch.inf))
     mask = torch.ones(4, 5, dtype=torch.bool)

@@ -385,7 +385,7 @@ def test_skipped_groups_leave_the_step_as_it_is_without_them(policy_path: Path, 
     assert metrics["learner/num_optimizer_steps"] == 2
 
 
-def test_a_step_of_equal_rewards_only_trains_nothing_if_they_are_skipped(policy_path: Path) -> None:
+def test_a_step_of_equal_rewards_trains_nothing_if_they_are_skipped(policy_path: Path) -> None:
     config = LearnerConfig(advantages="grpo", learning_rate=1e-2, zero_variance_groups="skip")
     learner = OneRank(policy_path, config)
     before = learner.weights()

@@ -118,9 +118,7 @@ def test_the_old_output_stays_until_training_is_done(model_path: Path, tmp_path:
     assert (output / "model.safetensors").is_file()
 
 
-def test_steps_and_learning_rate_are_counted_by_epochs_and_size_unless_they_are_set(
-    model_path: Path, tmp_path: Path
-) -> None:
+def test_steps_and_learning_rate_follow_epochs_and_size_unless_set(model_path: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "sft.parquet", ROWS)
     config = SftConfig(num_epochs=2, batch_size=3)
     counts, *rows, _ = train_sft(model_path, data, tmp_path / "out", config, seed=0)
