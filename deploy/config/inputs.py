@@ -16,15 +16,21 @@ from cluster.data.datasets import Kind, find_form, own_names, read_schema, requi
 from cluster.errors import InputError
 from cluster.files import read_json
 from cluster.hub.download import local_data, local_model
+from cluster.model_folder import require_no_adapter, text_settings
 from cluster.user_code import locate
 from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
+from deploy.config.model_checks import check_architecture, check_rope, context_length
 from deploy.config.schema import RunConfig
 from reward_service.config.composite import CompositeConfig
 from reward_service.config.scorers import ScorerConfig
 from reward_service.scorers.registry import check_files
 from rollout_actors.config import max_sequence_tokens
 
+RESIZING = (
+    "resize its embeddings to the tokenizer and save both (model.resize_token_embeddings(len(tokenizer)); "
+    "model.save_pretrained('{folder}'))"
+)
 TRAINED_DTYPES = ("float32", "bfloat16")
 KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "preferences", "evaluation": "prompts"}
 """Data set of the run file -> kind of its rows."""
@@ -71,18 +77,18 @@ def _check_model(config: RunConfig, folder: Path) -> str:
     """Check a model folder and describe its model."""
     if not folder.is_dir():
         raise InputError("model.path", f"no such folder: {folder}")
+    require_no_adapter(folder)
     settings = read_json(folder / "config.json")
-    if folder == config.model.path and not any(folder.glob("*.safetensors")):
-        raise InputError(str(folder), "no *.safetensors in the model folder")
+    check_architecture(settings, folder, has_weights=folder == config.model.path)
     vocab_size = _check_tokenizer(folder)
-    text = settings.get("text_config", settings)
+    text = text_settings(settings)
     if vocab_size > int(text.get("vocab_size", vocab_size)):
-        raise InputError(
-            str(folder / "tokenizer.json"), f"has {vocab_size} tokens, the model only {text['vocab_size']}"
-        )
-    context = text.get("max_position_embeddings", text.get("n_positions"))
+        what = f"has tokens up to number {vocab_size - 1}, the model only {text['vocab_size']}"
+        raise InputError(str(folder / "tokenizer.json"), f"{what}: {RESIZING.format(folder=folder)}")
+    context = context_length(settings)
     if context is not None:
-        check_context_length(config, int(context), f"max_position_embeddings of {folder}")
+        check_context_length(config, context, f"max_position_embeddings of {folder}")
+    check_rope(settings, folder, _longest(config))
     _check_window(config, text, folder)
     if config.model.dtype == "auto":
         dtype_of_weights(settings, folder)
@@ -107,21 +113,26 @@ def _check_window(config: RunConfig, text: Mapping[str, Any], folder: Path) -> N
     """Raise InputError if packed sequences may be longer than the window of the model's attention."""
     slides = text.get("use_sliding_window", not str(text.get("model_type")).startswith("qwen"))
     window = text.get("sliding_window") if slides else None
-    longest = max_sequence_tokens(config.rollout_actors, [task.environment for task in config.by_task().values()])
+    longest = _longest(config)
     if config.learner.packing and window is not None and longest > int(window):
         what = f"sequences may have {longest} tokens, but the attention window of {folder} is {window}: set it false"
         raise InputError("learner.packing", what)
 
 
+def _longest(config: RunConfig) -> int:
+    """Return the length of the longest sequence that any task may have."""
+    return max_sequence_tokens(config.rollout_actors, [task.environment for task in config.by_task().values()])
+
+
 def _check_tokenizer(folder: Path) -> int:
-    """Return the size of the vocabulary. Raises InputError if no tokenizer can be loaded."""
+    """Return the highest token number and one. Raises InputError if no tokenizer can be loaded."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.exists():
         raise InputError(str(path), "missing")
     try:
-        return int(Tokenizer.from_file(str(path)).get_vocab_size())
+        return max(Tokenizer.from_file(str(path)).get_vocab().values(), default=-1) + 1
     except Exception as error:
         raise InputError(str(path), f"not a tokenizer ({error})") from error
 

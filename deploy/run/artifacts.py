@@ -9,6 +9,7 @@ from typing import NamedTuple
 from cluster.errors import InputError
 from cluster.files import digest_files
 from cluster.hub.download import local_data, local_model
+from cluster.model_folder import weight_files
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
@@ -24,7 +25,7 @@ class NewestPolicy(NamedTuple):
 
     def version(self) -> str:
         """Return an identifier of the policy: its step and a digest of its weights."""
-        return f"{self.step}@{digest_files(sorted(self.folder.glob('*.safetensors')))}"
+        return f"{self.step}@{digest_files(weight_files(self.folder))}"
 
 
 def newest_policy(config: RunConfig, run: RunDirectory) -> NewestPolicy:

@@ -24,7 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from cluster.errors import InputError
+from cluster.errors import InputError, first_line
+from cluster.model_folder import require_no_adapter, weight_files
 from learner.config import LearnerConfig, LoraConfig
 from learner.model.compiled import distributions, fuse_layers, fused_distributions
 from learner.model.indexing import at, on_device, places_of
@@ -33,6 +34,8 @@ from learner.model.packing import PACKED, make_pack
 from learner.place import Place
 
 Critic = Literal["shared", "separate", "none"]
+NEW_HEAD = "score.weight"
+"""The head of a classifier, which a causal model's folder lacks when a reward model starts from it."""
 CHUNK_ELEMENTS = 2**26
 """Elements of a [tokens, V] table in memory at once, unless the settings limit them: 256 MiB in float32."""
 FUSED_CHUNK_ELEMENTS = 2**31
@@ -120,22 +123,30 @@ def load_causal_model(path: Path, dtype: str, *, packing: bool = False) -> Any:
 
 
 def require_model_folder(path: Path) -> None:
-    """Raise InputError unless the folder looks like a Hugging Face model."""
+    """Raise InputError unless the folder looks like a Hugging Face model with weights that can be loaded."""
+    require_no_adapter(path)
     if not (path / "config.json").is_file():
         raise InputError(str(path), "no model folder (it has no config.json)")
+    weight_files(path)
 
 
 def load_model(auto_class: Any, path: Path, dtype: str, **options: Any) -> Any:
     """Load the model of a folder, in evaluation mode.
 
-    Raises InputError if the folder or its model is missing.
+    Raises InputError if the folder or its model is missing, or if its files lack weights of the model, except the head
+    of a classifier: transformers would draw them at random.
     """
     require_model_folder(path)
     settings = {"attn_implementation": "sdpa", "trust_remote_code": False, "local_files_only": True, **options}
+    settings |= {"use_safetensors": True, "output_loading_info": True}
     try:
-        return auto_class.from_pretrained(path, dtype=getattr(torch, dtype), **settings).eval()
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), f"no model can be loaded: {error}") from error
+        model, info = auto_class.from_pretrained(path, dtype=getattr(torch, dtype), **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(str(path), f"no model can be loaded: {first_line(error)}") from error
+    if missing := sorted(set(info["missing_keys"]) - {NEW_HEAD}):
+        what = f"its files lack {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+        raise InputError(str(path), what)
+    return model.eval()
 
 
 def pack_attention(model: Any, path: Path, probe: Tensor, alone: Tensor) -> None:

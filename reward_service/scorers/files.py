@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from cluster.errors import InputError
 from cluster.files import digest_files
+from cluster.model_folder import weight_files
 from reward_service.config.composite import REWARD_MODEL, Statistics
 from reward_service.config.scorers import ForbiddenConfig, JsonSchemaConfig, check_json_schema
 
@@ -62,9 +63,11 @@ def require_reward_model(folder: Path, where: str) -> None:
 
 
 def require_safetensors(folder: Path, where: str) -> None:
-    """Raise InputError if the folder has no safetensors, or has weights in another format."""
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(where, f"no safetensors in {folder}")
+    """Raise InputError if the folder has no safetensors or not all of them, or has weights in another format."""
+    try:
+        weight_files(folder)
+    except InputError as error:
+        raise InputError(where, f"no usable weights: {error}") from error
     unsafe = sorted(path for pattern in UNSAFE_WEIGHTS for path in folder.glob(pattern))
     if unsafe:
         raise InputError(where, f"{unsafe[0]} is not safetensors, and no other format is loaded: remove the file")
@@ -91,7 +94,7 @@ def weights_digest(folder: Path) -> str:
     folders = [folder, *member_folders(folder)]
     for each in folders:
         require_safetensors(each, REWARD_MODEL)
-    return digest_files([path for each in folders for path in sorted(each.glob("*.safetensors"))])
+    return digest_files([path for each in folders for path in weight_files(each)])
 
 
 def _read(path: Path) -> str:

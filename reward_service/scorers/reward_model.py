@@ -51,11 +51,14 @@ class RewardModelScorer:
 
     def _load(self, folder: Path) -> Any:
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(REWARD_MODEL, f"cannot load {folder}: {error}") from error
+        if missing := sorted(info["missing_keys"]):
+            what = f"{folder} is not a trained reward model: its files lack {', '.join(missing[:3])}"
+            raise InputError(REWARD_MODEL, what)
         self._check(model, folder)
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import InputError
+from cluster.model_folder import INDEX, other_weight_files, weight_files
 from cluster.weights.manifest import Manifest
 from cluster.weights.transport import carrier
 from rollout_actors.config import RolloutActorsConfig
@@ -27,13 +29,31 @@ def build_vllm(
     from rollout_actors.engine.vllm_engine import VllmEngine
 
     sizes = {"max_num_seqs": config.num_concurrent_groups * config.responses_per_prompt}
-    return VllmEngine(
-        model_path,
-        engine_args=sizes | config.engine,
-        max_model_len=_max_model_len(max_tokens, Path(model_path)),
-        seed=seed,
-        dtype=dtype,
-    )
+    with without_other_weights(Path(model_path)) as folder:
+        return VllmEngine(
+            str(folder),
+            engine_args=sizes | config.engine,
+            max_model_len=_max_model_len(max_tokens, folder),
+            seed=seed,
+            dtype=dtype,
+        )
+
+
+@contextlib.contextmanager
+def without_other_weights(folder: Path) -> Iterator[Path]:
+    """Yield a folder in which vLLM finds the model's own weights only: `folder`, or a temporary one of links to it.
+
+    Without an index, vLLM reads every safetensors file of a folder.
+    """
+    others = other_weight_files(folder)
+    if not others or (folder / INDEX).is_file():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="antiphon-model-") as name:
+        for path in folder.iterdir():
+            if path not in others:
+                (Path(name) / path.name).symlink_to(path.absolute())
+        yield Path(name)
 
 
 def _max_model_len(max_tokens: int, folder: Path) -> int:
@@ -49,10 +69,7 @@ def fetch_published(manifest: Manifest) -> Mapping[str, torch.Tensor]:
 
 
 def read_policy(folder: Path) -> Mapping[str, torch.Tensor]:
-    """Return the tensors of a Hugging Face folder. Raises InputError if it contains no safetensors."""
+    """Return the tensors of a Hugging Face folder. Raises InputError if it contains no weights, or not all of them."""
     from safetensors.torch import load_file
 
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(str(folder), "holds no safetensors")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}

@@ -43,6 +43,9 @@ def engine_settings(
         raise InputError(f"{SECTION}.{name}", "is set by the rollout actor and cannot be changed: remove it")
     settings: dict[str, Any] = {
         "model": model_path,
+        "config_format": "hf",
+        "load_format": "hf",
+        "tokenizer_mode": "hf",
         "dtype": dtype,
         "seed": seed,
         "max_model_len": max_model_len,

@@ -323,7 +323,7 @@ async def test_load_policy_loads_the_weights_of_a_folder(tied_folder: Path, tmp_
     async with rig.actor() as actor:
         await actor.load_policy(str(tied_folder), version=4)
         assert await actor.logprobs([[4, 5]]) == fake_probe(4, [[4, 5]])
-        with pytest.raises(InputError, match="holds no safetensors"):
+        with pytest.raises(InputError, match=r"no \*\.safetensors"):
             await actor.load_policy(str(tmp_path))
 
 

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -45,7 +47,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.mkdir()
     settings = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 16, "vocab_size": 3}
     (model / "config.json").write_text(json.dumps(settings))
-    (model / "model.safetensors").touch()
+    save_file({"model.embed_tokens.weight": np.zeros((3, 2), np.float32)}, model / "model.safetensors")
     Tokenizer(WordLevel({"a": 0, "b": 1, "</s>": 2}, unk_token="a")).save(str(model / "tokenizer.json"))
     pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"]}), tmp_path / "sft.parquet")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
@@ -114,13 +116,30 @@ def test_a_missing_or_broken_file_of_the_model_is_named(task: Path, name: str) -
 
 def test_weights_that_are_not_safetensors_are_refused(task: Path) -> None:
     (task / "model" / "model.safetensors").rename(task / "model" / "pytorch_model.bin")
-    assert refused(task) == "model: no *.safetensors in the model folder"
+    assert refused(task).startswith("model: its weights are in pytorch_model.bin, a format that can run code")
+    assert "AutoModelForCausalLM as M" in refused(task)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(task: Path) -> None:
     settings = {"max_position_embeddings": 16, "vocab_size": 2}
     (task / "model" / "config.json").write_text(json.dumps(settings))
-    assert refused(task) == "model/tokenizer.json: has 3 tokens, the model only 2"
+    save_file({"model.embed_tokens.weight": np.zeros((2, 2), np.float32)}, task / "model" / "model.safetensors")
+    what = "has tokens up to number 2, the model only 2: resize its embeddings to the tokenizer and save both"
+    assert refused(task).startswith(f"model/tokenizer.json: {what}")
+
+
+def test_a_vocabulary_padded_beyond_the_tokenizer_is_accepted(task: Path) -> None:
+    settings = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 16, "vocab_size": 64}
+    (task / "model" / "config.json").write_text(json.dumps(settings))
+    save_file({"model.embed_tokens.weight": np.zeros((64, 2), np.float32)}, task / "model" / "model.safetensors")
+    check_inputs(load_run_config(task / "run.toml"))
+
+
+def test_an_adapter_as_the_model_is_refused_with_the_command_that_merges(task: Path) -> None:
+    (task / "model" / "config.json").unlink()
+    (task / "model" / "adapter_config.json").write_text('{"base_model_name_or_path": "base/model"}')
+    assert refused(task).startswith("model: holds an adapter for base/model; merge the two once")
+    assert "T.from_pretrained('base/model').save_pretrained('model-merged')" in refused(task)
 
 
 def test_prompt_and_response_longer_than_the_context_are_refused(task: Path) -> None:

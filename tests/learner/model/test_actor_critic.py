@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cluster.errors import InputError
@@ -88,6 +89,15 @@ def test_probe_logprobs_match_the_whole_sequence_at_temperature_one(policy_path:
         expected = [float(distributions[t - 1, ids[t]].detach()) for t in range(1, len(ids))]
         assert logprobs == pytest.approx(expected, abs=1e-5)
     assert default_probe(model.config, seed=0) == default_probe(model.config, seed=0)
+
+
+def test_a_folder_that_lacks_weights_of_the_model_is_refused(tmp_path: Path) -> None:
+    path = write_policy(tmp_path / "policy", tie_word_embeddings=False)
+    tensors = load_file(path / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 weights of LlamaForCausalLM, such as lm_head\.weight"):
+        load_causal_model(path, "float32")
 
 
 def test_a_missing_model_and_capped_logits_are_refused(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_invalid_statistics_file_is_named(tmp_path: Path, content: str | None, w
     ("files", "what"),
     [
         ([], "it has no config.json"),
-        (["config.json"], "no safetensors in"),
-        (["config.json", "pytorch_model.bin"], "no safetensors in"),
+        (["config.json"], "no *.safetensors in the model folder"),
+        (["config.json", "pytorch_model.bin"], "its weights are in pytorch_model.bin"),
         (["config.json", "model.safetensors", "pytorch_model.bin"], "pytorch_model.bin is not safetensors"),
         (["config.json", "model.safetensors", "x.pkl"], "x.pkl is not safetensors"),
     ],

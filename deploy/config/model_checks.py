@@ -1,0 +1,92 @@
+"""Check that learner and engine can both train and sample the model of a folder, before either is started.
+
+Reads config.json, tokenizer.json and the headers of the weight files. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import InputError
+from cluster.model_folder import tensor_shapes, text_settings
+
+NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+SCALES = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+"""Settings that change the logits after the output embedding -> the value without effect."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Endings of the names of architectures that generate text."""
+STRETCHED = ("yarn", "linear")
+"""Kinds of RoPE scaling whose context is the original one times the factor."""
+
+
+def check_architecture(settings: Mapping[str, Any], folder: Path, *, has_weights: bool = True) -> None:
+    """Raise InputError naming what of a model is not supported: its kind, its numbers or its weight files.
+
+    Without `has_weights`, as for a model of the Hub that is not downloaded yet, the weight files are not looked at.
+    """
+    text = text_settings(settings)
+    _require_policy(settings, folder)
+    for key in NUM_EXPERTS:
+        if isinstance(num := text.get(key), int) and num > 1:
+            raise InputError(str(folder), f"is a mixture of experts ({key} = {num}), which is not supported yet")
+    for key, without_effect in SCALES.items():
+        if text.get(key) not in (None, without_effect):
+            raise InputError(str(folder), f"scales or caps its logits ({key} = {text[key]}), which is not supported")
+    shapes = tensor_shapes(folder) if has_weights else {}
+    vocabulary = text.get("vocab_size")
+    for name, shape in shapes.items():
+        if name.endswith(EMBEDDINGS) and isinstance(vocabulary, int) and shape[0] != vocabulary:
+            what = f"vocab_size is {vocabulary}, but {name} has {shape[0]} rows: save model and config.json together"
+            raise InputError(str(folder / "config.json"), what)
+
+
+def _require_policy(settings: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError unless the weights are those of a decoder with an output embedding, not quantised."""
+    quantised = settings.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown method") if isinstance(quantised, Mapping) else quantised
+        what = f"its weights are quantised ({method}), and training needs whole ones: use the original model"
+        raise InputError(str(folder), what)
+    if settings.get("is_encoder_decoder"):
+        raise InputError(str(folder), "is an encoder-decoder model; a policy is a causal language model")
+    names = settings.get("architectures") or []
+    if names and not str(names[0]).endswith(HEADS):
+        what = f"{names[0]} generates no text; a policy is a causal language model, such as LlamaForCausalLM"
+        raise InputError(str(folder), what)
+
+
+def context_length(settings: Mapping[str, Any]) -> int | None:
+    """Return the longest sequence of a model, with its RoPE scaling, or None if config.json does not say."""
+    text = text_settings(settings)
+    context = text.get("max_position_embeddings", text.get("n_positions"))
+    kind, scaling = rope_scaling(text)
+    original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
+    if context is not None and kind in STRETCHED and original and factor:
+        return max(int(context), int(original * factor))
+    return None if context is None else int(context)
+
+
+def rope_scaling(text: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the kind of a model's RoPE scaling, `default` if it has none, and its settings."""
+    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    return str(kind), scaling
+
+
+def check_rope(settings: Mapping[str, Any], folder: Path, longest: int) -> None:
+    """Raise InputError for a RoPE scaling that depends on the length of each sequence.
+
+    The engine chooses it once, for its longest sequence, and the learner for each batch: they would disagree.
+    """
+    text = text_settings(settings)
+    kind, scaling = rope_scaling(text)
+    context = text.get("max_position_embeddings")
+    original = text.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings", context))
+    if kind in ("dynamic", "longrope", "su") and original is not None and longest > int(original):
+        what = (
+            f"sequences may have {longest} tokens, beyond the {original} up to which RoPE scaling {kind!r} is constant"
+        )
+        raise InputError(str(folder), f"{what}: lower rollout_actors.max_prompt_tokens or max_response_tokens")
