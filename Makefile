@@ -16,13 +16,13 @@ demo: install  ## every stage of the reviews task, from nothing
 	$(BIN)/antiphon train examples/reviews/run.toml --fresh $(ARGS)
 
 test: install  ## all tests but the slow ones, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=25 --durations-min=5 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=25 --durations-min=5 $(ARGS)
 
 test-fast: install  ## tests without Ray, other processes or a browser: under a minute
-	$(BIN)/python -m pytest --fast -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest --fast -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-slow: install  ## trainings, whole commands and packaging: tests of more than 20 s each
-	$(BIN)/python -m pytest -m 'slow and not chaos' -n 2 --dist loadgroup --durations=25 $(ARGS)
+	$(BIN)/python -m pytest -m 'slow and not chaos' -n 2 --dist loadgroup --no-loadscope-reorder --durations=25 $(ARGS)
 
 chaos: install  ## kill, hang or break parts of a run, for minutes
 	$(BIN)/python -m pytest -m chaos $(ARGS)

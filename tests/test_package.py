@@ -115,21 +115,24 @@ def test_the_installed_command_runs_outside_of_the_checkout(python: Path, folder
     assert antiphon(python, folder, "check", "mine/run.toml").endswith("ok\n")
 
 
-def test_a_new_task_is_trained_with_the_installed_command(python: Path, folder: Path) -> None:
-    if not (folder / "mine").exists():
-        antiphon(python, folder, "new", "mine", "--from", "letters")
-    antiphon(python, folder, "train", "mine/run.toml", "--set", "learner.num_steps = 2")
-    assert (folder / "runs" / "mine" / "policy" / "model.safetensors").exists()
+@pytest.fixture(scope="module")
+def run(python: Path, folder: Path) -> Path:
+    """A new task, trained."""
+    antiphon(python, folder, "new", "trained", "--from", "letters")
+    antiphon(python, folder, "train", "trained/run.toml", "--set", "learner.num_steps = 2")
+    return folder / "runs" / "trained"
 
 
-def test_the_installed_reward_service_and_labelling_page_answer(python: Path, folder: Path) -> None:
-    if not (folder / "runs" / "mine").exists():
-        pytest.skip("the training failed")
-    with serving(python, folder, "serve-rewards", "runs/mine") as url, httpx.Client(trust_env=False) as http:
+def test_a_new_task_is_trained_with_the_installed_command(run: Path) -> None:
+    assert (run / "policy" / "model.safetensors").exists()
+
+
+def test_the_installed_reward_service_and_labelling_page_answer(python: Path, folder: Path, run: Path) -> None:
+    with serving(python, folder, "serve-rewards", str(run)) as url, httpx.Client(trust_env=False) as http:
         answer = http.post(f"{url}/v1/rewards", json={"prompts": ["p"], "responses": ["a b a"]}, timeout=60)
         assert answer.json()["rewards"][0]["error"] is None, answer.text
     with (
-        serving(python, folder, "label", "runs/mine", "--num-pairs", "2") as url,
+        serving(python, folder, "label", str(run), "--num-pairs", "2") as url,
         httpx.Client(trust_env=False) as http,
     ):
         assert "Which response is better?" in http.get(url, timeout=60).text
