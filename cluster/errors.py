@@ -6,7 +6,8 @@ AntiphonError
 ├── TrajectoryRefused, GroupsVoided
 ├── RewardError
 │   ├── RewardUnavailable
-│   └── NotApplicable
+│   ├── NotApplicable
+│   └── BatchFailed
 ├── EnvironmentFault, EngineError
 ├── WeightsRefused
 │   └── WeightsLost
@@ -84,6 +85,10 @@ class RewardUnavailable(RewardError):
 
 class NotApplicable(RewardError):
     """A scorer does not apply to this response; a composite leaves its part out."""
+
+
+class BatchFailed(RewardError):
+    """A scorer failed on several responses at once; it may be able to score some of them alone."""
 
 
 class EnvironmentFault(AntiphonError):

@@ -122,7 +122,8 @@ class Ticket:
     """An admitted prompt: its place in training, the oldest weights allowed, and the actor that holds it.
 
     `row` is the prompt's data row; `row["prompt"]` is its text and the other columns go to the scorer. `begun` are
-    partial responses that other actors sampled. `task` is the name of the row's task.
+    partial responses that other actors sampled. `task` is the name of the row's task. The group is trained in the step
+    after `num_steps_before` of `num_steps` steps.
     """
 
     group: int
@@ -133,6 +134,8 @@ class Ticket:
     owner: str
     begun: tuple[PartialResponse, ...] = ()
     task: str = ""
+    num_steps_before: int = 0
+    num_steps: int = 0
 
     def uid(self, index: int) -> str:
         """Return the uid of response `index` of this group."""

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cluster.errors import RewardError, RewardUnavailable
+from cluster.errors import BatchFailed, RewardError, RewardUnavailable
 from cluster.queue.protocol import ProducerQueue
-from cluster.scoring import Score, ScoreRequest
+from cluster.scoring import Score, ScoreRequest, with_trainer_state
 from cluster.trajectory import Ticket, Trajectory
 from rollout_actors.conversations.conversation import Conversation, score_request
 from rollout_actors.prompts import PromptTokenizer
@@ -76,26 +76,25 @@ class Deliveries:
     async def _deliver(self, wave: Sequence[SampledGroup]) -> None:
         """Put the groups whose responses all have rewards; void the others.
 
-        If the scorer refuses the whole wave, every group is delivered alone, to find out which ones it refuses.
+        If the scorer fails on the whole wave, every group is delivered alone, to find out which ones it refuses.
         """
         try:
-            outcomes = iter(await self._rewards.outcomes(self._requests(wave)))
+            scored: Sequence[Score | RewardError] = await self._rewards.outcomes(self._requests(wave))
         except RewardUnavailable:
             raise
         except RewardError as error:
-            if len(wave) == 1:
-                await self._queue.void(wave[0].ticket, str(error))
-            else:
-                await asyncio.gather(*(self._deliver([group]) for group in wave))
+            scored = [BatchFailed(error.where, error.what)] * sum(len(group.conversations) for group in wave)
+        if len(wave) > 1 and any(isinstance(outcome, BatchFailed) for outcome in scored):
+            await asyncio.gather(*(self._deliver([group]) for group in wave))
             return
-        finished = []
+        outcomes, finished = iter(scored), []
         for group in wave:
-            scored = [(conversation, next(outcomes)) for conversation in group.conversations]
-            errors = [outcome for _, outcome in scored if isinstance(outcome, RewardError)]
+            pairs = [(conversation, next(outcomes)) for conversation in group.conversations]
+            errors = [outcome for _, outcome in pairs if isinstance(outcome, RewardError)]
             if errors:
                 await self._queue.void(group.ticket, str(errors[0]))
                 continue
-            trajectories = [self._trajectory(group, c, outcome) for c, outcome in scored if isinstance(outcome, Score)]
+            trajectories = [self._trajectory(group, c, outcome) for c, outcome in pairs if isinstance(outcome, Score)]
             finished.append((group.ticket, trajectories))
         if finished:
             await self._queue.put(finished)
@@ -104,7 +103,11 @@ class Deliveries:
         delivered = [(group.ticket, conversation) for group in wave for conversation in group.conversations]
         texts = self._tokenizer.decode([conversation.last_response for _, conversation in delivered])
         return [
-            score_request(conversation, text, ticket.row, task=ticket.task)
+            with_trainer_state(
+                score_request(conversation, text, ticket.row, task=ticket.task),
+                global_step=ticket.num_steps_before,
+                max_steps=ticket.num_steps,
+            )
             for (ticket, conversation), text in zip(delivered, texts, strict=True)
         ]
 

@@ -97,9 +97,12 @@ class Admission:
         return self._ticket(group, index, owner)
 
     def _ticket(self, group: int, index: int, owner: str) -> Ticket:
-        floor = max(0, index // self._config.groups_per_step - self._config.max_policy_lag)
+        before = index // self._config.groups_per_step
         task, row = self._order.prompt(group)
-        return Ticket(group, index, floor, self._run_seed, row, owner, task=task)
+        floor, num_steps = max(0, before - self._config.max_policy_lag), self._num_groups // self._config.groups_per_step
+        return Ticket(
+            group, index, floor, self._run_seed, row, owner, task=task, num_steps_before=before, num_steps=num_steps
+        )
 
     def give_back(self, ticket: Ticket) -> None:
         """Return a group for another actor to finish, under the same floor."""

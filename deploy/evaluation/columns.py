@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.errors import InputError
-from reward_service.scorers.signatures import column_parameters
+from reward_service.functions.signatures import column_parameters
 
 
 def columns_for(

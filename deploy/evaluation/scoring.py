@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from cluster.errors import RewardError
-from cluster.scoring import Score
+from cluster.scoring import Score, with_trainer_state
 from deploy.data.prompts import prompt_rows
 from deploy.run.artifacts import data_path
 from deploy.runtime.session import Session
@@ -32,10 +32,19 @@ async def score(
 ) -> list[Score]:
     """Return a score for each conversation: the service's reward plus the environment's turn rewards.
 
-    The parts of a score are those of the service and of the environment.
+    The parts of a score are those of the service and of the environment. A scorer that depends on the training step
+    scores every policy as at the end of training, so that policies are comparable.
     """
+    num_steps = session.config.learner.num_steps
     requests = [
-        replace(score_request(conversation, conversation.response, row, task=task), id=f"held-out-{i}")
+        replace(
+            with_trainer_state(
+                score_request(conversation, conversation.response, row, task=task),
+                global_step=num_steps,
+                max_steps=num_steps,
+            ),
+            id=f"held-out-{i}",
+        )
         for i, (row, conversation) in enumerate(zip(rows, conversations, strict=True))
     ]
     scores = await (await session.rewards()).score(requests)

@@ -10,7 +10,7 @@ from cluster import user_code
 from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import EnvironmentFault, InputError
 from cluster.files import replacing_folder
-from cluster.scoring import ScoreRequest
+from cluster.scoring import ScoreRequest, with_trainer_state
 from deploy.config.functions import scorer_paths
 from deploy.run.artifacts import data_folder, data_path
 from deploy.runtime.session import Session
@@ -43,13 +43,14 @@ def _build(builder: str, key: str, target: Path, *, seed: int) -> Iterator[None]
 async def try_functions(session: Session) -> None:
     """Try each task's environment and scorer once; raises InputError if one breaks its protocol.
 
-    Called before any engine is loaded. Scorers run in a separate process, since they may import anything.
+    Called before any engine is loaded. Scorers run in a separate process, since they may import anything. A scorer that
+    does not apply to the first prompt is said in a note.
     """
     trials = [trial for task in session.config.by_task() if (trial := await _try_environment(session, task))]
     if trials:
-        await session.run_task(
-            try_scorers, trials, timeout_s=session.config.reward_service.timeout_s, name="scorer_trial"
-        )
+        timeout_s = session.config.reward_service.timeout_s
+        for note in await session.run_task(try_scorers, trials, timeout_s=timeout_s, name="scorer_trial"):
+            session.view.note(note)
 
 
 async def _try_environment(session: Session, task: str) -> Trial | None:
@@ -71,7 +72,9 @@ async def _try_environment(session: Session, task: str) -> Trial | None:
     elif row and not isinstance(row["prompt"], str):
         columns["messages"] = list(row["prompt"])
     columns["completion_ids"] = []
-    return Trial(scorers, ScoreRequest("trial", prompt, "", columns)) if scorers else None
+    request = ScoreRequest("trial", prompt, "", columns)
+    num_steps = config.learner.num_steps
+    return Trial(scorers, with_trainer_state(request, global_step=0, max_steps=num_steps)) if scorers else None
 
 
 def _first_prompt(session: Session, task: str) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from cluster.errors import RewardError, RewardUnavailable
+from cluster.errors import BatchFailed, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, check_outcomes
 from reward_service.retries import retry_after_s
@@ -106,7 +106,8 @@ def _outcome(item: Any, id: str, version: str) -> Outcome:
         raise ValueError(f"an answer for {item['id']!r} instead of {id}")
     if item.get("error") is None:
         return Score(id, item["reward"], item.get("parts", {}), version)
-    error = RewardUnavailable if item.get("unavailable") is True else RewardError
+    kinds = {"unavailable": RewardUnavailable, "batch_failed": BatchFailed}
+    error = next((kind for field, kind in kinds.items() if item.get(field) is True), RewardError)
     return error(WHERE, f"no reward for {id}: {item['error']}")
 
 

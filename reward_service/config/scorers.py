@@ -92,7 +92,7 @@ class FunctionConfig(ScorerSection):
 
     kind: Literal["function"] = setting(..., may_change="recorded")
     path: str = setting(..., may_change="recorded")
-    """Dotted path `module:function`; `reward_service.scorers.signatures` lists the signatures."""
+    """Dotted path `module:function`; `reward_service.functions.signatures` lists the signatures."""
 
 
 class ExactConfig(ScorerSection):

@@ -9,7 +9,7 @@ from typing import TypeVar
 from fastapi import APIRouter
 from starlette.types import ASGIApp
 
-from cluster.errors import DeadlineExceeded, InputError, RewardError, RewardUnavailable
+from cluster.errors import BatchFailed, DeadlineExceeded, InputError, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.backend import Backend, ScorerInfo
 from reward_service.config.service import HttpConfig
@@ -176,8 +176,8 @@ async def _scores_of_texts(calls: Calls, body: foreign.ClassifyRequest) -> list[
 
 def _item(request: ScoreRequest, outcome: Outcome) -> ItemReward:
     if isinstance(outcome, RewardError):
-        later = isinstance(outcome, RewardUnavailable)
-        return ItemReward(id=request.id, reward=None, error=str(outcome), unavailable=later)
+        later, batch = isinstance(outcome, RewardUnavailable), isinstance(outcome, BatchFailed)
+        return ItemReward(id=request.id, reward=None, error=str(outcome), unavailable=later, batch_failed=batch)
     return ItemReward(id=request.id, reward=outcome.reward, parts=dict(outcome.parts))
 
 

@@ -135,6 +135,8 @@ class ItemReward(_Message):
     """What failed, if there is no reward."""
     unavailable: bool = False
     """A retry may succeed: a service that the scorer calls is down or busy."""
+    batch_failed: bool = False
+    """The scorer failed on several responses at once; it may be able to score this one alone."""
 
 
 class RewardsResponse(_Message):

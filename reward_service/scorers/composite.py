@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.errors import NotApplicable, RewardError, RewardUnavailable
+from cluster.errors import BatchFailed, NotApplicable, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.composite import CompositeConfig, Statistics
 from reward_service.config.scorers import settings_text
@@ -56,7 +56,9 @@ class CompositeScorer:
             if isinstance(outcome, Score):
                 scores[member] = outcome
             elif not isinstance(outcome, NotApplicable):
-                error = RewardUnavailable if isinstance(outcome, RewardUnavailable) else RewardError
+                error = next(
+                    (kind for kind in (RewardUnavailable, BatchFailed) if isinstance(outcome, kind)), RewardError
+                )
                 return error(self.name, f"its part {member}: {outcome.what}")
         weighted = [self._weighted(member, scores[member].reward) for member in self._config.parts if member in scores]
         if not weighted:

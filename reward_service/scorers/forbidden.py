@@ -10,11 +10,12 @@ from typing import Literal
 
 import regex
 
-from cluster.errors import NotApplicable, RewardError
+from cluster.errors import BatchFailed, NotApplicable, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.scorers import ForbiddenConfig
+from reward_service.functions.process import check_path
 from reward_service.scorers.files import read_phrases
-from reward_service.scorers.function import FunctionScorer, load_function
+from reward_service.scorers.function import FunctionScorer
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, rule_version
 from reward_service.scorers.scorer import Builder, Kind, Scorer, digest_of, register_kind, setting_key
 
@@ -68,7 +69,8 @@ class GuardedScorer:
         if isinstance(of_function, NotApplicable):
             return Score(of_rule.id, of_rule.reward, of_rule.parts, self.version)
         if not isinstance(of_function, Score):
-            return RewardError(self.name, of_function.what)
+            error = BatchFailed if isinstance(of_function, BatchFailed) else RewardError
+            return error(self.name, of_function.what)
         reward = float(of_rule.reward > 0 and of_function.reward > 0)
         parts = {**of_rule.parts, **of_function.parts, VIOLATION: 1 - reward, self.name: reward}
         return Score(of_rule.id, reward, parts, self.version)
@@ -85,8 +87,8 @@ def _build(name: str, config: ForbiddenConfig, builder: Builder) -> Scorer:
     rule = RuleScorer(name, forbidden_rule(phrases, config.turns), version=version)
     if config.function is None:
         return rule
-    function = load_function(config.function, setting_key(name, "function"))
-    return GuardedScorer(name, rule, FunctionScorer(config.function, function))
+    key = setting_key(name, "function")
+    return GuardedScorer(name, rule, FunctionScorer(config.function, config.function, key, timeout_s=builder.timeout_s))
 
 
 def _check_files(name: str, config: ForbiddenConfig, folders: Mapping[str, Path]) -> None:
@@ -95,7 +97,7 @@ def _check_files(name: str, config: ForbiddenConfig, folders: Mapping[str, Path]
 
 def _check_environment(name: str, config: ForbiddenConfig) -> None:
     if config.function is not None:
-        load_function(config.function, setting_key(name, "function"))
+        check_path(config.function, setting_key(name, "function"))
 
 
 register_kind(ForbiddenConfig, Kind(_build, _check_files, _check_environment))

@@ -13,9 +13,10 @@ from cluster.errors import InputError
 from reward_service.config.composite import REWARD_MODEL
 from reward_service.config.scorers import TrainedModelConfig
 from reward_service.config.service import NO_SCORER, RewardServiceConfig
+from reward_service.functions.process import check_path
 from reward_service.scorers import checked_rules, code_rule, composite, forbidden, function, judge, rules, trained_model
 from reward_service.scorers.files import require_reward_model
-from reward_service.scorers.function import FunctionScorer, load_function
+from reward_service.scorers.function import FunctionScorer
 from reward_service.scorers.scorer import Scorer, kind_of
 from reward_service.scorers.trained_model import reward_model_scorer
 
@@ -26,15 +27,25 @@ KIND_MODULES = (checked_rules, code_rule, composite, forbidden, function, judge,
 
 def check_scorers(config: RewardServiceConfig, reward_model_path: Path | None) -> None:
     """Raise InputError for a scorer that lacks its reward model, function, file or key."""
+    _check_settings(config, reward_model_path)
+    for name, section in config.scorers.items():
+        kind_of(name, section).check_environment(name, section)
+    if _is_function(config):
+        check_path(config.scorer, WHERE)
+
+
+def _check_settings(config: RewardServiceConfig, reward_model_path: Path | None) -> None:
     if config.scorer == NO_SCORER:
         raise InputError(WHERE, "is none: there is nothing to serve")
     check_files(config.scorers, reward_model_path)
-    for name, section in config.scorers.items():
-        kind_of(name, section).check_environment(name, section)
     if config.needs_reward_model():
         _trained(reward_model_path)
-    if config.scorer not in config.scorers and config.scorer != REWARD_MODEL:
-        load_function(config.scorer, WHERE)
+    if _is_function(config) and ":" not in config.scorer:
+        raise InputError(WHERE, f"{config.scorer!r} is neither {REWARD_MODEL!r} nor of the form module:function")
+
+
+def _is_function(config: RewardServiceConfig) -> bool:
+    return config.scorer not in config.scorers and config.scorer != REWARD_MODEL
 
 
 def check_files(scorers: Mapping[str, Section], reward_model_path: Path | None) -> None:
@@ -52,7 +63,7 @@ def build_scorers(config: RewardServiceConfig, reward_model_path: Path | None) -
     A composite shares the scorers that it is made of. Raises InputError as `check_scorers` does, for a folder that is
     not a reward model, and if this machine can't run code in a sandbox.
     """
-    check_scorers(config, reward_model_path)
+    _check_settings(config, reward_model_path)
     return _ScorerBuilder(config, reward_model_path).all()
 
 
@@ -62,6 +73,7 @@ class _ScorerBuilder:
     def __init__(self, config: RewardServiceConfig, reward_model_path: Path | None) -> None:
         self.max_batch_size = config.max_batch_size
         self.max_batch_tokens = config.max_batch_tokens
+        self.timeout_s = config.timeout_s
         self._config = config
         self._reward_model_path = reward_model_path
         self._built: dict[str, Scorer] = {}
@@ -79,7 +91,7 @@ class _ScorerBuilder:
             elif name == REWARD_MODEL:
                 self._built[name] = reward_model_scorer(name, self)
             else:
-                self._built[name] = FunctionScorer(name, load_function(name, WHERE))
+                self._built[name] = FunctionScorer(name, name, WHERE, timeout_s=self.timeout_s)
         return self._built[name]
 
     def reward_model_folder(self, name: str) -> Path:

@@ -33,6 +33,8 @@ class Builder(Protocol):
 
     max_batch_size: int
     max_batch_tokens: int
+    timeout_s: float
+    """Deadline of a scoring call."""
 
     def scorer(self, name: str) -> Scorer:
         """Return the scorer `name`, built once."""

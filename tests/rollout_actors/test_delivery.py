@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from cluster.errors import RewardError, RewardUnavailable
+from cluster.errors import BatchFailed, RewardError, RewardUnavailable
 from cluster.queue.protocol import ProducerQueue
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import FinishedGroup, Segment, Ticket
@@ -57,7 +57,7 @@ class Rig:
 
     def add(self, *groups: int, task: str = "test") -> None:
         for group in groups:
-            ticket = Ticket(group, group, 0, 3, {"prompt": "t5 t6"}, "rollout-0", task=task)
+            ticket = Ticket(group, group, 0, 3, {"prompt": "t5 t6"}, "rollout-0", task=task, num_steps_before=group // 2, num_steps=9)
             response = SampledResponse(ticket.uid(0), [7], [-1.0], [Segment(0, 0, 1, 0, "rollout-0")], "length")
             self.deliveries.add(ticket, [single_turn(ticket.row["prompt"], PROMPT, response)])
 
@@ -126,6 +126,26 @@ async def test_groups_are_scored_one_by_one_if_a_whole_wave_fails(rig: Rig) -> N
     await rig.puts.wait_num(3)
     assert sorted(rig.puts.calls) == [[0], [2]]
     assert [group for group, _ in rig.puts.voided] == [1]
+
+
+async def test_groups_are_scored_one_by_one_if_a_scorer_fails_on_their_batch(rig: Rig) -> None:
+    async def failing(requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
+        if any(request.id == "3-1-0" for request in requests):
+            return [BatchFailed("f", f"raised ValueError (scoring {request.id})") for request in requests]
+        return [Score(request.id, 1.0, {}, "v") for request in requests]
+
+    rig.rewards.outcomes = failing  # type: ignore[method-assign]
+    rig.add(0, 1, 2)
+    await rig.puts.wait_num(3)
+    assert sorted(rig.puts.calls) == [[0], [2]]
+    assert rig.puts.voided == [(1, "f: raised ValueError (scoring 3-1-0)")]
+
+
+async def test_requests_say_the_step_that_trains_the_response(rig: Rig) -> None:
+    rig.add(4)
+    await rig.puts.wait_num(1)
+    (request,) = rig.rewards.requests
+    assert request.columns["trainer_state"] == {"global_step": 2, "max_steps": 9}
 
 
 async def test_nothing_is_put_after_cancel(rig: Rig) -> None:

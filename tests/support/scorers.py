@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,44 @@ def wrong_on_demand(prompts: list[str], responses: list[str]) -> list[Any]:
     """Return the kind of value that each response names."""
     values = {"nan": float("nan"), "inf": float("inf"), "huge": 10**400, "string": "0.5", "none": None, "one": 1}
     return [values[response] for response in responses]
+
+
+def needs_main_thread(prompts: list[str], responses: list[str]) -> list[float]:
+    """Set an alarm, as time limits of libraries do, and run an event loop."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.alarm(60)
+    asyncio.run(asyncio.sleep(0))
+    signal.alarm(0)
+    return length(prompts, responses)
+
+
+def math_verified(completions: list[str], solution: list[str], **kwargs: Any) -> list[float]:
+    from math_verify import parse, verify
+
+    return [float(verify(parse(gold), parse(text))) for text, gold in zip(completions, solution, strict=True)]
+
+
+def hangs_on_demand(prompts: list[str], responses: list[str]) -> list[float]:
+    while "hang" in responses:
+        time.sleep(1)
+    return length(prompts, responses)
+
+
+async def waits_on_demand(prompts: list[str], responses: list[str]) -> list[float]:
+    if "hang" in responses:
+        await asyncio.Event().wait()
+    return length(prompts, responses)
+
+
+def exits(prompts: list[str], responses: list[str]) -> list[float]:
+    os._exit(7)
+
+
+def starts_a_process(prompts: list[str], responses: list[str]) -> list[float]:
+    """Start a process that goes on, and write its id to the file that the first response names."""
+    started = subprocess.Popen(["sleep", "600"])
+    Path(responses[0]).write_text(str(started.pid))
+    return length(prompts, responses)
 
 
 text = "not a function"

@@ -80,7 +80,7 @@ def test_it_serves_until_interrupted_and_leaves_no_process() -> None:
         with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=30) as http:
             (good, no_error), (none, error) = ask(http, "one", "nan")
             assert (good, no_error, none) == (1.0, None, None)
-            assert error == "tests.support.scorers:wrong_on_demand: returned float nan for 1, not a finite number"
+            assert error == "tests.support.scorers:wrong_on_demand: returned float nan, not a finite number (scoring 1)"
             assert "/v1/rewards" in http.get("/openapi.json").json()["paths"]
             broken = http.post("/v1/rewards", content="{", headers={"Content-Type": "application/json"})
             assert (broken.status_code, broken.json()["error"]["code"]) == (400, "malformed")

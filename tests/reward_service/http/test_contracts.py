@@ -11,14 +11,15 @@ import pytest
 from fastapi import APIRouter
 
 from cluster.actors.remote import within
-from cluster.errors import DeadlineExceeded, RewardError, RewardUnavailable
+from cluster.errors import BatchFailed, DeadlineExceeded, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
+from cluster.user_code import load
 from reward_service.backend import Backend, ScorerInfo
 from reward_service.config.service import HttpConfig, RewardServiceConfig
 from reward_service.http.routes import build_app
 from reward_service.http.tokens import TokenBook
-from reward_service.scorers.function import FunctionScorer, load_function
 from reward_service.serving.replica import RewardService
+from tests.support.functions import InProcessScorer
 
 
 class ServiceBackend:
@@ -49,7 +50,7 @@ def client_of(
 ) -> httpx.AsyncClient:
     path = f"tests.support.scorers:{scorer}"
     service = RewardService(RewardServiceConfig(scorer=path))
-    service.take({path: FunctionScorer(path, load_function(path, "here"))})
+    service.take({path: InProcessScorer(path, load(path, "here"))})
     app = build_app(
         backend or ServiceBackend(service),
         tokens=TokenBook(token, tokens),
@@ -65,9 +66,10 @@ async def test_rewards_have_ids_parts_and_version() -> None:
     body = {"prompts": ["p", "p"], "responses": ["a", "bb"], "ids": ["x", "y"]}
     answer = await client_of().post("/v1/rewards", json=body)
     assert answer.status_code == 200
+    none = {"error": None, "unavailable": False, "batch_failed": False}
     assert answer.json()["rewards"] == [
-        {"id": "x", "reward": 1.0, "parts": {"length": 1.0}, "error": None, "unavailable": False},
-        {"id": "y", "reward": 2.0, "parts": {"length": 2.0}, "error": None, "unavailable": False},
+        {"id": "x", "reward": 1.0, "parts": {"length": 1.0}} | none,
+        {"id": "y", "reward": 2.0, "parts": {"length": 2.0}} | none,
     ]
     assert answer.json()["model_version"].startswith("tests.support.scorers:length@")
 
@@ -85,7 +87,9 @@ async def test_item_that_cannot_be_scored_has_a_null_reward_and_error() -> None:
     good, bad = answer.json()["rewards"]
     assert good["reward"] == 1.0
     assert bad["reward"] is None
-    assert bad["error"] == ("tests.support.scorers:wrong_on_demand: returned float nan for 1, not a finite number")
+    assert bad["error"] == (
+        "tests.support.scorers:wrong_on_demand: returned float nan, not a finite number (scoring 1)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -329,22 +333,24 @@ async def test_body_with_very_many_values_is_rejected_quickly(path: str, body: s
     assert time.monotonic() - started < 1.5
 
 
-async def test_item_is_marked_unavailable_if_a_retry_may_succeed() -> None:
+async def test_item_is_marked_if_a_retry_or_another_batch_may_succeed() -> None:
     class Halting(Refusing):
         async def score(self, requests: Any, *, scorer: str | None, timeout_s: float) -> list[Outcome]:
-            return [RewardUnavailable("judge", "busy"), RewardError("judge", "no number")]
+            kinds = (RewardUnavailable, RewardError, BatchFailed)
+            return [kind("judge", what) for kind, what in zip(kinds, ("busy", "no number", "raised"), strict=True)]
 
         async def models(self, *, timeout_s: float) -> list[ScorerInfo]:
             return [ScorerInfo("judge", "judge@1", ("judge@1",), is_default=True)]
 
     client = client_of(backend=Halting(RuntimeError()))
-    body = {"prompts": ["p", "p"], "responses": ["a", "b"]}
+    body = {"prompts": ["p", "p", "p"], "responses": ["a", "b", "c"]}
     answer = (await client.post("/v1/rewards", json=body)).json()
-    assert [(item["error"], item["unavailable"]) for item in answer["rewards"]] == [
-        ("judge: busy", True),
-        ("judge: no number", False),
+    assert [(item["error"], item["unavailable"], item["batch_failed"]) for item in answer["rewards"]] == [
+        ("judge: busy", True, False),
+        ("judge: no number", False, False),
+        ("judge: raised", False, True),
     ]
-    foreign = await client.post("/get_reward", json={"query": ["a", "b"]})
+    foreign = await client.post("/get_reward", json={"query": ["a", "b", "c"]})
     assert (foreign.status_code, foreign.headers["retry-after"]) == (503, "1")
 
 

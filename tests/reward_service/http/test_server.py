@@ -19,14 +19,15 @@ import pytest
 from fastapi import APIRouter, FastAPI
 
 from cluster.errors import InputError
+from cluster.user_code import load
 from reward_service.backend import Backend
 from reward_service.config.service import HttpConfig, RewardServiceConfig
 from reward_service.http.routes import build_app
 from reward_service.http.server import MAX_HEAD_BYTES, http_server, listening_socket
 from reward_service.http.tokens import TokenBook
-from reward_service.scorers.function import FunctionScorer, load_function
 from reward_service.serving.replica import RewardService
 from tests.reward_service.http.test_contracts import ServiceBackend
+from tests.support.functions import InProcessScorer
 
 LIMITS: dict[str, Any] = {
     "header_timeout_s": 0.6,
@@ -44,7 +45,7 @@ def serve(
     """Start a server with a length scorer; yields host and port."""
     path = "tests.support.scorers:length"
     service = RewardService(RewardServiceConfig(scorer=path))
-    service.take({path: FunctionScorer(path, load_function(path, "here"))})
+    service.take({path: InProcessScorer(path, load(path, "here"))})
     config = HttpConfig(**limits)
     app = build_app(
         backend or ServiceBackend(service), tokens=TokenBook(token), limits=config, timeout_s=5.0, routers=routers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 
 from cluster.errors import NotApplicable, RewardError
 from cluster.scoring import Score, ScoreRequest
-from reward_service.scorers.function import FunctionScorer
-from reward_service.scorers.signatures import signature_kind
+from reward_service.functions.signatures import signature_kind
+from tests.support.functions import InProcessScorer
 
 ITEMS = [
     ScoreRequest("i0", "say a: ", "a", {"references": "a", "topic": "tea"}),
@@ -53,7 +54,7 @@ def openrlhf_logs(queries: list[str], prompts: list[str], labels: list[str]) -> 
 
 
 def verl(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None) -> Any:
-    if solution_str == "bb" and extra_info is None:
+    if solution_str == "bb":
         raise ValueError("no such answer")
     return {"score": float(solution_str == ground_truth), "length": len(solution_str), "text": "x", "inf": np.inf}
 
@@ -91,40 +92,42 @@ def test_signature_is_recognized_by_parameter_names(function: Callable[..., Any]
     ],
 )
 async def test_each_signature_scores(function: Callable[..., Any], rewards: list[float]) -> None:
-    outcomes = await FunctionScorer("s", function).score(ITEMS)
+    outcomes = await InProcessScorer("s", function).score(ITEMS)
     assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == rewards
 
 
 async def test_none_means_not_applicable_from_a_trl_function() -> None:
-    good, none = await FunctionScorer("s", trl).score(ITEMS)
+    good, none = await InProcessScorer("s", trl).score(ITEMS)
     assert isinstance(good, Score)
     assert isinstance(none, NotApplicable)
     assert str(none) == "s: does not apply to i1 (it returned None)"
 
 
 async def test_none_is_an_error_from_any_other_function() -> None:
-    (outcome,) = await FunctionScorer("s", lambda prompts, responses: [None]).score(ITEMS[:1])
+    (outcome,) = await InProcessScorer("s", lambda prompts, responses: [None]).score(ITEMS[:1])
     assert isinstance(outcome, RewardError)
     assert not isinstance(outcome, NotApplicable)
 
 
 async def test_logs_of_an_openrlhf_function_become_parts_if_finite() -> None:
-    first, second = await FunctionScorer("s", openrlhf_logs).score(ITEMS)
+    first, second = await InProcessScorer("s", openrlhf_logs).score(ITEMS)
     assert isinstance(first, Score)
     assert isinstance(second, Score)
-    assert dict(first.parts) == {"s": 1.0, "scores": 0.5, "short": pytest.approx(0.1)}
-    assert dict(second.parts) == {"s": 2.0, "scores": 1.0, "short": pytest.approx(0.2), "bad": 1.0}
+    assert dict(first.parts) == {"s": 1.0, "scores": 0.5, "short": pytest.approx(0.1), "one": 3.0}
+    assert dict(second.parts) == {"s": 2.0, "scores": 1.0, "short": pytest.approx(0.2), "one": 3.0, "bad": 1.0}
 
 
 async def test_verl_function_fails_only_the_item_that_it_raises_for() -> None:
-    good, bad = await FunctionScorer("s", verl).score(ITEMS)
+    good, bad = await InProcessScorer("s", verl).score(ITEMS)
     assert isinstance(good, Score)
     assert dict(good.parts) == {"s": 1.0, "length": 1.0}
-    assert str(bad) == "s: raised ValueError: no such answer (scoring i1)"
+    assert re.fullmatch(
+        r"s: raised ValueError: no such answer at tests/\S+test_signatures.py:\d+ \(scoring i1\)", str(bad)
+    )
 
 
 async def test_error_names_the_item_if_a_verl_function_lacks_ground_truth() -> None:
-    (outcome,) = await FunctionScorer("s", verl).score([ScoreRequest("i9", "p", "a")])
+    (outcome,) = await InProcessScorer("s", verl).score([ScoreRequest("i9", "p", "a")])
     assert isinstance(outcome, RewardError)
     assert "needs a ground truth" in outcome.what
     assert "i9" in outcome.what
@@ -133,7 +136,7 @@ async def test_error_names_the_item_if_a_verl_function_lacks_ground_truth() -> N
 async def test_ground_truth_and_labels_columns_precede_references() -> None:
     item = ScoreRequest("i", "p", "a", {"references": "b", "ground_truth": "a", "labels": "a"})
     for function in (verl, openrlhf):
-        (outcome,) = await FunctionScorer("s", function).score([item])
+        (outcome,) = await InProcessScorer("s", function).score([item])
         assert isinstance(outcome, Score)
         assert outcome.reward == 1.0
 
@@ -151,7 +154,7 @@ async def test_every_item_fails_if_the_value_is_not_a_list_of_rewards(returned: 
     def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> Any:
         return returned
 
-    outcomes = await FunctionScorer("s", reward_func).score(ITEMS)
+    outcomes = await InProcessScorer("s", reward_func).score(ITEMS)
     assert all(isinstance(outcome, RewardError) and what in outcome.what for outcome in outcomes)
 
 
@@ -160,7 +163,7 @@ async def test_error_if_a_verl_function_returns_no_finite_score(wrong: Any) -> N
     def compute_score(data_source: str, solution_str: str, ground_truth: str) -> Any:
         return wrong
 
-    (outcome,) = await FunctionScorer("s", compute_score).score(ITEMS[:1])
+    (outcome,) = await InProcessScorer("s", compute_score).score(ITEMS[:1])
     assert isinstance(outcome, RewardError)
     assert "i0" in outcome.what
 
@@ -177,18 +180,19 @@ async def test_verl_function_gets_the_columns_of_verl() -> None:
         "reward_model": {"style": "rule", "ground_truth": "72"},
         "extra_info": {"split": "train", "index": 3},
     }
-    (outcome,) = await FunctionScorer("s", compute_score).score([ScoreRequest("i", "p", "#### 72", columns)])
+    (outcome,) = await InProcessScorer("s", compute_score).score([ScoreRequest("i", "p", "#### 72", columns)])
     assert isinstance(outcome, Score)
     assert outcome.reward == 0.5
     assert dict(outcome.parts) == {"s": 0.5, "acc": 1.0, "count": 2.5}
-    assert seen == [("openai/gsm8k", "#### 72", "72", {"split": "train", "index": 3})]
+    own: dict[str, Any] = {"num_turns": None, "rollout_reward_scores": {}}
+    assert seen == [("openai/gsm8k", "#### 72", "72", {"split": "train", "index": 3} | own)]
 
 
 async def test_verl_function_may_return_its_score_first_in_a_tuple() -> None:
     def compute_score(data_source: str, solution_str: str, ground_truth: str) -> Any:
         return 1.0, "details"
 
-    (outcome,) = await FunctionScorer("s", compute_score).score(ITEMS[:1])
+    (outcome,) = await InProcessScorer("s", compute_score).score(ITEMS[:1])
     assert isinstance(outcome, Score)
     assert outcome.reward == 1.0
 
@@ -205,10 +209,10 @@ async def test_trl_function_gets_messages_if_the_prompts_are_messages() -> None:
     def reward(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
         assert [prompt[-1]["content"] for prompt in prompts] == ["hi", "yo"]
         assert all(completion[0]["role"] == "assistant" for completion in completions)
-        assert kwargs["trainer_state"] is None
+        assert kwargs["trainer_state"] is None  # not in a run
         return [float(len(completion[0]["content"])) for completion in completions]
 
-    outcomes = await FunctionScorer("s", reward).score(MESSAGES_ITEMS)
+    outcomes = await InProcessScorer("s", reward).score(MESSAGES_ITEMS)
     assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [5.0, 3.0]
 
 
@@ -217,9 +221,9 @@ async def test_trl_function_of_completion_ids_gets_them() -> None:
         return [-float(len(ids)) for ids in completion_ids]
 
     assert signature_kind(reward) == "trl"
-    outcomes = await FunctionScorer("s", reward).score(MESSAGES_ITEMS)
+    outcomes = await InProcessScorer("s", reward).score(MESSAGES_ITEMS)
     assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [-2.0, -1.0]
-    (missing,) = await FunctionScorer("s", reward).score(ITEMS[:1])
+    (missing,) = await InProcessScorer("s", reward).score(ITEMS[:1])
     assert "needs completion_ids" in str(missing)
 
 
@@ -237,7 +241,7 @@ async def test_a_function_changes_only_its_own_copy_of_the_columns(signature: st
     shared = {"extra_info": {"n": 1}, "references": "a"}
     items = [ScoreRequest("a", "p", "x", shared), ScoreRequest("b", "p", "x", shared)]
     functions: dict[str, Callable[..., Any]] = {"ours": ours, "trl": trl, "verl": verl}
-    scorer = FunctionScorer("s", functions[signature])
+    scorer = InProcessScorer("s", functions[signature])
     for _ in range(2):
         outcomes = await scorer.score(items)
         assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [1.0, 1.0]
@@ -258,7 +262,7 @@ async def test_a_function_changes_only_its_own_copy_of_the_columns(signature: st
     ],
 )
 async def test_numbers_of_other_libraries_are_rewards(reward: Any) -> None:
-    (outcome,) = await FunctionScorer("s", lambda prompts, responses: [reward]).score(ITEMS[:1])
+    (outcome,) = await InProcessScorer("s", lambda prompts, responses: [reward]).score(ITEMS[:1])
     assert isinstance(outcome, Score)
     assert outcome.reward == 1.0
     assert type(outcome.reward) is float

@@ -1,0 +1,1 @@
+"""Call users' Python reward functions, each in a process of its own."""
