@@ -99,7 +99,10 @@ class Admission:
     def _ticket(self, group: int, index: int, owner: str) -> Ticket:
         before = index // self._config.groups_per_step
         task, row = self._order.prompt(group)
-        floor, num_steps = max(0, before - self._config.max_policy_lag), self._num_groups // self._config.groups_per_step
+        floor, num_steps = (
+            max(0, before - self._config.max_policy_lag),
+            self._num_groups // self._config.groups_per_step,
+        )
         return Ticket(
             group, index, floor, self._run_seed, row, owner, task=task, num_steps_before=before, num_steps=num_steps
         )

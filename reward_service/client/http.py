@@ -106,7 +106,7 @@ def _outcome(item: Any, id: str, version: str) -> Outcome:
         raise ValueError(f"an answer for {item['id']!r} instead of {id}")
     if item.get("error") is None:
         return Score(id, item["reward"], item.get("parts", {}), version)
-    kinds = {"unavailable": RewardUnavailable, "batch_failed": BatchFailed}
+    kinds: dict[str, type[RewardError]] = {"unavailable": RewardUnavailable, "batch_failed": BatchFailed}
     error = next((kind for field, kind in kinds.items() if item.get(field) is True), RewardError)
     return error(WHERE, f"no reward for {id}: {item['error']}")
 

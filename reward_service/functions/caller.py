@@ -39,7 +39,8 @@ class FunctionCaller:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function: Any = _instance(function) if inspect.isclass(function) else function
+        target: Any = function
+        self._function = _instance(target) if inspect.isclass(target) else target
         self._builder = CallBuilder(self._function)
         self.kind = self._builder.kind
         self.place = place_of(function)

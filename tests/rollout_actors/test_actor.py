@@ -58,7 +58,11 @@ async def test_a_trajectory_records_tokens_segments_and_reward(tied_folder: Path
     assert request.id == "3-0-0"
     assert request.response == " ".join(f"t{token}" for token in trajectory.token_ids[3:])
     reference = int(request.prompt.split("t")[-1]) - 10
-    assert dict(request.columns) == {"reference": reference, "completion_ids": trajectory.token_ids[3:]}
+    assert dict(request.columns) == {
+        "reference": reference,
+        "completion_ids": trajectory.token_ids[3:],
+        "trainer_state": {"global_step": 0, "max_steps": 1},
+    }
     assert (trajectory.reward, trajectory.scorer_version) == (float(len(request.response)), "fake")
 
 

@@ -57,7 +57,17 @@ class Rig:
 
     def add(self, *groups: int, task: str = "test") -> None:
         for group in groups:
-            ticket = Ticket(group, group, 0, 3, {"prompt": "t5 t6"}, "rollout-0", task=task, num_steps_before=group // 2, num_steps=9)
+            ticket = Ticket(
+                group,
+                group,
+                0,
+                3,
+                {"prompt": "t5 t6"},
+                "rollout-0",
+                task=task,
+                num_steps_before=group // 2,
+                num_steps=9,
+            )
             response = SampledResponse(ticket.uid(0), [7], [-1.0], [Segment(0, 0, 1, 0, "rollout-0")], "length")
             self.deliveries.add(ticket, [single_turn(ticket.row["prompt"], PROMPT, response)])
 
