@@ -119,7 +119,7 @@ def test_a_scorer_that_raises_is_named_before_an_engine_is_loaded(tmp_path: Path
 def test_a_command_names_a_scorer_that_raises_during_training(tmp_path: Path) -> None:
     code, last = failed(tmp_path, "reward_service.scorer = 'tests.support.scorers:raising_on_text'")
     assert code == 1
-    assert last.startswith("error: tests.support.scorers:raising_on_text: raised KeyError: 'no such answer'")
+    assert "tests.support.scorers:raising_on_text: raised KeyError: 'no such answer' at tests/support/" in last
 
 
 def interrupt(process: subprocess.Popen[str], number: signal.Signals, before: set[int]) -> None:
