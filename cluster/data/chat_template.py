@@ -6,43 +6,21 @@ The caller passes a tokenizer of transformers. Does not import transformers.
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from cluster.data.chat_settings import settings_of
+from cluster.data.control_tokens import RenderedPrompt as RenderedPrompt
+from cluster.data.control_tokens import SpelledTokens
+from cluster.data.control_tokens import special_tokens as special_tokens
 from cluster.data.template_limit import COUNTER, counted, counter
+from cluster.data.text_tokens import as_text
 from cluster.errors import InputError
 
 Message = dict[str, Any]
 ANSWER = "antiphon-answer-41f0"
 """Stands for the policy's response to find what the template writes after a response."""
-MARKS = range(0xE001, 0xF8FF)
-"""Characters of Unicode's private use area, of which one that no message holds marks special tokens in messages."""
-
-
-class RenderedPrompt(str):
-    """A text that the chat template wrote: its special tokens are in the text, the tokenizer adds none.
-
-    `literals` are the spans, in order, in which a message spells special tokens: they are text, not special tokens.
-    `messages` are those of which it is the prompt, if any.
-    """
-
-    literals: tuple[tuple[int, int], ...]
-    messages: tuple[Message, ...]
-
-    def __new__(
-        cls, text: str = "", literals: Iterable[tuple[int, int]] = (), messages: Iterable[Message] = ()
-    ) -> Self:
-        rendered = super().__new__(cls, text)
-        rendered.literals = tuple(literals)
-        rendered.messages = tuple(messages)
-        return rendered
-
-    def part(self, start: int, end: int | None = None) -> RenderedPrompt:
-        """Return the text from `start` to `end`, with its literals."""
-        text = self[start:end]
-        inside = ((max(first - start, 0), min(last - start, len(text))) for first, last in self.literals)
-        return RenderedPrompt(text, [span for span in inside if span[0] < span[1]])
+THINK, END_THINK = "<think>", "</think>"
 
 
 def require_template(tokenizer: Any, where: str) -> None:
@@ -61,22 +39,34 @@ def render(
 ) -> RenderedPrompt:
     """Return the text of a conversation; a prompt ends where the model's turn begins.
 
-    `tools` are the functions that the model may call, as JSON schemas. Special tokens that messages or tools spell are
-    the text's literals. Raises InputError at `where`.
+    If the last message of a prompt is the assistant's, the model continues it. `tools` are the functions that the model
+    may call, as JSON schemas. Control tokens that messages or tools spell are the text's literals. The settings of the
+    tokenizer's folder apply: arguments of the template, system prompt, spelled tokens. Raises InputError at `where`.
     """
     from jinja2 import TemplateError
 
+    settings = settings_of(tokenizer)
     try:
-        messages, tools = list(messages), list(tools)
+        is_continued = is_prompt and is_prefill(messages)
+        if is_continued and settings.prefill == "refuse":
+            raise InputError(where, 'the last message is the assistant\'s, and data.prefill is "refuse"')
+        messages, tools = settings.with_system_prompt(messages), list(tools)
         original = messages
-        spelled = SpelledTokens(tokenizer, [messages, tools])
+        spelled = SpelledTokens(tokenizer, [messages, tools], allowed=settings.allow_special_tokens)
         messages, tools = spelled.marked(messages), spelled.marked(tools)
-        text = _applied(tokenizer, messages, where, is_prompt=is_prompt, tools=tools)
-        header = "" if is_prompt else _unasked_header(tokenizer, tokenizer.chat_template)
+        text = _applied(
+            tokenizer, messages, where, is_prompt=is_prompt and not is_continued, tools=tools, is_continued=is_continued
+        )
+        header = "" if is_prompt else _unasked_header(tokenizer, str(tokenizer.chat_template))
     except (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
         raise InputError(where, f"the chat template refuses it: {error}") from error
     rendered = spelled.unmarked(text.removesuffix(header))
     return RenderedPrompt(rendered, rendered.literals, original if is_prompt else ())
+
+
+def is_prefill(messages: Sequence[Message]) -> bool:
+    """Return whether a conversation ends with the beginning of the model's answer."""
+    return bool(messages) and messages[-1].get("role") == "assistant" and not messages[-1].get("tool_calls")
 
 
 def _applied(
@@ -86,6 +76,7 @@ def _applied(
     *,
     is_prompt: bool,
     tools: Sequence[Mapping[str, Any]] = (),
+    is_continued: bool = False,
 ) -> str:
     """Return what the chat template writes; raises InputError at `where` if it does not end."""
     return str(
@@ -94,7 +85,9 @@ def _applied(
             tools=tools or None,
             tokenize=False,
             add_generation_prompt=is_prompt,
+            continue_final_message=is_continued,
             chat_template=counted(tokenizer.get_chat_template(tools=tools or None)),
+            **settings_of(tokenizer).template_arguments(),
             **{COUNTER: counter(where)},
         )
     )
@@ -125,56 +118,42 @@ def _unasked_header(tokenizer: Any, template: str) -> str:
 def ends_its_answers(tokenizer: Any, text: str) -> bool:
     """Return whether the template, which writes a header without being asked, ends its text with a special token."""
     pattern = special_tokens(tokenizer)
-    if pattern is None or not _unasked_header(tokenizer, tokenizer.chat_template):
+    if pattern is None or not _unasked_header(tokenizer, str(tokenizer.chat_template)):
         return False
     return any(found.end() == len(text.rstrip()) for found in pattern.finditer(text))
 
 
-@functools.lru_cache(maxsize=8)
-def special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """Return the pattern of the tokenizer's special tokens as they are spelled, or None if it has none."""
-    texts = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special and str(token)]
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
+def joined(prompt: Sequence[Message], answer: Sequence[Message]) -> list[Message]:
+    """Return prompt and answer as one conversation; an answer to a prefill continues the prompt's last message."""
+    if not (is_prefill(prompt) and answer and answer[0].get("role") == "assistant"):
+        return [*prompt, *answer]
+    content = (prompt[-1].get("content") or "") + (answer[0].get("content") or "")
+    return [*prompt[:-1], {**prompt[-1], **answer[0], "content": content}, *answer[1:]]
 
 
-class SpelledTokens:
-    """Marks the special tokens that messages spell while a template renders them, to find them in its text."""
-
-    def __init__(self, tokenizer: Any, values: Any) -> None:
-        pattern, texts = special_tokens(tokenizer), list(_texts(values))
-        self._pattern = pattern if pattern and any(map(pattern.search, texts)) else None
-        self._mark = next(mark for mark in map(chr, MARKS) if not any(mark in text for text in texts))
-
-    def marked(self, value: Any) -> Any:
-        """Return the value with a mark behind each character of a special token that its texts spell."""
-        if self._pattern is None:
-            return value
-        if isinstance(value, str):
-            return self._pattern.sub(lambda found: "".join(character + self._mark for character in found[0]), value)
-        if isinstance(value, Mapping):
-            return {key: self.marked(each) for key, each in value.items()}
-        return [self.marked(each) for each in value] if isinstance(value, list | tuple) else value
-
-    def unmarked(self, text: str) -> RenderedPrompt:
-        """Return the text without marks; its literals are the marked characters."""
-        if self._pattern is None:
-            return RenderedPrompt(text)
-        plain, literals = "", list[tuple[int, int]]()
-        for number, piece in enumerate(re.split(f"((?:[^{self._mark}]{self._mark})+)", text)):
-            piece = piece.replace(self._mark, "")
-            if number % 2:
-                literals.append((len(plain), len(plain) + len(piece)))
-            plain += piece
-        return RenderedPrompt(plain, literals)
+def rendered_halves(
+    tokenizer: Any, prompt: Sequence[Message], answer: Sequence[Message], where: str
+) -> tuple[RenderedPrompt, RenderedPrompt]:
+    """Return the texts of a prompt and of the whole conversation with its answer."""
+    return render(tokenizer, prompt, where, is_prompt=True), rendered_whole(tokenizer, prompt, answer, where)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts in messages, tools or parts of them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | Sequence):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(each)
+def rendered_whole(tokenizer: Any, prompt: Sequence[Message], answer: Sequence[Message], where: str) -> RenderedPrompt:
+    """Return the text of a prompt with its answer.
+
+    If the template opens the thoughts in the prompt and leaves them out of a finished conversation, the answer stands
+    behind the prompt as it is. Raises InputError at `where` if its thoughts do not end then.
+    """
+    whole = render(tokenizer, joined(prompt, answer), where, is_prompt=False)
+    start = render(tokenizer, prompt, where, is_prompt=True)
+    if whole.startswith(start) or not start.rstrip().endswith(THINK):
+        return whole
+    content = answer[0]["content"].removeprefix(THINK).lstrip("\n")
+    if END_THINK not in content:
+        raise InputError(where, f"the chat template opens {THINK} in the prompt, but the answer has no {END_THINK}")
+    known = [{**answer[0], "content": ANSWER}, *answer[1:]]
+    ended = render(tokenizer, joined(prompt, known), where, is_prompt=False)
+    return ended.part(ended.rfind(ANSWER) + len(ANSWER)).after(as_text(tokenizer, content, is_answer=True).after(start))
 
 
 def completion_after(prompt: Sequence[Any], whole: Sequence[Any], where: str) -> Sequence[Any]:

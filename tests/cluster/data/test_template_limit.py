@@ -50,7 +50,7 @@ ENDLESS = (
 @pytest.mark.parametrize("template", ENDLESS)
 def test_a_template_that_hardly_ends_is_stopped(template: str) -> None:
     with pytest.raises(InputError, match=r"the chat template does not end \(more than 1,000,000 passes"):
-        render(make_tokenizer(template=template), MESSAGES, "row 1", is_prompt=True)
+        render(make_tokenizer(template=template), MESSAGES[:1], "row 1", is_prompt=True)
 
 
 def test_a_template_with_an_error_in_it_is_refused() -> None:
