@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from cluster import files
+from cluster.data.chat_settings import SETTINGS_FILE
 from cluster.errors import InputError
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import first_row, local
@@ -42,6 +43,7 @@ CARRIED_FILES = (
     "vocab.txt",
     "merges.txt",
     "chat_template.*",
+    SETTINGS_FILE,
 )
 
 

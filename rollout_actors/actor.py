@@ -103,7 +103,10 @@ class RolloutActor:
     async def start(self) -> None:
         """Load the tokenizer, build the engine in its thread, and return when it is warm."""
         self._tokenizer = await asyncio.to_thread(
-            PromptTokenizer, self._model_path, max_prompt_tokens=self._config.max_prompt_tokens
+            PromptTokenizer,
+            self._model_path,
+            max_prompt_tokens=self._config.max_prompt_tokens,
+            keep_special_tokens=self._config.keep_special_tokens,
         )
         limit = self._config.max_response_tokens
         self._conversations = {
@@ -263,7 +266,8 @@ class RolloutActor:
                 for j in range(num)
             )
         )
-        texts = self._tokenizer.decode([s.token_ids for s in sampled])
+        contexts = [prompt for prompt in encoded for _ in range(num)]
+        texts = self._tokenizer.decode([s.token_ids for s in sampled], contexts)
         responses = [
             Response(text, encoded[place // num], s.token_ids, s.logprobs)
             for place, (text, s) in enumerate(zip(texts, sampled, strict=True))

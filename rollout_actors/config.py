@@ -81,6 +81,10 @@ class RolloutActorsConfig(Section):
     max_segment_tokens: int = setting(1024, may_change="always", ge=1)
     """Segment length. Finished segments are saved, so an actor's death loses at most this many tokens of a response;
     the next segment starts with a prefill of everything before it."""
+    keep_special_tokens: bool | tuple[str, ...] = setting(True, may_change="recorded", reevaluates=True)
+    """Special tokens that stay in a response's text for scorers, tools and environments. By default all that carry
+    meaning (thoughts, tool marks, channels, unknown tokens): only the tokenizer's beginning, end and padding tokens and
+    the model's stop tokens are left out. A list names the ones to keep; false keeps none."""
     temperature: float = setting(1.0, may_change="recorded", reevaluates=True, gt=0)
     """Sampling temperature; the learner computes log-probabilities at the same temperature."""
     kv_after_swap: Literal["recompute"] = setting("recompute", may_change="recorded")

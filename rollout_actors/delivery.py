@@ -101,7 +101,10 @@ class Deliveries:
 
     def _requests(self, wave: Sequence[SampledGroup]) -> list[ScoreRequest]:
         delivered = [(group.ticket, conversation) for group in wave for conversation in group.conversations]
-        texts = self._tokenizer.decode([conversation.last_response for _, conversation in delivered])
+        texts = self._tokenizer.decode(
+            [conversation.last_response for _, conversation in delivered],
+            [conversation.last_context for _, conversation in delivered],
+        )
         return [
             with_trainer_state(
                 score_request(conversation, text, ticket.row, task=ticket.task),

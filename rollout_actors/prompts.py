@@ -7,18 +7,21 @@ settings can be checked quickly; the tokenizer is loaded by `PromptTokenizer`.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from cluster.data.as_messages import as_conversations
+from cluster.data.chat_settings import end_ids, settings_of
 from cluster.data.chat_template import RenderedPrompt, render, require_template
 from cluster.data.datasets import Examples, Reading, read_examples
 from cluster.data.invalid_rows import BrokenRows
-from cluster.data.text_tokens import begun_token_ids, token_ids
+from cluster.data.text_tokens import as_text, begun_token_ids, continued_token_ids, token_ids
+from cluster.data.tokenizer import load_tokenizer
 from cluster.data.unicode_text import is_unicode
 from cluster.errors import InputError
+from rollout_actors.response_text import ResponseText
 
 Row = dict[str, Any]
 
@@ -65,6 +68,8 @@ def ready_rows(
     broken = BrokenRows(reading.broken_rows)
     examples = read_examples(path, "prompts", others=None, columns=reading.columns, broken=broken)
     tokenizer = PromptTokenizer(str(model_path), max_prompt_tokens=max_prompt_tokens)
+    if settings_of(tokenizer.tokenizer).as_messages:
+        examples = as_conversations(examples)
     if examples.form.conversational:
         examples = tokenizer.render(path, examples, broken)
     rows = _rows(examples)
@@ -86,17 +91,15 @@ class PromptTokenizer:
     none), but none that it puts behind a text, which the model continues.
     """
 
-    def __init__(self, model_path: str, *, max_prompt_tokens: int) -> None:
+    def __init__(
+        self, model_path: str, *, max_prompt_tokens: int, keep_special_tokens: bool | Sequence[str] = True
+    ) -> None:
         """Raises InputError if the folder has no readable tokenizer."""
-        from transformers import AutoTokenizer
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise InputError(str(model_path), f"has no usable tokenizer: {error}") from error
+        self._tokenizer = load_tokenizer(Path(model_path))
         self._max_prompt_tokens = max_prompt_tokens
-        self.end_ids = _end_ids(Path(model_path), self._tokenizer)
+        self.end_ids = end_ids(Path(model_path), self._tokenizer)
         """The tokens that end a response: the tokenizer's end of sequence and those of generation_config.json."""
+        self._response_text = ResponseText(self._tokenizer, self.end_ids, keep_special_tokens)
 
     @property
     def tokenizer(self) -> Any:
@@ -105,7 +108,7 @@ class PromptTokenizer:
 
     def encode_part(self, text: str) -> list[int]:
         """Return the token ids of a text inside a conversation, without adding special tokens."""
-        (ids,) = token_ids(self._tokenizer, [text if isinstance(text, RenderedPrompt) else RenderedPrompt(text)])
+        (ids,) = continued_token_ids(self._tokenizer, [as_text(self._tokenizer, text)])
         return ids
 
     def special_text(self, token_id: int) -> str:
@@ -158,22 +161,10 @@ class PromptTokenizer:
             encoded += (token_ids if rendered else begun_token_ids)(self._tokenizer, batch)
         return encoded
 
-    def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of each response, without special tokens and otherwise unchanged."""
-        texts: list[str] = self._tokenizer.batch_decode(
-            [list(token_ids) for token_ids in responses], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return texts
-
-
-def _end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
-    path = folder / "generation_config.json"
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    except (ValueError, AttributeError) as error:
-        raise InputError(str(path), f"is not a JSON object ({error})") from error
-    ends = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    return frozenset(end for end in ends if isinstance(end, int))
+    def decode(self, responses: Sequence[Sequence[int]], contexts: Sequence[Sequence[int]] | None = None) -> list[str]:
+        """Return the text of each response behind its context, the tokens before it, as `keep_special_tokens` says."""
+        before = contexts if contexts is not None else [()] * len(responses)
+        return [self._response_text.decode(ids, given) for ids, given in zip(responses, before, strict=True)]
 
 
 def _shortened(prompt: str, max_characters: int = 60) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
+from cluster.data import tokenizer as tokenizers
 from cluster.errors import InputError
 from learner.model.actor_critic import require_model_folder
 
@@ -19,10 +19,7 @@ def load_tokenizer(path: Path) -> Any:
     Raises InputError if the folder is missing or its tokenizer has no end-of-sequence token.
     """
     require_model_folder(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), f"no tokenizer can be loaded: {error}") from error
+    tokenizer = tokenizers.load_tokenizer(path)
     if tokenizer.eos_token_id is None:
         raise InputError(str(path), "its tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -9,19 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
+from cluster.data.as_messages import as_conversations
+from cluster.data.chat_settings import answer_ends, settings_of
 from cluster.data.chat_template import (
     Message,
     RenderedPrompt,
     completion_after,
     ends_its_answers,
     render,
+    rendered_halves,
+    rendered_whole,
     require_template,
     split_at_last_answer,
     split_common,
 )
 from cluster.data.datasets import Examples, read_examples
 from cluster.data.invalid_rows import BrokenRows
-from cluster.data.text_tokens import begun_token_ids, scored_token_ids, token_ids, whole_token_ids, without_end
+from cluster.data.text_tokens import (
+    as_text,
+    begun_token_ids,
+    continued_token_ids,
+    scored_token_ids,
+    token_ids,
+    whole_token_ids,
+    without_end,
+)
 from cluster.errors import InputError
 
 END_MARK = "\ue000"
@@ -133,6 +146,8 @@ def read_completions(
 
 def completions_of(tokenizer: Any, examples: Examples, path: Path, broken: BrokenRows) -> dict[int, Completion]:
     """Tokenize the examples of a data set of prompts and completions, by row; `broken` may skip rows."""
+    if settings_of(tokenizer).as_messages:
+        examples = as_conversations(examples)
     if not examples.form.conversational:
         return dict(enumerate(tokenize(tokenizer, examples.columns["prompt"], examples.columns["completion"])))
     require_template(tokenizer, str(path))
@@ -140,8 +155,7 @@ def completions_of(tokenizer: Any, examples: Examples, path: Path, broken: Broke
     for row in range(len(examples)):
         with broken.row():
             prompt, completion = (_unended(tokenizer, half) for half in _halves(examples, row))
-            whole = render(tokenizer, [*prompt, *completion], examples.where(row), is_prompt=False)
-            rendered.append((render(tokenizer, prompt, examples.where(row), is_prompt=True), whole))
+            rendered.append(rendered_halves(tokenizer, prompt, completion, examples.where(row)))
             rows.append(row)
     completions = _tokenize_rendered(tokenizer, examples.taken(rows), rendered, broken)
     return {rows[place]: completion for place, completion in completions.items()}
@@ -175,7 +189,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str])
     """Tokenize each row as prompt, completion and one end of sequence."""
     prompt_ids = begun_token_ids(tokenizer, prompts)
     unended = [without_end(completion, tokenizer.eos_token) for completion in completions]
-    completion_ids = tokenizer(unended, add_special_tokens=False).input_ids
+    completion_ids = continued_token_ids(tokenizer, [as_text(tokenizer, text, is_answer=True) for text in unended])
     return [
         Completion([*prompt, *completion, tokenizer.eos_token_id], len(prompt))
         for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
@@ -193,11 +207,39 @@ def _tokenize_rendered(
     halves = (token_ids(tokenizer, [half[side] for half in rendered]) for side in (0, 1))
     for row, (prompt, whole) in enumerate(zip(*halves, strict=True)):
         with broken.row():
-            completion = completion_after(prompt, whole, examples.where(row))
-            has_end = tokenizer.eos_token_id in completion or ends_its_answers(tokenizer, rendered[row][1])
+            completion = _ids_after(tokenizer, (prompt, whole), rendered[row], examples.where(row))
+            has_end = _has_end(tokenizer, completion) or ends_its_answers(tokenizer, rendered[row][1])
             end = [] if has_end else [tokenizer.eos_token_id]
-            completions[row] = Completion([*whole, *end], len(prompt))
+            completions[row] = Completion([*prompt, *completion, *end], len(prompt))
     return completions
+
+
+def _has_end(tokenizer: Any, completion: Sequence[int]) -> bool:
+    """Return whether the last special token of a completion is one at which the model stops."""
+    special, ends = _special_ids(tokenizer), answer_ends(tokenizer)
+    last = next((token_id for token_id in reversed(completion) if token_id in special), None)
+    return last in ends
+
+
+@functools.lru_cache(maxsize=8)
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    return frozenset(tokenizer.all_special_ids) | answer_ends(tokenizer)
+
+
+def _ids_after(
+    tokenizer: Any, ids: tuple[list[int], list[int]], texts: tuple[RenderedPrompt, RenderedPrompt], where: str
+) -> Sequence[int]:
+    """Return the token ids behind the prompt, from the ids and the texts of prompt and whole conversation.
+
+    If the last token of the prompt is another one in the whole, the rest is encoded as what follows the prompt: the
+    policy samples behind the tokens of the prompt.
+    """
+    (prompt_ids, whole_ids), (prompt, whole) = ids, texts
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        return whole_ids[len(prompt_ids) :]
+    completion_after(prompt, whole, where)
+    (rest,) = continued_token_ids(tokenizer, [whole.part(len(prompt))])
+    return rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +268,8 @@ def read_pair_texts(
     """
     broken = broken or BrokenRows()
     examples = read_examples(path, "preferences", others=others, columns=columns, broken=broken)
+    if tokenizer is not None and settings_of(tokenizer).as_messages:
+        examples = as_conversations(examples)
     if not examples.form.conversational:
         prompts, chosen, rejected = (examples.columns[name] for name in examples.form.columns)
         return PairTexts(prompts, chosen, rejected, examples)
@@ -297,8 +341,8 @@ def _response(
     A mark at the end of the content shows where that is in the rendered text.
     """
     last = {**messages[-1], "content": messages[-1]["content"].rstrip() + END_MARK}
-    whole = render(tokenizer, [*prompt, *messages], where, is_prompt=False)
-    marked = render(tokenizer, [*prompt, *messages[:-1], last], where, is_prompt=False)
+    whole = rendered_whole(tokenizer, prompt, messages, where)
+    marked = rendered_whole(tokenizer, prompt, [*messages[:-1], last], where)
     end = marked.find(END_MARK)
     if end < 0 or not whole.startswith(marked[:end]):
         raise InputError(where, "the chat template changes the end of the last message")

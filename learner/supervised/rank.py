@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cluster.data.chat_settings import write_settings_of
 from cluster.data.datasets import Reading, Source
 from cluster.data.invalid_rows import BrokenRows
 from learner import checkpoint
@@ -300,6 +301,7 @@ class SupervisedRank:
             if first:
                 checkpoint.write_model(folder, auto_class, self._model.config, tensors)
                 self._tokenizer.save_pretrained(folder)
+                write_settings_of(self._tokenizer, folder)
                 for file in source.glob("generation_config.json"):
                     (folder / file.name).write_bytes(file.read_bytes())
 

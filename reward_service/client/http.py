@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from cluster.data.control_tokens import RenderedPrompt
 from cluster.errors import BatchFailed, RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, check_outcomes
@@ -83,6 +84,8 @@ class HttpRewardClient:
             "prompts": [request.prompt for request in requests],
             "responses": [request.response for request in requests],
         }
+        texts = {"prompt_literals": body["prompts"], "response_literals": body["responses"]}
+        body |= {name: _literals(values) for name, values in texts.items() if _needs_literals(name, values)}
         names = sorted({name for request in requests for name in request.columns})
         if names:
             columns = {name: [request.columns.get(name) for request in requests] for name in names}
@@ -109,6 +112,18 @@ def _outcome(item: Any, id: str, version: str) -> Outcome:
     kinds: dict[str, type[RewardError]] = {"unavailable": RewardUnavailable, "batch_failed": BatchFailed}
     error = next((kind for field, kind in kinds.items() if item.get(field) is True), RewardError)
     return error(WHERE, f"no reward for {id}: {item['error']}")
+
+
+def _literals(texts: Sequence[str]) -> list[list[tuple[int, int]] | None]:
+    """Return the spans of each text that are text although they spell control tokens; None for a plain text."""
+    return [list(text.literals) if isinstance(text, RenderedPrompt) else None for text in texts]
+
+
+def _needs_literals(name: str, texts: Sequence[str]) -> bool:
+    """Return whether texts differ from what the service takes them for if it is sent no spans."""
+    if name == "response_literals":
+        return any(isinstance(text, RenderedPrompt) for text in texts)
+    return not all(isinstance(text, RenderedPrompt) and not text.literals for text in texts)
 
 
 def _as_json(name: str, values: list[Any]) -> list[Any]:

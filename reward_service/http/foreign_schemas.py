@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from cluster.data.control_tokens import RenderedPrompt
 from cluster.scoring import ScoreRequest
 from reward_service.http.schemas import Column, Text, Texts
 from reward_service.http.special_tokens import response_of
@@ -47,7 +48,7 @@ class GetRewardRequest(_Foreign):
         columns = [{"references": label, "labels": label} for label in self.labels or []] or [{} for _ in self.query]
         rows = enumerate(zip(self.query, prompts, columns, strict=True))
         return [
-            ScoreRequest(str(i), prompt, response_of(query, prompt) or "", column)
+            ScoreRequest(str(i), RenderedPrompt(prompt), response_of(query, prompt) or "", column)
             for i, (query, prompt, column) in rows
         ]
 

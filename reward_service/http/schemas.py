@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from pydantic_core import from_json
 
+from cluster.data.control_tokens import RenderedPrompt
 from cluster.scoring import ScoreRequest
 from reward_service.config.service import MIN_TIMEOUT_S
 
@@ -68,6 +70,32 @@ class ChatMessage(_Message):
     """Text of the turn."""
 
 
+Span = Annotated[list[int], Field(min_length=2, max_length=2)]
+Spans = Annotated[list[Span], Field(fail_fast=True)]
+Literals = Annotated[list[Spans | None], Field(max_length=MAX_ITEMS, fail_fast=True)]
+"""Per item the spans of its text that are text, or null."""
+
+
+def _require_spans(
+    name: str, literals: Sequence[Sequence[list[int]] | None] | None, texts: Sequence[str] | None
+) -> None:
+    """Raise ValueError if spans are not in order or lie outside their text."""
+    for position, (spans, text) in enumerate(zip(literals or (), texts or (), strict=False)):
+        places = [place for span in spans or () for place in span]
+        if places != sorted(places) or any(not 0 <= place <= len(text) for place in places):
+            raise ValueError(f"{name}: item {position} has spans out of order or outside its text")
+
+
+def _with_literals(texts: Sequence[str], literals: Sequence[Sequence[list[int]] | None] | None) -> list[str]:
+    """Return the texts with their spans; texts whose spans are null become plain."""
+    if literals is None:
+        return list(texts)
+    return [
+        str(text) if spans is None else RenderedPrompt(text, [(start, end) for start, end in spans])
+        for text, spans in zip(texts, literals, strict=True)
+    ]
+
+
 Conversation = Annotated[list[ChatMessage], Field(max_length=256, fail_fast=True)]
 
 
@@ -80,6 +108,12 @@ class RewardsRequest(_Message):
     """The prompts; give either these or `messages`."""
     messages: Annotated[list[Conversation], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     """The prompts as conversations; the reward model's chat template renders them."""
+    prompt_literals: Literals | None = None
+    """Spans of each prompt, as pairs of start and end in characters, that are text although they spell control tokens
+    of the reward model; null for a prompt that is plain text throughout. If unset, prompts are read as a chat template
+    writes them, with their control tokens."""
+    response_literals: Literals | None = None
+    """The same for each response. If unset or null, a response is plain text throughout."""
     ids: Annotated[list[Name], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     """Unique ids of the items; their positions by default."""
     references: Column | None = None
@@ -98,12 +132,15 @@ class RewardsRequest(_Message):
         if self.columns and "references" in self.columns and self.references is not None:
             raise ValueError("give references either in references or in columns")
         lists: dict[str, list[Any] | None] = {"ids": self.ids, "references": self.references}
+        lists |= {"prompt_literals": self.prompt_literals, "response_literals": self.response_literals}
         by_name = {"prompts": self.prompts, "messages": self.messages} | lists | (self.columns or {})
         for name, values in by_name.items():
             if values is not None and len(values) != len(self.responses):
                 raise ValueError(f"{len(self.responses)} responses, {len(values)} {name}")
         if self.ids is not None and len(set(self.ids)) != len(self.ids):
             raise ValueError("ids repeat")
+        _require_spans("prompt_literals", self.prompt_literals, self.prompts)
+        _require_spans("response_literals", self.response_literals, self.responses)
         return self
 
     def items(self) -> list[ScoreRequest]:
@@ -113,9 +150,11 @@ class RewardsRequest(_Message):
             columns["references"] = self.references
         if self.messages is not None:
             columns["messages"] = [[m.model_dump() for m in conversation] for conversation in self.messages]
-        prompts = self.prompts if self.prompts is not None else [""] * len(self.responses)
+        prompts = list(map(RenderedPrompt, self.prompts)) if self.prompts is not None else [""] * len(self.responses)
+        prompts = _with_literals(prompts, self.prompt_literals)
+        responses = _with_literals(self.responses, self.response_literals)
         ids = self.ids or [str(position) for position in range(len(self.responses))]
-        rows = enumerate(zip(ids, prompts, self.responses, strict=True))
+        rows = enumerate(zip(ids, prompts, responses, strict=True))
         return [
             ScoreRequest(id, prompt, response, {name: values[i] for name, values in columns.items()})
             for i, (id, prompt, response) in rows

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from cluster.data.chat_template import render, require_template
 from cluster.data.text_tokens import scored_token_ids
+from cluster.data.tokenizer import load_tokenizer
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.service import REWARD_MODEL
@@ -41,7 +42,7 @@ class RewardModelScorer:
         folders = [folder, *member_folders(folder)]
         self.name = name
         self.version = f"{name}@{weights_digest(folder)}"
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self._tokenizer = load_tokenizer(folder)
         self._tokenizer.padding_side = "right"
         self._models = [self._load(each) for each in folders]
         contexts = [getattr(model.config, "max_position_embeddings", None) or math.inf for model in self._models]

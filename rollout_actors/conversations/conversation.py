@@ -57,6 +57,11 @@ class Conversation:
         return self.token_ids[self.turns[0].start :]
 
     @property
+    def last_context(self) -> list[int]:
+        """Token ids before the policy's last turn."""
+        return self.token_ids[: self.turns[-1].start]
+
+    @property
     def turn_rewards(self) -> float:
         """Sum of the environment's rewards over all turns."""
         return sum(turn.reward or 0.0 for turn in self.turns)

@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.data.chat_template import ANSWER, Message, RenderedPrompt, render, require_template, special_tokens
+from cluster.data.as_messages import as_conversation
+from cluster.data.chat_settings import settings_of
+from cluster.data.chat_template import (
+    ANSWER,
+    Message,
+    RenderedPrompt,
+    joined,
+    render,
+    require_template,
+    special_tokens,
+)
 from cluster.data.unicode_text import as_unicode
 from cluster.errors import InputError
 from rollout_actors.environments.protocol import Observation
@@ -27,6 +37,8 @@ class Transcript:
         self._tokenizer = tokenizer
         self._tools = as_unicode(list(tools))
         start = as_unicode(start)
+        if isinstance(start, str) and settings_of(tokenizer.tokenizer).as_messages:
+            start = as_conversation(start)
         self._has_messages = not isinstance(start, str)
         self.messages: list[Message] = [{"role": "user", "content": start}] if isinstance(start, str) else list(start)
         self.prompt = start if isinstance(start, str) else self._prompt(start)
@@ -41,10 +53,10 @@ class Transcript:
 
     def respond(self, token_ids: Sequence[int]) -> str:
         """Append a response of the policy and return its text."""
-        (text,) = self._tokenizer.decode([token_ids])
+        (text,) = self._tokenizer.decode([token_ids], [self.token_ids])
         self.token_ids += token_ids
         self._num_sampled = len(token_ids)
-        self.messages.append({"role": "assistant", "content": text})
+        self.messages = joined(self.messages, [{"role": "assistant", "content": text}])
         return text
 
     def observe(self, observation: Observation) -> int | None:

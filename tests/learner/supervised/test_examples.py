@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
+from cluster.data.chat_settings import ChatSettings
 from cluster.errors import InputError
 from learner.config import RewardModelConfig, SftConfig
 from learner.supervised.examples import Completion, Limit, Pair, read_completions, read_pairs
@@ -118,7 +119,9 @@ def test_preferences_are_read_equally_from_every_form(tmp_path: Path) -> None:
         {"prompt": prompt, "chosen": chosen, "rejected": rejected},
         {"chosen": prompt + chosen, "rejected": prompt + rejected},
     ]
-    read = [read_pairs(TOKENIZER, written(tmp_path / f"{n}.jsonl", row)) for n, row in enumerate(rows)]
+    trusting = make_tokenizer()
+    trusting.chat_settings = ChatSettings(allow_special_tokens=True)
+    read = [read_pairs(trusting, written(tmp_path / f"{n}.jsonl", row)) for n, row in enumerate(rows)]
     assert read[0] == read[1] == read[2]
     assert decoded(read[0][0]) == (text + "cd<eos>", text + "e<eos>")
     assert TOKENIZER.decode(read[0][0].chosen[: read[0][0].num_prompt]) == text
