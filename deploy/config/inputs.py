@@ -18,6 +18,7 @@ from cluster.files import read_json
 from cluster.hub.download import local_data, local_model
 from cluster.model_folder import require_no_adapter, text_settings
 from cluster.user_code import locate
+from deploy.config.chat import check_chat, described_texts, first_example, template_of
 from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
 from deploy.config.model_checks import check_architecture, check_rope, context_length
@@ -40,6 +41,7 @@ def check_inputs(config: RunConfig) -> list[str]:
     """Return a line for each input of the run. Raises InputError naming the key, file or column that is wrong."""
     lines = []
     _check_columns(config)
+    check_chat(config)
     if config.model.path is not None:
         folder = local_model(config.model.path, weights=False)
         lines.append(f"model        {config.model.path} ({_check_model(config, folder)})")
@@ -155,15 +157,15 @@ def _check_data(path: Path, kind: Kind, config: RunConfig) -> str:
     model = config.model.path and local_model(config.model.path, weights=False)
     named = own_names(schema.names, config.data.reading().columns)
     schema = pa.schema([schema.field(name).with_name(ours) for name, ours in named.items()])
-    if not find_form(path, schema, kind).conversational:
-        return f"{num_rows:,} rows"
-    if model is not None and not _has_chat_template(model):
+    form = find_form(path, schema, kind)
+    if not form.conversational:
+        first = first_example(path).get(_theirs(form.columns[0], config), "")
+        return described_texts(config, num_rows, str(first))
+    if model is not None and template_of(config) is None:
         raise InputError(str(path), f"holds messages, but the tokenizer of {model} has no chat template")
     return f"{num_rows:,} rows of messages"
 
 
-def _has_chat_template(folder: Path) -> bool:
-    settings = folder / "tokenizer_config.json"
-    return (folder / "chat_template.jinja").exists() or (
-        settings.exists() and bool(read_json(settings).get("chat_template"))
-    )
+def _theirs(column: str, config: RunConfig) -> str:
+    """Return a file's name of our column."""
+    return config.data.reading().columns.get(column, column)

@@ -22,6 +22,7 @@ from deploy.config.errors import input_error
 from deploy.config.functions import dotted_paths
 from deploy.config.schema import (
     RunConfig,
+    is_template,
 )
 
 T = TypeVar("T", bound=Section)
@@ -92,6 +93,9 @@ def _validated(settings: Mapping[str, Any]) -> RunConfig:
 
 def _with_paths(config: RunConfig, folder: Path) -> RunConfig:
     config = config.model_copy(update={"model": _found(config.model, folder), "data": _found(config.data, folder)})
+    template = config.model.chat_template
+    if template is not None and not is_template(template):
+        config = _replaced(config, "model", chat_template=str(_resolved(Path(template), folder)))
     tasks = {name: _found(task, folder) for name, task in config.tasks.items()}
     config = config.model_copy(update={"tasks": tasks})
     scorers = {}

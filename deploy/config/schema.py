@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, field_validator, model_validator
 
 from cluster.config import Section, TrajectoryQueueConfig, setting
+from cluster.data.chat_settings import ChatSettings
 from cluster.data.datasets import Reading
 from learner.config import LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
 from reward_service.config.service import RewardServiceConfig
@@ -17,6 +19,21 @@ StageName = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """All stages, in the order in which they run; deploy/run/stages.py describes them."""
 Column = Literal["prompt", "messages", "completion", "chosen", "rejected", "label", "margin"]
+TEMPLATE_ARGUMENTS = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tools",
+    "truncation",
+}
+"""Arguments of the template and of the function that applies it, which `chat_template_kwargs` may not contain."""
 Way = Literal["typos", "distractor", "paraphrase", "injection"]
 
 
@@ -48,6 +65,11 @@ class RunSection(Section):
     error that names what each part waits for. A pause for rewards has its own limit, `reward_service.patience_s`."""
 
 
+def is_template(value: str) -> bool:
+    """Return whether `model.chat_template` is the text of a template, not a path."""
+    return "{{" in value or "{%" in value
+
+
 class ModelSection(Section):
     """The initial model: a folder or a builder, exactly one of them."""
 
@@ -58,6 +80,9 @@ class ModelSection(Section):
     """Dotted path of `f(directory: Path, *, seed: int)` that writes such a folder."""
     dtype: Literal["float32", "bfloat16", "auto"] = setting("auto", may_change="never")
     """Data type in which the policy is sampled and trained; `auto` takes the folder's."""
+    chat_template: str | None = setting(None, may_change="never")
+    """Chat template to use instead of the folder's: the path of a Jinja file, or the template's text. Every model that
+    the run writes carries it."""
 
 
 class DataSection(Section):
@@ -83,6 +108,21 @@ class DataSection(Section):
     columns: dict[Column, str] = setting({}, may_change="never")
     """Names that data sets use for a column, such as `prompt = "question"`. A data set without a column of that name is
     read as it is."""
+    as_messages: bool = setting(False, may_change="never")
+    """Make a conversation of every text: prompts become messages of the user, completions and responses of the
+    assistant, and the chat template renders them. For data sets of texts and a model that was tuned on conversations.
+    """
+    system_prompt: str | None = setting(None, may_change="never")
+    """System message put in front of every conversation that has none, in all stages, in evaluation and in chat."""
+    chat_template_kwargs: dict[str, Any] = setting({}, may_change="never")
+    """More arguments for the chat template, such as `{enable_thinking = false}` or `{date_string = "1 Jan 2025"}`."""
+    prefill: Literal["continue", "refuse"] = setting("continue", may_change="never")
+    """What to do with a prompt whose last message is the assistant's: let the model continue that message, or refuse
+    the row."""
+    allow_special_tokens: bool = setting(False, may_change="never")
+    """Let texts of data sets, environments and tools spell control tokens of the model, such as `<|im_start|>` or
+    `<think>`. Only for data that you trust, such as prompts that a chat template has rendered already. By default such
+    spellings are ordinary text, except `<think>`, `<tool_call>` and the like in the assistant's own messages."""
     broken_rows: Literal["error", "skip"] = setting("error", may_change="never")
     """What to do with a row that cannot be read: end with an error that names file and line, or skip it. Skipped rows
     are counted and listed in RUN/logs/broken_rows_*.txt."""
@@ -95,6 +135,18 @@ class DataSection(Section):
         if len(set(columns.values())) < len(columns):
             raise ValueError("two columns are mapped to the same name: give each its own")
         return columns
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _template_arguments_are_not_ours(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(kwargs.keys() & TEMPLATE_ARGUMENTS):
+            raise ValueError(f"{', '.join(taken)}: set by Antiphon itself; leave it out")
+        return kwargs
+
+    def chat_settings(self) -> ChatSettings:
+        """Return how conversations and texts become prompts of the model."""
+        names = {each.name for each in fields(ChatSettings)} & type(self).model_fields.keys()
+        return ChatSettings(**{name: getattr(self, name) for name in names})
 
     def reading(self) -> Reading:
         """Return how the data sets are read."""

@@ -57,7 +57,8 @@ async def prompt_rows(
     if altered_share:
         data = _altered(session, data, name, task, altered_share)
     num_readable = None
-    if holds_messages(data.rows) or session.config.rollout_actors.long_prompts != "error":
+    is_rendered = session.config.data.as_messages or holds_messages(data.rows)
+    if is_rendered or session.config.rollout_actors.long_prompts != "error":
         data, num_readable = await _fit_to_length(session, data)
     _report_broken(session, data)
     if num_readable is not None:

@@ -10,6 +10,7 @@ from cluster.errors import InputError
 from cluster.files import digest_files
 from cluster.hub.download import local_data, local_model
 from cluster.model_folder import weight_files
+from deploy.config.chat import has_chat_settings
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK
@@ -55,8 +56,13 @@ def feedback_settings(config: RunConfig, run: RunDirectory) -> FeedbackSettings:
 
 
 def model_path(config: RunConfig, run_path: Path) -> Path:
-    """Return the folder of the run's initial model; downloads a model of the Hub."""
-    return local_model(config.model.path) if config.model.path else run_path / "model"
+    """Return the folder of the run's initial model; downloads a model of the Hub.
+
+    A model that is built, or for which the run file has chat settings, lies in the run directory.
+    """
+    if config.model.path is None or has_chat_settings(config):
+        return run_path / "model"
+    return local_model(config.model.path)
 
 
 def policy_path(config: RunConfig, run_path: Path) -> Path:

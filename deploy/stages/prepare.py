@@ -13,6 +13,7 @@ from cluster.files import replacing_folder
 from cluster.scoring import ScoreRequest, with_trainer_state
 from deploy.config.functions import scorer_paths
 from deploy.run.artifacts import data_folder, data_path
+from deploy.run.chat_model import prepare_chat_model
 from deploy.runtime.session import Session
 from reward_service.scorers.trial import Trial
 from reward_service.scorers.trial import try_functions as try_scorers
@@ -30,6 +31,7 @@ async def prepare(session: Session) -> None:
     for target, builder, key in ((run.path / "model", config.model.builder, "model.builder"), *data):
         if builder and not target.exists():
             await session.run_task(_build, builder, key, target, seed=config.run.seed, name=key)
+    prepare_chat_model(config, run.path / "model")
 
 
 def _build(builder: str, key: str, target: Path, *, seed: int) -> Iterator[None]:

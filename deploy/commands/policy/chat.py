@@ -13,7 +13,7 @@ from deploy.run.open import require_run
 def chat(
     run: Run, prompt: Annotated[str | None, typer.Option(help="Answer this prompt only. Default: read stdin.")] = None
 ) -> None:
-    """Talk to the newest policy of a run; every line is a separate prompt.
+    """Talk to the newest policy of a run as it was trained: in one conversation, or with a separate prompt per line.
 
     [dim]antiphon chat runs/reviews --prompt 'the food'[/dim]
     """

@@ -1,29 +1,33 @@
 """Answer prompts with the newest policy of a run, sampled by a rollout actor.
 
-Each line is a separate prompt. If the run was trained on conversations, the prompt becomes the first user message of
-one, in the chat template.
+If the policy was trained on conversations, the lines are the user's messages of one, in the chat template, with the
+run's system prompt. Otherwise each line is a separate prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from rich.console import Console
 
-from cluster.data.chat_template import render, require_template
-from cluster.data.invalid_rows import BrokenRows
+from cluster.actors.remote import RemoteActor
+from deploy.commands.policy.conversation import ChatConversation
+from deploy.config.chat import folder_template
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
-from deploy.run.artifacts import data_path, newest_policy
+from deploy.data.forms import is_conversational
+from deploy.run.artifacts import newest_policy
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
 from deploy.runtime.session import Session
 from deploy.runtime.signals import interruptible
 from deploy.terminal.input import TypedLines
 from deploy.terminal.view import View
-from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows
+
+NEW = "/new"
+"""The line that starts a new conversation."""
 
 
 def answer_prompts(run: RunDirectory, prompt: str | None) -> None:
@@ -42,7 +46,7 @@ async def _lines() -> AsyncIterator[str]:
     """Yield prompts from stdin until an empty line or the end; prints `prompt> ` in a terminal."""
     lines, console = TypedLines(), Console(stderr=True)
     if lines.by_person:
-        console.print("Type a prompt; an empty line exits.", style="dim")
+        console.print(f"Type a prompt; {NEW} starts a new conversation, an empty line exits.", style="dim")
     while True:
         if lines.by_person:
             console.print("prompt> ", style="bold", end="")
@@ -52,34 +56,43 @@ async def _lines() -> AsyncIterator[str]:
         yield line
 
 
-def _formatter(config: RunConfig, run: RunDirectory, policy: Path) -> Callable[[str], str]:
-    """Return the function that turns a line into the policy's prompt."""
-    if not any(_is_conversational(config, run, task) for task in config.by_task()):
-        return str
-    tokenizer = PromptTokenizer(str(policy), max_prompt_tokens=config.rollout_actors.max_prompt_tokens).tokenizer
-    require_template(tokenizer, str(policy))
-    return lambda line: render(tokenizer, [{"role": "user", "content": line}], "the prompt", is_prompt=True)
-
-
-def _is_conversational(config: RunConfig, run: RunDirectory, task: str) -> bool:
-    """Return whether a task's prompts are conversations; False if the data set no longer exists."""
-    path, reading = data_path(config, run.path, "prompts", task), config.data.reading()
-    if config.by_task()[task].environment.path is not None:
-        return True
-    return path.exists() and holds_messages(read_rows(path, reading, BrokenRows(reading.broken_rows)))
+def _conversation(config: RunConfig, run: RunDirectory, policy: Path) -> ChatConversation | None:
+    """Return the conversation to be held, or None if the policy was trained on texts without a chat template."""
+    has_template = folder_template(policy) is not None
+    for name, task in config.by_task().items():
+        found = is_conversational(config, run.path, name)
+        if found or (has_template and (found is None or task.environment.path is not None)):
+            return ChatConversation(config, policy)
+    return None
 
 
 async def _answer(config: RunConfig, run: RunDirectory, policy: Path, prompts: AsyncIterator[str]) -> None:
-    to_prompt = _formatter(config, run, policy)
+    conversation = _conversation(config, run, policy)
     session = Session(config, run, View())
     session.connect()
     try:
         (actor, *_) = await session.rollout_actors(1, policy)
         turn = 0
         async for prompt in prompts:
-            seed, temperature = f"{config.run.seed}-chat-{turn}", config.rollout_actors.temperature
-            ((response,),) = await actor.sample([to_prompt(prompt)], num=1, seed=seed, temperature=temperature)
-            print(response.text, flush=True)
+            if prompt == NEW and conversation is not None:
+                conversation.forget()
+                continue
+            seed = f"{config.run.seed}-chat-{turn}"
+            print(await _said(actor, config, conversation, prompt, seed), flush=True)
             turn += 1
     finally:
         await session.close()
+
+
+async def _said(
+    actor: RemoteActor, config: RunConfig, conversation: ChatConversation | None, prompt: str, seed: str
+) -> str:
+    """Return the policy's answer to a line: in the conversation, or to the line as a prompt of its own."""
+    if conversation is not None:
+        if conversation.say(prompt):
+            Console(stderr=True).print("The conversation was full; this is a new one.", style="dim")
+        return await conversation.answer(actor, seed)
+    temperature = config.rollout_actors.temperature
+    ((response,),) = await actor.sample([prompt], num=1, seed=seed, temperature=temperature)
+    text: str = response.text
+    return text

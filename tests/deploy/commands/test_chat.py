@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from cluster.data.chat_template import RenderedPrompt
+from cluster.data.chat_settings import ChatSettings
 from cluster.errors import InputError
 from deploy.commands.policy import chat_session
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
+from rollout_actors.engine.protocol import SamplingRequest
 from tests.support.chat import make_tokenizer
 from tests.support.paths import ROOT
 
@@ -47,7 +48,12 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ..
                 calls.append((str(policy.relative_to(tmp_path)), *prompts, seed, temperature))
                 return [[SimpleNamespace(text=prompt.upper())] for prompt in prompts]
 
-            return [SimpleNamespace(sample=sample)]
+            async def complete(requests: Sequence[SamplingRequest]) -> list[list[int]]:
+                tokenizer = make_tokenizer()
+                calls.extend((tokenizer.decode(request.token_ids), request.max_tokens) for request in requests)
+                return [tokenizer("ok<eos>", add_special_tokens=False)["input_ids"] for _ in requests]
+
+            return [SimpleNamespace(sample=sample, complete=complete)]
 
         async def close() -> None:
             calls.append(("closed",))
@@ -103,12 +109,52 @@ def test_chat_applies_the_chat_template_if_prompts_are_conversations(run: RunDir
     (run.path / CONFIG).write_text((run.path / CONFIG).read_text() + f'[data]\nprompts = "{prompts}"\n')
     make_tokenizer().save_pretrained(run.path / "sft")
     chat_session.answer_prompts(run, "one")
-    assert asked[0][1] == "<bos>[user]one<eos>\n[assistant]"
-    assert isinstance(asked[0][1], RenderedPrompt)
+    assert asked[0][0] == "<bos>[user]one<eos>\n[assistant]"
     make_tokenizer(template=None).save_pretrained(run.path / "sft")
     (run.path / "sft" / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(InputError, match="has no chat template"):
         chat_session.answer_prompts(run, "one")
+
+
+CONVERSATION = "<bos>[system]s<eos>\n[user]one<eos>\n[assistant]"
+
+
+def write_sft_run(run: RunDirectory, row: str, settings: str = "") -> None:
+    """Make the run one that has only supervised examples, and write the tokenizer of its policy."""
+    sft = run.path / "sft.jsonl"
+    sft.write_text(row + "\n")
+    (run.path / CONFIG).write_text((run.path / CONFIG).read_text() + f'[data]\nsft = "{sft}"\n{settings}\n')
+    make_tokenizer().save_pretrained(run.path / "sft")
+
+
+def test_chat_holds_a_conversation_in_a_run_with_sft_only(
+    run: RunDirectory, asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sft_run(run, '{"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]}')
+    ChatSettings(system_prompt="s").write(run.path / "sft")
+    with typed("one\ntwo\n/new\none\n", monkeypatch):
+        chat_session.answer_prompts(run, None)
+    second = CONVERSATION + "ok<eos>\n[user]two<eos>\n[assistant]"
+    assert [call[0] for call in asked] == [CONVERSATION, second, CONVERSATION, "closed"]
+    assert capsys.readouterr().out == "ok\n" * 3
+
+
+def test_chat_wraps_lines_if_texts_are_trained_as_messages(run: RunDirectory, asked: list[Any]) -> None:
+    write_sft_run(run, '{"prompt": "ab", "completion": "c"}', "as_messages = true")
+    chat_session.answer_prompts(run, "one")
+    assert asked[0][0] == "<bos>[user]one<eos>\n[assistant]"
+
+
+def test_chat_starts_anew_if_the_conversation_is_full(
+    run: RunDirectory, asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sft_run(run, '{"prompt": "ab", "completion": "c"}', "as_messages = true")
+    limits = "temperature = 0.5\nmax_prompt_tokens = 8\nmax_response_tokens = 6"
+    (run.path / CONFIG).write_text((run.path / CONFIG).read_text().replace("temperature = 0.5", limits))
+    with typed("one\ntwo\n", monkeypatch):
+        chat_session.answer_prompts(run, None)
+    assert asked[:2] == [("<bos>[user]one<eos>\n[assistant]", 6), ("<bos>[user]two<eos>\n[assistant]", 6)]
+    assert "this is a new one" in capsys.readouterr().err
 
 
 def test_chat_fails_if_the_run_has_no_policy(run: RunDirectory) -> None:
