@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-fast test-slow chaos check bench docs lock readme install
+.PHONY: demo test test-fast test-slow conformance chaos check bench docs lock readme install
 
 demo: install  ## every stage of the reviews task, from nothing
 	$(BIN)/antiphon train examples/reviews/run.toml --fresh $(ARGS)
@@ -23,6 +23,10 @@ test-fast: install  ## tests without Ray, other processes or a browser: under a 
 
 test-slow: install  ## trainings, whole commands and packaging: tests of more than 20 s each
 	$(BIN)/python -m pytest -m 'slow and not chaos' -n 2 --dist loadgroup --no-loadscope-reorder --durations=25 $(ARGS)
+
+conformance: install  ## our token ids against those of real tokenizers, and the table of it in docs/concepts/tokens.md
+	$(BIN)/python -m pytest tests/conformance -m slow $(ARGS)
+	$(BIN)/python -m tests.conformance.table
 
 chaos: install  ## kill, hang or break parts of a run, for minutes
 	$(BIN)/python -m pytest -m chaos $(ARGS)
