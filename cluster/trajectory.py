@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Trajectory:
     """A whole conversation. Every per-token list has the same length T; `check` verifies it.
 
     token_ids [T]; mask [T], true on tokens the policy sampled; behavior_logprobs [T], 0 if the mask is false.
+    `sequence_starts` are the starts of the sequences after the first. A token depends on those of its sequence only.
+    There is one sequence or, if the history is rendered anew for each turn, one for each turn with its prompt.
 
     Two turns: prompt 5 6, response 7 8, the environment's answer 9, response 10 (sampled with newer weights):
 
@@ -71,6 +74,7 @@ class Trajectory:
     reward_parts: Mapping[str, float] = field(default_factory=dict)
     scorer_version: str = ""
     step: int | None = None
+    sequence_starts: list[int] = field(default_factory=list)
 
     @property
     def num_response_tokens(self) -> int:
@@ -81,6 +85,16 @@ class Trajectory:
         """The scorer's reward plus the environment's turn rewards; an unscored trajectory counts as 0."""
         return (self.reward or 0.0) + sum(turn.reward or 0.0 for turn in self.turns)
 
+    @property
+    def sequence_lengths(self) -> list[int]:
+        """Number of tokens of each sequence."""
+        return [end - start for start, end in pairwise([0, *self.sequence_starts, len(self.token_ids)])]
+
+    def tokens_before(self, place: int) -> list[int]:
+        """Return the tokens of the same sequence before this place."""
+        start = max((start for start in self.sequence_starts if start <= place), default=0)
+        return self.token_ids[start:place]
+
     def check(self) -> Trajectory:
         """Return self. Raises TrajectoryRefused if lengths disagree or segments or turns do not cover the mask."""
         length = len(self.token_ids)
@@ -90,6 +104,8 @@ class Trajectory:
                 f"per-token lengths disagree: {length} token_ids, {len(self.mask)} mask, "
                 f"{len(self.behavior_logprobs)} behavior_logprobs",
             )
+        if self.sequence_starts and min(self.sequence_lengths) <= 0:
+            raise TrajectoryRefused(self.uid, f"sequence_starts {self.sequence_starts} do not divide {length} tokens")
         for name, spans in (("segments", self.segments), ("turns", self.turns)):
             covered = [False] * length
             for span in spans:
@@ -186,6 +202,7 @@ SCHEMA = pa.schema(
         ("admission_index", pa.int64()),
         ("finish_reason", pa.string()),
         ("step", pa.int64()),
+        ("sequence_starts", pa.list_(pa.int32())),
     ],
     metadata={b"antiphon_schema": SCHEMA_VERSION},
 )
@@ -234,6 +251,8 @@ def read_trajectories(path: Path) -> list[Trajectory]:
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         raise InputError(str(path), f"not a file of trajectories ({first_line(error)})") from error
+    if "sequence_starts" not in table.column_names:  # written before there were several sequences
+        table = table.append_column(SCHEMA.field("sequence_starts"), pa.array([[]] * len(table), pa.list_(pa.int32())))
     if not table.schema.equals(SCHEMA) or (table.schema.metadata or {}) != SCHEMA.metadata:
         raise InputError(str(path), "not a file of trajectories (its columns are others)")
     return from_table(table)

@@ -176,6 +176,7 @@ async def scored_group(
             reward_parts=scored.parts,
             scorer_version=scored.scorer_version,
             step=step,
+            sequence_starts=conversation.sequence_starts,
         ).check()
         for index, (conversation, scored) in enumerate(zip(conversations, scores, strict=True))
     ]

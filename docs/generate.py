@@ -35,6 +35,7 @@ TRAJECTORY = {
     "admission_index": "place in training, from 0",
     "finish_reason": "`stop`, or `length` if it was cut off",
     "step": "the step that trained it",
+    "sequence_starts": "starts of sequences after the first: one a turn if `environment.history` is `as_rendered`",
 }
 
 

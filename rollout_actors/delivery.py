@@ -130,6 +130,7 @@ class Deliveries:
             reward=score.reward,
             reward_parts={**conversation.parts, **score.parts},
             scorer_version=score.scorer_version,
+            sequence_starts=conversation.sequence_starts,
         )
 
     async def cancel(self) -> None:

@@ -65,6 +65,7 @@ SCHEMA = pa.schema(
         _column("reward_parts", pa.map_(pa.string(), pa.float64()), "SCORE: its parts"),
         _column("scorer_version", pa.string(), "SCORE: version of the scorer"),
         _column("turns", pa.list_(TURN), "SCORE: the responses in the conversation, with their own rewards"),
+        _column("sequence_starts", pa.list_(pa.int32()), "SCORE: where its sequences after the first start"),
         _column("finish_reason", pa.string(), "SCORE, TOKENS of a last segment: stop or length"),
         _column("reason", pa.string(), "VOID: why"),
         _column("step", pa.int64(), "TRAIN: the step"),
@@ -133,6 +134,7 @@ def finished(trajectory: Trajectory) -> Iterator[Record]:
         "reward_parts": list(trajectory.reward_parts.items()),
         "scorer_version": trajectory.scorer_version,
         "turns": [{name: getattr(turn, name) for name in Turn.__slots__} for turn in trajectory.turns],
+        "sequence_starts": trajectory.sequence_starts,
         "finish_reason": trajectory.finish_reason,
     }
 
@@ -224,6 +226,7 @@ def to_trajectory(tokens: Sequence[Record], score: Record, *, step: int | None =
         reward_parts=dict(score["reward_parts"]),
         scorer_version=score["scorer_version"],
         step=step,
+        sequence_starts=score["sequence_starts"] or [],
     ).check()
 
 

@@ -194,9 +194,9 @@ async def _kl_nats(
     session: Session, conversations: Sequence[Conversation], policy: Path, reference: Path
 ) -> list[float]:
     """Return the log-probability ratio of policy and reference, summed over the sampled tokens, in nats."""
-    token_ids = [conversation.token_ids for conversation in conversations]
+    sequences = [sequence for conversation in conversations for sequence in conversation.sequences]
     policy_logprobs, reference_logprobs = [
-        _sampled(await session.logprobs(token_ids, folder), conversations) for folder in (policy, reference)
+        _sampled(await session.logprobs(sequences, folder), conversations) for folder in (policy, reference)
     ]
     return [sum(p) - sum(r) for p, r in zip(policy_logprobs, reference_logprobs, strict=True)]
 
@@ -272,8 +272,9 @@ def measure(
 
 
 def _sampled(logprobs: Sequence[Sequence[float]], conversations: Sequence[Conversation]) -> list[list[float]]:
-    """Keep the log-probabilities of sampled tokens; the given ones start at the second token."""
-    return [
-        [value for value, is_sampled in zip(values, conversation.mask[1:], strict=True) if is_sampled]
-        for values, conversation in zip(logprobs, conversations, strict=True)
-    ]
+    """Keep those of each conversation's sampled tokens; the values of a sequence start at its second token."""
+    found, by_sequence = list[list[float]](), iter(logprobs)
+    for conversation in conversations:
+        values = [value for _ in conversation.sequences for value in (0.0, *next(by_sequence))]
+        found.append([value for value, is_sampled in zip(values, conversation.mask, strict=True) if is_sampled])
+    return found

@@ -101,4 +101,5 @@ def _record(index: int, version: int, conversation: Conversation, reward: float)
         admission_index=0,
         finish_reason="stop",
         reward=reward,
+        sequence_starts=conversation.sequence_starts,
     )

@@ -293,6 +293,10 @@ class Reference:
         with torch.no_grad(), adapters_off(self._model):
             return self._model(token_ids, mask, lengths, logprobs_only=True).logprobs
 
+    def outputs(self, token_ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor]:
+        """Return `logprobs` as the only output."""
+        return (self.logprobs(token_ids, mask, lengths),)
+
 
 def checkpoint_activations(model: Any) -> None:
     """Enable activation checkpointing.

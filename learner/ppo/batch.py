@@ -24,6 +24,8 @@ class Batch:
     uids: tuple[str, ...]
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    """The lengths of each row's sequences, which are computed separately; most rows have one."""
     token_ids: Tensor
     """[B, T] int64; 0 after the end."""
     mask: Tensor
@@ -75,7 +77,8 @@ def make_batch(
     costs = np.array([0.0 if cost is None else _cost(trajectory, cost) for trajectory in trajectories], np.float32)
     arrays = (token_ids, mask, behavior_logprobs, versions, scores, groups, ends, turn_rewards, costs)
     uids, tasks = (tuple(getattr(t, name) for t in trajectories) for name in ("uid", "task"))
-    return Batch(uids, tasks, lengths, *(torch.from_numpy(a).to(device) for a in arrays))
+    sequences = tuple(tuple(trajectory.sequence_lengths) for trajectory in trajectories)
+    return Batch(uids, tasks, lengths, sequences, *(torch.from_numpy(a).to(device) for a in arrays))
 
 
 def _check(trajectory: Trajectory) -> None:
@@ -90,8 +93,8 @@ def _check(trajectory: Trajectory) -> None:
         raise LearnerError(where, "a behavior logprob is not finite", uids=uids)
     if not any(trajectory.mask):
         raise LearnerError(where, "it has no sampled token to learn from", uids=uids)
-    if trajectory.mask[0]:
-        raise LearnerError(where, "its first token is sampled, but nothing stands before it", uids=uids)
+    if any(trajectory.mask[start] for start in (0, *trajectory.sequence_starts)):
+        raise LearnerError(where, "a first token is sampled, but nothing stands before it", uids=uids)
 
 
 def _cost(trajectory: Trajectory, name: str) -> float:

@@ -32,7 +32,7 @@ def split(groups: Groups, num_ranks: int) -> list[Share]:
     if len(groups) < num_ranks:
         raise LearnerError("learner.num_learners", f"{len(groups)} groups are too few for {num_ranks} learners")
     ends = [0, *accumulate(map(len, groups))]
-    costs = [sum(cost(len(trajectory.token_ids)) for trajectory in group) for group in groups]
+    costs = [sum(cost(length) for trajectory in group for length in trajectory.sequence_lengths) for group in groups]
     shares = []
     for numbers in balanced(costs, num_ranks):
         places = [place for number in numbers for place in range(ends[number], ends[number + 1])]

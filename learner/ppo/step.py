@@ -27,6 +27,7 @@ from learner.ppo.batch import Batch, make_batch, minibatch_order
 from learner.ppo.experience import AdvantageComputer, Evaluation, Experience, trained_rows
 from learner.ppo.experience_metrics import log_experience
 from learner.ppo.schedule import Lengths, Phase, length_at, phase_at, scheduled
+from learner.ppo.sequences import by_sequence
 from learner.ppo.shares import Share
 
 MAX_NAMED = 8
@@ -123,20 +124,23 @@ class PPOStep:
         """Compute log-probabilities [B, T] with the current weights, 0 where the mask is false."""
         found = torch.zeros(batch.mask.shape, dtype=self._model.numbers, device=self._device)
         for rows in self._pieces(batch.lengths):
-            lengths, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
-            outputs = self._model(token_ids, mask, lengths, logprobs_only=True)
+            sequences, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
+            logprobs, *_ = by_sequence(self._logprobs_only, token_ids, mask, sequences)
             if rows:
-                found[rows, : mask.shape[1]] = outputs.logprobs
+                found[rows, : mask.shape[1]] = logprobs
         return found
+
+    def _logprobs_only(self, token_ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor]:
+        return (self._model(token_ids, mask, lengths, logprobs_only=True).logprobs,)
 
     def reference_kl(self, batch: Batch) -> list[float]:
         """Compute k1 from the behaviour policy to the reference, summed over each row, in nats."""
         sums = [0.0] * len(batch.uids)
         for rows in self._pieces(batch.lengths):
-            lengths, (token_ids, mask, behavior) = _piece(
+            sequences, (token_ids, mask, behavior) = _piece(
                 batch, rows, batch.token_ids, batch.mask, batch.behavior_logprobs
             )
-            reference = self._reference.logprobs(token_ids, mask, lengths)
+            (reference,) = by_sequence(self._reference.outputs, token_ids, mask, sequences)
             for row, kl in zip(rows, (behavior - reference).sum(1).tolist(), strict=False):
                 sums[row] = kl
         return sums
@@ -171,10 +175,10 @@ class PPOStep:
         outputs: Outputs | None = None
         keep_graph = keep_graph and len(pieces) == 1
         for rows in pieces:
-            lengths, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
+            sequences, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
             with torch.set_grad_enabled(keep_graph):
-                outputs = self._model(token_ids, mask, lengths)
-            reference_logprobs = self._reference.logprobs(token_ids, mask, lengths)
+                outputs = Outputs(*by_sequence(self._model, token_ids, mask, sequences))
+            (reference_logprobs,) = by_sequence(self._reference.outputs, token_ids, mask, sequences)
             if rows:
                 index, width = on_device(rows, self._device), mask.shape[1]
                 proximal[index, :width] = outputs.logprobs.detach()
@@ -263,8 +267,9 @@ class PPOStep:
         Returns the sum of their tokens' KL from the step's start, and the uids whose loss is not finite.
         """
         config, batch = self._config, experience.batch
-        lengths, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
-        outputs, self._graph = self._graph or self._model(token_ids, mask, lengths), None
+        sequences, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
+        outputs = self._graph or Outputs(*by_sequence(self._model, token_ids, mask, sequences))
+        self._graph = None
         places = places_of(mask)
         per_token = self._value_loss(outputs, experience, rows, places, metrics)
         if step > config.critic_warmup_steps:
@@ -331,19 +336,19 @@ class PPOStep:
         return norm
 
 
-def _piece(batch: Batch, rows: list[int], *tensors: Tensor) -> tuple[list[int], list[Tensor]]:
-    """Return the lengths of these rows, and their part of the tensors [B, T], cut to the longest.
+def _piece(batch: Batch, rows: list[int], *tensors: Tensor) -> tuple[list[tuple[int, ...]], list[Tensor]]:
+    """Return the lengths of these rows' sequences, and their part of the tensors [B, T], cut to the longest row.
 
     Without rows, returns one row of two zero tokens: ranks that call the model together need an input.
     """
     if not rows:
-        return [2], [torch.zeros_like(tensor[:1, :2]) for tensor in tensors]
-    lengths = [batch.lengths[row] for row in rows]
-    width = max(lengths)
+        return [(2,)], [torch.zeros_like(tensor[:1, :2]) for tensor in tensors]
+    sequences = [batch.sequences[row] for row in rows]
+    width = max(batch.lengths[row] for row in rows)
     if rows == list(range(len(batch.lengths))):
-        return lengths, [tensor[:, :width] for tensor in tensors]
+        return sequences, [tensor[:, :width] for tensor in tensors]
     index = on_device(rows, tensors[0].device)
-    return lengths, [tensor[index, :width] for tensor in tensors]
+    return sequences, [tensor[index, :width] for tensor in tensors]
 
 
 def _refuse_future(batch: Batch, step: int) -> None:

@@ -36,6 +36,8 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
     """All messages of the conversation; empty for a single turn."""
     parts: Mapping[str, float] = field(default_factory=dict)
+    sequence_starts: list[int] = field(default_factory=list)
+    """Starts of the sequences after the first: one a turn if the history is rendered anew."""
 
     @property
     def mask(self) -> list[bool]:
@@ -53,13 +55,21 @@ class Conversation:
 
     @property
     def completion_ids(self) -> list[int]:
-        """Token ids after the prompt: the policy's and the environment's."""
+        """Token ids after the prompt, or those of all turns if the history is rendered anew."""
+        if self.sequence_starts:
+            return [token for token, is_sampled in zip(self.token_ids, self.mask, strict=True) if is_sampled]
         return self.token_ids[self.turns[0].start :]
 
     @property
     def last_context(self) -> list[int]:
         """Token ids before the policy's last turn."""
         return self.token_ids[: self.turns[-1].start]
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Token ids of each sequence; most conversations are one."""
+        ends = [*self.sequence_starts, len(self.token_ids)]
+        return [self.token_ids[start:end] for start, end in zip([0, *self.sequence_starts], ends, strict=True)]
 
     @property
     def turn_rewards(self) -> float:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cluster.errors import TrajectoryRefused
@@ -56,11 +57,29 @@ def test_step_file_is_read_back_and_leaves_no_partial_file(tmp_path: Path) -> No
         ({"segments": [Segment(1, 1, 2, 11, "a")]}, "segments do not cover"),
         ({"segments": [Segment(1, 1, 9, 11, "a")]}, "segments reach outside"),
         ({"turns": []}, "turns do not cover"),
+        ({"sequence_starts": [3, 3]}, "sequence_starts .* do not divide 6 tokens"),
+        ({"sequence_starts": [6]}, "sequence_starts .* do not divide 6 tokens"),
     ],
 )
 def test_a_record_that_contradicts_itself_is_refused_by_uid(change: dict, what: str) -> None:
     with pytest.raises(TrajectoryRefused, match=f"7-3-0: {what}"):
         replace(TWO_TURNS, **change).check()
+
+
+def test_a_token_depends_on_its_own_sequence_only(tmp_path: Path) -> None:
+    several = replace(TWO_TURNS, sequence_starts=[3]).check()
+    assert several.sequence_lengths == [3, 3]
+    assert [several.tokens_before(place) for place in (2, 3, 5)] == [[5, 6], [], [8, 9]]
+    assert TWO_TURNS.tokens_before(5) == [5, 6, 7, 8, 9]
+    write_trajectories(tmp_path / "step.arrow", [several])
+    assert read_trajectories(tmp_path / "step.arrow") == [several]
+
+
+def test_a_file_from_before_there_were_sequences_is_read(tmp_path: Path) -> None:
+    table = to_table([TWO_TURNS]).drop_columns(["sequence_starts"])
+    with pa.ipc.new_file(tmp_path / "old.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert read_trajectories(tmp_path / "old.arrow") == [TWO_TURNS]
 
 
 def test_a_segment_seed_is_the_first_63_bits_of_blake2b() -> None:

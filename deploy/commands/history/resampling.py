@@ -72,7 +72,7 @@ class TokenReplay:
             for trajectory in (trajectory for group in self._history.groups(step) for trajectory in group):
                 for number, segment in enumerate(trajectory.segments):
                     if segment.policy_version == version and segment.length:
-                        prefix = trajectory.token_ids[: segment.start]
+                        prefix = trajectory.tokens_before(segment.start)
                         token_ids = trajectory.token_ids[segment.start : segment.start + segment.length]
                         request = SamplingRequest(
                             trajectory.uid, prefix, segment.length, segment.seed, self._temperature

@@ -102,7 +102,7 @@ def spans_of(trajectory: Trajectory, values: TokenValues, decode: Decode) -> lis
 
 
 def _token(trajectory: Trajectory, position: int, values: TokenValues, decode: Decode) -> Token:
-    ids = trajectory.token_ids[max(0, position - CONTEXT_TOKENS) : position + 1]
+    ids = [*trajectory.tokens_before(position)[-CONTEXT_TOKENS:], trajectory.token_ids[position]]
     context, whole = decode(ids[:-1]) if ids[:-1] else "", decode(ids)
     text = whole.removeprefix(context) if whole.startswith(context) else decode(ids[-1:])
     before, after = values.before[position], values.after[position]

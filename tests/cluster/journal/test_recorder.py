@@ -95,6 +95,8 @@ def test_a_trajectory_comes_back_from_its_records_as_it_was() -> None:
     whole = replace(trajectory(5, actor="rollout-0+2"), step=9)
     *tokens, score = events.finished(whole)
     assert events.to_trajectory(tokens, score, step=9) == whole
+    *tokens, score = events.finished(replace(whole, step=None, sequence_starts=[4]))
+    assert events.to_trajectory(tokens, score, step=9) == replace(whole, sequence_starts=[4])
 
 
 def test_segments_that_are_not_in_order_are_refused() -> None:
