@@ -27,6 +27,7 @@ from rollout_actors.engine.protocol import UNLOADED_VERSION, GenerationEngine, S
 from rollout_actors.engine.response import ResponseRequest, SampledResponse
 from rollout_actors.engine.thread import EngineThread
 from rollout_actors.groups import FLOOR_TIMEOUT_S, GroupSampling, cancelled
+from rollout_actors.parser_choice import choose_parsers
 from rollout_actors.partials import PartialsSender
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.reward_client import RewardClient
@@ -110,7 +111,13 @@ class RolloutActor:
         )
         limit = self._config.max_response_tokens
         self._conversations = {
-            task: Conversations(environment, self._tokenizer, self._engine, max_response_tokens=limit)
+            task: Conversations(
+                environment,
+                self._tokenizer,
+                self._engine,
+                choose_parsers(Path(self._model_path), environment),
+                max_response_tokens=limit,
+            )
             for task, environment in self._environments.items()
             if environment.path is not None
         }

@@ -45,6 +45,17 @@ class EnvironmentConfig(Section):
     and `step(response)`, in texts or messages. Or the name of an adapter: `gymnasium`, `openenv` or `verifiers`."""
     settings: dict[str, Any] = setting({}, may_change="recorded", reevaluates=True)
     """Keyword arguments for the environment's constructor."""
+    history: Literal["as_sampled", "as_rendered"] = setting("as_sampled", may_change="never")
+    """What the policy sees of earlier turns. `as_sampled` keeps the sampled tokens: a conversation is one sequence.
+    `as_rendered` has the chat template write all messages anew before every turn, as inference servers do (templates of
+    reasoning models leave out earlier thoughts): every turn is a sequence of its own, trained with the rewards of its
+    conversation."""
+    tool_parser: str | None = setting(None, may_change="recorded", reevaluates=True)
+    """vLLM's parser of tool calls, such as `hermes`, `llama3_json`, `mistral` or `openai` (gpt-oss). By default, the
+    one that fits the chat template. With `none`, no function is called and the environment gets every response."""
+    reasoning_parser: str | None = setting(None, may_change="recorded", reevaluates=True)
+    """vLLM's parser of thoughts, such as `deepseek_r1`, in which tool calls are not executed. By default, the one that
+    fits the chat template; with `none`, thoughts are those between `<think>` and `</think>`."""
     max_turns: int = setting(8, may_change="recorded", reevaluates=True, ge=1)
     """Maximum responses of the policy in a conversation."""
     max_tokens: int = setting(1024, may_change="recorded", reevaluates=True, ge=2)

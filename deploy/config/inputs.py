@@ -26,7 +26,8 @@ from deploy.config.schema import RunConfig
 from reward_service.config.composite import CompositeConfig
 from reward_service.config.scorers import ScorerConfig
 from reward_service.scorers.registry import check_files
-from rollout_actors.config import max_sequence_tokens
+from rollout_actors.config import EnvironmentConfig, max_sequence_tokens
+from rollout_actors.parser_choice import choose_parsers, require_known
 
 RESIZING = (
     "resize its embeddings to the tokenizer and save both (model.resize_token_embeddings(len(tokenizer)); "
@@ -49,12 +50,26 @@ def check_inputs(config: RunConfig) -> list[str]:
         lines.append(f"{name:<12} {path} ({_check_data(local_data(path), kind, config)})")
     for key, dotted_path in dotted_paths(config).items():
         lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({locate(dotted_path, key)})")
+    for key, task in config.by_task().items():
+        lines += _parsers(config, f"{key}." if key else "", task.environment)
     check_files(config.reward_service.scorers, None)
     lines += [f"scorers.{name} {_described(scorer)}" for name, scorer in config.reward_service.scorers.items()]
     constraint = config.learner.constraint
     if constraint.cost is not None:
         lines.append(f"constraint   mean of {constraint.cost} at most {constraint.max_mean:g}")
     return lines
+
+
+def _parsers(config: RunConfig, prefix: str, environment: EnvironmentConfig) -> list[str]:
+    """Return a line on how the responses to an environment are read. Raises InputError if a parser is unknown."""
+    if environment.path is None:
+        return []
+    require_known("tool", environment.tool_parser)
+    require_known("reasoning", environment.reasoning_parser)
+    if config.model.path is None:
+        return []
+    chosen = choose_parsers(local_model(config.model.path, weights=False), environment)
+    return [f"{prefix}environment  calls in the form {chosen.tool}, thoughts in the form {chosen.reasoning}"]
 
 
 def _data_sets(config: RunConfig) -> list[tuple[str, Path, Kind]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from cluster.errors import EnvironmentFault, InputError
 from cluster.files import replacing_folder
 from cluster.scoring import ScoreRequest, with_trainer_state
 from deploy.config.functions import scorer_paths
-from deploy.run.artifacts import data_folder, data_path
+from deploy.run.artifacts import data_folder, data_path, policy_path
 from deploy.run.chat_model import prepare_chat_model
 from deploy.runtime.session import Session
 from reward_service.scorers.trial import Trial
 from reward_service.scorers.trial import try_functions as try_scorers
+from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environments.pool import try_out
+from rollout_actors.parser_choice import choose_parsers
 from rollout_actors.prompts import read_rows, scorer_columns
 
 
@@ -66,9 +68,10 @@ async def _try_environment(session: Session, task: str) -> Trial | None:
     columns = scorer_columns(row)
     if environment.path is not None:
         try:
-            await try_out(environment, columns)
+            tools = await try_out(environment, columns)
         except EnvironmentFault as fault:
             raise InputError(fault.where, fault.what) from fault
+        _note_parsers(session, environment, tools)
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
         columns |= {"conversation": messages, "messages": messages[:1]}
     elif row and not isinstance(row["prompt"], str):
@@ -77,6 +80,16 @@ async def _try_environment(session: Session, task: str) -> Trial | None:
     request = ScoreRequest("trial", prompt, "", columns)
     num_steps = config.learner.num_steps
     return Trial(scorers, with_trainer_state(request, global_step=0, max_steps=num_steps)) if scorers else None
+
+
+def _note_parsers(session: Session, environment: EnvironmentConfig, tools: Sequence[str]) -> None:
+    """Print which parsers read the policy's calls, if the environment offers functions."""
+    if tools:
+        chosen = choose_parsers(policy_path(session.config, session.run.path), environment)
+        session.view.note(
+            f"functions of the environment: {', '.join(tools)}; calls are read in the form {chosen.tool} "
+            f"(environment.tool_parser), thoughts in the form {chosen.reasoning} (environment.reasoning_parser)"
+        )
 
 
 def _first_prompt(session: Session, task: str) -> tuple[str, dict[str, Any]]:

@@ -19,8 +19,13 @@ from rollout_actors.engine.response import SampledResponse, shifted
 from rollout_actors.environments.host import Host
 from rollout_actors.environments.protocol import Step
 from rollout_actors.prompts import PromptTokenizer
+from rollout_actors.tool_calls import ResponseParser
 
 CHANGED_ANSWER = "gave another answer than before to the same responses: take all randomness from the seed"
+
+
+ParserFor = Callable[[Sequence[Mapping[str, Any]]], Awaitable[ResponseParser | None]]
+"""Returns the parser of responses for functions with these schemas, or None if it is not needed."""
 
 
 class Samples(Protocol):
@@ -38,12 +43,20 @@ class Dialogue:
     """
 
     def __init__(
-        self, host: Host, tokenizer: PromptTokenizer, config: EnvironmentConfig, *, max_response_tokens: int
+        self,
+        host: Host,
+        tokenizer: PromptTokenizer,
+        config: EnvironmentConfig,
+        *,
+        max_response_tokens: int,
+        parser_for: ParserFor | None = None,
     ) -> None:
+        """`parser_for` returns the parser of responses; without it, the environment reads calls in JSON."""
         self._host = host
         self._tokenizer = tokenizer
         self._config = config
         self._max_response_tokens = max_response_tokens
+        self._parser_for = parser_for
 
     async def run(
         self,
@@ -61,18 +74,23 @@ class Dialogue:
         in `begun`. Calls `on_progress` with the turns so far after each new turn.
         """
         start = await self._host.reset(seed, columns)
-        transcript = Transcript(self._tokenizer, start, await self._host.tools())
+        tools = await self._host.tools()
+        parser = await self._parser_for(tools) if self._parser_for is not None else None
+        is_anew = self._config.history == "as_rendered"
+        transcript = Transcript(self._tokenizer, start, tools, parser=parser, renders_anew=is_anew)
         state, replayed = DialogueState(uid, transcript), turns_of(begun)
         while True:
             if replayed:
                 prefix, response = replayed.pop(0)
-                if prefix != state.unanswered():
+                own = state.unanswered()
+                if prefix != own and not transcript.take_kept(prefix, instead_of=own):
                     raise EnvironmentFault(self._config.path or "environment", CHANGED_ANSWER)
             else:
                 response = await sample(
-                    list(transcript.token_ids), max_tokens=self._room(transcript), first_segment=len(state.segments)
+                    list(transcript.sequence), max_tokens=self._room(transcript), first_segment=len(state.segments)
                 )
-            step = await self._host.step(state.respond(response))
+            text = state.respond(response)
+            step = await self._host.step(text, transcript.calls if tools else None)
             state.add_step(step)
             if on_progress is not None and not replayed:
                 on_progress(state)
@@ -88,7 +106,7 @@ class Dialogue:
 
     def _room(self, transcript: Transcript) -> int:
         """Return how many tokens the next response may have."""
-        return min(self._max_response_tokens, self._config.max_tokens - len(transcript.token_ids))
+        return min(self._max_response_tokens, self._config.max_tokens - len(transcript.sequence))
 
 
 class ProgressSaver:
@@ -191,6 +209,7 @@ class DialogueState:
             next(m["content"] for m in reversed(transcript.messages) if m["role"] == "assistant"),
             transcript.messages,
             self._parts,
+            [start for start in transcript.sequence_starts if start < len(token_ids)],
         )
 
 

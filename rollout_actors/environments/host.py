@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from cluster.errors import EnvironmentFault
 from cluster.user_code import place_of
 from rollout_actors.environments.protocol import Observation, Step, checked_start, checked_step, fault_of
 from rollout_actors.environments.tools import Tools
+from rollout_actors.tool_calls import ToolCall
 
 NUM_THREADS = 4
 Call = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
@@ -35,8 +36,11 @@ class Host(Protocol):
     async def reset(self, seed: int, columns: Mapping[str, Any]) -> Observation:
         """Start a conversation and return the first observation."""
 
-    async def step(self, response: str) -> Step:
-        """Return the environment's answer to a response."""
+    async def step(self, response: str, calls: Sequence[ToolCall] | None = None) -> Step:
+        """Return the environment's answer to a response, or the results of its calls.
+
+        Without `calls`, those in JSON are read in the response.
+        """
 
     async def close(self) -> None:
         """Close the environment."""
@@ -116,9 +120,9 @@ class InProcessHost:
         method = self._environment.reset
         return checked_start(method, await self._run(method, seed=seed, **columns))
 
-    async def step(self, response: str) -> Step:
+    async def step(self, response: str, calls: Sequence[ToolCall] | None = None) -> Step:
         """Return the results of the response's tool calls, or the environment's answer without any."""
-        calls = self._tools.calls(response)
+        calls = self._tools.calls(response) if calls is None else calls
         if calls:
             return await self._tools.results(calls, self._call_function)
         method = self._environment.step

@@ -61,8 +61,8 @@ class EnvironmentPool:
         self._threads.close()
 
 
-async def try_out(config: EnvironmentConfig, columns: Mapping[str, Any]) -> None:
-    """Start a conversation, send an empty response, start again.
+async def try_out(config: EnvironmentConfig, columns: Mapping[str, Any]) -> list[str]:
+    """Start a conversation, send an empty response, start again; returns the names of the functions that it offers.
 
     Raises EnvironmentFault if that fails or differs.
     """
@@ -75,5 +75,6 @@ async def try_out(config: EnvironmentConfig, columns: Mapping[str, Any]) -> None
             if await host.reset(0, columns) != start:
                 what = "reset(seed=0) returned something else the second time: take all randomness from the seed"
                 raise EnvironmentFault(config.path, what)
+            return [schema["function"]["name"] for schema in await host.tools()]
     finally:
         await environments.close()

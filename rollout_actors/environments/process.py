@@ -12,12 +12,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.errors import AntiphonError, EnvironmentFault
 from rollout_actors.environments.host import InProcessHost, Threads
 from rollout_actors.environments.protocol import PATH_KEY, Observation, Step, make_environment
+from rollout_actors.tool_calls import ToolCall
 
 MAX_LINE_BYTES = 2**26
 START_TIMEOUT_S = 120.0
@@ -41,9 +42,9 @@ class SubprocessHost:
         start: Observation = await self._ask({"method": "reset", "seed": seed, "columns": dict(columns)})
         return start
 
-    async def step(self, response: str) -> Step:
-        """Return the environment's answer to a response."""
-        return Step(*await self._ask({"method": "step", "response": response}))
+    async def step(self, response: str, calls: Sequence[ToolCall] | None = None) -> Step:
+        """Return the environment's answer to a response, or the results of its calls."""
+        return Step(*await self._ask({"method": "step", "response": response, "calls": calls}))
 
     async def _ask(self, request: Mapping[str, Any]) -> Any:
         try:
@@ -144,7 +145,8 @@ async def _answer(host: InProcessHost, request: Mapping[str, Any]) -> Any:
         case "reset":
             return await host.reset(request["seed"], request["columns"])
         case _:
-            return await host.step(request["response"])
+            calls = request["calls"]
+            return await host.step(request["response"], None if calls is None else [ToolCall(*call) for call in calls])
 
 
 if __name__ == "__main__":

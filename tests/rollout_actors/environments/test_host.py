@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,8 @@ from rollout_actors.environments.host import Host, InProcessHost, Threads
 from rollout_actors.environments.pool import EnvironmentPool
 from rollout_actors.environments.process import SubprocessHost
 from rollout_actors.environments.protocol import Step, make_environment
+from rollout_actors.environments.tools import Tools
+from rollout_actors.tool_calls import ToolCall
 from tests.support import environments
 
 HERE = "tests.support.environments"
@@ -214,8 +216,17 @@ async def test_a_tool_call_gets_its_result_without_a_step(own_process: bool) -> 
     async with host("Adder", own_process=own_process) as hosted:
         await hosted.reset(0, {})
         step = await hosted.step("so " + call("add", first=2, second=3) + call("add", first=1, second=1))
-        assert step == Step([{"role": "tool", "content": "5"}, {"role": "tool", "content": "2"}], 0.0, False, False, {})
-        assert (await hosted.step("plain")).info == {"answers": 1.0}
+        results = [
+            {"role": "tool", "name": "add", "tool_call_id": f"call0000{number}", "content": content}
+            for number, content in enumerate("52")
+        ]
+        assert step == Step(results, 0.0, False, False, {})
+        assert (await hosted.step("given", [ToolCall("add", {"first": 1, "second": 0})])).observation == [
+            {"role": "tool", "name": "add", "tool_call_id": "call00000", "content": "1"}
+        ]
+        assert (await hosted.step(call("add", first=2, second=3), [])).info == {"answers": 1.0}, "no call was read"
+        thinking = "<think>" + call("explode") + "</think>"
+        assert (await hosted.step(thinking)).info == {"answers": 2.0}
         assert [schema["function"]["name"] for schema in await hosted.tools()] == ["add", "fail", "explode"]
 
 
@@ -237,6 +248,23 @@ async def test_other_forms_and_malformed_calls_become_observations(response: str
         (message,) = list((await hosted.step(response)).observation)
         assert isinstance(message, dict)
         assert message["content"].startswith(expected)
+
+
+def look(word: str) -> dict[str, str]:
+    """Look up a word.
+
+    Args:
+        word: the word
+    """
+    return {word: "naïve 你好"}
+
+
+async def test_results_of_functions_keep_their_characters() -> None:
+    async def run(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        return function(**arguments)
+
+    step = await Tools([look]).results([ToolCall("look", {"word": "é"})], run)
+    assert [message["content"] for message in step.observation if isinstance(message, dict)] == ['{"é": "naïve 你好"}']
 
 
 async def test_an_exception_in_a_tool_is_the_environments_fault() -> None:
