@@ -8,6 +8,7 @@ unless they are flagged: data sets write them so, and chat templates look for th
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -49,6 +50,12 @@ class RenderedPrompt(str):
         text = self[start:end]
         inside = ((max(first - start, 0), min(last - start, len(text))) for first, last in self.literals)
         return RenderedPrompt(text, [span for span in inside if span[0] < span[1]])
+
+    def marked(self, mark: str) -> str:
+        """Return the text with a mark behind each character of its literals."""
+        places = [0, *itertools.chain(*self.literals), len(self)]
+        pieces = [self[start:end] for start, end in itertools.pairwise(places)]
+        return "".join(_with_marks(piece, mark) if number % 2 else piece for number, piece in enumerate(pieces))
 
     def after(self, text: str) -> RenderedPrompt:
         """Return the text with `text` in front, with the literals of both."""
@@ -171,7 +178,8 @@ def _added(tokenizer: Any) -> list[tuple[str, bool]]:
 class SpelledTokens:
     """Marks the control tokens that messages and tools spell while a template renders them, to find them in its text.
 
-    In texts of the assistant its own words are not marked. With `allowed`, nothing is.
+    In texts of the assistant its own words are not marked, nor tokens that the policy sampled: only the literals of a
+    sampled text are. With `allowed`, nothing is.
     """
 
     def __init__(self, tokenizer: Any, values: Any, *, allowed: bool = False) -> None:
@@ -193,6 +201,8 @@ class SpelledTokens:
         return self._foreign if is_own else self._control
 
     def _marked(self, value: Any, spellings: Spellings) -> Any:
+        if isinstance(value, RenderedPrompt) and spellings is self._foreign:
+            return self._noted(value, value.marked(self._mark))
         if isinstance(value, str):
             return self._noted(value, spellings.marked(value, self._mark))
         if isinstance(value, Mapping):
