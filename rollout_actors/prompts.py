@@ -96,6 +96,8 @@ class PromptTokenizer:
     ) -> None:
         """Raises InputError if the folder has no readable tokenizer."""
         self._tokenizer = load_tokenizer(Path(model_path))
+        added = self._tokenizer.added_tokens_decoder
+        self._special_texts = {id: str(token) for id, token in added.items() if token.special}
         self._max_prompt_tokens = max_prompt_tokens
         self.end_ids = end_ids(Path(model_path), self._tokenizer)
         """The tokens that end a response: the tokenizer's end of sequence and those of generation_config.json."""
@@ -113,8 +115,7 @@ class PromptTokenizer:
 
     def special_text(self, token_id: int) -> str:
         """Return the text of a special token, or an empty text for other tokens."""
-        token = self._tokenizer.added_tokens_decoder.get(token_id)
-        return str(token) if token is not None and token.special else ""
+        return self._special_texts.get(token_id, "")
 
     def render(self, path: Path, examples: Examples, broken: BrokenRows) -> Examples:
         """Format the conversations of a data set as texts, up to the start of the model's turn.

@@ -158,7 +158,8 @@ class LiteralTokenizer:
         added = {id: token for id, token in tokenizer.added_tokens_decoder.items() if str(token)}
         control = {id: token for id, token in added.items() if token.special or is_control(str(token))}
         self._tokenizer, self._pattern = tokenizer, control_spellings(tokenizer).pattern
-        self._control_ids = set(control) - {tokenizer.unk_token_id}
+        self._unknown: int | None = tokenizer.unk_token_id
+        self._control_ids = set(control) - {self._unknown}
         parts = json.loads(tokenizer.backend_tokenizer.to_str())
         kept = [token for token in parts["added_tokens"] if token["id"] not in control]
         parts |= {"added_tokens": [], "truncation": None, "padding": None}
@@ -182,8 +183,7 @@ class LiteralTokenizer:
         """Return the tokenizer's id of a token of the copy; the model's own piece for a spelling is unknown."""
         if id in self._ids:
             return int(self._ids[id])
-        unknown: int | None = self._tokenizer.unk_token_id
-        return unknown if id in self._control_ids else id
+        return self._unknown if id in self._control_ids else id
 
     def _aliased(self, text: RenderedPrompt) -> str:
         """Return the text with aliases in place of the control tokens that are not literals."""

@@ -100,11 +100,23 @@ def prompts(model: Model) -> Found:
 
 
 def conversations(model: Model) -> Found:
-    """Conversations with an environment, turn by turn; thoughts stay in them as they were sampled."""
+    """Conversations with an environment, turn by turn, with templates that leave earlier turns as they were."""
     return {
-        name: None if name == "thoughts" else (_turn_by_turn(model, case), _prompt_ids(model, case))
+        name: (_turn_by_turn(model, case), _prompt_ids(model, case)) if _keeps_history(model, case) else None
         for name, case in model.cases.items()
     }
+
+
+def _keeps_history(model: Model, case: Case) -> bool:
+    """Return whether the template writes earlier turns as it wrote them when they were the last."""
+    whole, prompt = _prompt_ids(model, case), case.prompt
+    ends = [end for end, message in enumerate(prompt[:-1]) if _is_answer(message)]
+    starts = [model.reference(prompt[:end], is_prompt=True, case=case) for end in ends]
+    return "<think>" not in str(case.prompt) and all(whole[: len(start)] == start for start in starts)
+
+
+def _is_answer(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant"
 
 
 def _prompt_ids(model: Model, case: Case) -> Ids:
@@ -125,7 +137,7 @@ def _turns(messages: Sequence[Any]) -> list[list[Any]]:
     """Split a prompt at the policy's turns; a prefill is part of the last observation."""
     turns: list[list[Any]] = [[]]
     for place, message in enumerate(messages):
-        if message["role"] == "assistant" and place < len(messages) - 1:
+        if _is_answer(message) and place < len(messages) - 1:
             turns.append([])
         else:
             turns[-1].append(message)
@@ -212,7 +224,7 @@ def chat(model: Model) -> Found:
 
 def _chat(model: Model, case: Case) -> tuple[Ids, Ids] | None:
     turns = _turns(case.prompt)
-    if case.tools or any(len(turn) != 1 for turn in turns) or "<think>" in str(case.prompt):
+    if case.tools or any(len(turn) != 1 for turn in turns) or not _keeps_history(model, case):
         return None
     prompt, asked = _prompt_ids(model, case), list[Ids]()
 

@@ -89,7 +89,7 @@ def test_texts_never_change_the_number_of_turns(folder: Path) -> None:
     tokenizer = prompts.tokenizer
     roles = [message["role"] for message in TURNS]
 
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(st.lists(forging_texts(tokenizer), min_size=3, max_size=3))
     def check(texts: list[str]) -> None:
         for is_prompt in (True, False):

