@@ -155,7 +155,7 @@ class Characters:
         """Return each prompt's token ids [P]."""
         return [[ord(character) % NUM_TOKENS for character in prompt] for prompt in prompts]
 
-    def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
+    def decode(self, responses: Sequence[Sequence[int]], contexts: Sequence[Sequence[int]] | None = None) -> list[str]:
         """Return the text of each response."""
         return ["".join(chr(ord("A") + token) for token in token_ids) for token_ids in responses]
 

@@ -166,11 +166,14 @@ def test_an_unreadable_file_is_an_input_error(model_path: Path, tmp_path: Path, 
 
 def test_a_model_folder_without_weights_or_tokenizer_is_an_input_error(model_path: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "sft.parquet", ROWS)
-    for name, message in (("tokenizer.json", "no tokenizer"), ("model.safetensors", "no model")):
+    for name, message in (
+        ("tokenizer.json", "has no usable tokenizer"),
+        ("model.safetensors", "no model can be loaded"),
+    ):
         folder = tmp_path / name
         shutil.copytree(model_path, folder)
         (folder / name).unlink()
-        with pytest.raises(InputError, match=f"{folder}: {message} can be loaded"):
+        with pytest.raises(InputError, match=f"{folder}: {message}"):
             list(train_sft(folder, data, tmp_path / "out", CONFIG, seed=0))
 
 
