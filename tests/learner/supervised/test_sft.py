@@ -168,7 +168,7 @@ def test_a_model_folder_without_weights_or_tokenizer_is_an_input_error(model_pat
     data = written(tmp_path / "sft.parquet", ROWS)
     for name, message in (
         ("tokenizer.json", "has no usable tokenizer"),
-        ("model.safetensors", "no model can be loaded"),
+        ("model.safetensors", "no \\*.safetensors in the model folder"),
     ):
         folder = tmp_path / name
         shutil.copytree(model_path, folder)

@@ -17,6 +17,8 @@ from reward_service.scorers.scorer import SCORER_KINDS, close
 from tests.support.building import build_scorer
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize(
     ("scorer", "what"),
