@@ -16,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from cluster.errors import InputError
 from learner.config import LoraConfig as LoraSettings
@@ -31,7 +32,7 @@ def add_adapters(model: Any, settings: LoraSettings, *, seed: int) -> None:
     Everything else is frozen.
 
     An adapter's second matrix starts at 0, so that the output does not change. Raises InputError if no module has a
-    target name.
+    target name, or if one with such a name is not a linear layer.
     """
     targets: Any = list(settings.target_modules) or "all-linear"
     config = _peft_config(settings, targets)
@@ -41,9 +42,18 @@ def add_adapters(model: Any, settings: LoraSettings, *, seed: int) -> None:
             inject_adapter_in_model(config, model, adapter_name=ADAPTER)
         except ValueError as error:
             raise InputError("learner.lora.target_modules", str(error).splitlines()[0]) from error
+    _require_linear(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     model.eval()
+
+
+def _require_linear(model: nn.Module) -> None:
+    """Raise InputError naming an adapted module that is no linear layer: its weight could not be merged."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and not isinstance(base := module.get_base_layer(), nn.Linear | Conv1D):
+            what = f"{name} is a {type(base).__name__}: adapters are for linear layers only"
+            raise InputError("learner.lora.target_modules", what)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -65,11 +75,19 @@ def adapter_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
             yield f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}", whole(parameter.detach())
 
 
-def write_adapter(folder: Path, tensors: Mapping[str, Tensor], settings: LoraSettings, base: Path) -> None:
+def has_inputs_first(model: nn.Module) -> bool:
+    """Return whether adapted weights have the inputs first, as those of a Conv1D."""
+    return any(isinstance(m, LoraLayer) and isinstance(m.get_base_layer(), Conv1D) for m in model.modules())
+
+
+def write_adapter(
+    folder: Path, tensors: Mapping[str, Tensor], settings: LoraSettings, base: Path, *, inputs_first: bool = False
+) -> None:
     """Write the adapters as a folder that peft, and vLLM beside the base model, can load."""
     targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors})
     config = _peft_config(settings, targets)
     config.base_model_name_or_path, config.inference_mode = str(base), True
+    config.fan_in_fan_out = inputs_first
     config.save_pretrained(str(folder))
     save_file(dict(tensors), folder / "adapter_model.safetensors")
 
@@ -102,6 +120,10 @@ def merged(name: str, tensor: Tensor, model: nn.Module) -> tuple[str, Tensor] | 
 
 
 def delta(layer: Any) -> Tensor:
-    """Compute what a layer's adapter adds to its weight. Collective if sharded."""
+    """Compute what a layer's adapter adds to its weight. Collective if sharded.
+
+    The weight of a Conv1D (GPT-2) has the inputs first, that of a linear layer the outputs.
+    """
     down, up = (whole(getattr(layer, part)[ADAPTER].weight.detach()) for part in ("lora_A", "lora_B"))
-    return layer.scaling[ADAPTER] * (up @ down)
+    added: Tensor = layer.scaling[ADAPTER] * (up @ down)
+    return added.T if isinstance(layer.get_base_layer(), Conv1D) else added

@@ -21,7 +21,7 @@ from learner.config import LearnerConfig, critic_of
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import shard
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
-from learner.model.lora import adapter_tensors, write_adapter
+from learner.model.lora import adapter_tensors, has_inputs_first, write_adapter
 from learner.model.tensors import policy_tensors
 from learner.place import Place
 from learner.ppo.batch import make_batch
@@ -207,9 +207,9 @@ class PPORank:
             if first:
                 checkpoint.write_policy(folder, policy.config, gathered, self._settings.place.model_path)
             if adapter:
-                write_adapter(
-                    folder / ADAPTER_FOLDER, adapter, self._settings.config.lora, self._settings.place.model_path
-                )
+                lora, base = self._settings.config.lora, self._settings.place.model_path
+                inputs_first = has_inputs_first(policy)
+                write_adapter(folder / ADAPTER_FOLDER, adapter, lora, base, inputs_first=inputs_first)
 
     def _restore(self, path: Path) -> None:
         state = checkpoint.State(path)
