@@ -23,6 +23,7 @@ from rollout_actors.conversations.conversation import Conversation, environment_
 from rollout_actors.conversations.runner import Conversations
 from rollout_actors.delivery import Deliveries
 from rollout_actors.engine.loading import build_vllm, fetch_published, read_policy
+from rollout_actors.engine.options import sampling_options
 from rollout_actors.engine.protocol import UNLOADED_VERSION, GenerationEngine, SamplingRequest
 from rollout_actors.engine.response import ResponseRequest, SampledResponse
 from rollout_actors.engine.thread import EngineThread
@@ -108,7 +109,9 @@ class RolloutActor:
             self._model_path,
             max_prompt_tokens=self._config.max_prompt_tokens,
             keep_special_tokens=self._config.keep_special_tokens,
+            stop=self._config.stop,
         )
+        self._options = await asyncio.to_thread(sampling_options, self._config, self._tokenizer.tokenizer)
         limit = self._config.max_response_tokens
         self._conversations = {
             task: Conversations(
@@ -117,6 +120,7 @@ class RolloutActor:
                 self._engine,
                 choose_parsers(Path(self._model_path), environment),
                 max_response_tokens=limit,
+                options=self._options,
             )
             for task, environment in self._environments.items()
             if environment.path is not None
@@ -212,6 +216,7 @@ class RolloutActor:
             queue=queue,
             partials=partials,
             deliveries=deliveries,
+            options=self._options,
         )
         active: set[asyncio.Future[Any]] = set()
         stopping = asyncio.ensure_future(self._stopping.wait())
@@ -249,7 +254,9 @@ class RolloutActor:
         self, uid: str, prompt_token_ids: Sequence[int], temperature: float, min_policy_version: int
     ) -> Awaitable[SampledResponse]:
         limit = self._config.max_response_tokens
-        return self._engine.sample(ResponseRequest(uid, prompt_token_ids, limit, temperature, min_policy_version))
+        return self._engine.sample(
+            ResponseRequest(uid, prompt_token_ids, limit, temperature, min_policy_version, options=self._options)
+        )
 
     async def sample(
         self,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import StringConstraints, field_validator
 
 from cluster.config import MayChange, Section, setting
 from cluster.registry import Registry
@@ -22,6 +22,7 @@ RENAMED = {
 }
 """Dotted paths of earlier versions, and the short names that replace them."""
 
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 ENGINE_MEMORY: dict[str, MayChange] = dict.fromkeys(
     (
         "block_size",
@@ -98,6 +99,16 @@ class RolloutActorsConfig(Section):
     the model's stop tokens are left out. A list names the ones to keep; false keeps none."""
     temperature: float = setting(1.0, may_change="recorded", reevaluates=True, gt=0)
     """Sampling temperature; the learner computes log-probabilities at the same temperature."""
+    top_p: float = setting(1.0, may_change="recorded", reevaluates=True, gt=0, le=1)
+    """Sample from the likeliest tokens only, whose probabilities sum to this. PPO refuses it, because the learner would
+    have to know which tokens were kept at each step; preferences, evaluation and chat take it."""
+    top_k: int = setting(0, may_change="recorded", reevaluates=True, ge=0)
+    """Sample from so many of the likeliest tokens, 0: from all. As `top_p`, not for PPO."""
+    min_p: float = setting(0.0, may_change="recorded", reevaluates=True, ge=0, lt=1)
+    """Sample only tokens that are at least this share as likely as the likeliest. As `top_p`, not for PPO."""
+    stop: tuple[NonEmpty, ...] = setting((), may_change="recorded", reevaluates=True)
+    """Texts that end a response. The tokens stay as sampled, so their log-probabilities are exact; the text for scorers
+    and environments ends before the stop text."""
     kv_after_swap: Literal["recompute"] = setting("recompute", may_change="recorded")
     """What happens to active responses at a weight swap: they continue from prompt + partial response, prefilled again
     under the new weights."""

@@ -19,7 +19,7 @@ from rollout_actors.conversations.conversation import environment_seed, single_t
 from rollout_actors.conversations.dialogue import ProgressSaver
 from rollout_actors.conversations.runner import Conversations
 from rollout_actors.delivery import Deliveries
-from rollout_actors.engine.response import ResponseRequest, SampledResponse
+from rollout_actors.engine.response import ResponseRequest, SampledResponse, SamplingOptions
 from rollout_actors.engine.thread import EngineThread
 from rollout_actors.partials import PartialsSender
 from rollout_actors.prompts import PromptTokenizer
@@ -45,6 +45,7 @@ class GroupSampling:
         queue: ProducerQueue,
         partials: PartialsSender,
         deliveries: Deliveries,
+        options: SamplingOptions = SamplingOptions(),
     ) -> None:
         self._name = name
         self._config = config
@@ -54,6 +55,7 @@ class GroupSampling:
         self._queue = queue
         self._partials = partials
         self._deliveries = deliveries
+        self._options = options
 
     def start(self, tickets: Sequence[Ticket]) -> set[asyncio.Future[None]]:
         """Start sampling the groups of these tickets and return one task per group."""
@@ -143,6 +145,7 @@ class GroupSampling:
             floor,
             max_segment_tokens=self._config.max_segment_tokens,
             begun=begun,
+            options=self._options,
             on_closed=on_closed,
         )
         return await self._engine.sample(request)

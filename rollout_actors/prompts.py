@@ -92,13 +92,19 @@ class PromptTokenizer:
     """
 
     def __init__(
-        self, model_path: str, *, max_prompt_tokens: int, keep_special_tokens: bool | Sequence[str] = True
+        self,
+        model_path: str,
+        *,
+        max_prompt_tokens: int,
+        keep_special_tokens: bool | Sequence[str] = True,
+        stop: Sequence[str] = (),
     ) -> None:
         """Raises InputError if the folder has no readable tokenizer."""
         self._tokenizer = load_tokenizer(Path(model_path))
         added = self._tokenizer.added_tokens_decoder
         self._special_texts = {id: str(token) for id, token in added.items() if token.special}
         self._max_prompt_tokens = max_prompt_tokens
+        self._stop = tuple(stop)
         self.end_ids = end_ids(Path(model_path), self._tokenizer)
         """The tokens that end a response: the tokenizer's end of sequence and those of generation_config.json."""
         self._response_text = ResponseText(self._tokenizer, self.end_ids, keep_special_tokens)
@@ -163,9 +169,21 @@ class PromptTokenizer:
         return encoded
 
     def decode(self, responses: Sequence[Sequence[int]], contexts: Sequence[Sequence[int]] | None = None) -> list[str]:
-        """Return the text of each response behind its context, the tokens before it, as `keep_special_tokens` says."""
+        """Return the text of each response behind its context, the tokens before it, as `keep_special_tokens` says.
+
+        A text ends before its stop text.
+        """
         before = contexts if contexts is not None else [()] * len(responses)
-        return [self._response_text.decode(ids, given) for ids, given in zip(responses, before, strict=True)]
+        texts = [self._response_text.decode(ids, given) for ids, given in zip(responses, before, strict=True)]
+        return [before_stop(text, self._stop) for text in texts]
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the first stop text."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    if not places:
+        return text
+    return text.part(0, min(places)) if isinstance(text, RenderedPrompt) else text[: min(places)]
 
 
 def _shortened(prompt: str, max_characters: int = 60) -> str:

@@ -127,6 +127,7 @@ def check_fit(config: RunConfig) -> None:
     _check_model(config)
     check_tasks(config)
     _check_actors(config.rollout_actors)
+    _check_sampling(config)
     _check_batch(config)
     _check_learner(config.learner)
     _check_critic(config)
@@ -156,6 +157,15 @@ def _check_actors(settings: RolloutActorsConfig) -> None:
     if settings.max_actors is not None and settings.max_actors < settings.num_actors:
         what = f"{settings.max_actors} is less than rollout_actors.num_actors = {settings.num_actors}"
         raise InputError("rollout_actors.max_actors", what)
+
+
+def _check_sampling(config: RunConfig) -> None:
+    """Raise InputError if PPO would train on samples of a part of the distribution."""
+    actors, plain = config.rollout_actors, RolloutActorsConfig()
+    for name in ("top_p", "top_k", "min_p"):
+        if "ppo" in config.run.stages and getattr(actors, name) != getattr(plain, name):
+            what = "PPO trains on samples of the whole distribution: the learner cannot know which tokens were kept"
+            raise InputError(f"rollout_actors.{name}", f"{what}. Leave it out of a run with the stage ppo")
 
 
 def _check_batch(config: RunConfig) -> None:

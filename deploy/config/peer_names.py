@@ -45,6 +45,10 @@ PEER_NAMES: dict[str, tuple[str, ...]] = {
         "--temperature",
         "actor_rollout_ref.rollout.temperature",
     ),
+    "rollout_actors.top_p": ("top_p", "--top_p", "actor_rollout_ref.rollout.top_p"),
+    "rollout_actors.top_k": ("top_k", "actor_rollout_ref.rollout.top_k"),
+    "rollout_actors.min_p": ("min_p",),
+    "rollout_actors.stop": ("stop", "stop_strings"),
     "rollout_actors.kv_after_swap": ("--train.partial_rollout_enable",),
     "rollout_actors.engine": (
         "vllm_gpu_memory_utilization",
@@ -251,9 +255,6 @@ PEER_NAMES: dict[str, tuple[str, ...]] = {
 """Our setting -> the names of the same or the nearest setting in other trainers."""
 
 NOT_OFFERED: dict[str, str] = {
-    "top_p": "responses are sampled from the whole distribution, the same that is trained",
-    "top_k": "responses are sampled from the whole distribution, the same that is trained",
-    "min_p": "responses are sampled from the whole distribution, the same that is trained",
     "repetition_penalty": "responses are sampled from the whole distribution; use a scorer of kind repetition",
     "reward_weights": "use a scorer of kind composite: parts = { NAME = WEIGHT }",
     "gradient_accumulation_steps": "a mini-batch is split into pieces of learner.micro_batch_tokens tokens",

@@ -11,7 +11,7 @@ from cluster.trajectory import PartialResponse
 from rollout_actors.config import EnvironmentConfig
 from rollout_actors.conversations.conversation import Conversation
 from rollout_actors.conversations.dialogue import Dialogue, DialogueState
-from rollout_actors.engine.response import ResponseRequest, SampledResponse
+from rollout_actors.engine.response import ResponseRequest, SampledResponse, SamplingOptions
 from rollout_actors.engine.thread import EngineThread
 from rollout_actors.engine.vllm_parsers import HARMONY, VllmResponseParser
 from rollout_actors.environments.pool import EnvironmentPool
@@ -31,6 +31,7 @@ class Conversations:
         parsers: Parsers = Parsers(DEFAULT_TOOL_PARSER, NONE),
         *,
         max_response_tokens: int,
+        options: SamplingOptions = SamplingOptions(),
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
@@ -39,6 +40,7 @@ class Conversations:
         self._making_parser = asyncio.Lock()
         self._parser: tuple[Sequence[Mapping[str, Any]], ResponseParser] | None = None
         self._max_response_tokens = max_response_tokens
+        self._options = options
         self._environments = EnvironmentPool(config)
 
     async def run(
@@ -68,6 +70,7 @@ class Conversations:
                 min_policy_version,
                 first_segment=first_segment,
                 max_segment_tokens=max_segment_tokens,
+                options=self._options,
             )
             return self._engine.sample(request)
 

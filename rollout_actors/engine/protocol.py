@@ -18,6 +18,18 @@ UNLOADED_VERSION = -1
 
 
 @dataclass(frozen=True, slots=True)
+class Truncation:
+    """Which tokens may be sampled: the likeliest `top_k` (0: all), with `top_p` of the probability, or `min_p`.
+
+    `min_p` is a share of the likeliest token's probability. The probabilities of the rest are normalised again.
+    """
+
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingRequest:
     """Continue `token_ids` by at most `max_tokens`, sampled with a separate generator seeded with `seed`."""
 
@@ -26,13 +38,14 @@ class SamplingRequest:
     max_tokens: int
     seed: int
     temperature: float
+    truncation: Truncation = Truncation()
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """New tokens of one request since the last step, with their log-probabilities.
 
-    The log-probabilities are at the sampling temperature.
+    The log-probabilities are at the sampling temperature, over the tokens that may be sampled.
     `finish_reason` is `stop` (the last token is the end-of-sequence token), `length`, or None if unfinished.
     """
 

@@ -8,9 +8,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from cluster.trajectory import PartialResponse, Segment, segment_seed
-from rollout_actors.engine.protocol import UNLOADED_VERSION, SamplingRequest
+from rollout_actors.engine.protocol import UNLOADED_VERSION, SamplingRequest, Truncation
+from rollout_actors.engine.stop_texts import StopTexts
+
+
+class SamplingOptions(NamedTuple):
+    """What all responses of an actor have in common beside the temperature."""
+
+    truncation: Truncation = Truncation()
+    stop: StopTexts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,7 @@ class ResponseRequest:
     """Length at which a segment ends and the next one starts; None for no limit."""
     begun: PartialResponse | None = None
     """Tokens that were sampled before, perhaps by another actor: sampling continues from them."""
+    options: SamplingOptions = SamplingOptions()
     on_closed: Callable[[PartialResponse], None] | None = None
     """Called in the event loop with the response so far, whenever a segment is finished."""
 
@@ -40,7 +50,7 @@ class SampledResponse:
     """A finished response: N tokens with log-probabilities, and segments.
 
     The `start` of a segment counts from the first token of the response.
-    `finish_reason` is `stop` (the last token ends the sequence) or `length`.
+    `finish_reason` is `stop` (the last token ends the sequence or a stop text) or `length`.
     """
 
     uid: str
@@ -93,7 +103,19 @@ class ActiveRequest:
             max_tokens=min(self._num_left(), request.max_segment_tokens or self._num_left()),
             seed=self.seed,
             temperature=request.temperature,
+            truncation=request.options.truncation,
         )
+
+    def add(self, token_ids: Sequence[int], logprobs: Sequence[float]) -> bool:
+        """Append sampled tokens; returns whether a stop text ends the response, and drops the tokens behind it."""
+        self.token_ids += token_ids
+        self.logprobs += logprobs
+        stop = self.request.options.stop
+        end = stop.end(self.token_ids, len(token_ids)) if stop is not None else None
+        if end is None:
+            return False
+        del self.token_ids[end:], self.logprobs[end:]
+        return True
 
     def _num_left(self) -> int:
         return self.request.max_tokens - len(self.token_ids)

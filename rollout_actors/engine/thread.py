@@ -324,16 +324,18 @@ class EngineThread:
         closed: list[tuple[ActiveRequest, str | None]] = []
         for new in sampled:
             response = self._active[new.id]
-            response.token_ids += new.token_ids
-            response.logprobs += new.logprobs
+            is_stopped = response.add(new.token_ids, new.logprobs)
             self._metrics.num_sampled_tokens += len(new.token_ids)
             self._prefilling_again.discard(new.id)
-            if new.finish_reason is not None:
+            if is_stopped and new.finish_reason is None:
+                self._engine.abort([new.id])
+            reason = "stop" if is_stopped else new.finish_reason
+            if reason is not None:
                 del self._active[new.id]
                 response.end_segment(self._version, self._name)
-                if response.is_finished(new.finish_reason):
-                    closed.append((response, new.finish_reason))
-                    finished.append((response.future, response.finished(new.finish_reason)))
+                if response.is_finished(reason):
+                    closed.append((response, reason))
+                    finished.append((response.future, response.finished(reason)))
                 else:
                     closed.append((response, None))
                     self._submit(response)

@@ -97,8 +97,8 @@ class VllmEngine:
     """Implements GenerationEngine with vLLM's LLMEngine.
 
     It is warm when the constructor returns, and for one thread only. Returns every token with its log-probability at
-    the sampling temperature. Sampling ends with the tokenizer's end-of-sequence token, which is returned too. Raises
-    InputError for settings that vLLM refuses.
+    the sampling temperature, over the tokens that may be sampled. Sampling ends with the tokenizer's end-of-sequence
+    token, which is returned too. Raises InputError for settings that vLLM refuses.
     """
 
     def __init__(
@@ -129,6 +129,9 @@ class VllmEngine:
 
         params = SamplingParams(
             temperature=request.temperature,
+            top_p=request.truncation.top_p,
+            top_k=request.truncation.top_k,
+            min_p=request.truncation.min_p,
             seed=request.seed,
             max_tokens=request.max_tokens,
             logprobs=0,

@@ -15,7 +15,8 @@ from deploy.config.suggestions import suggest
         ("rollout_actors.num_generations", "did you mean rollout_actors.responses_per_prompt"),
         ("rollout_actors.max_completion_length", "did you mean rollout_actors.max_response_tokens?"),
         ("learner.epsilon", "learner.clip"),
-        ("rollout_actors.top_p", "responses are sampled from the whole distribution"),
+        ("rollout_actors.stop_strings", "did you mean rollout_actors.stop?"),
+        ("rollout_actors.repetition_penalty", "responses are sampled from the whole distribution"),
         ("learner.learning_rte", "did you mean learner.learning_rate"),
     ],
 )
