@@ -63,7 +63,9 @@ METRICS: dict[str, Metric] = {
     "rollout_actors/response_length_max_tokens": Metric("tokens", _COUNT, "Length of the longest response."),
     "rollout_actors/cut_share": Metric("share", _SHARE, "Responses cut off at a limit of tokens or turns."),
     "rollout_actors/ended_share": Metric("share", _SHARE, "Responses that ended properly: all but those cut off."),
-    "rollout_actors/tokens_per_s": Metric("tokens/s", _RATE, "Tokens sampled by all actors since the previous step."),
+    "rollout_actors/tokens_per_s": Metric(
+        "tokens/s", _RATE, "Tokens sampled by all actors since the previous step; the last rate if none were."
+    ),
     "rollout_actors/num_actors": Metric("", _COUNT, "Rollout actors."),
     "rollout_actors/num_healthy": Metric("", _COUNT, "Rollout actors that answer their health checks."),
     "rollout_actors/num_sampled_tokens": Metric("tokens", _COUNT, "Tokens sampled by this command so far."),

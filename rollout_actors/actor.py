@@ -318,14 +318,17 @@ class RolloutActor:
         )
         return [answers[i * num : (i + 1) * num] for i in range(len(rows))]
 
-    async def complete(self, requests: Sequence[SamplingRequest]) -> list[list[int]]:
-        """Return the tokens that continue each request, sampled with its seed and the loaded weights."""
-        sampled = await asyncio.gather(
-            *(
-                self._engine.sample(ResponseRequest(r.id, r.token_ids, r.max_tokens, r.temperature, seed=r.seed))
-                for r in requests
-            )
-        )
+    async def complete(self, requests: Sequence[SamplingRequest], *, with_options: bool = False) -> list[list[int]]:
+        """Return the tokens that continue each request, sampled with its seed and the loaded weights.
+
+        `with_options` applies stop texts and top_p, top_k and min_p; a replay samples segments again without them.
+        """
+        options = self._options if with_options else SamplingOptions()
+        completions = [
+            ResponseRequest(r.id, r.token_ids, r.max_tokens, r.temperature, seed=r.seed, options=options)
+            for r in requests
+        ]
+        sampled = await asyncio.gather(*map(self._engine.sample, completions))
         return [response.token_ids for response in sampled]
 
     async def load_published(self, manifest: Manifest) -> None:

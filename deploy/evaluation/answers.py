@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         ("reward", pa.float64()),
         ("kl_nats", pa.float64()),
         ("parts", pa.map_(pa.string(), pa.float64())),
+        ("question", pa.string()),
     ]
 )
 GREEDY = -1
@@ -35,7 +36,7 @@ GREEDY = -1
 class Answer:
     """One answer to the prompt of a row of a task; `parts` are values of the environment's `info`.
 
-    `task` is '' in a run without named tasks.
+    `task` is '' in a run without named tasks. `question` is the last user message of the prompt, if it has messages.
     """
 
     row: int
@@ -46,6 +47,12 @@ class Answer:
     kl_nats: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
     task: str = ""
+    question: str = ""
+
+    @property
+    def shown_prompt(self) -> str:
+        """The part of the prompt to show beside responses."""
+        return self.question or self.prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,8 @@ def read(path: Path) -> list[Answer]:
     except (OSError, pa.ArrowException) as error:
         raise InputError(str(path), "has no stored answers (run antiphon evaluate)") from error
     rows = table.to_pylist()
-    return [Answer(**{**row, "parts": dict(row["parts"] or ()), "task": row["task"] or ""}) for row in rows]
+    texts = ("task", "question")
+    return [Answer(**{**row, "parts": dict(row["parts"] or ()), **{t: row[t] or "" for t in texts}}) for row in rows]
 
 
 def of_task(answers: Iterable[Answer], task: str) -> list[Answer]:
@@ -112,6 +120,33 @@ def pass_rates(answers: Sequence[Answer], pass_reward: float) -> dict[str, float
     return rates
 
 
+def in_common(
+    after: Iterable[Answer], before: Iterable[Answer], where: str
+) -> tuple[list[Answer], list[Answer], tuple[int, int]]:
+    """Return the answers to the prompts that both answered, with equal row numbers, and how many each answered.
+
+    Prompts are compared by their texts; of a prompt that comes several times, the first ones are paired. Raises
+    InputError with `where` if there is none.
+    """
+    new, old = _by_prompt(after), _by_prompt(before)
+    shared = [key for key in new if key in old]
+    if not shared:
+        raise InputError(where, "has answers to none of the same prompts")
+    kept = [[replace(a, row=row) for row, key in enumerate(shared) for a in side[key]] for side in (new, old)]
+    return kept[0], kept[1], (len(new), len(old))
+
+
+def _by_prompt(answers: Iterable[Answer]) -> dict[tuple[str, str, int], list[Answer]]:
+    """Group the sampled answers by task, prompt and how often the prompt came before."""
+    found: dict[tuple[str, str, int], list[Answer]] = {}
+    num_seen: dict[tuple[str, str], int] = defaultdict(int)
+    for (task, _), group in by_row(answers).items():
+        prompt = (task, group[0].prompt)
+        found[*prompt, num_seen[prompt]] = group
+        num_seen[prompt] += 1
+    return found
+
+
 def compare(after: Sequence[Answer], before: Sequence[Answer], where: str) -> tuple[Difference, list[Regression]]:
     """Return the difference `after` - `before` over prompts, and the worse prompts, the worst first.
 
@@ -125,7 +160,7 @@ def compare(after: Sequence[Answer], before: Sequence[Answer], where: str) -> tu
     pairs = [(fmean(a.reward for a in new[row]), fmean(a.reward for a in old[row])) for row in same]
     difference = paired_difference([pair[0] for pair in pairs], [pair[1] for pair in pairs])
     worse = [
-        Regression(new[row][0].prompt, old[row][0].response, new[row][0].response, reward_before, reward_after)
+        Regression(new[row][0].shown_prompt, old[row][0].response, new[row][0].response, reward_before, reward_after)
         for row, (reward_after, reward_before) in zip(same, pairs, strict=True)
         if reward_after < reward_before
     ]

@@ -1,4 +1,4 @@
-"""Evaluate the policy before and after PPO on held-out prompts.
+"""Evaluate the policies before and after the last training stage, or a single policy, on held-out prompts.
 
 Rollout actors sample all responses. The KL to the reference policy is the difference of the log-probabilities that the
 engine computes with both sets of weights.
@@ -20,7 +20,7 @@ from deploy.data.adversarial import way_of
 from deploy.evaluation.answers import GREEDY, Answer, compare, of_task, pass_rates, reward_interval, write
 from deploy.evaluation.columns import columns_for
 from deploy.evaluation.scoring import held_out_rows, mean_cost, score
-from deploy.run.artifacts import policy_path
+from deploy.run.artifacts import policy_path, trained_policies
 from deploy.run.layout import EVALUATION
 from deploy.runtime.pauses import pauses_said
 from deploy.runtime.session import Session
@@ -62,12 +62,33 @@ class Evaluated:
 
 
 async def evaluate(session: Session) -> None:
-    """Evaluate the policy before and after PPO; writes the result to summary.json and prints it."""
+    """Evaluate the policy before and after the last stage that trained one; the only policy if none did.
+
+    Writes the result to summary.json and prints it. The KL is to the policy before.
+    """
+    before, after, stage = trained_policies(session.config, session.run.path)
+    policies = {"after": after} if before is None else {"before": before, "after": after}
     async with pauses_said(session.missing_rewards, session.view.note):
-        await _evaluate(session)
+        evaluated = await _evaluate_all(session, policies, before or after)
+    if before is not None:
+        _report_changes(session, evaluated["before"].answers, evaluated["after"].answers, stage)
+    else:
+        session.view.evaluated({}, session.run.summary()[EVALUATION]["after"])
 
 
-async def _evaluate(session: Session) -> None:
+async def evaluate_one(session: Session, *, name: str, policy: Path) -> None:
+    """Evaluate one policy; writes its answers and metrics under `name`.
+
+    The KL is to the policy that PPO starts from.
+    """
+    reference = policy_path(session.config, session.run.path)
+    async with pauses_said(session.missing_rewards, session.view.note):
+        await _evaluate_all(session, {name: policy}, reference)
+    session.view.evaluated({}, session.run.summary()[EVALUATION][name])
+
+
+async def _evaluate_all(session: Session, policies: Mapping[str, Path], reference: Path) -> dict[str, Evaluated]:
+    """Evaluate policies on plain and adversarial prompts; writes answers and metrics under their names."""
     config, run = session.config, session.run
     tasks, num = config.by_task(), config.evaluation.num_prompts
     rows = {name: await held_out_rows(session, num, name) for name in tasks}
@@ -76,24 +97,20 @@ async def _evaluate(session: Session) -> None:
         for name, task in tasks.items()
         if task.adversarial.ways
     }
-    session.view.stage("evaluation", 2)
-    reference = policy_path(config, run.path)
-    policies = {"before": reference, "after": run.path / "policy"}
+    session.view.stage("evaluation", len(policies))
     evaluated = {}
     for name, path in policies.items():
-        if path.exists():
-            evaluated[name] = await _evaluate_policy(session, rows, path, reference)
-            write(run.path / EVALUATION / f"{name}.parquet", evaluated[name].answers)
-            if altered_rows:
-                answers = await _evaluate_altered(session, altered_rows, path, reference, evaluated[name])
-                write(run.path / EVALUATION / f"{name}_adversarial.parquet", answers)
-            run.update_summary({(EVALUATION, name, *key): v for key, v in evaluated[name].summary().items()})
-    if len(evaluated) == len(policies):
-        _report_changes(session, evaluated["before"].answers, evaluated["after"].answers)
+        evaluated[name] = await _evaluate_policy(session, rows, path, reference)
+        write(run.path / EVALUATION / f"{name}.parquet", evaluated[name].answers)
+        if altered_rows:
+            answers = await _evaluate_altered(session, altered_rows, path, reference, evaluated[name])
+            write(run.path / EVALUATION / f"{name}_adversarial.parquet", answers)
+        run.update_summary({(EVALUATION, name, *key): v for key, v in evaluated[name].summary().items()})
+    return evaluated
 
 
-def _report_changes(session: Session, before: Sequence[Answer], after: Sequence[Answer]) -> None:
-    """Write the changes by PPO to the summary and print them, with a few responses to read."""
+def _report_changes(session: Session, before: Sequence[Answer], after: Sequence[Answer], stage: str) -> None:
+    """Write the changes by a stage to the summary and print them, with a few responses to read."""
     tasks = session.config.by_task()
     changes = {"evaluation.change": compare(after, before, EVALUATION)[0]}
     for task in filter(None, tasks):
@@ -101,9 +118,9 @@ def _report_changes(session: Session, before: Sequence[Answer], after: Sequence[
     for key, change in changes.items():
         session.run.update_summary({f"{key}.{name}": value for name, value in change._asdict().items()})
     summary, num_shown = session.run.summary()[EVALUATION], max(1, NUM_SHOWN // len(tasks))
-    session.view.evaluated(summary["before"], summary["after"])
+    session.view.evaluated(summary["before"], summary["after"], stage=stage)
     old, new = ([a for a in answers if a.sample == 0 and a.row < num_shown] for answers in (before, after))
-    session.view.responses([a.prompt for a in new], [a.response for a in old], [a.response for a in new])
+    session.view.responses([a.shown_prompt for a in new], [a.response for a in old], [a.response for a in new])
 
 
 async def _evaluate_altered(
@@ -206,6 +223,7 @@ def _answer(task: str, one: Drawn, score: Score, kl_nats: float) -> Answer:
         row=one.index,
         sample=one.sample,
         prompt=prompt_text(one.conversation),
+        question=last_question(one.conversation, one.row["prompt"]),
         response=response_text(one.conversation),
         reward=score.reward,
         kl_nats=kl_nats,
@@ -248,6 +266,14 @@ def prompt_text(conversation: Conversation) -> str:
         return conversation.prompt
     before = itertools.takewhile(lambda message: message["role"] != "assistant", conversation.messages)
     return "\n".join(message["content"] for message in before)
+
+
+def last_question(conversation: Conversation, prompt: Any) -> str:
+    """Return the last user message before the first response; empty if the prompt has no messages."""
+    first = itertools.takewhile(lambda message: message["role"] != "assistant", conversation.messages)
+    messages = [*first] or [*getattr(prompt, "messages", ())]
+    contents = [message["content"] for message in messages if message["role"] == "user"]
+    return str(contents[-1]) if contents else ""
 
 
 def response_text(conversation: Conversation) -> str:

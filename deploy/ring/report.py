@@ -43,6 +43,7 @@ class StepReport:
         """Record that every part has started and the first version is published."""
         self._ready = time.monotonic()
         self._session.run.update_summary({"ready_s": self._ready - self._started})
+        self._session.view.wait_for("first responses")
 
     def seconds(self) -> float:
         """Return the seconds since the stage started."""

@@ -131,7 +131,7 @@ STAGES: dict[str, Stage] = {
             "deploy.evaluation.evaluate:evaluate",
             _has_evaluation,
             command="evaluate",
-            needs=("ppo",),
+            follows=("sft", "ppo"),
             uses_scorers=True,
         ),
     )

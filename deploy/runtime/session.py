@@ -81,7 +81,7 @@ class Session:
         self.config = config
         self.run = run
         self.view = view
-        self.start_up = StartUp(run)
+        self.start_up = StartUp(run, view)
         self.pool = ActorPool(
             self._start_rollout_actor,
             self.stop_actor,
@@ -101,6 +101,7 @@ class Session:
         self._log = MetricsLog(run.path)
         self._rollout_metrics: dict[str, dict[str, float]] = {}
         self._sampled_before: tuple[float, float] = (0, time.monotonic())
+        self._tokens_per_s = 0.0
         self._on_step = on_step
         self._new_reward_client = reward_client or self._client_of_the_service
         self._reward_client: RetryingRewardClient | None = None
@@ -162,8 +163,9 @@ class Session:
     async def rollout_actors(self, num: int, policy_path: Path) -> Sequence[RemoteActor]:
         """Return at least `num` ready rollout actors. Actors that start now load the weights of `policy_path`."""
         self._engine_path = policy_path
-        with self.start_up.phase("rollout_actors"):
-            await self.pool.fill(num)
+        if len(self.pool.actors) < num:
+            with self.start_up.phase("rollout_actors"):
+                await self.pool.fill(num)
         return self.pool.actors
 
     async def _start_rollout_actor(self, name: str) -> RemoteActor:
@@ -344,15 +346,21 @@ class Session:
         return {key: sum(metrics[key] for metrics in self._rollout_metrics.values()) for key in TOTALS}
 
     async def rollout_metrics(self) -> dict[str, float]:
-        """Return the totals by their metric names, the number of actors and the tokens/s since the last call."""
+        """Return the totals by their metric names, the number of actors and the tokens/s since the last call.
+
+        If the actors have sampled nothing since, because all groups of the run are finished, the rate is the last one.
+        """
         totals = await self.rollout_totals()
         now = time.monotonic()
         num_tokens, since = self._sampled_before
+        num_new = totals["num_sampled_tokens"] - num_tokens
         self._sampled_before = (totals["num_sampled_tokens"], now)
+        if num_new > 0:
+            self._tokens_per_s = num_new / (now - since)
         return {
             "rollout_actors/num_actors": len(self.pool.actors),
             "rollout_actors/num_healthy": self.pool.health.num(State.HEALTHY) if self.pool.health else 0,
-            "rollout_actors/tokens_per_s": (totals["num_sampled_tokens"] - num_tokens) / (now - since),
+            "rollout_actors/tokens_per_s": self._tokens_per_s,
             **{f"rollout_actors/{key}": value for key, value in totals.items()},
         }
 

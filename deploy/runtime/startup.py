@@ -14,21 +14,32 @@ from collections.abc import Iterator
 import psutil
 
 from deploy.run.directory import RunDirectory
+from deploy.terminal.view import View
+
+PARTS = {
+    "ray": "Ray",
+    "rollout_actors": "engine",
+    "reward_service": "reward service",
+    "learner_group": "learner",
+}
+"""Phase -> its name in the view; other phases are not shown."""
 
 
 class StartUp:
-    """Times the phases of one command, from the start of its process."""
+    """Times the phases of one command, from the start of its process, and shows them in its view."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, view: View) -> None:
         self._run = run
+        self._view = view
         self._seconds: dict[str, float] = defaultdict(float)
         self._seconds["command"] = _elapsed_s()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase if it succeeds; repeated phases add up."""
-        started = time.monotonic()
-        yield
+        started, part = time.monotonic(), PARTS.get(name)
+        with self._view.starting(part) if part else contextlib.nullcontext():
+            yield
         self._seconds[name] += time.monotonic() - started
 
     def first_step(self, *, waited_s: float, step_s: float) -> None:

@@ -66,7 +66,8 @@ async def start_learners(session: Session, task: Supervised) -> Learners:
         member=task.member,
         reading=config.data.reading(),
     )
-    return await SupervisedLearnerGroup.start(settings)
+    with session.view.starting("learner"):
+        return await SupervisedLearnerGroup.start(settings)
 
 
 async def train(session: Session, task: Supervised, *, start: StartLearners = start_learners) -> dict[str, float]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -85,6 +86,8 @@ class View:
         self._console = console or Console(stderr=True, highlight=False)
         self._clock = clock
         self._stages: list[_Stage] = []
+        self._starting: dict[str, float] = {}
+        self._ready: dict[str, float] = {}
         self._live: Live | None = None
         self._printed_at = float("-inf")
 
@@ -132,8 +135,26 @@ class View:
             if self._live is None:
                 self._line(f"{stage.name}: done in {_duration(stage.ended - stage.started)}")
 
+    @contextlib.contextmanager
+    def starting(self, part: str) -> Iterator[None]:
+        """Show that a part is starting, and how long it took, until the first step of a stage."""
+        self.wait_for(part)
+        yield
+        started = self._starting.pop(part, self._clock())
+        self._ready[part] = self._clock() - started
+        if self._live is None:
+            self._line(f"{part}: ready in {_duration(self._ready[part])}")
+
+    def wait_for(self, part: str) -> None:
+        """Show that the next step waits for a part."""
+        self._starting[part] = self._clock()
+        if self._live is None:
+            self._line(f"{part}: starting")
+
     def step(self, metrics: Metrics) -> None:
         """Show a finished step of the current stage; `metrics` are its row, with the step's number as `step`."""
+        self._starting.clear()
+        self._ready.clear()
         if not self._stages:
             return
         stage, now = self._stages[-1], self._clock()
@@ -159,7 +180,15 @@ class View:
         rows: list[RenderableType] = [Text(self._title, style="bold")] if self._title else []
         for stage in self._stages:
             rows.append(_done(stage) if stage.ended is not None else self._current(stage))
+        width = self._console.width - 3
+        rows += [Text(f"   {line}", style="dim") for line in _lines(self._waits(), width)]
         return Group(*rows)
+
+    def _waits(self) -> list[str]:
+        """Return what the first step waits for and what is ready, with the seconds of each."""
+        now = self._clock()
+        waits = [f"{part}: starting {_duration(now - started)}" for part, started in self._starting.items()]
+        return waits + [f"{part}: ready {_duration(seconds)}" for part, seconds in self._ready.items()]
 
     def _current(self, stage: _Stage) -> RenderableType:
         now = self._clock()
@@ -175,26 +204,38 @@ class View:
             parts.insert(0, _sparks(stage.rewards))
         return Group(head, *(Text(f"   {line}") for line in _lines(parts, self._console.width - 3)))
 
-    def evaluated(self, before: Mapping[str, Any], after: Mapping[str, Any], *, task: str = "") -> None:
-        """Print the evaluations of summary.json: of the run and each of its tasks, or only of `task`."""
+    def evaluated(
+        self, before: Mapping[str, Any], after: Mapping[str, Any], *, task: str = "", stage: str = "PPO"
+    ) -> None:
+        """Print the evaluations of summary.json: of the run and each of its tasks, or only of `task`.
+
+        `stage` is what was trained between the two; without `before`, the evaluation of a single policy.
+        """
         by_task = {name: (before.get("tasks", {}).get(name, {}), own) for name, own in after.get("tasks", {}).items()}
         for name, tables in by_task.items() if task else [("", (before, after)), *by_task.items()]:
             if task in ("", name):
                 old, new = ({key: value for key, value in own.items() if key != "tasks"} for own in tables)
-                self.table_before_after(old, new, task=name)
+                self.table_before_after(old, new, task=name, stage=stage)
 
-    def table_before_after(self, before: Mapping[str, float], after: Mapping[str, float], *, task: str = "") -> None:
-        """Print a table of the metrics before and after PPO, of one task if given; ends the live display."""
+    def table_before_after(
+        self, before: Mapping[str, float], after: Mapping[str, float], *, task: str = "", stage: str = "PPO"
+    ) -> None:
+        """Print a table of the metrics before and after a stage, of one task if given; ends the live display.
+
+        Without `before`, there is only a column of the metrics.
+        """
         self._end_stage(done=True)
         self._stop_live()
-        table = Table(title=f"{task}: before and after PPO" if task else "Before and after PPO", **_TABLE)
+        title = f"before and after {stage}" if before else "evaluation"
+        table = Table(title=f"{task}: {title}" if task else title[0].upper() + title[1:], **_TABLE)
         table.add_column("")
-        for heading in ("before", "after", "change"):
+        for heading in ("before", "after", "change") if before else ("",):
             table.add_column(heading, justify="right")
         for key in dict.fromkeys([*before, *after]):
             old, new = before.get(key), after.get(key)
             change = f"{new - old:+.3f}" if old is not None and new is not None else ""
-            table.add_row(LABELS.get(key, key), number(old, ".3f"), number(new, ".3f"), change)
+            cells = (number(old, ".3f"), number(new, ".3f"), change) if before else (number(new, ".3f"),)
+            table.add_row(LABELS.get(key, key), *cells)
         self._console.print()
         self._console.print(table)
 

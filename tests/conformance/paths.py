@@ -229,7 +229,7 @@ def _chat(model: Model, case: Case) -> tuple[Ids, Ids] | None:
     prompt, asked = _prompt_ids(model, case), list[Ids]()
 
     class Policy:
-        async def complete(self, requests: Sequence[SamplingRequest]) -> list[Ids]:
+        async def complete(self, requests: Sequence[SamplingRequest], *, with_options: bool) -> list[Ids]:
             asked.extend(request.token_ids for request in requests)
             return [_sampled(model, [*prompt, model.tokenizer.eos_token_id], len(asked[-1]))]
 

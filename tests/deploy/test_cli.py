@@ -246,7 +246,7 @@ def test_export_copies_the_policy_and_overwrites_nothing(
     antiphon("train", "run.toml", launch=train_to_the_end)
     assert antiphon("export", f"runs/{task.name}", "--output", "model")[:2] == (
         0,
-        "model: LlamaForCausalLM, 0.0 MiB\n",
+        "model: LlamaForCausalLM, 0.0 MiB (PPO step 3)\n",
     )
     assert (task / "model" / "config.json").exists()
     assert antiphon("export", f"runs/{task.name}", "--output", "model")[::2] == (

@@ -6,18 +6,20 @@ from typing import Annotated
 
 import typer
 
-from deploy.commands.arguments import Run
-from deploy.run.open import require_run
+from deploy.commands.policy.selection import Best, RunOrModel, Step, selected_policy
 
 
 def chat(
-    run: Run, prompt: Annotated[str | None, typer.Option(help="Answer this prompt only. Default: read stdin.")] = None
+    run: RunOrModel,
+    prompt: Annotated[str | None, typer.Option(help="Answer this prompt only. Default: read stdin.")] = None,
+    step: Step = None,
+    best: Best = False,
 ) -> None:
-    """Talk to the newest policy of a run as it was trained: in one conversation, or with a separate prompt per line.
+    """Talk to the newest policy of a run, or to a model folder: in one conversation, or with a separate prompt per line.
 
     [dim]antiphon chat runs/reviews --prompt 'the food'[/dim]
     """
-    directory = require_run(run)
-    from deploy.commands.policy.chat_session import answer_prompts
+    with selected_policy(run, step=step, best=best) as policy:
+        from deploy.commands.policy.chat_session import answer_prompts
 
-    answer_prompts(directory, prompt)
+        answer_prompts(policy.config, policy.run, policy.folder, prompt)

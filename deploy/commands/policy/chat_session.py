@@ -15,12 +15,9 @@ from rich.console import Console
 from cluster.actors.remote import RemoteActor
 from deploy.commands.policy.conversation import ChatConversation
 from deploy.config.chat import folder_template
-from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
 from deploy.data.forms import is_conversational
-from deploy.run.artifacts import newest_policy
 from deploy.run.directory import RunDirectory
-from deploy.run.layout import CONFIG
 from deploy.runtime.session import Session
 from deploy.runtime.signals import interruptible
 from deploy.terminal.input import TypedLines
@@ -30,10 +27,8 @@ NEW = "/new"
 """The line that starts a new conversation."""
 
 
-def answer_prompts(run: RunDirectory, prompt: str | None) -> None:
-    """Answer `prompt`, or every line of stdin. Raises InputError if the run has no policy yet."""
-    config = read_run_config(run.path / CONFIG)
-    policy = newest_policy(config, run).folder
+def answer_prompts(config: RunConfig, run: RunDirectory, policy: Path, prompt: str | None) -> None:
+    """Answer `prompt`, or every line of stdin, by the policy in a folder."""
     with interruptible():
         asyncio.run(_answer(config, run, policy, _single(prompt) if prompt else _lines()))
 

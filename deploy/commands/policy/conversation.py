@@ -18,7 +18,7 @@ from rollout_actors.prompts import PromptTokenizer
 class Completes(Protocol):
     """The method of a rollout actor that continues tokens."""
 
-    def complete(self, requests: Sequence[SamplingRequest]) -> Awaitable[list[list[int]]]: ...
+    def complete(self, requests: Sequence[SamplingRequest], *, with_options: bool) -> Awaitable[list[list[int]]]: ...
 
 
 class ChatConversation:
@@ -35,6 +35,7 @@ class ChatConversation:
             str(policy),
             max_prompt_tokens=max(actors.max_prompt_tokens, self._max_tokens - 1),
             keep_special_tokens=actors.keep_special_tokens,
+            stop=actors.stop,
         )
         require_template(self._tokenizer.tokenizer, str(policy))
         self._transcript: Transcript | None = None
@@ -69,5 +70,5 @@ class ChatConversation:
         request = SamplingRequest(
             seed, list(self._transcript.token_ids), self._room(), segment_seed(seed, 0), self._temperature
         )
-        (token_ids,) = await actor.complete([request])
+        (token_ids,) = await actor.complete([request], with_options=True)
         return self._transcript.respond(token_ids)

@@ -18,6 +18,7 @@ import pytest
 from cluster.data.chat_settings import ChatSettings
 from cluster.errors import InputError
 from deploy.commands.policy import chat_session
+from deploy.commands.policy.selection import selected_policy
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
 from rollout_actors.engine.protocol import SamplingRequest
@@ -48,7 +49,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ..
                 calls.append((str(policy.relative_to(tmp_path)), *prompts, seed, temperature))
                 return [[SimpleNamespace(text=prompt.upper())] for prompt in prompts]
 
-            async def complete(requests: Sequence[SamplingRequest]) -> list[list[int]]:
+            async def complete(requests: Sequence[SamplingRequest], *, with_options: bool) -> list[list[int]]:
                 tokenizer = make_tokenizer()
                 calls.extend((tokenizer.decode(request.token_ids), request.max_tokens) for request in requests)
                 return [tokenizer("ok<eos>", add_special_tokens=False)["input_ids"] for _ in requests]
@@ -62,6 +63,11 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ..
 
     monkeypatch.setattr(chat_session, "Session", session)
     return calls
+
+
+def answer(run: RunDirectory, prompt: str | None, **choice: Any) -> None:
+    with selected_policy(run.path, **choice) as policy:
+        chat_session.answer_prompts(policy.config, policy.run, policy.folder, prompt)
 
 
 @contextmanager
@@ -78,7 +84,7 @@ def test_chat_answers_each_line_separately_until_an_empty_line(
     run: RunDirectory, asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with typed("one\ntwo\n\nthree\n", monkeypatch):
-        chat_session.answer_prompts(run, None)
+        answer(run, None)
     assert asked == [("sft", "one", "0-chat-0", 0.5), ("sft", "two", "0-chat-1", 0.5), ("closed",)]
     assert capsys.readouterr().out == "ONE\nTWO\n"
 
@@ -86,7 +92,7 @@ def test_chat_answers_each_line_separately_until_an_empty_line(
 def test_chat_answers_only_the_prompt_option_if_given(
     run: RunDirectory, asked: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat_session.answer_prompts(run, "one")
+    answer(run, "one")
     assert asked == [("sft", "one", "0-chat-0", 0.5), ("closed",)]
     assert capsys.readouterr().out == "ONE\n"
 
@@ -95,10 +101,10 @@ def test_chat_uses_the_newest_checkpoint_until_ppo_is_done(run: RunDirectory, as
     (run.path / CONFIG).write_text((run.path / CONFIG).read_text() + "[learner]\nnum_steps = 4\n")
     checkpoints = run.path / "checkpoints" / "ppo"
     write_policy(checkpoints / "step-000002" / "policy")
-    chat_session.answer_prompts(run, "one")
+    answer(run, "one")
     write_policy(checkpoints / "step-000004" / "policy")
     write_policy(run.path / "policy")
-    chat_session.answer_prompts(run, "one")
+    answer(run, "one")
     used = [policy for policy, *call in asked if call]
     assert used == ["checkpoints/ppo/step-000002/policy", "policy"]
 
@@ -108,12 +114,12 @@ def test_chat_applies_the_chat_template_if_prompts_are_conversations(run: RunDir
     prompts.write_text('{"prompt": [{"role": "user", "content": "ab"}]}\n')
     (run.path / CONFIG).write_text((run.path / CONFIG).read_text() + f'[data]\nprompts = "{prompts}"\n')
     make_tokenizer().save_pretrained(run.path / "sft")
-    chat_session.answer_prompts(run, "one")
+    answer(run, "one")
     assert asked[0][0] == "<bos>[user]one<eos>\n[assistant]"
     make_tokenizer(template=None).save_pretrained(run.path / "sft")
     (run.path / "sft" / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(InputError, match="has no chat template"):
-        chat_session.answer_prompts(run, "one")
+        answer(run, "one")
 
 
 CONVERSATION = "<bos>[system]s<eos>\n[user]one<eos>\n[assistant]"
@@ -133,7 +139,7 @@ def test_chat_holds_a_conversation_in_a_run_with_sft_only(
     write_sft_run(run, '{"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]}')
     ChatSettings(system_prompt="s").write(run.path / "sft")
     with typed("one\ntwo\n/new\none\n", monkeypatch):
-        chat_session.answer_prompts(run, None)
+        answer(run, None)
     second = CONVERSATION + "ok<eos>\n[user]two<eos>\n[assistant]"
     assert [call[0] for call in asked] == [CONVERSATION, second, CONVERSATION, "closed"]
     assert capsys.readouterr().out == "ok\n" * 3
@@ -141,7 +147,7 @@ def test_chat_holds_a_conversation_in_a_run_with_sft_only(
 
 def test_chat_wraps_lines_if_texts_are_trained_as_messages(run: RunDirectory, asked: list[Any]) -> None:
     write_sft_run(run, '{"prompt": "ab", "completion": "c"}', "as_messages = true")
-    chat_session.answer_prompts(run, "one")
+    answer(run, "one")
     assert asked[0][0] == "<bos>[user]one<eos>\n[assistant]"
 
 
@@ -152,7 +158,7 @@ def test_chat_starts_anew_if_the_conversation_is_full(
     limits = "temperature = 0.5\nmax_prompt_tokens = 8\nmax_response_tokens = 6"
     (run.path / CONFIG).write_text((run.path / CONFIG).read_text().replace("temperature = 0.5", limits))
     with typed("one\ntwo\n", monkeypatch):
-        chat_session.answer_prompts(run, None)
+        answer(run, None)
     assert asked[:2] == [("<bos>[user]one<eos>\n[assistant]", 6), ("<bos>[user]two<eos>\n[assistant]", 6)]
     assert "this is a new one" in capsys.readouterr().err
 
@@ -160,7 +166,7 @@ def test_chat_starts_anew_if_the_conversation_is_full(
 def test_chat_fails_if_the_run_has_no_policy(run: RunDirectory) -> None:
     shutil.rmtree(run.path / "sft")
     with pytest.raises(InputError, match="has no policy yet"):
-        chat_session.answer_prompts(run, "one")
+        answer(run, "one")
 
 
 @pytest.mark.process

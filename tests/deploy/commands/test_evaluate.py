@@ -89,7 +89,37 @@ def test_evaluate_compares_a_task_with_the_same_task_of_another_run(
     assert evaluate(path, "--task", "sums", "--against", own)[1].startswith("reward -0.250 against own's")
     assert evaluate(path, "--task", "sums", "--against", other)[1].startswith("reward +0.500 against other's")
     code, _, err = evaluate(path, "--against", own)
-    assert (code, "has answers to other prompts" in err) == (2, True)
+    assert (code, "has answers to none of the same prompts" in err) == (2, True)
+
+
+def test_evaluate_against_compares_only_the_prompts_that_both_answered(
+    run: Callable[..., str], evaluate: Callable[..., tuple[int, str, str]]
+) -> None:
+    own = run("own", ALONE, {"": [0.0] * 4}, {"": [1.0] * 4})
+    fewer = run("fewer", ALONE, {"": [0.0] * 2}, {"": [0.25] * 2})
+    out = evaluate(own, "--against", fewer)[1]
+    assert out.startswith("reward +0.750 against fewer's on the 2 prompts that both answered, of 4 and 2 (95 %")
+    assert "worse on 0 of 2 prompts" in out
+    assert "both answered" not in evaluate(own)[1]
+
+
+def test_evaluate_of_a_model_folder_asks_for_prompts_and_scorer(
+    run: Callable[..., str], evaluate: Callable[..., tuple[int, str, str]]
+) -> None:
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    code, _, err = evaluate("model")
+    assert (code, "name a run file, and the model with --policy" in err) == (2, True)
+    own = run("own", ALONE, {"": [0.0]}, {"": [1.0]})
+    for options, what in (
+        (("--policy", "runs"), "--policy: runs is no model folder"),
+        (("--policy", "model", "--best"), "--best: model is a model folder, which has a single policy"),
+        (("--step", "7"), "--step: "),
+        (("--best",), "has evaluated no checkpoint yet"),
+        (("--policy", "model", "--fresh"), "--fresh: would delete the run"),
+    ):
+        code, _, err = evaluate(own, *options)
+        assert (code, what in err) == (2, True), err
 
 
 def test_evaluate_lists_the_tasks_if_the_name_is_unknown(

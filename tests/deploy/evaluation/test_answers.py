@@ -13,6 +13,7 @@ from deploy.evaluation.answers import (
     Answer,
     by_row,
     compare,
+    in_common,
     mean_rewards,
     of_task,
     pass_rates,
@@ -90,3 +91,27 @@ def test_one_task_of_several_is_compared_like_a_single_task_run(tmp_path: Path) 
     difference, worse = compare(of_task(mixed, "games"), sums, "there")
     assert (difference.mean, worse) == (1.75, [])
     assert of_task(mixed, "chess") == []
+
+
+def test_prompts_that_both_answered_are_paired_by_their_texts() -> None:
+    after, before = answers((1.0,), (0.5,), (0.25,)), answers((0.0,), (0.125,), (9.0,))
+    before = [replace(a, prompt=prompt) for a, prompt in zip(before, ("prompt 2", "prompt 0", "other"), strict=True)]
+    new, old, nums = in_common(after, before, "there")
+    assert ([a.reward for a in new], [a.reward for a in old], nums) == ([1.0, 0.25], [0.125, 0.0], (3, 3))
+    assert compare(new, old, "there")[0].mean == pytest.approx((0.875 + 0.25) / 2)
+    with pytest.raises(InputError, match="there: has answers to none of the same prompts"):
+        in_common(after, [replace(before[2])], "there")
+
+
+def test_a_prompt_that_comes_twice_is_paired_as_often_as_both_have_it() -> None:
+    twice = [replace(a, prompt="same") for a in answers((1.0, 0.0), (0.5, 0.5), (0.0, 0.0))]
+    once = [replace(a, prompt="same") for a in answers((0.0,))]
+    new, old, _ = in_common(twice, once, "there")
+    assert ([a.reward for a in new], [a.reward for a in old]) == ([1.0, 0.0], [0.0])
+
+
+def test_the_last_user_message_is_shown_and_kept(tmp_path: Path) -> None:
+    (plain,) = answers((1.0,))
+    asked = replace(plain, row=1, question="how many?")
+    write(tmp_path / "after.parquet", [plain, asked])
+    assert [a.shown_prompt for a in read(tmp_path / "after.parquet")] == ["prompt 0", "how many?"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.data.chat_template import RenderedPrompt
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from cluster.trajectory import Trajectory, Turn
@@ -152,3 +154,12 @@ async def test_evaluation_names_an_answer_without_the_cost() -> None:
     message = "learner.constraint.cost: the reward of held-out-1 has no part 'safe'; its parts are rude, sound"
     with pytest.raises(RewardError, match=message):
         await held_out(FakeSession(COST), [(1.0, {"safe": 0.0}), (1.0, {"sound": 0.0})])
+
+
+def test_the_question_is_the_last_user_message_before_the_response() -> None:
+    messages = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "a"), ("assistant", "b"))]
+    conversation = Conversation("0", "", [1, 2], [0.0, -1.0], [], [Turn(1, 1)], "stop", "r", messages)
+    assert evaluate.last_question(conversation, "") == "a"
+    several = RenderedPrompt("<u>a<e><u>c<e>", messages=[*messages, {"role": "user", "content": "c"}])
+    assert evaluate.last_question(replace(conversation, messages=[]), several) == "c"
+    assert evaluate.last_question(replace(conversation, messages=[]), "a text") == ""

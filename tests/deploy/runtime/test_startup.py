@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from deploy.run.directory import RunDirectory
 from deploy.runtime.startup import StartUp
+from deploy.terminal.view import View
 
 
 @pytest.mark.process
@@ -22,7 +25,7 @@ def test_the_stages_before_ppo_do_not_import_torch() -> None:
 
 
 def test_phases_and_total_are_in_the_summary_after_the_first_step(tmp_path: Path) -> None:
-    start_up = StartUp(RunDirectory(tmp_path))
+    start_up = StartUp(RunDirectory(tmp_path), View(console=Console(file=io.StringIO())))
     with start_up.phase("ray"):
         pass
     with pytest.raises(ValueError, match="no"), start_up.phase("learner_group"):

@@ -66,6 +66,12 @@ def test_a_bounded_cost_is_shown_with_its_multiplier() -> None:
     assert "KL 4.78 nats  cost 0.062  multiplier 1.50  length 9.1 tokens" in text(console)
 
 
+def shown(view: View) -> str:
+    screen = plain(200)
+    screen.print(view.display())
+    return text(screen)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_display_shows_finished_and_current_stages(width: int) -> None:
     clock, screen = Clock(), plain(width)
@@ -154,3 +160,37 @@ def test_an_evaluation_is_shown_for_the_run_and_each_task_or_for_one_task() -> N
     assert "sums: before and after PPO" in text(one)
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text(one).splitlines() if "│" in line]
     assert rows == [["", "before", "after", "change"], ["accuracy", "0.250", "0.500", "+0.250"]]
+
+
+def test_the_wait_for_the_first_step_is_told_part_by_part() -> None:
+    clock, console = Clock(), plain(200)
+    with View("letters", console, clock) as view:
+        with view.starting("Ray"):
+            clock.now += 6
+        view.stage("ppo", 8)
+        with view.starting("engine"):
+            clock.now += 20
+            assert "engine: starting 0:20  Ray: ready 0:06" in shown(view)
+        view.wait_for("first responses")
+        assert "first responses: starting 0:00  Ray: ready 0:06  engine: ready 0:20" in shown(view)
+        view.step({"step": 1})
+        assert "ready" not in shown(view)
+    lines = [line for line in text(console).splitlines() if "starting" in line or "ready" in line]
+    assert lines == [
+        "Ray: starting",
+        "Ray: ready in 0:06",
+        "ppo: starting",
+        "engine: starting",
+        "engine: ready in 0:20",
+        "first responses: starting",
+    ]
+
+
+def test_an_evaluation_of_a_single_policy_has_one_column() -> None:
+    console = plain(80)
+    View(console=console).evaluated({}, {"reward": 0.5})
+    assert "Evaluation" in text(console)
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in text(console).splitlines() if "│" in line]
+    assert rows == [["", ""], ["reward", "0.500"]]
+    View(console=(other := plain(80))).evaluated({"reward": 0.0}, {"reward": 0.5}, stage="SFT")
+    assert "Before and after SFT" in text(other)
