@@ -21,7 +21,7 @@ from cluster.user_code import locate
 from deploy.config.chat import check_chat, described_texts, first_example, template_of
 from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
-from deploy.config.model_checks import check_architecture, check_rope, context_length
+from deploy.config.model_checks import check_adapters, check_architecture, check_rope, context_length
 from deploy.config.schema import RunConfig
 from reward_service.config.composite import CompositeConfig
 from reward_service.config.scorers import ScorerConfig
@@ -97,6 +97,8 @@ def _check_model(config: RunConfig, folder: Path) -> str:
     require_no_adapter(folder)
     settings = read_json(folder / "config.json")
     check_architecture(settings, folder, has_weights=folder == config.model.path)
+    if folder == config.model.path:
+        check_adapters(config.learner.lora, settings, folder)
     vocab_size = _check_tokenizer(folder)
     text = text_settings(settings)
     if vocab_size > int(text.get("vocab_size", vocab_size)):

@@ -11,11 +11,13 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.model_folder import tensor_shapes, text_settings
+from learner.config import LoraConfig
 
 NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 SCALES = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 """Settings that change the logits after the output embedding -> the value without effect."""
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight")
 HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Endings of the names of architectures that generate text."""
 STRETCHED = ("yarn", "linear")
@@ -56,6 +58,29 @@ def _require_policy(settings: Mapping[str, Any], folder: Path) -> None:
     if names and not str(names[0]).endswith(HEADS):
         what = f"{names[0]} generates no text; a policy is a causal language model, such as LlamaForCausalLM"
         raise InputError(str(folder), what)
+
+
+def check_adapters(lora: LoraConfig, settings: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError naming a target module of the adapters that the model lacks or that is no linear layer."""
+    if not lora.rank or not lora.target_modules:
+        return
+    shapes = {name.removesuffix(".weight"): shape for name, shape in tensor_shapes(folder).items()}
+    vocabulary = text_settings(settings).get("vocab_size")
+    linear = {name for name, shape in shapes.items() if _is_linear(name, shape, vocabulary)}
+    known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+    for target in lora.target_modules:
+        named = [name for name in shapes if f".{name}".endswith(f".{target}")]
+        if not named:
+            raise InputError("learner.lora.target_modules", f"{folder} has no layer {target!r}; it has {known}")
+        if others := [name for name in named if name not in linear]:
+            what = f"{others[0]} is no linear layer, and only those can have adapters: choose among {known}"
+            raise InputError("learner.lora.target_modules", what)
+
+
+def _is_linear(name: str, shape: tuple[int, ...], vocabulary: Any) -> bool:
+    """Return whether a weight is a linear layer's: a matrix that is neither an embedding nor the output layer."""
+    is_embedding = f"{name}.weight".endswith((*EMBEDDINGS, *POSITIONS)) or name.endswith(("lm_head", "embed_out"))
+    return len(shape) == 2 and not is_embedding and shape[0] != vocabulary and not name.endswith(".bias")
 
 
 def context_length(settings: Mapping[str, Any]) -> int | None:

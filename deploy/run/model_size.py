@@ -1,18 +1,13 @@
-"""Sets the default learning rate of PPO by the size of the policy. Reads the headers of its weight files only."""
+"""Sets the default learning rate of PPO by the size of the policy."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
-from cluster.errors import InputError
+from cluster.model_folder import tensor_shapes
 from deploy.config.schema import RunConfig
 from learner.learning_rates import default_learning_rate
-
-INDEX = "model.safetensors.index.json"
-_LENGTH_BYTES = 8
-"""A safetensors file begins with the length of its header, a little-endian integer of so many bytes."""
 
 
 def with_learning_rate(config: RunConfig, policy: Path) -> RunConfig:
@@ -25,23 +20,5 @@ def with_learning_rate(config: RunConfig, policy: Path) -> RunConfig:
 
 
 def num_parameters(folder: Path) -> int:
-    """Return the number of weights in a model folder. Raises InputError if its files are no safetensors."""
-    index = folder / INDEX
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = sorted(path.name for path in folder.glob("model*.safetensors"))
-    num = sum(math.prod(shape) for name in names for shape in _shapes(folder / name))
-    if not num:
-        raise InputError(str(folder), "holds no model*.safetensors")
-    return num
-
-
-def _shapes(path: Path) -> list[list[int]]:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            header = json.loads(file.read(length))
-        return [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
-        raise InputError(str(path), "is not a safetensors file") from error
+    """Return the number of weights in a model folder, from the headers of its files."""
+    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())

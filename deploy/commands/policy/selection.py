@@ -13,6 +13,7 @@ import typer
 from cluster.errors import InputError
 from cluster.files import read_json
 from deploy.config.load import read_run_config
+from deploy.config.model_checks import context_length
 from deploy.config.schema import ModelSection, RunConfig, RunSection
 from deploy.run.artifacts import best_policy, is_model_folder, newest_policy, origin_of, policy_at
 from deploy.run.directory import RunDirectory
@@ -77,10 +78,9 @@ def require_one_choice(step: int | None, best: bool, *, model: Path | None = Non
 
 def settings_for(model: Path) -> RunConfig:
     """Return default settings for a model folder; prompts and responses share its context."""
-    settings = read_json(model / "config.json")
-    text = settings.get("text_config", settings)
-    context = int(text.get("max_position_embeddings") or text.get("n_positions") or 1024)
     defaults = RolloutActorsConfig()
+    wanted = defaults.max_prompt_tokens + defaults.max_response_tokens + 1
+    context = context_length(read_json(model / "config.json")) or wanted
     response = max(SHORTEST_RESPONSE, min(defaults.max_response_tokens, context // 2))
     prompt = max(1, min(defaults.max_prompt_tokens, context - response - 1))
     actors = defaults.model_copy(update={"max_prompt_tokens": prompt, "max_response_tokens": response})

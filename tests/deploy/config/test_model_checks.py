@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from cluster.errors import InputError
-from deploy.config.model_checks import check_architecture, check_rope, context_length
+from deploy.config.model_checks import check_adapters, check_architecture, check_rope, context_length
+from learner.config import LoraConfig
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "vocab_size": 4, "max_position_embeddings": 64}
 
@@ -73,3 +74,25 @@ def test_the_context_of_a_stretched_rope_is_the_original_times_the_factor() -> N
     assert context_length({"n_positions": 32}) == 32
     assert context_length({"text_config": LLAMA}) == 64
     assert context_length({}) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        ("q_prj", r"has no layer 'q_prj'; it has c_attn, q_proj"),
+        ("mlp", r"has no layer 'mlp'; it has c_attn, q_proj"),
+        ("norm", r"layers\.0\.norm is no linear layer, and only those can have adapters: choose among c_attn, q_proj"),
+        ("embed_tokens", r"model\.embed_tokens is no linear layer"),
+        ("conv", r"layers\.0\.conv is no linear layer"),
+        ("wpe", r"model\.wpe is no linear layer"),
+    ],
+)
+def test_adapters_are_refused_on_anything_but_linear_layers(tmp_path: Path, target: str, what: str) -> None:
+    shapes = {"layers.0.q_proj": (2, 3), "layers.1.c_attn": (3, 6), "layers.0.norm": (3,), "layers.0.conv": (3, 1, 4)}
+    shapes |= {"model.embed_tokens": (9, 3), "model.wpe": (8, 3)}
+    save_file({f"{n}.weight": np.zeros(s, np.float32) for n, s in shapes.items()}, tmp_path / "model.safetensors")
+    settings = LLAMA | {"vocab_size": 9}
+    check_adapters(LoraConfig(rank=2, target_modules=("q_proj", "layers.1.c_attn")), settings, tmp_path)
+    check_adapters(LoraConfig(target_modules=(target,)), settings, tmp_path)
+    with pytest.raises(InputError, match=f"learner.lora.target_modules: .*{what}"):
+        check_adapters(LoraConfig(rank=2, target_modules=(target,)), settings, tmp_path)
