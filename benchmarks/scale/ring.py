@@ -46,6 +46,7 @@ class Plan:
     max_response_tokens: int = 64
     num_concurrent_groups: int = 8
     max_restarts: int = 1
+    max_resamples: int = 0
     pace: Pace = field(default_factory=Pace)
     learn_s: float = 0.0
 
@@ -160,6 +161,7 @@ async def stand_in_ring(plan: Plan, folder: Path, *, recorder_class: type = Reco
         plan.trajectory_queue(),
         [TaskPrompts("stand-in", ROWS)],
         run_seed=0,
+        max_resamples=plan.max_resamples,
         num_steps=plan.num_steps,
         recorder=recorder,
         name="trajectory_queue",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -33,3 +34,17 @@ def test_length_distribution_is_the_same_if_responses_are_interrupted() -> None:
     for sample in (whole, cut):
         assert median(sample) == pytest.approx(40, rel=0.1)
         assert quantiles(sample, n=100)[-1] == pytest.approx(400, rel=0.25)
+
+
+@pytest.mark.ray
+async def test_groups_of_equal_rewards_are_resampled_and_accounted(ray_session: None, tmp_path: Path) -> None:
+    plan = Plan(num_actors=2, num_steps=3, groups_per_step=4, max_policy_lag=1, responses_per_prompt=2, max_resamples=2)
+    async with stand_in_ring(replace(plan, pace=Pace(step_s=0.001)), tmp_path) as ring:
+        counts = await ring.turn()
+        assert await ring.queue.voided() == []
+    history = History(tmp_path)
+    assert counts == history.counts() == QueueCounts(36, 12, 24, 0, num_resampled=24)
+    steps = [history.groups(step) for step in history.steps]
+    assert [group[0].admission_index for groups in steps for group in groups] == list(range(12))
+    oldest = [min(s.policy_version for group in groups for t in group for s in t.segments) for groups in steps]
+    assert all(version >= step - 1 for step, version in enumerate(oldest)), "the lag bound holds"

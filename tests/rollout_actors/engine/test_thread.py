@@ -12,7 +12,8 @@ import pytest
 
 from cluster.errors import EngineError, InputError
 from cluster.trajectory import PartialResponse, segment_seed
-from rollout_actors.engine.response import ResponseRequest, SampledResponse
+from rollout_actors.engine.response import ResponseRequest, SampledResponse, SamplingOptions
+from rollout_actors.engine.stop_texts import StopTexts
 from rollout_actors.engine.thread import EngineThread
 from tests.support.fakes import EOS, FakeEngine, fake_manifest, fake_probe
 
@@ -255,3 +256,19 @@ async def test_close_closes_the_engine_and_ends_pending_calls() -> None:
     assert rig.fake.events[-1] == ("close",)
     with pytest.raises(EngineError, match="the engine was closed"):
         await waiting
+
+
+async def test_a_stop_text_is_found_across_a_swap_and_ends_the_response(rig: Rig) -> None:
+    rig.offer(0)
+    whole = await rig.sample("0-0-0", max_tokens=8)
+    pieces = {token: chr(97 + token) for token in range(48)}
+    seeds = [segment_seed("0-0-0", number) for number in (0, 1)]
+    tokens = [4 + (seeds[0] + place) % 44 for place in range(3)] + [4 + (seeds[1] + place) % 44 for place in range(5)]
+    assert whole.token_ids[:3] == tokens[:3]
+    stop = StopTexts(["".join(pieces[token] for token in tokens[2:5])], lambda ids: "".join(pieces[i] for i in ids))
+    options = SamplingOptions(stop=stop)
+    rig.gate.at[rig.gate.num_steps + 3] = lambda: rig.offer(1)
+    response = await rig.engine.sample(ResponseRequest("0-0-0", [4, 5], 8, 1.0, options=options))
+    assert (response.token_ids, response.finish_reason) == (tokens[:5], "stop")
+    assert [(s.policy_version, s.length) for s in response.segments] == [(0, 3), (1, 2)]
+    assert not rig.fake.has_work(), "the engine samples no more of it"

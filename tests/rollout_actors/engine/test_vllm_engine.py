@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.errors import EngineError, InputError
-from rollout_actors.engine.protocol import Sampled, SamplingRequest
+from rollout_actors.engine.protocol import Sampled, SamplingRequest, Truncation
 from rollout_actors.engine.vllm_engine import VllmEngine, engine_settings
 from tests.support import tiny
 
@@ -177,3 +179,26 @@ def test_the_error_names_an_unknown_engine_setting(tied_folder: Path) -> None:
 def test_a_setting_that_vllm_refuses_is_an_input_error(tied_folder: Path) -> None:
     with pytest.raises(InputError, match=r"rollout_actors.engine: vLLM refuses"):
         VllmEngine(str(tied_folder), engine_args={"max_model_len": 4096}, max_model_len=64, seed=0, dtype="float32")
+
+
+@pytest.mark.parametrize("truncation", [Truncation(top_k=3), Truncation(top_p=0.5), Truncation(min_p=0.3)], ids=str)
+def test_logprobs_of_truncated_sampling_are_over_the_kept_tokens(
+    tied_engine: VllmEngine, tied_folder: Path, truncation: Truncation
+) -> None:
+    requests = [replace(request(seed), truncation=truncation) for seed in range(8)]
+    sampled, model = run(tied_engine, requests), tiny.load_model(tied_folder)
+    for each in requests:
+        found = sampled[each.id]
+        sequence = torch.tensor([each.token_ids + found.token_ids])
+        with torch.no_grad():
+            probabilities = model(input_ids=sequence).logits[0].double().softmax(-1)[len(each.token_ids) - 1 : -1]
+        ordered, order = probabilities.sort(-1, descending=True)
+        kept = {
+            "top_k": torch.arange(ordered.shape[-1]) < (truncation.top_k or ordered.shape[-1]),
+            "top_p": ordered.cumsum(-1) - ordered < truncation.top_p,
+            "min_p": ordered >= truncation.min_p * ordered[:, :1],
+        }
+        rest = ordered * (kept["top_k"] & kept["top_p"] & kept["min_p"])
+        logprobs = torch.zeros_like(rest).scatter(-1, order, (rest / rest.sum(-1, keepdim=True)).log())
+        expected = logprobs.gather(-1, torch.tensor(found.token_ids)[:, None])[:, 0]
+        assert worst(found.logprobs, expected.tolist()) < EXACT
