@@ -156,7 +156,7 @@ class DataSection(Section):
 class AdversarialConfig(Section):
     """Alterations that make prompts harder without changing the right answer.
 
-    With any of them, the policies before and after PPO are evaluated on altered held-out prompts as well; each prompt
+    With any of them, the policies before and after training are evaluated on altered held-out prompts as well; each prompt
     is altered in one way, in turn.
     """
 
@@ -230,7 +230,7 @@ class EvaluationConfig(Section):
     rows that it names, as lists, or all of them. After conversations, `responses` are the last ones, and `conversation`
     is a column of messages."""
     num_samples: int = setting(1, may_change="always", reevaluates=True, ge=1)
-    """Responses to each prompt before and after PPO."""
+    """Responses to each prompt, before and after the last training stage."""
     greedy: bool = setting(False, may_change="always", reevaluates=True)
     """Sample the most likely response to each prompt as well."""
     pass_reward: float | None = setting(None, may_change="always", reevaluates=True)
@@ -238,7 +238,7 @@ class EvaluationConfig(Section):
     every_steps: int = setting(25, may_change="always", ge=1)
     """PPO steps between held-out evaluations."""
     num_prompts: int = setting(512, may_change="always", reevaluates=True, ge=1)
-    """Held-out prompts of the evaluations before and after PPO, per task."""
+    """Held-out prompts of the evaluations before and after training, per task."""
     num_prompts_during: int = setting(64, may_change="always", ge=1)
     """Held-out prompts of the evaluations during PPO, per task."""
 
