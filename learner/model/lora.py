@@ -36,6 +36,7 @@ def add_adapters(model: Any, settings: LoraSettings, *, seed: int) -> None:
     """
     targets: Any = list(settings.target_modules) or "all-linear"
     config = _peft_config(settings, targets)
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:

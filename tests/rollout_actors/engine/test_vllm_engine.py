@@ -70,6 +70,29 @@ def test_logprobs_of_sampled_tokens_match_transformers(
         assert worst(found.logprobs, expected) < EXACT
 
 
+@pytest.mark.parametrize("truncation", [Truncation(top_k=3), Truncation(top_p=0.5), Truncation(min_p=0.3)], ids=str)
+def test_logprobs_of_truncated_sampling_are_over_the_kept_tokens(
+    tied_engine: VllmEngine, tied_folder: Path, truncation: Truncation
+) -> None:
+    requests = [replace(request(seed), truncation=truncation) for seed in range(8)]
+    sampled, model = run(tied_engine, requests), tiny.load_model(tied_folder)
+    for each in requests:
+        found = sampled[each.id]
+        sequence = torch.tensor([each.token_ids + found.token_ids])
+        with torch.no_grad():
+            probabilities = model(input_ids=sequence).logits[0].double().softmax(-1)[len(each.token_ids) - 1 : -1]
+        ordered, order = probabilities.sort(-1, descending=True)
+        kept = {
+            "top_k": torch.arange(ordered.shape[-1]) < (truncation.top_k or ordered.shape[-1]),
+            "top_p": ordered.cumsum(-1) - ordered < truncation.top_p,
+            "min_p": ordered >= truncation.min_p * ordered[:, :1],
+        }
+        rest = ordered * (kept["top_k"] & kept["top_p"] & kept["min_p"])
+        logprobs = torch.zeros_like(rest).scatter(-1, order, (rest / rest.sum(-1, keepdim=True)).log())
+        expected = logprobs.gather(-1, torch.tensor(found.token_ids)[:, None])[:, 0]
+        assert worst(found.logprobs, expected.tolist()) < EXACT
+
+
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(tied_engine: VllmEngine) -> None:
     requests = [request(seed) for seed in range(12)]
     batched = run(tied_engine, requests)
@@ -179,26 +202,3 @@ def test_the_error_names_an_unknown_engine_setting(tied_folder: Path) -> None:
 def test_a_setting_that_vllm_refuses_is_an_input_error(tied_folder: Path) -> None:
     with pytest.raises(InputError, match=r"rollout_actors.engine: vLLM refuses"):
         VllmEngine(str(tied_folder), engine_args={"max_model_len": 4096}, max_model_len=64, seed=0, dtype="float32")
-
-
-@pytest.mark.parametrize("truncation", [Truncation(top_k=3), Truncation(top_p=0.5), Truncation(min_p=0.3)], ids=str)
-def test_logprobs_of_truncated_sampling_are_over_the_kept_tokens(
-    tied_engine: VllmEngine, tied_folder: Path, truncation: Truncation
-) -> None:
-    requests = [replace(request(seed), truncation=truncation) for seed in range(8)]
-    sampled, model = run(tied_engine, requests), tiny.load_model(tied_folder)
-    for each in requests:
-        found = sampled[each.id]
-        sequence = torch.tensor([each.token_ids + found.token_ids])
-        with torch.no_grad():
-            probabilities = model(input_ids=sequence).logits[0].double().softmax(-1)[len(each.token_ids) - 1 : -1]
-        ordered, order = probabilities.sort(-1, descending=True)
-        kept = {
-            "top_k": torch.arange(ordered.shape[-1]) < (truncation.top_k or ordered.shape[-1]),
-            "top_p": ordered.cumsum(-1) - ordered < truncation.top_p,
-            "min_p": ordered >= truncation.min_p * ordered[:, :1],
-        }
-        rest = ordered * (kept["top_k"] & kept["top_p"] & kept["min_p"])
-        logprobs = torch.zeros_like(rest).scatter(-1, order, (rest / rest.sum(-1, keepdim=True)).log())
-        expected = logprobs.gather(-1, torch.tensor(found.token_ids)[:, None])[:, 0]
-        assert worst(found.logprobs, expected.tolist()) < EXACT
