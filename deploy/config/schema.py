@@ -156,8 +156,8 @@ class DataSection(Section):
 class AdversarialConfig(Section):
     """Alterations that make prompts harder without changing the right answer.
 
-    With any of them, the policies before and after training are evaluated on altered held-out prompts as well; each prompt
-    is altered in one way, in turn.
+    With any of them, the policies before and after training are evaluated on altered held-out prompts as well; each
+    prompt is altered in one way, in turn.
     """
 
     ways: tuple[Way, ...] = setting((), may_change="always", reevaluates=True)
