@@ -25,7 +25,7 @@ from rollout_actors.delivery import Deliveries
 from rollout_actors.engine.loading import build_vllm, fetch_published, read_policy
 from rollout_actors.engine.options import sampling_options
 from rollout_actors.engine.protocol import UNLOADED_VERSION, GenerationEngine, SamplingRequest
-from rollout_actors.engine.response import ResponseRequest, SampledResponse
+from rollout_actors.engine.response import ResponseRequest, SampledResponse, SamplingOptions
 from rollout_actors.engine.thread import EngineThread
 from rollout_actors.groups import FLOOR_TIMEOUT_S, GroupSampling, cancelled
 from rollout_actors.parser_choice import choose_parsers
@@ -98,6 +98,7 @@ class RolloutActor:
             dtype=str(config.engine.get("dtype", dtype)),
             before_step=before_step,
         )
+        self._options = SamplingOptions()
         self._stopping = asyncio.Event()
         self._run: asyncio.Future[None] | None = None
         self._rewards: RewardClient | None = None
