@@ -15,7 +15,7 @@ def chat(
     step: Step = None,
     best: Best = False,
 ) -> None:
-    """Talk to the newest policy of a run, or to a model folder: in one conversation, or with a separate prompt per line.
+    """Talk to the newest policy of a run, or to a model folder, as it was trained: in one conversation or line by line.
 
     [dim]antiphon chat runs/reviews --prompt 'the food'[/dim]
     """
