@@ -18,7 +18,7 @@ from deploy.run.layout import CONFIG, FEEDBACK
 from deploy.run.stages import checkpoint_step
 from reward_service.feedback.selection import FeedbackSettings
 
-STAGE_OF_FOLDER = {"sft": "SFT", "policy": "PPO"}
+STAGE_OF_FOLDER = {"sft": "SFT", "dpo": "DPO", "policy": "PPO"}
 """Folder of a trained policy -> the name of its stage for people, in the order of the stages."""
 
 

@@ -12,7 +12,7 @@ import typer
 from cluster.errors import InputError
 from cluster.files import replacing_folder
 from deploy.commands.policy.selection import Best, RunOrModel, Step, selected_policy
-from deploy.run.artifacts import is_model_folder
+from deploy.run.artifacts import STAGE_OF_FOLDER, is_model_folder
 from deploy.run.directory import RunDirectory
 from deploy.run.open import require_run
 from deploy.run.stages import not_done
@@ -51,8 +51,8 @@ def _has_only_a_reward_model(path: Path) -> bool:
     """Return whether the run has trained a reward model and no policy."""
     if is_model_folder(path):
         return False
-    run = RunDirectory(path)
-    trained = (path / "sft").exists() or (path / "policy").exists() or run.newest_checkpoint("ppo") is not None
+    is_begun = RunDirectory(path).newest_checkpoint("ppo") is not None
+    trained = is_begun or any((path / folder).exists() for folder in STAGE_OF_FOLDER)
     return not trained and (path / "reward_model" / "config.json").is_file()
 
 
