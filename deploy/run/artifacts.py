@@ -79,10 +79,10 @@ def _listed(steps: Iterable[int]) -> str:
 
 def origin_of(run: RunDirectory, policy: NewestPolicy) -> str:
     """Return where a policy comes from, for a person to read."""
-    folder = policy.folder.absolute()
-    if not folder.is_relative_to(run.path):
+    folder, own = policy.folder.absolute(), run.path.absolute()
+    if not folder.is_relative_to(own):
         return "the initial model"
-    name = folder.relative_to(run.path).parts[0]
+    name = folder.relative_to(own).parts[0]
     if name in ("policy", "checkpoints"):
         return f"PPO step {policy.step}"
     return STAGE_OF_FOLDER.get(name, "the initial model")

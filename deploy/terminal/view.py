@@ -215,26 +215,26 @@ class View:
         for name, tables in by_task.items() if task else [("", (before, after)), *by_task.items()]:
             if task in ("", name):
                 old, new = ({key: value for key, value in own.items() if key != "tasks"} for own in tables)
-                self.table_before_after(old, new, task=name, stage=stage)
+                self.table_before_after(old, new, task=name, stage=stage if before else "")
 
     def table_before_after(
         self, before: Mapping[str, float], after: Mapping[str, float], *, task: str = "", stage: str = "PPO"
     ) -> None:
         """Print a table of the metrics before and after a stage, of one task if given; ends the live display.
 
-        Without `before`, there is only a column of the metrics.
+        Without a stage, there is only a column of the metrics.
         """
         self._end_stage(done=True)
         self._stop_live()
-        title = f"before and after {stage}" if before else "evaluation"
+        title = f"before and after {stage}" if stage else "evaluation"
         table = Table(title=f"{task}: {title}" if task else title[0].upper() + title[1:], **_TABLE)
         table.add_column("")
-        for heading in ("before", "after", "change") if before else ("",):
+        for heading in ("before", "after", "change") if stage else ("",):
             table.add_column(heading, justify="right")
         for key in dict.fromkeys([*before, *after]):
             old, new = before.get(key), after.get(key)
             change = f"{new - old:+.3f}" if old is not None and new is not None else ""
-            cells = (number(old, ".3f"), number(new, ".3f"), change) if before else (number(new, ".3f"),)
+            cells = (number(old, ".3f"), number(new, ".3f"), change) if stage else (number(new, ".3f"),)
             table.add_row(LABELS.get(key, key), *cells)
         self._console.print()
         self._console.print(table)

@@ -271,7 +271,7 @@ def test_resuming_drops_the_metrics_of_repeated_steps(config: RunConfig, path: P
     ("stage", "message"),
     [
         ("ppo", "sft: not trained (run antiphon sft)"),
-        ("evaluation", "ppo: not done (run antiphon ppo)"),
+        ("evaluation", "sft: not trained (run antiphon sft)"),
         ("reward_model", "sft: not trained (run antiphon sft)"),
     ],
 )

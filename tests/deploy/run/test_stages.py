@@ -30,9 +30,10 @@ def test_the_function_of_each_stage_is_a_coroutine_function_of_a_session(name: s
 @pytest.mark.parametrize(
     ("stages", "scorer", "needed"),
     [
-        ([], "m:f", {"reward_model": ["preferences"], "evaluation": ["ppo"]}),
+        ([], "m:f", {"reward_model": ["preferences"], "evaluation": []}),
         (["sft"], "m:f", {"preferences": ["sft"], "reward_model": ["sft", "preferences"], "ppo": ["sft"]}),
-        ([], "reward_model", {"ppo": ["reward_model"], "evaluation": ["ppo", "reward_model"]}),
+        (["sft", "ppo"], "m:f", {"evaluation": ["sft", "ppo"]}),
+        ([], "reward_model", {"ppo": ["reward_model"], "evaluation": ["reward_model"]}),
     ],
 )
 def test_a_stage_needs_others_according_to_run(stages: list[str], scorer: str, needed: dict[str, list[str]]) -> None:
