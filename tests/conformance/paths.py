@@ -116,7 +116,7 @@ def _keeps_history(model: Model, case: Case) -> bool:
 
 
 def _is_answer(message: Mapping[str, Any]) -> bool:
-    return message["role"] == "assistant"
+    return bool(message["role"] == "assistant")
 
 
 def _prompt_ids(model: Model, case: Case) -> Ids:
