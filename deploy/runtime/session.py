@@ -346,10 +346,7 @@ class Session:
         return {key: sum(metrics[key] for metrics in self._rollout_metrics.values()) for key in TOTALS}
 
     async def rollout_metrics(self) -> dict[str, float]:
-        """Return the totals by their metric names, the number of actors and the tokens/s since the last call.
-
-        If the actors have sampled nothing since, because all groups of the run are finished, the rate is the last one.
-        """
+        """Return the totals, the number of actors and the tokens/s since the last call, or before if there are none."""
         totals = await self.rollout_totals()
         now = time.monotonic()
         num_tokens, since = self._sampled_before

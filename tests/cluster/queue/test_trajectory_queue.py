@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -12,8 +12,8 @@ import pytest
 from cluster.config import TrajectoryQueueConfig
 from cluster.data.prompt_order import PromptOrder, TaskPrompts
 from cluster.errors import DeadlineExceeded, GroupsVoided, TrajectoryRefused
-from cluster.journal.events import EQUAL_REWARDS, Record
-from cluster.ledger import PendingGroup, QueueCounts, ResumePoint
+from cluster.journal.events import Record
+from cluster.ledger import PendingGroup, ResumePoint
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.trajectory import PartialGroup, PartialResponse, Segment, Ticket, Trajectory, Turn
 
@@ -404,41 +404,3 @@ async def test_tickets_follow_the_task_weights_also_after_a_resume() -> None:
     again = await admit_all(resumed)
     assert [ticket.group for ticket in again[:3]] == [1, 2, 4]
     assert {ticket.group: (ticket.task, ticket.row) for ticket in again}.items() <= expected.items()
-
-
-def pair(ticket: Ticket, *rewards: float) -> tuple[Ticket, list[Trajectory]]:
-    (one,) = finished(ticket)
-    return ticket, [replace(one, uid=ticket.uid(i), reward=reward) for i, reward in enumerate(rewards)]
-
-
-async def test_groups_of_equal_rewards_are_replaced_under_the_same_floor() -> None:
-    queue, recorder, (first, second) = await recorded_queue(num_steps=1, max_resamples=2, max_void_share=0.0)
-    await queue.put([pair(first, 0.1, 0.1 + 1e-9), pair(second, 0.0, 1.0)])
-    (replacement,) = await admit_all(queue, "b")
-    assert (replacement.admission_index, replacement.min_policy_version, replacement.group) == (0, 0, 2)
-    await queue.put([pair(replacement, 1.0, 0.5)])
-    assert [group[0].group for group in await queue.take(1)] == [2, 1]
-    assert await queue.counts() == QueueCounts(3, 2, 1, 0, num_resampled=1)
-    assert await queue.voided() == [], "none is reported as a fault"
-    voids = [(record["group"], record["reason"]) for record in recorder.records if record["kind"] == "VOID"]
-    assert voids == [(0, EQUAL_REWARDS)]
-
-
-async def test_a_group_that_was_resampled_often_enough_is_trained_as_it_is() -> None:
-    standing = ResumePoint(next_group=3, next_index=1, vacant=(0,), num_void=3, num_resampled=3, resampled={0: 3})
-    queue = make_queue(groups_per_step=1, max_policy_lag=0, num_steps=1, max_resamples=4, standing=standing)
-    await queue.published(0)
-    for group in (3, 4):
-        (ticket,) = await admit_all(queue)
-        assert ticket.group == group
-        await queue.put([pair(ticket, 1.0, 1.0)])
-    assert [group[0].group for group in await queue.take(1)] == [4]
-    assert await queue.counts() == QueueCounts(5, 1, 4, 0, num_resampled=4)
-
-
-async def test_what_the_recorder_refuses_is_not_resampled() -> None:
-    queue, recorder, (first, _) = await recorded_queue(max_resamples=2)
-    recorder.error = TrajectoryRefused(first.uid(0), "a was declared dead before it sent this")
-    with pytest.raises(TrajectoryRefused, match="declared dead"):
-        await queue.put([pair(first, 1.0, 1.0)])
-    assert (await queue.counts()).num_void == 0
