@@ -27,7 +27,7 @@ from learner.ppo.batch import Batch, make_batch, minibatch_order
 from learner.ppo.experience import AdvantageComputer, Evaluation, Experience, trained_rows
 from learner.ppo.experience_metrics import log_experience
 from learner.ppo.schedule import Lengths, Phase, length_at, phase_at, scheduled
-from learner.ppo.sequences import by_sequence
+from learner.ppo.sequences import Compute, by_sequence
 from learner.ppo.shares import Share
 
 MAX_NAMED = 8
@@ -125,10 +125,17 @@ class PPOStep:
         found = torch.zeros(batch.mask.shape, dtype=self._model.numbers, device=self._device)
         for rows in self._pieces(batch.lengths):
             sequences, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
-            logprobs, *_ = by_sequence(self._logprobs_only, token_ids, mask, sequences)
+            (logprobs,) = self._computed(self._logprobs_only, token_ids, mask, sequences)
             if rows:
                 found[rows, : mask.shape[1]] = logprobs
         return found
+
+    def _computed(
+        self, compute: Compute, token_ids: Tensor, mask: Tensor, sequences: Sequence[Sequence[int]]
+    ) -> Sequence[Tensor]:
+        """Compute rows of several sequences; in parts, unless ranks must call the model equally often."""
+        max_tokens = None if self._model.is_sharded else self._config.micro_batch_tokens
+        return by_sequence(compute, token_ids, mask, sequences, max_tokens=max_tokens)
 
     def _logprobs_only(self, token_ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> tuple[Tensor]:
         return (self._model(token_ids, mask, lengths, logprobs_only=True).logprobs,)
@@ -140,7 +147,7 @@ class PPOStep:
             sequences, (token_ids, mask, behavior) = _piece(
                 batch, rows, batch.token_ids, batch.mask, batch.behavior_logprobs
             )
-            (reference,) = by_sequence(self._reference.outputs, token_ids, mask, sequences)
+            (reference,) = self._computed(self._reference.outputs, token_ids, mask, sequences)
             for row, kl in zip(rows, (behavior - reference).sum(1).tolist(), strict=False):
                 sums[row] = kl
         return sums
@@ -177,8 +184,8 @@ class PPOStep:
         for rows in pieces:
             sequences, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
             with torch.set_grad_enabled(keep_graph):
-                outputs = Outputs(*by_sequence(self._model, token_ids, mask, sequences))
-            (reference_logprobs,) = by_sequence(self._reference.outputs, token_ids, mask, sequences)
+                outputs = Outputs(*self._computed(self._model, token_ids, mask, sequences))
+            (reference_logprobs,) = self._computed(self._reference.outputs, token_ids, mask, sequences)
             if rows:
                 index, width = on_device(rows, self._device), mask.shape[1]
                 proximal[index, :width] = outputs.logprobs.detach()
@@ -268,7 +275,7 @@ class PPOStep:
         """
         config, batch = self._config, experience.batch
         sequences, (token_ids, mask) = _piece(batch, rows, batch.token_ids, batch.mask)
-        outputs = self._graph or Outputs(*by_sequence(self._model, token_ids, mask, sequences))
+        outputs = self._graph or Outputs(*self._computed(self._model, token_ids, mask, sequences))
         self._graph = None
         places = places_of(mask)
         per_token = self._value_loss(outputs, experience, rows, places, metrics)

@@ -51,8 +51,8 @@ class VllmResponseParser:
         self._harmony = _harmony_parser(tokenizer) if tool_parser == HARMONY else None
         self._tool_parser = None
         self._marks = THOUGHTS
-        if self._harmony is None:
-            self._tool_parser = None if tool_parser == NONE else _tool_parser(tokenizer, tool_parser, self._request)
+        if tool_parser not in (HARMONY, NONE):
+            self._tool_parser = _tool_parser(tokenizer, tool_parser, self._request)
             self._marks = _thought_marks(tokenizer, reasoning_parser)
 
     def read(self, before: Sequence[int], token_ids: Sequence[int]) -> ParsedResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +98,27 @@ def test_outputs_are_computed_from_each_sequence_alone() -> None:
     (found,) = by_sequence(compute, batch.token_ids, batch.mask, batch.sequences)
     assert torch.equal(found, torch.where(batch.mask, batch.token_ids.float(), 0.0))
     assert seen == [part.token_ids for part in parts_and_conversations()[0]]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20, 30])
+def test_many_sequences_are_computed_in_parts(max_tokens: int) -> None:
+    _, conversations = parts_and_conversations()
+    batch = make_batch(conversations)
+    weight = torch.ones((), requires_grad=True)
+    sizes: list[list[int]] = []
+
+    def compute(token_ids: torch.Tensor, mask: torch.Tensor, lengths: Sequence[int]) -> list[torch.Tensor]:
+        sizes.append(list(lengths))
+        return [torch.where(mask, token_ids * weight, 0.0)]
+
+    (found,) = by_sequence(compute, batch.token_ids, batch.mask, batch.sequences, max_tokens=max_tokens)
+    assert torch.equal(found, torch.where(batch.mask, batch.token_ids.float(), 0.0))
+    parts = list(sizes)
+    assert [length for part in parts for length in part] == [n for row in batch.sequences for n in row]
+    assert all(len(part) == 1 or sum(part) <= max_tokens for part in parts)
+    found.sum().backward()
+    assert float(weight.grad) == float((batch.token_ids * batch.mask).sum())  # type: ignore[arg-type]
+    assert len(sizes) == 2 * len(parts), "each part is computed again in the backward pass"
 
 
 def test_a_sequence_without_a_prompt_is_refused() -> None:
