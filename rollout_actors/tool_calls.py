@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from cluster.data.unicode_text import as_unicode
+
 CALL_MARK = "<tool_call>"
 THOUGHTS = ("<think>", "</think>")
 CALL_KEYS = {"name", "arguments", "parameters", "id", "type"}
@@ -87,10 +89,14 @@ def _call(entry: Any) -> ToolCall:
 
 
 def make_call(name: str, arguments: Any) -> ToolCall:
-    """Return a call with its arguments, which may be an object, JSON in a text (in a text again), or None."""
+    """Return a call with its arguments, which may be an object, JSON in a text (in a text again), or None.
+
+    Replaces lone surrogates, which JSON can spell, by U+FFFD.
+    """
     try:
         for _ in range(2):
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        name, arguments = as_unicode(name), as_unicode(arguments)
     except (ValueError, RecursionError) as error:
         return ToolCall(name, {}, f"the arguments are not JSON ({error})")
     if arguments is None:

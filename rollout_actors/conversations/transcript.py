@@ -118,15 +118,15 @@ class Transcript:
     def _rendered_history(self) -> RenderedPrompt:
         """Return all messages as a prompt.
 
-        If the template refuses results of functions that no message calls, since a call cannot be read, they become
-        messages of the user.
+        If the template refuses the policy's calls, or results of functions that no message calls since a call cannot be
+        read, responses are texts and results are messages of the user.
         """
         try:
             return self._prompt(self._history)
         except InputError:
             if all(message["role"] != "tool" for message in self._history):
                 raise
-            return self._prompt(as_users(self._history))
+            return self._prompt(as_users(self.messages))
 
     def _is_end_replaced(self, after: RenderedPrompt) -> bool:
         """Return whether the response ends with an end token in whose place the template writes a special token."""
@@ -168,6 +168,7 @@ class Transcript:
             text = self._prompt([{"role": "user", "content": "?"}, calling, *messages])
         except InputError:
             return None
-        start, ends = text.rfind(answer), [self._tokenizer.special_text(token) for token in self._tokenizer.end_ids]
+        start = text.rfind(answer)
+        ends = {self._tokenizer.special_text(token) for token in (*self._tokenizer.end_ids, self.token_ids[-1])}
         places = [place for end in filter(None, ends) if (place := text.find(end, start)) >= 0]
         return text.part(min(places)) if start >= 0 and places else None

@@ -97,9 +97,12 @@ class VllmResponseParser:
 
     def _read_harmony(self, token_ids: Sequence[int]) -> ParsedResponse:
         assert self._harmony is not None
-        thoughts, content, found = self._harmony(self._tokenizer).parse(
-            "", self._request, enable_auto_tools=True, model_output_token_ids=list(token_ids)
-        )
+        try:
+            thoughts, content, found = self._harmony(self._tokenizer).parse(
+                "", self._request, enable_auto_tools=True, model_output_token_ids=list(token_ids)
+            )
+        except Exception as error:  # noqa: BLE001  boundary to vLLM: the policy gets the error as a result
+            return ParsedResponse("", "", [ToolCall("", {}, f"the call cannot be read ({error})")], has_channels=True)
         calls = [make_call(call.name, call.arguments) for call in found or ()]
         return ParsedResponse(content or "", thoughts or "", calls, has_channels=True)
 

@@ -21,7 +21,7 @@ from rollout_actors.parser_choice import Parsers, choose_parsers
 from rollout_actors.prompts import PromptTokenizer
 from rollout_actors.tool_calls import ResponseParser, ToolCall
 from tests.conformance.conversations import WEATHER
-from tests.conformance.tokenizers import SOURCES, NotAvailable, model_folder
+from tests.conformance.tokenizers import SOURCES, VERSION, NotAvailable, model_folder
 
 pytestmark = pytest.mark.slow
 CITY = "Zürich"
@@ -47,6 +47,10 @@ THOUGHTS = {
         f"<|channel|>analysis<|message|>I could {ARGUMENTS}<|end|>"
         "<|start|>assistant<|channel|>final<|message|>Sunny.<|return|>"
     ],
+}
+THINKING = {
+    "qwen3": "<think>\nHm.\n</think>\n\n",
+    "gptoss": "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant",
 }
 ANSWERS = {
     "qwen3": ("<think>\nHm.\n</think>\n\nSunny.<|im_end|>", "Rainy.<|im_end|>"),
@@ -116,9 +120,10 @@ async def converse(
         return SampledResponse("u", ids, [-1.0] * len(ids), [Segment(0, 0, len(ids), 1, "a")], "stop")
 
     async def parser_for(tools: Sequence[Any]) -> ResponseParser:
-        return parser_of(prompts, PARSERS[folder.name])
+        return parser_of(prompts, PARSERS[name])
 
     config = EnvironmentConfig.model_validate({"history": history, "max_tokens": 4096, "max_turns": len(responses)})
+    name = folder.name.removesuffix(f"-{VERSION}")
     host = InProcessHost(environment, Threads(1), timeout_s=10)
     dialogue = Dialogue(host, prompts, config, max_response_tokens=512, parser_for=parser_for)
     conversation = await dialogue.run("u", seed=0, columns={}, sample=sample)
@@ -164,6 +169,21 @@ async def test_a_call_gets_its_result_in_the_form_of_the_template(folder: Path) 
         assert asked[1] == expected(tokenizer, [*first, called, result], schemas), history
         assert [message["content"] for message in conversation.messages if message["role"] == "tool"] == [SUN]
         assert len(environment.responses) == 2, "the call is no step of the environment"
+
+
+@pytest.mark.parametrize("name", list(THINKING))
+async def test_thoughts_before_a_call_stay_until_the_next_answer(name: str) -> None:
+    try:
+        folder = model_folder(name)
+    except NotAvailable as error:
+        pytest.skip(str(error))
+    final, asked = ANSWERS[name][1], list[list[list[int]]]()
+    for history in ("as_sampled", "as_rendered"):
+        responses = (THINKING[name] + CALLS[name], final)
+        _, prompts, tokenizer = await converse(folder, Weather(offers=True), *responses, history=history)
+        asked.append(prompts)
+    assert asked[0] == asked[1]
+    assert "Hm." in tokenizer.decode(asked[0][1])
 
 
 async def test_history_is_what_the_template_writes(folder: Path) -> None:

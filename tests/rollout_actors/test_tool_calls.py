@@ -47,6 +47,11 @@ def test_a_call_that_cannot_be_read_says_why(content: str, error: str) -> None:
     assert call.error.startswith(error)
 
 
+def test_lone_surrogates_in_arguments_are_replaced() -> None:
+    (call,) = read_calls('{"name": "add", "arguments": {"first": "\\ud800"}}', NAMES)
+    assert call.arguments == {"first": "\ufffd"}
+
+
 def test_a_wrong_call_does_not_hide_the_others() -> None:
     first, second = read_calls('<tool_call>{"name": </tool_call><tool_call>{"name": "now"}</tool_call>', NAMES)
     assert first.error
