@@ -127,12 +127,12 @@ class OpenEnvText:
     def _formatted(self, answer: Mapping[str, Any]) -> str:
         observed = answer.get("observation") or {}
         if not self._observation:
-            return json.dumps(observed)
+            return json.dumps(observed, ensure_ascii=False)
         if self._observation not in observed:
             what = f"the observation has no field {self._observation!r}; it has {', '.join(observed) or 'none'}"
             raise EnvironmentFault(f"{SETTINGS}.observation", what)
         value = observed[self._observation]
-        return value if isinstance(value, str) else json.dumps(value)
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _reasons(content: Mapping[str, Any]) -> str:

@@ -92,12 +92,16 @@ def _observation(
     if isinstance(value, str) and (value or may_be_empty):
         return value
     if isinstance(value, list | tuple) and (value or may_be_empty) and all(map(_is_message, value)):
-        return [dict(message) for message in value]
+        return [{**message, "content": message.get("content") or ""} for message in value]
     raise _fault(method, name, expected, value)
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    """Return whether the value is a message; one with calls of functions may have no content."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
+        return False
+    content = value.get("content")
+    return isinstance(content, str) or (content is None and bool(value.get("tool_calls")))
 
 
 def _fault(method: Callable[..., Any], name: str, expected: str, value: Any) -> EnvironmentFault:

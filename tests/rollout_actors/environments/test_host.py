@@ -17,7 +17,7 @@ from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environments.host import Host, InProcessHost, Threads
 from rollout_actors.environments.pool import EnvironmentPool
 from rollout_actors.environments.process import SubprocessHost
-from rollout_actors.environments.protocol import Step, make_environment
+from rollout_actors.environments.protocol import Step, checked_start, make_environment
 from rollout_actors.environments.tools import Tools
 from rollout_actors.tool_calls import ToolCall
 from tests.support import environments
@@ -54,6 +54,14 @@ async def test_conversations_are_equal_in_both_hosts_and_repeatable(name: str, o
                 Step("1ok", 2.0, False, False, {"answers": 1.0}),
                 Step("2ok", 3.0, True, False, {"answers": 2.0}),
             ]
+
+
+async def test_a_message_with_calls_needs_no_content() -> None:
+    calling = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
+    for message in (calling, calling | {"content": None}):
+        assert checked_start(environments.Echo().reset, [message]) == [calling | {"content": ""}]
+    with pytest.raises(EnvironmentFault, match="reset must return messages or a text"):
+        checked_start(environments.Echo().reset, [{"role": "assistant", "content": None}])
 
 
 async def test_numpy_values_are_converted_and_texts_in_info_dropped() -> None:
