@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,6 +264,26 @@ async def test_every_segment_is_sampled_again_with_its_version(
     for actor in engines:
         assert (await actor.metrics())["policy_version"] == NUM_STEPS - 1
         assert (await actor.metrics())["num_responses"] == num_segments / 2
+
+
+def test_a_segment_is_sampled_again_after_the_tokens_of_its_own_sequence() -> None:
+    whole = Trajectory(
+        uid="3-0-0",
+        group=0,
+        task="test",
+        token_ids=[4, 5, 9, 4, 5, 6, 9, 9],
+        mask=[False, False, True, False, False, False, True, True],
+        behavior_logprobs=[0.0] * 8,
+        segments=[Segment(0, 2, 1, 7, "a"), Segment(0, 6, 1, 8, "a"), Segment(0, 7, 1, 9, "a")],
+        turns=[Turn(2, 1), Turn(6, 2)],
+        admission_index=0,
+        finish_reason="stop",
+        reward=1.0,
+        sequence_starts=[3],
+    ).check()
+    history: Any = SimpleNamespace(groups=lambda step: [[whole]])
+    tokens = TokenReplay([], history, steps=range(1, 2), max_policy_lag=0, temperature=1.0)
+    assert [list(segment.request.token_ids) for segment in tokens._segments(0)] == [[4, 5], [4, 5, 6], [4, 5, 6, 9]]
 
 
 async def test_differing_segments_are_counted_and_the_first_is_named(run: RunDirectory, actors: Any) -> None:
