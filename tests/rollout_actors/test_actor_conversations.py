@@ -45,6 +45,24 @@ async def test_a_trajectory_has_several_turns_with_an_environment(chat_folder: P
     assert [message["role"] for message in request.columns["conversation"]][::2] == ["user"] * 3
 
 
+async def test_turns_with_a_rendered_history_are_sequences_of_a_trajectory(chat_folder: Path) -> None:
+    rig = Rig(chat_folder, num_steps=1, groups=1, max_prompt_tokens=16)
+    rendered = {"test": environment("Echo", num_turns=3)["test"].model_copy(update={"history": "as_rendered"})}
+    async with rig.actor(environments=rendered) as actor:
+        running = rig.run(actor)
+        await rig.publish(0)
+        [group] = await rig.queue.take(1)
+        await actor.stop()
+        await running
+    assert len(group) == 2
+    for trajectory in group:
+        first, second, third = trajectory.check().turns
+        assert trajectory.sequence_starts == [first.start + first.length, second.start + second.length]
+        prompts = [trajectory.tokens_before(turn.start) for turn in (first, second, third)]
+        assert prompts[1][: len(prompts[0])] == prompts[0], "the conversation starts anew in each sequence"
+        assert trajectory.reward_parts["answers"] == 3.0
+
+
 async def test_a_group_is_voided_if_its_environment_breaks_the_protocol(chat_folder: Path) -> None:
     rig = Rig(chat_folder, num_steps=2, groups=2, max_prompt_tokens=16)
     async with rig.actor(environments=environment("Odd", how="raises")) as actor:
