@@ -70,9 +70,16 @@ class ScorerSection(Section):
     MEASURES: ClassVar[tuple[str, ...] | None] = None
     """Parts that every reward of the kind may have beside the reward itself; None if they are not known in advance."""
 
+    NEEDS: ClassVar[tuple[str, ...]] = ()
+    """Columns without which no item can be scored."""
+
     def measures(self) -> tuple[str, ...] | None:
         """Return `MEASURES`, or what these settings make of them."""
         return self.MEASURES
+
+    def needs(self) -> tuple[str, ...]:
+        """Return `NEEDS`, or what these settings make of them."""
+        return self.NEEDS
 
 
 class TrainedModelConfig(ScorerSection):
@@ -99,6 +106,7 @@ class ExactConfig(ScorerSection):
     """1 if the answer is one of the references, else 0."""
 
     MEASURES = ("found",)
+    NEEDS = ("references",)
 
     kind: Literal["exact"] = setting(..., may_change="recorded")
     answer: Pattern | None = setting(None, may_change="recorded")
@@ -114,6 +122,7 @@ class NumericConfig(ScorerSection):
     """1 if the answer is within the tolerance of one of the references, else 0."""
 
     MEASURES = ("found", "answer")
+    NEEDS = ("references",)
 
     kind: Literal["numeric"] = setting(..., may_change="recorded")
     answer: Pattern | None = setting(None, may_change="recorded")
@@ -127,13 +136,19 @@ class NumericConfig(ScorerSection):
 
 
 class MathConfig(ScorerSection):
-    """1 if math-verify finds the response's last expression equal to one of the references, else 0."""
+    """1 if math-verify finds the response's last expression equal to one of the references, else 0.
+
+    It is the content of the last `\\boxed{...}`, if there is one; else what follows "the final answer is" and the like;
+    else the last expression in LaTeX or plain digits.
+    """
 
     MEASURES = ("found",)
+    NEEDS = ("references",)
 
     kind: Literal["math"] = setting(..., may_change="recorded")
     timeout_s: float = setting(5.0, may_change="always", gt=0)
-    """Maximum time of an item; one that takes longer is an error."""
+    """Maximum CPU time of an item; a response that needs more gets 0. After three times this in wall-clock time, the
+    item is an error, because the machine is the cause."""
     num_processes: int = setting(1, may_change="always", ge=1)
     """Child processes that compare."""
 
@@ -153,7 +168,8 @@ class RegexConfig(ScorerSection):
     otherwise: float = setting(0.0, may_change="recorded")
     """Reward of no match."""
     timeout_s: float = setting(1.0, may_change="always", gt=0)
-    """Maximum time of the pattern on an item; one that takes longer is an error."""
+    """Maximum time of the pattern on an item; a response that needs more does not match. If the machine had no CPU time
+    for it, the item is an error."""
 
 
 class LengthConfig(ScorerSection):
@@ -210,7 +226,8 @@ class JsonSchemaConfig(ScorerSection):
     path: Path | None = setting(None, may_change="recorded")
     """File with the schema, instead of a table."""
     timeout_s: float = setting(5.0, may_change="always", gt=0)
-    """Maximum time of an item; one that takes longer is an error."""
+    """Maximum CPU time of an item; a response that needs more gets 0. After three times this in wall-clock time, the
+    item is an error, because the machine is the cause."""
 
     @model_validator(mode="after")
     def _one(self) -> JsonSchemaConfig:
@@ -268,7 +285,8 @@ class CodeConfig(ScorerSection):
     cpu_s: int = setting(5, may_change="recorded", ge=1)
     """CPU time of an item; tests that have not passed by then have failed."""
     wall_s: float = setting(15.0, may_change="always", gt=0)
-    """Wall-clock time of an item; one that takes longer is an error, because the machine may be the cause."""
+    """Wall-clock time of an item. Tests that have not passed by then have failed, as the code sleeps or waits; but if
+    the machine was so busy that it could not give the code its CPU time, the item is an error."""
     memory_mb: int = setting(512, may_change="recorded", ge=64)
     """Address space of the child process."""
     max_threads: int = setting(16, may_change="recorded", ge=1)
@@ -277,6 +295,10 @@ class CodeConfig(ScorerSection):
     """Size of the in-memory folder that the child process may write to."""
     num_processes: int = setting(2, may_change="always", ge=1)
     """Items judged concurrently."""
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the column of tests."""
+        return (self.tests,)
 
     @model_validator(mode="after")
     def _clock(self) -> CodeConfig:
@@ -335,8 +357,10 @@ class JudgeConfig(ScorerSection):
     """Sampling temperature of the judge."""
     max_tokens: int = setting(256, may_change="recorded", ge=1)
     """Maximum tokens of an answer."""
-    pattern: Pattern = setting(r"(?i:score)\W{0,3}(-?\d+(?:\.\d+)?)", may_change="recorded")
-    """Regular expression that finds the number: the first group (or all) of its last match."""
+    pattern: Pattern | None = setting(None, may_change="recorded")
+    """Regular expression that finds the number: the first group (or all) of its last match. If unset, it is the number
+    behind the last word score, rating, grade, mark or verdict, else the last one before `/10` or `out of 10`, else the
+    only one; Markdown is ignored, and numbers that describe the scale (1 to 10, maximum 10) do not count."""
     json_field: str | None = setting(None, may_change="recorded")
     """Field with the number, if the answer is a JSON object; used instead of the pattern."""
     low: float | None = setting(None, may_change="recorded")
@@ -349,6 +373,10 @@ class JudgeConfig(ScorerSection):
     """Deadline of one item, retries included."""
     max_attempts: int = setting(4, may_change="always", ge=1)
     """Attempts for an item if the endpoint cannot be reached, is busy (429) or fails (5xx)."""
+
+    def needs(self) -> tuple[str, ...]:
+        """Return the column of references if the rubric shows it."""
+        return ("references",) if "{reference}" in self.rubric else ()
 
     @model_validator(mode="after")
     def _fits(self) -> JudgeConfig:

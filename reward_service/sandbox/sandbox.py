@@ -38,12 +38,16 @@ class Limits:
 class Report:
     """Which tests passed, the indices of tests that are not Python, and how the process ended.
 
-    `ended` is the exit code, minus a signal's number, or `late`.
+    `ended` is the exit code, minus a signal's number, or `late`. `slowdown` is how many times longer work took than on
+    a free CPU, measured after the program's CPU time had passed by the clock; 1 if it ended before. `num_preempted` is
+    how often a late program was taken from the CPU.
     """
 
     passed: tuple[bool, ...]
     broken: tuple[int, ...]
     ended: str
+    slowdown: float = 1.0
+    num_preempted: int = 0
 
 
 def run_confined(program: str, tests: Sequence[str], limits: Limits) -> Report:
@@ -62,7 +66,9 @@ def run_confined(program: str, tests: Sequence[str], limits: Limits) -> Report:
     report = _child_report(json.dumps(job).encode(), limits.wall_s + START_S)
     if "unconfined" in report:
         raise RewardError("sandbox", report["unconfined"])
-    return Report(tuple(report["passed"]), tuple(report["broken"]), report["ended"])
+    return Report(
+        tuple(report["passed"]), tuple(report["broken"]), report["ended"], report["slowdown"], report["num_preempted"]
+    )
 
 
 def _child_report(job: bytes, timeout_s: float) -> Any:

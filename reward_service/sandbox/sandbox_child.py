@@ -12,7 +12,8 @@ Four processes take part:
 4. init's child gives up all privileges, sets its resource limits, installs a seccomp filter (no other processes or
    programs, no sockets but Unix ones, no mounts, no memory outside the limits), and runs the program.
 
-Reads {"program", "tests", "limits"} as JSON and writes one line: {"passed", "broken", "ended"} or {"unconfined": why}.
+Reads {"program", "tests", "limits"} as JSON and writes one line: {"passed", "broken", "ended", "slowdown",
+"num_preempted"} or {"unconfined": why}.
 A test counts as passed only if its line carries a secret number, so that exiting early or printing passes none. This
 does not defend against a program that searches the interpreter's frames for that number.
 """
@@ -235,7 +236,9 @@ def run_innermost(job: dict[str, Any], number: str, report: int, privileged: boo
 def run_init(job: dict[str, Any], privileged: bool) -> dict[str, Any]:
     """Body of init: start the innermost process and read its lines until it ends or its time is over."""
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
-    deadline = time.monotonic() + job["limits"]["wall_s"]
+    started = time.monotonic()
+    deadline = started + job["limits"]["wall_s"]
+    load = Load(started + min(job["limits"]["cpu_s"], job["limits"]["wall_s"] / 2))
     number = secrets.token_hex(16)
     lines_in, report = os.pipe()
     pid = os.fork()
@@ -243,8 +246,8 @@ def run_init(job: dict[str, Any], privileged: bool) -> dict[str, Any]:
         os.dup2(report, 3)
         run_innermost(job, number, 3, privileged)
     os.close(report)
-    output = read_all(lines_in, deadline)
-    ended = wait(pid, deadline)
+    output = read_all(lines_in, deadline, load)
+    ended = wait(pid, deadline, load)
     lines = [line.split(" ", 2) for line in output.decode(errors="replace").splitlines()]
     results = [(int(line[1]), line[2]) for line in lines if len(line) == 3 and line[0] == number]
     if results and results[0][0] < 0:
@@ -254,13 +257,49 @@ def run_init(job: dict[str, Any], privileged: bool) -> dict[str, Any]:
         "passed": [index in passed for index in range(len(job["tests"]))],
         "broken": [index for index, result in results if result == "broken"],
         "ended": ended,
+        "slowdown": load.slowdown(),
+        "num_preempted": load.num_preempted,
     }
 
 
-def read_all(pipe: int, deadline: float) -> bytes:
+class Load:
+    """How much longer work takes on this machine than on a free CPU, by bursts of work from `start` on."""
+
+    EVERY_S, BURST_S = 0.25, 0.02
+
+    def __init__(self, start: float) -> None:
+        self._next = start
+        self._wall_s = self._cpu_s = 0.0
+        self.num_preempted = 0
+        """How often a late program had to wait for a CPU that it wanted to use."""
+
+    def wait_s(self, deadline: float) -> float:
+        """Return how long to wait until the next burst or the deadline."""
+        return max(0.0, min(deadline, self._next) - time.monotonic())
+
+    def measure(self) -> None:
+        """Work for BURST_S of CPU time, if it is time for it."""
+        wall, cpu = time.monotonic(), time.process_time()
+        if wall < self._next:
+            return
+        while time.process_time() < cpu + self.BURST_S:
+            pass
+        self._wall_s += time.monotonic() - wall
+        self._cpu_s += time.process_time() - cpu
+        self._next = time.monotonic() + self.EVERY_S
+
+    def slowdown(self) -> float:
+        """Return wall-clock time by CPU time; 1 if nothing was measured."""
+        return self._wall_s / self._cpu_s if self._cpu_s else 1.0
+
+
+def read_all(pipe: int, deadline: float, load: Load) -> bytes:
     """Read until the other end is closed, the deadline passes, or 1 MiB was read."""
     output = b""
-    while len(output) < 1 << 20 and select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    while len(output) < 1 << 20 and time.monotonic() < deadline:
+        if not select.select([pipe], [], [], load.wait_s(deadline))[0]:
+            load.measure()
+            continue
         read = os.read(pipe, 1 << 16)
         if not read:
             break
@@ -268,14 +307,17 @@ def read_all(pipe: int, deadline: float) -> bytes:
     return output
 
 
-def wait(pid: int, deadline: float) -> str:
-    """Wait for the process. Returns its exit code, minus a signal's number, or `late` after the deadline."""
+def wait(pid: int, deadline: float, load: Load) -> str:
+    """Wait for a process. Returns its exit code (minus a signal's number), or `late` if killed at the deadline."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return str(os.waitstatus_to_exitcode(status))
         if time.monotonic() > deadline:
+            os.kill(pid, SIGKILL)
+            load.num_preempted = os.wait4(pid, 0)[2].ru_nivcsw
             return "late"
+        load.measure()
         time.sleep(0.002)
 
 

@@ -1,7 +1,8 @@
 """Runs work on untrusted text in child processes, which are killed at a deadline.
 
 A child runs `worker_child.py` and exchanges one line of JSON each way. It has the privileges of the service: code of a
-response runs in `sandbox` instead.
+response runs in `sandbox` instead. The kernel ends a child that uses up its CPU time on a question: then the text is
+the cause. If a question takes WALL_SHARE times as long, the machine is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import queue
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -21,22 +23,30 @@ from cluster.errors import RewardError
 CHILD = Path(__file__).with_name("worker_child.py")
 START_TIMEOUT_S = 60.0
 GRACE_S = 5.0
+WALL_SHARE = 3.0
 MAX_ANSWER_BYTES = 1 << 16
 
 
-class Worker:
-    """One child process for one `task`, started at the first question and restarted after it was killed."""
+class OutOfCpuTime(Exception):
+    """A question took all the CPU time that it may take."""
 
-    def __init__(self, task: str, setup: Any, *, timeout_s: float) -> None:
-        self._arguments = [sys.executable, "-I", str(CHILD), task, str(timeout_s + GRACE_S)]
-        self._timeout_s = timeout_s
+
+class Worker:
+    """One child process for one `task`, started at the first question and restarted after it was killed.
+
+    A question may take `cpu_s` of CPU time.
+    """
+
+    def __init__(self, task: str, setup: Any, *, cpu_s: float) -> None:
+        self._timeout_s = WALL_SHARE * cpu_s
+        self._arguments = [sys.executable, "-I", str(CHILD), task, str(cpu_s), str(self._timeout_s + GRACE_S)]
         self._setup = setup
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, question: Any) -> Any:
         """Return the child's answer.
 
-        Raises TimeoutError after `timeout_s` and RewardError if the child ends or fails.
+        Raises OutOfCpuTime, TimeoutError if the machine is too busy, and RewardError if the child ends or fails.
 
         After an error the child is killed, and the next question starts a new one.
         """
@@ -47,7 +57,7 @@ class Worker:
                 )
                 self._exchange(self._setup, START_TIMEOUT_S)
             return self._exchange(question, self._timeout_s)
-        except (TimeoutError, RewardError):
+        except (OutOfCpuTime, TimeoutError, RewardError):
             self.close()
             raise
 
@@ -86,6 +96,8 @@ def _read_line(process: subprocess.Popen[bytes], deadline: float) -> bytes:
                 raise TimeoutError
             read = process.stdout.read1(MAX_ANSWER_BYTES)  # type: ignore[attr-defined]
             line += read
+            if not read and process.wait() == -signal.SIGPROF:
+                raise OutOfCpuTime
             if not read:
                 raise RewardError("worker", f"its process ended (exit code {process.wait()})")
             if len(line) > MAX_ANSWER_BYTES:
@@ -96,8 +108,8 @@ def _read_line(process: subprocess.Popen[bytes], deadline: float) -> bytes:
 class Workers:
     """A pool of workers for one task; each call takes a free worker, or waits for one."""
 
-    def __init__(self, task: str, setup: Any, *, timeout_s: float, num: int = 1) -> None:
-        self._all = [Worker(task, setup, timeout_s=timeout_s) for _ in range(num)]
+    def __init__(self, task: str, setup: Any, *, cpu_s: float, num: int = 1) -> None:
+        self._all = [Worker(task, setup, cpu_s=cpu_s) for _ in range(num)]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._all:
             self._free.put(worker)

@@ -12,7 +12,7 @@ from reward_service.config.scorers import JsonSchemaConfig, MathConfig
 from reward_service.parsing import fenced
 from reward_service.parsing.fenced import last_block
 from reward_service.sandbox import worker
-from reward_service.sandbox.worker import Workers
+from reward_service.sandbox.worker import OutOfCpuTime, Workers
 from reward_service.scorers.files import read_schema
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, references_of, rule_version
 from reward_service.scorers.scorer import Builder, Kind, Scorer, register_kind
@@ -22,14 +22,16 @@ MATH_LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy")
 
 
 def math_rule(config: MathConfig, workers: Workers) -> Rule:
-    """1 if the response's last expression equals a reference.
+    """1 if the response's last expression equals a reference, 0 also if that can't be found out in time.
 
     Raises RewardError if a reference has no expression.
     """
 
     def rule(request: ScoreRequest) -> Verdict:
         question = {"references": list(map(str, references_of(request))), "response": request.response}
-        answer = _ask(workers, question, config.timeout_s, request)
+        answer = _ask(workers, question, request)
+        if answer is None:
+            return 0.0, {"found": 0.0}
         if not answer["readable"]:
             raise RewardError("references", f"a reference of {request.id} has no expression that can be read")
         return float(answer["equal"]), {"found": float(answer["found"])}
@@ -38,33 +40,38 @@ def math_rule(config: MathConfig, workers: Workers) -> Rule:
 
 
 def json_schema_rule(config: JsonSchemaConfig, workers: Workers) -> Rule:
-    """1 if the last fenced block, or the whole response, is JSON that the schema allows."""
+    """1 if the last fenced block, or the whole response, is JSON that the schema allows, as found out in time."""
 
     def rule(request: ScoreRequest) -> Verdict:
-        answer = _ask(workers, last_block(request.response), config.timeout_s, request)
+        answer = _ask(workers, last_block(request.response), request)
+        if answer is None:
+            return 0.0, {"parsed": 0.0}
         return float(answer["valid"]), {"parsed": float(answer["parsed"])}
 
     return rule
 
 
-def _ask(workers: Workers, question: Any, timeout_s: float, request: ScoreRequest) -> Any:
+def _ask(workers: Workers, question: Any, request: ScoreRequest) -> Any:
+    """Return the answer, or None if the question took too much CPU time or memory. Raises RewardError."""
     try:
         return workers.ask(question)
+    except OutOfCpuTime:
+        return None
     except TimeoutError:
-        raise RewardError("worker", f"{request.id} took longer than {timeout_s:g} s") from None
+        raise RewardError("worker", f"{request.id} got too little CPU time: the machine is busy") from None
     except RewardError as error:
         raise RewardError("worker", f"{error.what} (scoring {request.id})") from error
 
 
 def _build_math(name: str, config: MathConfig, builder: Builder) -> Scorer:
     num = config.num_processes
-    workers = Workers("math", None, timeout_s=config.timeout_s, num=num)
+    workers = Workers("math", None, cpu_s=config.timeout_s, num=num)
     version = rule_version(name, config, *SOURCES, libraries=MATH_LIBRARIES)
     return RuleScorer(name, math_rule(config, workers), version=version, num_threads=num, on_close=workers.close)
 
 
 def _build_json_schema(name: str, config: JsonSchemaConfig, builder: Builder) -> Scorer:
-    workers = Workers("json_schema", read_schema(config), timeout_s=config.timeout_s)
+    workers = Workers("json_schema", read_schema(config), cpu_s=config.timeout_s)
     file = [config.path] if config.path is not None else []
     version = rule_version(name, config, *SOURCES, *file, libraries=("jsonschema",))
     return RuleScorer(name, json_schema_rule(config, workers), version=version, on_close=workers.close)

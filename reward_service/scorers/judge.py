@@ -23,6 +23,7 @@ from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.scorers import JudgeConfig, settings_text
 from reward_service.parsing.fenced import last_block
 from reward_service.parsing.numbers import number_of
+from reward_service.parsing.opinions import score_in
 from reward_service.retries import retry_after_s
 from reward_service.scorers.rule_scorer import last_match, references_of
 from reward_service.scorers.scorer import Builder, Kind, Scorer, digest_of, register_kind, setting_key
@@ -54,7 +55,7 @@ class JudgeScorer:
         self.name = name
         self.version = f"{name}@{digest_of(settings_text(config))}"
         self._config = config
-        self._pattern = regex.compile(config.pattern)
+        self._pattern = regex.compile(config.pattern) if config.pattern else None
         self._headers = {"Authorization": f"Bearer {api_key(config, name)}"} if config.api_key_variable else {}
         self._free = asyncio.Semaphore(config.max_concurrent)
         self._client: httpx.AsyncClient | None = None
@@ -139,7 +140,7 @@ class JudgeScorer:
 
     def _number(self, opinion: str, item: str) -> float:
         """Return the number in an answer. Raises RewardError if there is none or it is out of bounds."""
-        number = number_of(self._found(opinion, item))
+        number = self._found(opinion, item)
         if number is None:
             raise RewardError("judge", f"no number in its answer: {_quoted(opinion)}")
         low, high = self._config.low, self._config.high
@@ -147,14 +148,16 @@ class JudgeScorer:
             raise RewardError("judge", f"{number:g} is not within {low:g} to {high:g}: {_quoted(opinion)}")
         return number
 
-    def _found(self, opinion: str, item: str) -> Any:
+    def _found(self, opinion: str, item: str) -> float | None:
         if self._config.json_field is None:
-            return last_match(self._pattern, opinion, item)
+            if self._pattern is None:
+                return score_in(opinion)
+            return number_of(last_match(self._pattern, opinion, item))
         try:
             values = json.loads(last_block(opinion))
         except (ValueError, RecursionError):
             return None
-        return values.get(self._config.json_field) if isinstance(values, dict) else None
+        return number_of(values.get(self._config.json_field)) if isinstance(values, dict) else None
 
 
 def api_key(config: JudgeConfig, name: str) -> str:

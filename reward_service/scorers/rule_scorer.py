@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import inspect
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +27,7 @@ from reward_service.config.scorers import settings_text
 from reward_service.scorers.scorer import Builder, Kind, Scorer, digest_of, register_kind
 
 S = TypeVar("S", bound=Section)
+T = TypeVar("T")
 Verdict = tuple[float, Mapping[str, float]]
 Rule = Callable[[ScoreRequest], Verdict]
 MakeRule = Callable[[S], Rule]
@@ -103,20 +107,45 @@ def rule_version(name: str, config: Section, *contents: str | Path, libraries: S
 
 
 def references_of(request: ScoreRequest, column: str = "references") -> list[Any]:
-    """Return the item's acceptable answers, at least one. Raises RewardError if the data has none."""
-    references = request.columns.get(column)
-    if references is None or (isinstance(references, list | tuple) and not references):
+    """Return the item's acceptable answers, at least one: texts, numbers or truth values.
+
+    Raises RewardError if the data has none or something else.
+    """
+    value = request.columns.get(column)
+    references = list(value) if isinstance(value, list | tuple) else [value]
+    if value is None or not references:
         raise RewardError(column, f"{request.id} has no {column}")
-    return list(references) if isinstance(references, list | tuple) else [references]
+    for reference in references:
+        if not isinstance(reference, str | Real | Decimal) or reference != reference:
+            shown = f"{type(reference).__name__} {repr(reference)[:60]}"
+            raise RewardError(column, f"one of {request.id} is {shown}, neither text nor a number")
+    return references
 
 
 def last_match(pattern: regex.Pattern, text: str, item: str) -> Any:
     """Return the first group (or all) of the pattern's last match in the text, or None without a match.
 
-    Raises RewardError naming the item if matching takes longer than PATTERN_TIMEOUT_S.
+    A text on which matching takes PATTERN_TIMEOUT_S has none. Raises RewardError as `in_time` does.
     """
-    try:
-        last = deque(pattern.finditer(text, timeout=PATTERN_TIMEOUT_S), maxlen=1)
-    except TimeoutError:
-        raise RewardError("pattern", f"took longer than {PATTERN_TIMEOUT_S:g} s on {item}") from None
+
+    def find() -> deque[Any]:
+        return deque(pattern.finditer(text, timeout=PATTERN_TIMEOUT_S), maxlen=1)
+
+    last = in_time(find, PATTERN_TIMEOUT_S, item)
     return last[0][1 if pattern.groups else 0] if last else None
+
+
+def in_time(match: Callable[[], T], timeout_s: float, item: str) -> T | None:
+    """Return the result of a pattern's match, or None if it raised TimeoutError because of its text.
+
+    Raises RewardError naming the item if this thread got less than half of the time as CPU time: then the machine is
+    the cause.
+    """
+    started_s = time.thread_time()
+    try:
+        return match()
+    except TimeoutError:
+        if time.thread_time() - started_s < timeout_s / 2:
+            what = f"took longer than {timeout_s:g} s on {item}, on a machine without free CPU time"
+            raise RewardError("pattern", what) from None
+        return None

@@ -5,7 +5,10 @@ What a rule measures beside the reward is `MEASURES` of its settings class.
 
 from __future__ import annotations
 
+import math
+import unicodedata
 from collections.abc import Sequence
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,25 +28,34 @@ from reward_service.config.scorers import (
 )
 from reward_service.parsing import numbers
 from reward_service.parsing.numbers import NUMBER, Number, read_number
-from reward_service.scorers.rule_scorer import Rule, Verdict, last_match, references_of, rule_kind
+from reward_service.scorers.rule_scorer import Rule, Verdict, in_time, last_match, references_of, rule_kind
 
 
 @rule_kind(ExactConfig)
 def exact_rule(config: ExactConfig) -> Rule:
-    """1 if the answer is one of the references, else 0."""
+    """1 if the answer is one of the references, else 0. Texts are compared in Unicode's composed form (NFC)."""
     pattern = regex.compile(config.answer) if config.answer else None
 
-    def normalized(value: Any) -> str:
-        text = str(value).strip() if config.strip else str(value)
-        return text.casefold() if config.ignore_case else text
+    def normalized(text: str) -> str:
+        text = unicodedata.normalize("NFC", text.strip() if config.strip else text)
+        return unicodedata.normalize("NFC", text.casefold()) if config.ignore_case else text
 
     def rule(request: ScoreRequest) -> Verdict:
         references = references_of(request)
         answer = last_match(pattern, request.response, request.id) if pattern else request.response
-        is_right = answer is not None and normalized(answer) in map(normalized, references)
+        accepted = {normalized(text) for reference in references for text in spellings(reference)}
+        is_right = answer is not None and normalized(answer) in accepted
         return float(is_right), {"found": float(answer is not None)}
 
     return rule
+
+
+def spellings(reference: Any) -> list[str]:
+    """Return the texts that equal a reference: a column of whole numbers may hold 5.0, one of truth values True."""
+    if isinstance(reference, bool):
+        return [str(reference), str(reference).lower()]
+    is_whole = isinstance(reference, float | Decimal) and math.isfinite(reference) and reference == int(reference)
+    return [str(reference), str(int(reference))] if is_whole else [str(reference)]
 
 
 @rule_kind(NumericConfig, sources=(Path(numbers.__file__),))
@@ -75,10 +87,8 @@ def regex_rule(config: RegexConfig) -> Rule:
     matches = pattern.fullmatch if config.match == "full" else pattern.search
 
     def rule(request: ScoreRequest) -> Verdict:
-        try:
-            matched = matches(request.response, timeout=config.timeout_s) is not None
-        except TimeoutError:
-            raise RewardError("pattern", f"took longer than {config.timeout_s:g} s on {request.id}") from None
+        match = in_time(lambda: matches(request.response, timeout=config.timeout_s), config.timeout_s, request.id)
+        matched = match is not None
         return (config.reward if matched else config.otherwise), {"matched": float(matched)}
 
     return rule

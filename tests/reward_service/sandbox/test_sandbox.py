@@ -19,6 +19,7 @@ from reward_service.config.scorers import CodeConfig
 from reward_service.config.service import RewardServiceConfig
 from reward_service.sandbox import sandbox
 from reward_service.sandbox.sandbox import Limits, Report, check_confinement, run_confined
+from reward_service.scorers import code_rule as code_rule_module
 from reward_service.scorers.code_rule import code_rule
 from reward_service.scorers.scorer import close
 from tests.support.building import build_scorer
@@ -275,12 +276,28 @@ def test_reward_of_code_is_the_share_of_passed_tests() -> None:
     assert other(item("no code at all", unit_tests=tests[0]))[0] == 0.0
 
 
-def test_passed_tests_count_if_cpu_time_runs_out_but_not_wall_time() -> None:
+def test_passed_tests_count_if_cpu_or_wall_time_runs_out() -> None:
     busy = CodeConfig(kind="code", cpu_s=1, wall_s=60)
     assert code_rule(busy)(item("x = 1", references=["assert x", "while x: pass"]))[0] == 0.5
-    waiting = CodeConfig(kind="code", cpu_s=1, wall_s=1)
-    with pytest.raises(RewardError, match="i took longer than 1 s of wall-clock time"):
-        code_rule(waiting)(item("import time; time.sleep(60)", references="pass"))
+    waiting = CodeConfig(kind="code", cpu_s=1, wall_s=3)
+    assert code_rule(waiting)(item("import time", references=["pass", "time.sleep(60)"]))[0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "slowdown", "num_preempted", "is_error"),
+    [(15, 2.9, 100, False), (15, 3.1, 100, True), (15, 9.0, 20, False), (5, 1.2, 100, False)],
+)
+def test_error_only_if_the_machine_could_not_give_the_cpu_time(
+    monkeypatch: pytest.MonkeyPatch, wall_s: float, slowdown: float, num_preempted: int, is_error: bool
+) -> None:
+    report = Report((True, False), (), "late", slowdown, num_preempted)
+    monkeypatch.setattr(code_rule_module, "run_confined", lambda *_: report)
+    rule, response = code_rule(CodeConfig(kind="code", wall_s=wall_s)), item("x", references=["pass", "pass"])
+    if is_error:
+        with pytest.raises(RewardError, match="the machine is too busy: 15 s did not give i its 5 s of CPU"):
+            rule(response)
+    else:
+        assert rule(response)[0] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,14 +27,14 @@ def item(response: str, references: Any = None) -> ScoreRequest:
 
 @pytest.fixture(scope="module")
 def mathematics() -> Iterator[Rule]:
-    workers = Workers("math", None, timeout_s=2.0)
+    workers = Workers("math", None, cpu_s=2.0)
     yield math_rule(MathConfig(kind="math", timeout_s=2.0), workers)
     workers.close()
 
 
 @pytest.fixture(scope="module")
 def schema() -> Iterator[Rule]:
-    workers = Workers("json_schema", SCHEMA, timeout_s=0.5)
+    workers = Workers("json_schema", SCHEMA, cpu_s=0.5)
     yield json_schema_rule(JsonSchemaConfig(kind="json_schema", json_schema=SCHEMA, timeout_s=0.5), workers)
     workers.close()
 
@@ -55,9 +56,32 @@ def test_equal_expressions_are_equal(mathematics: Rule, response: str, reference
     assert mathematics(item(response, references))[0] == reward
 
 
-def test_next_item_is_scored_after_an_expression_timed_out(mathematics: Rule) -> None:
-    with pytest.raises(RewardError, match="i took longer than 2 s"):
-        mathematics(item("it is 9**9**9**9**9", "3"))
+@pytest.mark.parametrize(
+    ("response", "references", "reward"),
+    [
+        (r"\boxed{3} no, \boxed{4}", 4, 1.0),
+        (r"\boxed{3} no, \boxed{4}", 3, 0.0),
+        (r"\boxed{\frac{1}{2}} and $2 + 2 = 5$", "1/2", 1.0),
+        (r"\boxed{3} and then \boxed{4", 3, 1.0),
+        ("first $3$, then $4$, finally 5", 5, 1.0),
+        ("so $3$ and finally $4$", 3, 0.0),
+        ("it is −5", -5, 1.0),
+        ("it is −5", 5, 0.0),
+        ("-5", "−5", 1.0),
+        ("10\u202f000", 10000, 1.0),
+        (r"$10\,000$", "10{,}000", 1.0),
+        ("$x²$", "x^2", 1.0),
+        ("it is ½", 0.5, 1.0),
+        ("１２", 12, 1.0),
+        (r"$50\%$", "50%", 1.0),
+    ],
+)
+def test_last_expression_of_a_response_counts(mathematics: Rule, response: str, references: Any, reward: float) -> None:
+    assert mathematics(item(response, references))[0] == reward
+
+
+def test_expression_that_uses_up_its_cpu_time_gets_0(mathematics: Rule) -> None:
+    assert mathematics(item("it is 9**9**9**9**9", "3")) == (0.0, {"found": 0.0})
     assert mathematics(item("it is 3", "3"))[0] == 1.0
 
 
@@ -93,9 +117,21 @@ def test_json_schema_scores_valid_and_invalid_responses(
     assert schema(item(response)) == (reward, {"parsed": parsed})
 
 
-def test_error_if_a_schema_pattern_times_out(schema: Rule) -> None:
-    with pytest.raises(RewardError, match=r"i took longer than 0\.5 s"):
-        schema(item('{"a": "' + "a" * 100 + '!"}'))
+def test_json_on_which_a_schema_pattern_uses_up_its_cpu_time_gets_0(schema: Rule) -> None:
+    assert schema(item('{"a": "' + "a" * 100 + '!"}')) == (0.0, {"parsed": 0.0})
+
+
+def test_error_if_the_machine_gives_a_worker_no_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers("json_schema", {}, cpu_s=0.5)
+    assert workers.ask("1") == {"parsed": True, "valid": True}
+    process = workers._all[0]._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    rule = json_schema_rule(JsonSchemaConfig(kind="json_schema", json_schema={}), workers)
+    with pytest.raises(RewardError, match="i got too little CPU time: the machine is busy"):
+        rule(item("1"))
+    assert rule(item("1"))[0] == 1.0
+    workers.close()
 
 
 def test_last_fenced_block_is_used_or_the_whole_response() -> None:
@@ -125,7 +161,7 @@ def test_fence_inside_a_longer_fence_is_its_text() -> None:
 
 
 def test_worker_is_replaced_after_it_died() -> None:
-    worker = Worker("json_schema", {}, timeout_s=5.0)
+    worker = Worker("json_schema", {}, cpu_s=5.0)
     assert worker.ask("1") == {"parsed": True, "valid": True}
     assert worker._process is not None
     worker._process.kill()
@@ -137,7 +173,7 @@ def test_worker_is_replaced_after_it_died() -> None:
 
 
 def test_failure_inside_a_worker_is_the_items_error() -> None:
-    worker = Worker("json_schema", {}, timeout_s=5.0)
+    worker = Worker("json_schema", {}, cpu_s=5.0)
     with pytest.raises(RewardError, match="TypeError"):
         worker.ask({"not": "text"})
     worker.close()

@@ -132,6 +132,8 @@ async def test_placeholders_inside_a_response_are_left_alone(endpoint: Endpoint)
     [
         ({}, "score: 3", 3.0),
         ({}, "Score 1? No: SCORE = -2.5.", -2.5),
+        ({}, "**Score: 8**/10", 8.0),
+        ({}, "on a scale of 1 to 10: 7", 7.0),
         ({"pattern": r"\[\[(\d+)\]\]"}, "[[4]] out of 9", 4.0),
         ({"pattern": r"\d+"}, "7 of 10", 10.0),
         ({"low": 1, "high": 5}, "score: 5", 1.0),
