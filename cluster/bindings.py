@@ -1,11 +1,13 @@
-"""Find the line on which a module's source binds a name at its top level, without importing the module."""
+"""Find where a module's source binds a name at its top level, without importing the module."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+Definition = ast.FunctionDef | ast.AsyncFunctionDef
 FindSource = Callable[[str], Path | None]
 """Returns the source file of an absolute module name, or None if it has none or is not there."""
 
@@ -22,6 +24,43 @@ def line_that_binds(tree: ast.Module, name: str, package: str, find: FindSource)
     return _find(tree, name, package, find, frozenset())
 
 
+def definition(tree: ast.Module, name: str, package: str, find: FindSource) -> Definition | None:
+    """Return the definition of the function `name`, or None if it is bound in another way, or more than once.
+
+    Names imported from other modules are followed. A decorated function is none: its decorator may change it. Of a
+    class, its `__call__` is returned.
+    """
+    bindings = [node for node in _top_level(tree.body) if name in _bound(node)]
+    node = bindings[0] if len(bindings) == 1 else None
+    if isinstance(node, ast.ImportFrom):
+        source, inner = _imported_from(node, package, find)
+        original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+        return None if source is None else definition(_parsed(source), original, inner, find)
+    if isinstance(node, ast.ClassDef) and not node.decorator_list:
+        called = [each for each in node.body if isinstance(each, Definition) and each.name == "__call__"]
+        node = called[0] if len(called) == 1 else None
+    return node if isinstance(node, Definition) and not node.decorator_list else None
+
+
+def signature_of(node: Definition) -> inspect.Signature:
+    """Return the signature of a definition; a method's without `self`. Default values are not those of the source."""
+    arguments, kinds = node.args, inspect.Parameter
+    positional = [(each, kinds.POSITIONAL_ONLY) for each in arguments.posonlyargs]
+    positional += [(each, kinds.POSITIONAL_OR_KEYWORD) for each in arguments.args]
+    num_required = len(positional) - len(arguments.defaults)
+    found = [
+        kinds(each.arg, kind, default=kinds.empty if position < num_required else None)
+        for position, (each, kind) in enumerate(positional)
+    ][node.name == "__call__" :]
+    if arguments.vararg:
+        found.append(kinds(arguments.vararg.arg, kinds.VAR_POSITIONAL))
+    for each, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        found.append(kinds(each.arg, kinds.KEYWORD_ONLY, default=kinds.empty if default is None else None))
+    if arguments.kwarg:
+        found.append(kinds(arguments.kwarg.arg, kinds.VAR_KEYWORD))
+    return inspect.Signature(found)
+
+
 def _find(tree: ast.Module, name: str, package: str, find: FindSource, seen: frozenset[str]) -> int | None:
     unsure = None
     for node in _top_level(tree.body):
@@ -36,19 +75,35 @@ def _find(tree: ast.Module, name: str, package: str, find: FindSource, seen: fro
 
 
 def _star_may_bind(node: ast.ImportFrom, name: str, package: str, find: FindSource, seen: frozenset[str]) -> bool:
-    parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-    module = ".".join([*parents, *filter(None, [node.module])])
+    module = _module_of(node, package)
     if module in seen:
         return False
-    source = find(module)
+    source, inner = _imported_from(node, package, find)
     if source is None:
         return True
-    inner = module if source.name == "__init__.py" else module.rpartition(".")[0]
     try:
         tree = ast.parse(source.read_bytes(), str(source))
     except SyntaxError:
         return True
     return _find(tree, name, inner, find, seen | {module}) is not None
+
+
+def _module_of(node: ast.ImportFrom, package: str) -> str:
+    """Return the absolute name of the module that a statement imports from."""
+    parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    return ".".join([*parents, *filter(None, [node.module])])
+
+
+def _imported_from(node: ast.ImportFrom, package: str, find: FindSource) -> tuple[Path | None, str]:
+    """Return the source that a statement imports from, if it has one, and the package of that module."""
+    module = _module_of(node, package)
+    source = find(module)
+    is_package = source is not None and source.name == "__init__.py"
+    return source, module if is_package else module.rpartition(".")[0]
+
+
+def _parsed(source: Path) -> ast.Module:
+    return ast.parse(source.read_bytes(), str(source))
 
 
 def _bound(node: ast.stmt) -> set[str]:

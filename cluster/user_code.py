@@ -19,7 +19,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from cluster.bindings import line_that_binds
+from cluster.bindings import definition, line_that_binds, signature_of
 from cluster.errors import InputError
 
 _FOLDERS: list[str] = []
@@ -75,15 +75,39 @@ def locate(path: str, key: str) -> str:
     origin = _find_source(module, key)
     if origin is None:
         return "not Python source, so not looked into"
-    try:
-        tree = ast.parse(origin.read_bytes(), str(origin))
-    except SyntaxError as error:
-        raise InputError(key, f"{origin}:{error.lineno}: {error.msg}") from error
-    package = module if origin.name == "__init__.py" else module.rpartition(".")[0]
-    line = line_that_binds(tree, name, package, _source_if_found)
+    line = line_that_binds(_parsed(origin, key), name, _package_of(module, origin), _source_if_found)
     if line is None:
         raise InputError(key, f"{module} has no function {name!r}")
     return f"{os.path.relpath(origin)}:{line}"
+
+
+def signature_in_source(path: str, key: str) -> inspect.Signature | None:
+    """Return the signature of the function at `package.module:function`, read without importing it.
+
+    None if the source does not tell: it is no plain function or class, or no Python source. Raises InputError as
+    `locate` does.
+    """
+    module, name = _split(path, key)
+    origin = _find_source(module, key)
+    if origin is None:
+        return None
+    try:
+        node = definition(_parsed(origin, key), name, _package_of(module, origin), _source_if_found)
+    except (SyntaxError, RecursionError):  # of a module that it imports from
+        return None
+    return None if node is None else signature_of(node)
+
+
+def _parsed(origin: Path, key: str) -> ast.Module:
+    try:
+        return ast.parse(origin.read_bytes(), str(origin))
+    except SyntaxError as error:
+        raise InputError(key, f"{origin}:{error.lineno}: {error.msg}") from error
+
+
+def _package_of(module: str, origin: Path) -> str:
+    """Return the package that relative imports of a module start from."""
+    return module if origin.name == "__init__.py" else module.rpartition(".")[0]
 
 
 def source_file(function: Callable[..., Any]) -> str | None:

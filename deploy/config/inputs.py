@@ -23,6 +23,7 @@ from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
 from deploy.config.model_checks import check_adapters, check_architecture, check_rope, context_length
 from deploy.config.schema import RunConfig
+from deploy.config.scorer_checks import check_scorer_columns, columns_of_prompts
 from reward_service.config.composite import CompositeConfig
 from reward_service.config.scorers import ScorerConfig
 from reward_service.scorers.registry import check_files
@@ -52,6 +53,7 @@ def check_inputs(config: RunConfig) -> list[str]:
         lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({locate(dotted_path, key)})")
     for key, task in config.by_task().items():
         lines += _parsers(config, f"{key}." if key else "", task.environment)
+    check_scorer_columns(config, columns_of_prompts(config))
     check_files(config.reward_service.scorers, None)
     lines += [f"scorers.{name} {_described(scorer)}" for name, scorer in config.reward_service.scorers.items()]
     constraint = config.learner.constraint

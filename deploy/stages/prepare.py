@@ -76,7 +76,7 @@ async def _try_environment(session: Session, task: str) -> Trial | None:
         columns |= {"conversation": messages, "messages": messages[:1]}
     elif row and not isinstance(row["prompt"], str):
         columns["messages"] = list(row["prompt"])
-    columns["completion_ids"] = []
+    columns |= {"completion_ids": [], "finish_reason": "stop"}
     request = ScoreRequest("trial", prompt, "", columns)
     num_steps = config.learner.num_steps
     return Trial(scorers, with_trainer_state(request, global_step=0, max_steps=num_steps)) if scorers else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from cluster import user_code
 from cluster.errors import InputError
-from cluster.user_code import load, locate
+from cluster.user_code import load, locate, signature_in_source
 
 Find = Callable[[str, str], object]
 SCORERS = (
@@ -141,3 +142,36 @@ def test_an_unbound_name_is_refused_by_both(folder: Path, source: str) -> None:
     for find in (load, locate):
         with pytest.raises(InputError, match="has no function 'lenght'"):
             find("own_module:lenght", "key")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    ["", "a, b", "a, /, b=1", "a, b=1, *c, d, e=2, **f", "*, d, e=None", "a: int, *b: str, c: float = 1.0", "self, a"],
+)
+def test_signature_in_the_source_is_that_of_the_function(folder: Path, parameters: str) -> None:
+    (folder / "own_signed.py").write_text(f"def f({parameters}): ...\n")
+    found, real = signature_in_source("own_signed:f", "key"), inspect.signature(load("own_signed:f", "key"))
+    assert found is not None
+    for name in real.parameters:
+        has_default = [each.parameters[name].default is not each.empty for each in (found, real)]
+        assert (found.parameters[name].kind, has_default[0]) == (real.parameters[name].kind, has_default[1])
+    assert list(found.parameters) == list(real.parameters)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from own_package.scorers import *\n",
+        "f = print\n",
+        "if f:\n    def f(): ...\nelse:\n    def f(a): ...\n",
+        "@g\ndef f(): ...\n",
+        "class f: ...\n",
+        "from own_loop import f\n",
+        "from own_broken import f\n",
+    ],
+)
+def test_signature_is_unknown_if_the_source_does_not_tell_it(folder: Path, source: str) -> None:
+    (folder / "own_unclear.py").write_text(source)
+    (folder / "own_loop.py").write_text("from own_unclear import f\n")
+    (folder / "own_broken.py").write_text("def f(:\n")
+    assert signature_in_source("own_unclear:f", "key") is None
