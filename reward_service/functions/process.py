@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -100,7 +100,7 @@ class FunctionProcess:
         child, number = await self._running_child(), next(self._numbers)
         answer = child.expect(number)
         async with self._sending:
-            await asyncio.to_thread(child.send, (number, list(requests)))
+            await asyncio.to_thread(child.send, (number, [replace(each, prompt=str(each.prompt)) for each in requests]))
         try:
             limit_s = self._timeout_s + GRACE_S * self.info.is_async
             return [Result(**result) for result in await asyncio.wait_for(asyncio.wrap_future(answer), limit_s)]

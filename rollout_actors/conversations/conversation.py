@@ -94,8 +94,8 @@ def single_turn(prompt: str, prompt_token_ids: Sequence[int], response: SampledR
 def score_request(conversation: Conversation, response: str, row: Mapping[str, Any], *, task: str = "") -> ScoreRequest:
     """Return the scorer's request: last response, the row's columns and what the scorer may need besides.
 
-    Adds the columns `completion_ids`, the tokens after the prompt; `messages`, the prompt as messages, if it has any;
-    and `conversation`, all messages of a conversation with an environment.
+    Adds the columns `completion_ids`, the tokens after the prompt; `finish_reason`, `stop` or `length`; `messages`, the
+    prompt as messages, if it has any; and `conversation`, all messages of a conversation with an environment.
     """
     prompt_messages = getattr(conversation.prompt, "messages", ())
     columns = {
@@ -103,6 +103,7 @@ def score_request(conversation: Conversation, response: str, row: Mapping[str, A
         **({"messages": list(prompt_messages)} if prompt_messages else {}),
         **({"conversation": conversation.messages} if conversation.messages else {}),
         "completion_ids": conversation.completion_ids,
+        "finish_reason": conversation.finish_reason,
     }
     return ScoreRequest(conversation.uid, conversation.prompt, response, columns, task)
 

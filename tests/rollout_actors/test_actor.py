@@ -61,6 +61,7 @@ async def test_a_trajectory_records_tokens_segments_and_reward(tied_folder: Path
     assert dict(request.columns) == {
         "reference": reference,
         "completion_ids": trajectory.token_ids[3:],
+        "finish_reason": trajectory.finish_reason,
         "trainer_state": {"global_step": 0, "max_steps": 1},
     }
     assert (trajectory.reward, trajectory.scorer_version) == (float(len(request.response)), "fake")

@@ -289,7 +289,7 @@ async def test_the_scorers_trial_has_messages_and_completion_ids(start: Callable
     ((_, trials),) = session.tasks
     by_key = {key: dict(trial.request.columns) for trial in trials for key in trial.paths}
     assert [columns.pop("trainer_state") for columns in by_key.values()] == [{"global_step": 0, "max_steps": 100}] * 3
-    assert by_key["tasks.sums.scorer"] == {"messages": messages, "completion_ids": []}
+    assert by_key["tasks.sums.scorer"] == {"messages": messages, "completion_ids": [], "finish_reason": "stop"}
     assert by_key["tasks.talk.scorer"]["messages"] == by_key["tasks.talk.scorer"]["conversation"][:1]
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cluster.errors import NotApplicable, RewardError
-from cluster.scoring import Score, ScoreRequest
+from cluster.errors import BatchFailed, NotApplicable, RewardError
+from cluster.scoring import Score, ScoreRequest, with_trainer_state
+from reward_service.functions.caller import FunctionCaller
+from reward_service.functions.results import SignatureMismatch
 from reward_service.functions.signatures import signature_kind
 from tests.support.functions import InProcessScorer
 
@@ -225,6 +229,162 @@ async def test_trl_function_of_completion_ids_gets_them() -> None:
     assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == [-2.0, -1.0]
     (missing,) = await InProcessScorer("s", reward).score(ITEMS[:1])
     assert "needs completion_ids" in str(missing)
+
+
+async def test_trl_function_gets_the_step_and_logs_numbers() -> None:
+    calls = []
+
+    def accuracy(completions: Any, solution: Any, trainer_state: Any, log_metric: Any, log_extra: Any = None) -> Any:
+        calls.append((trainer_state.global_step, trainer_state.max_steps, len(completions)))
+        log_extra(column="gold", values=[1, "x"][: len(completions)])
+        log_metric(name="share", value=np.float32(0.5))
+        return [float(text == gold) for text, gold in zip(completions, solution, strict=True)]
+
+    items = [
+        with_trainer_state(ScoreRequest(str(i), "p", "a", {"solution": "a"}), global_step=step, max_steps=9)
+        for i, step in enumerate([3, 4, 3])
+    ]
+    outcomes = await InProcessScorer("s", accuracy).score(items)
+    assert calls == [(3, 9, 2), (4, 9, 1)]
+    parts = [dict(outcome.parts) for outcome in outcomes if isinstance(outcome, Score)]
+    assert parts == [
+        {"s": 1.0, "share": 0.5, "gold": 1.0},
+        {"s": 1.0, "share": 0.5, "gold": 1.0},
+        {"s": 1.0, "share": 0.5},
+    ]
+
+
+async def test_trl_completion_is_the_conversation_behind_the_prompt() -> None:
+    prompt: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+    answered: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "", "tool_calls": []},
+        {"role": "tool", "content": "5"},
+        {"role": "assistant", "content": "five"},
+    ]
+
+    def reward(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
+        assert (prompts, completions) == ([prompt], [answered])
+        return [1.0]
+
+    item = ScoreRequest("i", "hi", "five", {"messages": prompt, "conversation": prompt + answered})
+    (outcome,) = await InProcessScorer("s", reward).score([item])
+    assert isinstance(outcome, Score)
+
+
+async def test_verl_function_of_a_batch_gets_lists() -> None:
+    def compute_score(
+        data_sources: Any, solution_strs: Any, ground_truths: Any, extra_infos: Any, **kwargs: Any
+    ) -> Any:
+        assert data_sources == ["", ""]
+        assert extra_infos[0]["num_turns"] is None
+        pairs = zip(solution_strs, ground_truths, strict=True)
+        return [{"score": float(text == truth), "acc": 1} for text, truth in pairs]
+
+    assert signature_kind(compute_score) == "verl_batch"
+    outcomes = await InProcessScorer("s", compute_score).score(ITEMS)
+    assert [(o.reward, dict(o.parts)) for o in outcomes if isinstance(o, Score)] == [
+        (1.0, {"s": 1.0, "acc": 1.0}),
+        (0.0, {"s": 0.0, "acc": 1.0}),
+    ]
+
+
+class Weighted:
+    """An object with `__call__`, as TRL's own rewards are."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, completions: list[str], **kwargs: Any) -> list[float]:
+        return [self.weight * len(text) for text in completions]
+
+    def method(self, prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+        return [self.weight * len(text) for text in responses]
+
+
+class AsyncWeighted:
+    async def __call__(self, completions: list[str], **kwargs: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+
+def of_weight(prompts: list[str], responses: list[str], weight: float, **columns: Any) -> list[float]:
+    return [weight * len(text) for text in responses]
+
+
+def by_name(*, responses: list[str], **columns: Any) -> list[float]:
+    return [float(len(text)) for text in responses]
+
+
+def yields(prompts: list[str], responses: list[str]) -> Any:
+    return (len(text) for text in responses)
+
+
+def as_a_column(prompts: list[str], responses: list[str]) -> Any:
+    return torch.tensor([[float(len(text))] for text in responses], requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "rewards"),
+    [
+        (Weighted(2.0), [2.0, 4.0]),
+        (Weighted, [1.0, 2.0]),
+        (Weighted(2.0).method, [2.0, 4.0]),
+        (AsyncWeighted(), [1.0, 2.0]),
+        (partial(of_weight, weight=3.0), [3.0, 6.0]),
+        (partial(trl_async), [1.0, 2.0]),
+        (by_name, [1.0, 2.0]),
+        (yields, [1.0, 2.0]),
+        (as_a_column, [1.0, 2.0]),
+    ],
+)
+async def test_any_callable_scores_whatever_the_columns_are_called(
+    function: Callable[..., Any], rewards: list[float]
+) -> None:
+    names = ("self", "weight", "prompts", "completions", "responses", "log_metric", "function")
+    items = [replace(item, columns=dict.fromkeys(names, 7)) for item in ITEMS]
+    outcomes = await InProcessScorer("s", function).score(items)
+    assert [outcome.reward for outcome in outcomes if isinstance(outcome, Score)] == rewards
+
+
+class NotCallable:
+    pass
+
+
+class NeedsArguments:
+    def __init__(self, weight: float) -> None: ...
+
+    def __call__(self, completions: list[str]) -> list[float]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [(NotCallable, "instances can't be called"), (NeedsArguments, "can't be made without arguments")],
+)
+def test_class_that_can_not_score_is_refused(function: type, what: str) -> None:
+    with pytest.raises(SignatureMismatch, match=what):
+        FunctionCaller(function)
+
+
+@pytest.mark.parametrize("signature", ["prompts, responses, completions", "prompts, responses, queries"])
+def test_a_column_with_another_signatures_argument_does_not_change_the_kind(signature: str) -> None:
+    names: dict[str, Any] = {}
+    exec(f"def f({signature}): ...", names)
+    assert signature_kind(names["f"]) == "ours"
+
+
+@pytest.mark.parametrize(
+    ("signature", "what"),
+    [
+        ("prompts, responses, solution", "needs 'solution'; there is references, topic"),
+        ("completions, solution, level", "needs 'solution', 'level'; there is"),
+        ("text", "takes neither two texts by position nor the argument responses"),
+    ],
+)
+async def test_a_call_that_does_not_fit_is_named_with_the_columns(signature: str, what: str) -> None:
+    names: dict[str, Any] = {}
+    exec(f"def f({signature}): ...", names)
+    outcomes = await InProcessScorer("s", names["f"]).score(ITEMS)
+    assert all(isinstance(outcome, BatchFailed) and what in outcome.what for outcome in outcomes)
 
 
 @pytest.mark.parametrize("signature", ["ours", "trl", "verl"])

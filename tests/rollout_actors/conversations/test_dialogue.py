@@ -176,10 +176,10 @@ def test_the_score_request_has_last_response_columns_and_conversation() -> None:
     conversation = Conversation("u", "ask", [5, 6], [0.0, -1.0], [], [Turn(1, 1, 2.0)], "stop")
     plain = score_request(conversation, "final", {"prompt": "ask", "answer": "yes"})
     assert (plain.id, plain.prompt, plain.response) == ("u", "ask", "final")
-    assert dict(plain.columns) == {"answer": "yes", "completion_ids": [6]}
+    assert dict(plain.columns) == {"answer": "yes", "completion_ids": [6], "finish_reason": "stop"}
     messages = [user("ask"), assistant("final")]
     whole = score_request(replace(conversation, messages=messages), "final", {"prompt": ""})
-    assert dict(whole.columns) == {"conversation": messages, "completion_ids": [6]}
+    assert dict(whole.columns) == {"conversation": messages, "completion_ids": [6], "finish_reason": "stop"}
 
 
 async def test_the_score_request_has_the_prompts_messages(tokenizer: PromptTokenizer) -> None:
@@ -190,6 +190,7 @@ async def test_the_score_request_has_the_prompts_messages(tokenizer: PromptToken
     assert dict(score_request(single, "b", {"prompt": prompt}).columns) == {
         "messages": messages,
         "completion_ids": [8, EOS],
+        "finish_reason": "stop",
     }
     conversation, _ = await converse(tokenizer, environments.Echo(num_turns=2), "xy", "z")
     columns = score_request(conversation, "z", {"prompt": ""}).columns
