@@ -271,8 +271,9 @@ class LanguageConfig(ScorerSection):
 class CodeConfig(ScorerSection):
     """The share of unit tests that the response's Python code passes, run in a sandboxed child process.
 
-    The code is the last fenced block or the whole response. A test is Python source that raises if the code is wrong;
-    it sees what the code defined. The child is one process without network or files.
+    The code is the last fenced block that is marked as Python, else the last one, else the whole response. A test is
+    Python source that raises if the code is wrong; it sees what the code defined. The child is one process without
+    network or files.
     """
 
     MEASURES = ("num_tests", "num_passed")

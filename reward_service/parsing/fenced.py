@@ -15,9 +15,13 @@ _LIST_MARK = regex.compile(r"\s*(?:[-*+>]|\d+[.)])\s*")
 _MAX_REWRITES = 16
 
 
-def last_block(response: str) -> str:
+PYTHON = ("python", "python3", "py", "py3")
+
+
+def last_block(response: str, languages: Sequence[str] = ()) -> str:
     """Return the content of the response's last fenced block that is not empty, or the response without one.
 
+    A block that is marked as one of `languages` comes before others: an example of its output may stand behind code.
     A fence is ``` or ~~~, may be indented by any width, and extends to the end of the response if it is not closed. An
     opening ``` behind text on its line counts too (the first 16 of a response).
     """
@@ -31,8 +35,9 @@ def last_block(response: str) -> str:
         start = _opening(lines[found])
         lines[found : found + 1] = [lines[found][:start], lines[found][start:]]
         tokens = _fences(lines)
-    blocks = [token.content for token in tokens if token.content.strip()]
-    return blocks[-1] if blocks else response
+    blocks = [token for token in tokens if token.content.strip()]
+    marked = [token for token in blocks if token.info.strip().split(" ")[0].lower() in languages]
+    return (marked or blocks)[-1].content if blocks else response
 
 
 def _fences(lines: Sequence[str]) -> list[Any]:

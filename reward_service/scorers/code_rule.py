@@ -9,7 +9,7 @@ from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import CodeConfig
 from reward_service.parsing import fenced
-from reward_service.parsing.fenced import last_block
+from reward_service.parsing.fenced import PYTHON, last_block
 from reward_service.sandbox import sandbox
 from reward_service.sandbox.sandbox import Limits, Report, run_confined
 from reward_service.scorers.rule_scorer import Rule, RuleScorer, Verdict, references_of, rule_version
@@ -28,7 +28,7 @@ def limits_of(config: CodeConfig) -> Limits:
 
 
 def code_rule(config: CodeConfig) -> Rule:
-    """The share of the item's tests that the last fenced block passes.
+    """The share of the item's tests that the last fenced block of Python passes.
 
     If code uses up its CPU time or its wall-clock time, the tests that passed before count. Raises RewardError for a
     test that is not Python, and if the machine was too busy to give the code its CPU time.
@@ -39,7 +39,7 @@ def code_rule(config: CodeConfig) -> Rule:
         if not all(isinstance(test, str) for test in tests):
             raise RewardError(config.tests, f"a test of {request.id} is not text")
         try:
-            report = run_confined(last_block(request.response), tests, limits_of(config))
+            report = run_confined(last_block(request.response, PYTHON), tests, limits_of(config))
         except RewardError as error:
             raise RewardError(error.where, f"{error.what} (scoring {request.id})") from error
         if report.broken:

@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import RewardError
 from cluster.scoring import ScoreRequest
 from reward_service.config.scorers import JsonSchemaConfig, MathConfig
-from reward_service.parsing.fenced import last_block
+from reward_service.parsing.fenced import PYTHON, last_block
 from reward_service.sandbox.worker import Worker, Workers
 from reward_service.scorers.checked_rules import json_schema_rule, math_rule
 from reward_service.scorers.rule_scorer import Rule
@@ -154,6 +154,14 @@ def test_last_fenced_block_is_used_or_the_whole_response() -> None:
 )
 def test_fenced_block_is_found_however_it_is_written(response: str) -> None:
     assert last_block(response).strip() == "a = 1"
+
+
+def test_block_of_the_wanted_language_comes_before_its_output() -> None:
+    response = "```Python title=x\na = 1\n```\nOutput:\n```\n1\n```\n```text\n1\n```"
+    assert last_block(response, PYTHON) == "a = 1\n"
+    assert last_block(response) == "1\n"
+    assert last_block("```\na\n```\n```\nb\n```", PYTHON) == "b\n"
+    assert last_block("```{.python}\na\n```\n~~~py\nb\n~~~", PYTHON) == "b\n"
 
 
 def test_fence_inside_a_longer_fence_is_its_text() -> None:
