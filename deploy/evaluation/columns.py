@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from reward_service.functions.signatures import column_parameters
 def columns_for(
     function: Callable[..., Any], rows: Sequence[Mapping[str, Any]], key: str, *, num_texts: int
 ) -> dict[str, list[Any]]:
-    """Return the columns that the function names, or all if it takes `**columns`; a value per row.
+    """Return the columns that the function names, or all if it takes `**columns`; a value per row, its own copy.
 
     The function's first `num_texts` parameters take texts. Raises InputError at the run file's `key` if a column that
     the function requires is missing.
@@ -23,4 +24,4 @@ def columns_for(
         if is_required and name not in available:
             message = f"needs a column {name!r}; the data has {', '.join(available) or 'no columns'} besides the prompt"
             raise InputError(key, message)
-    return {name: [row.get(name) for row in rows] for name in available if parameters.takes(name)}
+    return {name: [copy.deepcopy(row.get(name)) for row in rows] for name in available if parameters.takes(name)}

@@ -7,6 +7,7 @@ environment that may hang for good in a separate process (`process`).
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import queue
 import threading
@@ -118,7 +119,8 @@ class InProcessHost:
     async def reset(self, seed: int, columns: Mapping[str, Any]) -> Observation:
         """Start a conversation and return the first observation."""
         method = self._environment.reset
-        return checked_start(method, await self._run(method, seed=seed, **columns))
+        own = copy.deepcopy({name: value for name, value in columns.items() if name != "seed"})
+        return checked_start(method, await self._run(method, seed=seed, **own))
 
     async def step(self, response: str, calls: Sequence[ToolCall] | None = None) -> Step:
         """Return the results of the response's tool calls, or the environment's answer without any."""

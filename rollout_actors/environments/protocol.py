@@ -27,7 +27,8 @@ class Environment(Protocol):
 
     Methods may be `async`. One object runs one conversation at a time, many in turn.
     `reset` starts a conversation and returns the first observation. All randomness must come from `seed`: the same seed
-    and responses give the same conversation. `columns` are the columns of the prompt's data row, if there is data.
+    and responses give the same conversation. `columns` are the columns of the prompt's data row, if there is data: a
+    copy for each conversation, without a column named seed.
     `step` takes the policy's response. It returns the next observation, the reward of the response, `terminated`,
     `truncated` (both end the conversation; the second if it was cut off) and `info`, whose numbers are recorded as
     parts of the reward. An optional method `tools` returns functions that the policy may call.

@@ -64,6 +64,20 @@ async def test_a_message_with_calls_needs_no_content() -> None:
         checked_start(environments.Echo().reset, [{"role": "assistant", "content": None}])
 
 
+async def test_environment_changes_only_its_own_copy_of_the_columns() -> None:
+    class Consuming:
+        def reset(self, *, seed: int, board: list[int], **columns: Any) -> str:
+            return f"{seed} {board.pop()}"
+
+        def step(self, response: str) -> Any: ...
+
+    columns, hosted = {"board": [1, 2], "seed": 9}, InProcessHost(Consuming(), Threads(1), timeout_s=20.0)
+    for _ in range(2):
+        assert await hosted.reset(5, columns) == "5 2"
+    assert columns["board"] == [1, 2]
+    await hosted.close()
+
+
 async def test_numpy_values_are_converted_and_texts_in_info_dropped() -> None:
     async with host("Odd", how="gymnasium's") as hosted:
         await hosted.reset(0, {})
