@@ -86,7 +86,7 @@ class FunctionCaller:
             if isinstance(call, Call):
                 calls.append(call)
             else:
-                error = Result(error=call.what, place=self.place, is_shared=len(call.positions) > 1)
+                error = Result(error=call.what, place=self.place, num_items=len(call.positions))
                 results.update((position, error) for position in call.positions)
         return calls
 
@@ -98,7 +98,7 @@ class FunctionCaller:
         try:
             returned = with_logs(self._returned(value, len(call.positions)), call.logs)
         except SignatureMismatch as error:
-            return Result(error=str(error), place=self.place, is_shared=len(call.positions) > 1)
+            return Result(error=str(error), place=self.place, num_items=len(call.positions))
         results = [result_of(each, may_be_none=self.kind == "trl") for each in returned]
         return [dataclasses.replace(each, place=self.place) if each.error else each for each in results]
 
@@ -115,10 +115,10 @@ class FunctionCaller:
             traceback.print_exception(error, file=sys.stderr)
         place = line_that_raised(self._function, error, caller=__file__)
         what = f"raised {type(error).__name__}: {error}"
-        return Result(error=what, place=place, has_raised=True, is_shared=len(call.positions) > 1)
+        return Result(error=what, place=place, has_raised=True, num_items=len(call.positions))
 
     def _late(self, call: Call, timeout_s: float) -> Result:
-        return Result(error=late(timeout_s), place=self.place, is_shared=len(call.positions) > 1)
+        return Result(error=late(timeout_s), place=self.place, num_items=len(call.positions))
 
 
 def late(timeout_s: float) -> str:

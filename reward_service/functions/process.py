@@ -119,7 +119,7 @@ class FunctionProcess:
             return self._child
 
     def _failed(self, requests: Sequence[ScoreRequest], error: str) -> list[Result]:
-        return [Result(error=error, place=self.info.place, is_shared=len(requests) > 1) for _ in requests]
+        return [Result(error=error, place=self.info.place, num_items=len(requests)) for _ in requests]
 
 
 class _Child:

@@ -28,8 +28,8 @@ class Result:
     """`file:line` that raised, or of the function if it returned something wrong."""
     has_raised: bool = False
     """The error is an exception of the function, not a wrong value."""
-    is_shared: bool = False
-    """The error is that of a call with other items, which may succeed without this one."""
+    num_items: int = 1
+    """Items of the call whose error it is; with several, some may succeed without the others."""
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ def outcome(request: ScoreRequest, result: Result, *, name: str, version: str) -
     """Return a function's result as the outcome of a request."""
     if result.error is not None:
         place = f" at {result.place}" if result.has_raised else ""
-        error = BatchFailed if result.is_shared else RewardError
-        return error(name, f"{result.error}{place} (scoring {request.id})")
+        error, of = (BatchFailed, f", one of {result.num_items}") if result.num_items > 1 else (RewardError, "")
+        return error(name, f"{result.error}{place} (scoring {request.id}{of})")
     if result.reward is None:
         return NotApplicable(name, f"does not apply to {request.id} (it returned None)")
     return Score(request.id, result.reward, {**result.parts, name.rpartition(":")[2]: result.reward}, version)

@@ -73,14 +73,14 @@ async def test_every_item_of_a_call_fails_if_the_function_raises(scorer: Make) -
     what = r"tests.support.scorers:raising: raised KeyError: 'no such answer' at tests/support/scorers.py:\d+"
     for i, outcome in enumerate(outcomes):
         assert isinstance(outcome, BatchFailed)
-        assert re.fullmatch(rf"{what} \(scoring 7-0-{i}\)", str(outcome))
+        assert re.fullmatch(rf"{what} \(scoring 7-0-{i}, one of 2\)", str(outcome))
     (alone,) = await scorer("raising").score(requests("a"))
     assert not isinstance(alone, BatchFailed)
 
 
 async def test_every_item_fails_if_there_are_too_few_rewards(scorer: Make) -> None:
     outcomes = await scorer("too_few").score(requests("a", "b"))
-    expected = "tests.support.scorers:too_few: returned 1 rewards for 2 responses (scoring 7-0-{})"
+    expected = "tests.support.scorers:too_few: returned 1 rewards for 2 responses (scoring 7-0-{}, one of 2)"
     assert errors(outcomes) == [expected.format(0), expected.format(1)]
 
 
@@ -125,7 +125,7 @@ async def test_slow_sync_function_does_not_block_the_event_loop(scorer: Make, tm
 async def test_hanging_call_ends_at_its_deadline_and_the_next_one_works(scorer: Make) -> None:
     hangs = scorer("hangs_on_demand", timeout_s=0.5)
     late, short = await asyncio.gather(hangs.score(requests("hang", "a")), hangs.score(requests("abc")))
-    what = "tests.support.scorers:hangs_on_demand: did not return within 0.45 s (scoring 7-0-{})"
+    what = "tests.support.scorers:hangs_on_demand: did not return within 0.45 s (scoring 7-0-{}, one of 2)"
     assert errors(late) == [what.format(0), what.format(1)]
     assert all(isinstance(outcome, BatchFailed) for outcome in late)
     assert rewards(short) == [3.0]
