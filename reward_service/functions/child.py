@@ -1,4 +1,4 @@
-"""Script of a function's process: loads one user function and scores requests with it, in the main thread.
+"""Main program of a function's process: loads one user function and scores requests with it, in the main thread.
 
 Speaks with `process` over an inherited socket: requests come as Python objects from the parent, answers go as JSON, so
 that nothing which the function makes is unpickled by the parent. Ends if the parent ends.
@@ -106,7 +106,3 @@ def _answer(connection: Connection, number: int, results: list[Result]) -> None:
 
 def _send(connection: Connection, message: Any) -> None:
     connection.send_bytes(json.dumps(message).encode(errors="backslashreplace"))
-
-
-if __name__ == "__main__":
-    main()

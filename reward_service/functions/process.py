@@ -29,6 +29,10 @@ from cluster.scoring import ScoreRequest
 from reward_service.functions.caller import late
 from reward_service.functions.results import Result
 
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from reward_service.functions.child import main; main()"
+)
+"""Program of a child: it has the modules of its parent, whatever the environment says."""
 START_TIMEOUT_S = 300.0
 GRACE_S = 5.0
 """How long an async function may exceed its deadline before its process is killed: its calls end themselves."""
@@ -128,7 +132,7 @@ class _Child:
     def __init__(self, setup: Mapping[str, Any]) -> None:
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "reward_service.functions.child", str(theirs.fileno())],
+            [sys.executable, "-P", "-c", START, str(theirs.fileno()), json.dumps(sys.path)],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env=_environment(),
@@ -230,7 +234,7 @@ def _kill(process: subprocess.Popen[bytes], connection: Connection) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the child's environment: this process's modules, a fixed order of sets, and its Ray cluster if any."""
-    ray, path = sys.modules.get("ray"), os.pathsep.join(filter(None, sys.path))
+    """Return the child's environment: this process's, a fixed order of sets, and its Ray cluster if any."""
+    ray = sys.modules.get("ray")
     address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address} if ray and ray.is_initialized() else {}
-    return {"PYTHONHASHSEED": "0"} | os.environ | {"PYTHONPATH": path} | address
+    return {"PYTHONHASHSEED": "0"} | os.environ | address
