@@ -231,7 +231,7 @@ def test_response_on_which_an_answer_pattern_times_out_has_no_answer(monkeypatch
 
 
 def test_error_if_a_pattern_times_out_without_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rule_scorer.time, "thread_time", lambda: 0.0)
+    monkeypatch.setattr("reward_service.scorers.rule_scorer.time.thread_time", lambda: 0.0)
     with pytest.raises(RewardError, match=r"took longer than 0\.05 s on i, on a machine without free CPU time"):
         pattern(pattern="(a|aa)+$", timeout_s=0.05)(item("a" * 200 + "!"))
 
