@@ -45,8 +45,10 @@ def definition(tree: ast.Module, name: str, package: str, find: FindSource) -> D
 def signature_of(node: Definition) -> inspect.Signature:
     """Return the signature of a definition; a method's without `self`. Default values are not those of the source."""
     arguments, kinds = node.args, inspect.Parameter
-    positional = [(each, kinds.POSITIONAL_ONLY) for each in arguments.posonlyargs]
-    positional += [(each, kinds.POSITIONAL_OR_KEYWORD) for each in arguments.args]
+    positional = [
+        *((each, kinds.POSITIONAL_ONLY) for each in arguments.posonlyargs),
+        *((each, kinds.POSITIONAL_OR_KEYWORD) for each in arguments.args),
+    ]
     num_required = len(positional) - len(arguments.defaults)
     found = [
         kinds(each.arg, kind, default=kinds.empty if position < num_required else None)

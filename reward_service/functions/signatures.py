@@ -264,7 +264,7 @@ def _completion(item: ScoreRequest) -> list[Any]:
     """Return the messages behind the prompt: those of the conversation if there was one, else the response."""
     messages, conversation = item.columns[MESSAGES], item.columns.get(CONVERSATION) or []
     if len(conversation) > len(messages) and list(conversation[: len(messages)]) == list(messages):
-        return _copied(list(conversation[len(messages) :]))
+        return [_copied(message) for message in conversation[len(messages) :]]
     return [{"role": "assistant", "content": item.response}]
 
 
@@ -319,7 +319,7 @@ def _verl_arguments(request: ScoreRequest) -> dict[str, Any]:
             "rollout_reward_scores": {},
         },
     }
-    return _copied(arguments)
+    return {name: _copied(value) for name, value in arguments.items()}
 
 
 def _ground_truth(request: ScoreRequest) -> Any:
