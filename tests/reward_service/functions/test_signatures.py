@@ -366,7 +366,7 @@ def test_class_that_can_not_score_is_refused(function: type, what: str) -> None:
 
 
 @pytest.mark.parametrize("signature", ["prompts, responses, completions", "prompts, responses, queries"])
-def test_a_column_with_another_signatures_argument_does_not_change_the_kind(signature: str) -> None:
+def test_a_column_named_like_another_signatures_argument_keeps_the_kind(signature: str) -> None:
     names: dict[str, Any] = {}
     exec(f"def f({signature}): ...", names)
     assert signature_kind(names["f"]) == "ours"
