@@ -79,7 +79,7 @@ class RewardServiceConfig(Section):
     http: HttpConfig = HttpConfig()
     """Limits of the HTTP server."""
     timeout_s: float = setting(60.0, may_change="always", ge=MIN_TIMEOUT_S)
-    """Deadline of one scoring call."""
+    """Deadline of one scoring call. A call of a Python function is ended after nine tenths of it."""
     patience_s: float = setting(300.0, may_change="always", ge=0)
     """How long a run waits for a reward service that is down, busy or returns invalid answers before the run ends."""
     drain_timeout_s: float = setting(10.0, may_change="always", ge=0)
