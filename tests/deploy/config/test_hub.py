@@ -47,8 +47,8 @@ configs:
 """
 DATA = {
     "README.md": README,
-    "main/train-0.jsonl": b'{"prompt": "a", "reference": "b"}\n',
-    "main/test-0.jsonl": b'{"prompt": "b", "reference": "b"}\n',
+    "main/train-0.jsonl": b'{"prompt": "a", "references": "b"}\n',
+    "main/test-0.jsonl": b'{"prompt": "b", "references": "b"}\n',
 }
 
 
@@ -126,7 +126,7 @@ def test_a_folder_of_that_name_comes_before_the_hub(hub: Hub, tmp_path: Path, mo
     folder.mkdir(parents=True)
     for name, content in model.items():
         (folder / name).write_bytes(content)
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "reference": "b"}\n')
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "references": "b"}\n')
     lines = ['data.prompts = "prompts.jsonl"', 'data.evaluation = "prompts.jsonl"']
     config, path = read_target(Path("run.toml"), lines)
     assert (model_path(config, path), config.run.hub_commits) == (Path("me/tiny"), {})
