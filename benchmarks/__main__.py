@@ -43,6 +43,7 @@ def speed(folder: Path) -> list[Row]:
 
 BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] = {
     "reviews": ("The reviews demo", runs.SEEDS, runs.reviews),
+    "reviews_dpo": ("Reviews by DPO", runs.SEEDS, runs.reviews_dpo),
     "letters": ("The letters curve", runs.SEEDS, runs.letters),
     "speed": ("What the system costs over its bare parts", (0,), speed),
     "whole_run": ("The whole letters run over its bare parts", tuple(range(whole_run.REPEATS)), whole_run.measure),

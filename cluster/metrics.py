@@ -97,15 +97,33 @@ METRICS: dict[str, Metric] = {
     "tasks/NAME/objective": Metric("", _MEAN, "Held-out prompts of the task: reward less the KL penalty."),
     "tasks/NAME/cost_mean": Metric("", _MEAN, "Held-out prompts of the task: mean cost."),
     "reward_mean": Metric("", _MEAN, "Held-out prompts: what scorer and environment gave."),
-    "kl_nats": Metric("nats", _NATS, "Held-out prompts: KL to the reference policy, summed per response."),
+    "kl_nats": Metric(
+        "nats",
+        _NATS,
+        "Held-out prompts: KL to the reference policy, summed per response. KTO: its estimate, at least 0.",
+    ),
     "objective": Metric("", _MEAN, "Held-out prompts: reward_mean less kl_coefficient times kl_nats."),
     "cost_mean": Metric("", _MEAN, "Held-out prompts: mean cost, with `learner.constraint`."),
     "loss": Metric("", _LOSS, "Supervised stages: loss of the step's batch."),
-    "accuracy": Metric("share", _SHARE, "Reward model: pairs of the batch whose chosen response scores higher."),
+    "accuracy": Metric(
+        "share",
+        _SHARE,
+        "Reward model and DPO: pairs of the batch whose chosen response has the higher reward. KTO: responses whose "
+        "reward is on the right side of the KL.",
+    ),
     "held_out_loss": Metric("", _LOSS, "Supervised stages: loss on held-out examples."),
-    "held_out_accuracy": Metric("share", _SHARE, "Reward model: held-out pairs whose chosen response scores higher."),
+    "held_out_accuracy": Metric("share", _SHARE, "The same of held-out pairs or responses."),
+    "held_out_margin": Metric("", _MEAN, "DPO: rewards/margins of held-out pairs or responses."),
+    "rewards/chosen": Metric(
+        "", _MEAN, "DPO: mean reward of chosen or desirable responses, beta times the log-ratio of policy to reference."
+    ),
+    "rewards/rejected": Metric("", _MEAN, "DPO: the same of rejected or undesirable responses."),
+    "rewards/margins": Metric("", _MEAN, "DPO: rewards/chosen less rewards/rejected."),
+    "logps/chosen": Metric("nats", _NATS, "DPO: log-probability of chosen or desirable responses, mean of their sums."),
+    "logps/rejected": Metric("nats", _NATS, "DPO: the same of rejected or undesirable responses."),
     "tokens_per_s": Metric("tokens/s", _RATE, "Supervised fine-tuning: tokens trained per second."),
-    "pairs_per_s": Metric("pairs/s", "{:,.0f} pairs/s", "Reward model: pairs trained per second."),
+    "pairs_per_s": Metric("pairs/s", "{:,.0f} pairs/s", "Reward model and DPO: pairs trained per second."),
+    "responses_per_s": Metric("responses/s", "{:,.0f} responses/s", "KTO: responses trained per second."),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from cluster.config import Section, setting
+from learner.dpo_config import DpoConfig
 from learner.estimators import check_name, needs_of
 from learner.learning_rates import Schedule, Shape
 
@@ -235,12 +236,12 @@ def stage_threads(config: LearnerConfig) -> int:
     return config.num_threads or max(1, num_cores() // max(1, config.num_learners))
 
 
-def schedule_of(config: LearnerConfig | SftConfig | RewardModelConfig) -> Schedule:
+def schedule_of(config: LearnerConfig | SftConfig | RewardModelConfig | DpoConfig) -> Schedule:
     """Return the learning-rate schedule of these settings."""
     return Schedule(config.learning_rate_schedule, config.warmup_share, config.final_learning_rate_share)
 
 
-def num_supervised_steps(config: SftConfig | RewardModelConfig, num_examples: int) -> int:
+def num_supervised_steps(config: SftConfig | RewardModelConfig | DpoConfig, num_examples: int) -> int:
     """Return the optimiser steps on so many training examples: the number that is set, or that of the epochs."""
     return config.num_steps or config.num_epochs * -(-num_examples // config.batch_size)
 

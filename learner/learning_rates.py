@@ -6,7 +6,7 @@ import math
 from typing import Literal, NamedTuple
 
 Shape = Literal["constant", "linear", "cosine"]
-AT_A_BILLION = {"sft": 2e-5, "reward_model": 1e-5, "ppo": 1e-6}
+AT_A_BILLION = {"sft": 2e-5, "dpo": 1e-6, "reward_model": 1e-5, "ppo": 1e-6}
 """Default learning rate of each stage for a model of a billion parameters."""
 LORA_FACTOR = 10
 """Adapters take larger steps than whole weights (arXiv:2106.09685, appendix D)."""
@@ -16,7 +16,7 @@ MAX_LEARNING_RATE = 5e-3
 def default_learning_rate(stage: str, num_parameters: int, *, lora: bool = False) -> float:
     """Return the learning rate of a stage if none is set: inversely proportional to the root of the model's size.
 
-    That is the usual 2e-5 (SFT), 1e-5 (reward model) and 1e-6 (PPO) at a billion parameters, ten times as much for
+    That is the usual 2e-5 (SFT), 1e-5 (reward model) and 1e-6 (PPO, DPO) at a billion parameters, ten times as much for
     adapters, never above 5e-3, with two significant digits.
     """
     rate = AT_A_BILLION[stage] * math.sqrt(1e9 / num_parameters) * (LORA_FACTOR if lora else 1)

@@ -17,6 +17,11 @@ from typing import Any
 from benchmarks.results import ROOT, Row
 
 SEEDS = (0, 1, 2)
+OTHER_LOSSES = {
+    "IPO": ('dpo.loss = "ipo"', "dpo.beta = 0.5"),
+    "KTO": ('dpo.loss = "kto"',),
+}
+"""Losses of the stage dpo beside the run file's -> the settings of their runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,50 @@ def reviews(folder: Path) -> list[Row]:
         Row("swaps, prefilling again included, of engine-thread time", _swap_shares(runs), "", "<= 0.03"),
         Row("seconds a PPO step", (statistics.median(_step_times(steps)),), "s"),
     ]
+
+
+def reviews_dpo(folder: Path) -> list[Row]:
+    """Before and after DPO, and after IPO and KTO on the first seed's preferences."""
+    runs = [train("reviews", folder, f"dpo-{seed}", f"run.seed = {seed}", file="dpo.toml") for seed in SEEDS]
+    others = {loss: _other_loss(folder, loss) for loss in OTHER_LOSSES}
+
+    def evaluated(when: str, metric: str) -> tuple[float, ...]:
+        return tuple(run.summary["evaluation"][when][metric] for run in runs)
+
+    rows = [
+        Row("oracle before DPO", evaluated("before", "oracle"), "of 4"),
+        Row("oracle after DPO", evaluated("after", "oracle"), "of 4"),
+        Row("positive before", evaluated("before", "positive")),
+        Row("positive after", evaluated("after", "positive")),
+        Row("grammatical before", evaluated("before", "grammatical")),
+        Row("grammatical after", evaluated("after", "grammatical")),
+        Row("KL to the SFT policy after", evaluated("after", "kl_nats"), "nats"),
+        Row("distinct responses after", evaluated("after", "distinct")),
+        Row("held-out pairs whose better response has the higher reward", _held_out_accuracy(runs)),
+    ]
+    for loss, run in others.items():
+        after = run.summary["evaluation"]["after"]
+        rows += [
+            Row(f"{loss}: oracle", (after["oracle"],), "of 4"),
+            Row(f"{loss}: grammatical", (after["grammatical"],)),
+            Row(f"{loss}: KL", (after["kl_nats"],), "nats"),
+        ]
+    return [*rows, Row("whole run", tuple(run.wall_s / 60 for run in runs), "min")]
+
+
+def _other_loss(folder: Path, loss: str) -> Finished:
+    """Train the first seed's SFT policy on the first seed's preferences with another loss."""
+    first = folder / f"dpo-{SEEDS[0]}"
+    lines = [
+        'run.stages = ["dpo", "reward_model", "evaluation"]',
+        f'model.path = "{first / "sft"}"',
+        f'data.preferences = "{first / "preferences.parquet"}"',
+    ]
+    return train("reviews", folder, loss.lower(), *lines, *OTHER_LOSSES[loss], file="dpo.toml")
+
+
+def _held_out_accuracy(runs: Sequence[Finished]) -> tuple[float, ...]:
+    return tuple(run.summary["dpo"]["held_out_accuracy"] for run in runs)
 
 
 def _swap_shares(runs: list[Finished]) -> tuple[float, ...]:

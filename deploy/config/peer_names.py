@@ -1,9 +1,9 @@
 """Names that TRL, OpenRLHF and verl use for settings of the run file. Data only.
 
 The form of a name shows where it comes from: OpenRLHF's begin with `--`, verl's contain a dot, all others are TRL's
-(of GRPOConfig, PPOConfig, SFTConfig, RewardConfig or transformers' TrainingArguments). A setting that has the same
-name there stands here as well, so that the table in the docs is complete. Taken from TRL 1.10, OpenRLHF 0.11 and verl
-0.8; flags without a dot are those of OpenRLHF before 0.10.
+(of GRPOConfig, PPOConfig, SFTConfig, DPOConfig, KTOConfig, RewardConfig or transformers' TrainingArguments). A setting
+that has the same name there stands here as well, so that the table in the docs is complete. Taken from TRL 1.10 and
+1.12, OpenRLHF 0.11 and verl 0.8; flags without a dot are those of OpenRLHF before 0.10.
 """
 
 from __future__ import annotations
@@ -250,6 +250,12 @@ PEER_NAMES: dict[str, tuple[str, ...]] = {
         "actor_rollout_ref.rollout.val_kwargs.n",
     ),
     "sft.max_tokens": ("max_length", "--max_len"),
+    "dpo.loss": ("loss_type",),
+    "dpo.beta": ("beta",),
+    "dpo.label_smoothing": ("label_smoothing",),
+    "dpo.desirable_weight": ("desirable_weight",),
+    "dpo.undesirable_weight": ("undesirable_weight",),
+    "dpo.max_tokens": ("max_length",),
     "reward_model.max_tokens": ("max_length", "--max_len"),
 }
 """Our setting -> the names of the same or the nearest setting in other trainers."""
@@ -261,6 +267,7 @@ NOT_OFFERED: dict[str, str] = {
     "per_device_eval_batch_size": "evaluation samples as many prompts at once as training",
     "mask_truncated_completions": "use learner.missing_eos_penalty or learner.overlong_tokens",
     "sync_ref_model": "the reference is the policy that PPO starts from, for the whole run",
+    "precompute_ref_log_probs": "the stage dpo always computes them once, before the first step",
     "use_vllm": "vLLM samples every response",
     "vllm_mode": "rollout actors are separate processes",
     "resume_from_checkpoint": "give the same command again: it resumes the run",

@@ -12,12 +12,14 @@ from cluster.config import Section, TrajectoryQueueConfig, setting
 from cluster.data.chat_settings import ChatSettings
 from cluster.data.datasets import Reading
 from learner.config import LearnerConfig, PreferencesConfig, RewardModelConfig, SftConfig
+from learner.dpo_config import DpoConfig
 from reward_service.config.service import RewardServiceConfig
 from rollout_actors.config import EnvironmentConfig, RolloutActorsConfig
 
-StageName = Literal["sft", "preferences", "reward_model", "ppo", "evaluation"]
+StageName = Literal["sft", "preferences", "dpo", "reward_model", "ppo", "evaluation"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """All stages, in the order in which they run; deploy/run/stages.py describes them."""
+DEFAULT_STAGES: tuple[StageName, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
 Column = Literal["prompt", "messages", "completion", "chosen", "rejected", "label", "margin"]
 TEMPLATE_ARGUMENTS = {
     "add_generation_prompt",
@@ -52,8 +54,9 @@ class RunSection(Section):
     """Seed of everything random in the run."""
     runs_dir: Path = setting(Path("runs"), may_change="always")
     """Folder of the run directories, relative to the working directory."""
-    stages: Annotated[tuple[StageName, ...], AfterValidator(_in_order)] = setting(STAGES, may_change="never")
-    """Stages that `antiphon train` runs, in this order."""
+    stages: Annotated[tuple[StageName, ...], AfterValidator(_in_order)] = setting(DEFAULT_STAGES, may_change="never")
+    """Stages that `antiphon train` runs, in this order. `dpo` trains the policy on preferences, in place of a reward
+    model and PPO or before them."""
     module_folders: tuple[Path, ...] = setting((), may_change="always")
     """Folders in which modules of dotted paths are looked for, after the working directory. The run file's folder is
     added if one of these modules is there."""
@@ -276,6 +279,7 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     sft: SftConfig = SftConfig()
     preferences: PreferencesConfig = PreferencesConfig()
+    dpo: DpoConfig = DpoConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

@@ -18,6 +18,7 @@ def suggest(key: str, siblings: Iterable[str] = ()) -> str:
     name = _last(key)
     ours = [setting for setting, names in PEER_NAMES.items() if name in names]
     ours = ours or [setting for setting, names in PEER_NAMES.items() if name in map(_last, names)]
+    ours = [setting for setting in ours if setting.partition(".")[0] == key.partition(".")[0]] or ours
     if ours:
         return f" (did you mean {' or '.join(ours[:3])}?)"
     for other, why in NOT_OFFERED.items():

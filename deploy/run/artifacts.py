@@ -113,7 +113,13 @@ def model_path(config: RunConfig, run_path: Path) -> Path:
 
 
 def policy_path(config: RunConfig, run_path: Path) -> Path:
-    """Return the initial policy of PPO, which is also its reference: the SFT model if there is one."""
+    """Return the initial policy of PPO, which is also its reference: that of DPO, of SFT, or the initial model."""
+    dpo = run_path / "dpo"
+    return dpo if dpo.exists() else dpo_reference_path(config, run_path)
+
+
+def dpo_reference_path(config: RunConfig, run_path: Path) -> Path:
+    """Return the initial policy of DPO, which is also its reference: the SFT model if there is one."""
     sft = run_path / "sft"
     return sft if sft.exists() else model_path(config, run_path)
 
@@ -146,5 +152,5 @@ def data_path(config: RunConfig, run_path: Path, name: str, task: str = "") -> P
 
 
 def preferences_path(config: RunConfig, run_path: Path) -> Path:
-    """Return the preferences on which the reward model is trained."""
+    """Return the preferences on which DPO and the reward model are trained."""
     return local_data(config.data.preferences) if config.data.preferences else run_path / "preferences.parquet"

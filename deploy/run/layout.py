@@ -26,3 +26,7 @@ FINGERPRINT_FILE = "made_of.json"
 
 
 HELD_OUT = "preferences_held_out.parquet"
+
+
+REFERENCE = "reference_logprobs"
+"""The folder of the log-probabilities of DPO's reference policy."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from cluster.errors import InputError
 from deploy.config.schema import RunConfig, StageName
-from deploy.run.layout import EVALUATION, NEXT
+from deploy.run.layout import EVALUATION, FEEDBACK, NEXT
 
 
 class RunFiles(Protocol):
@@ -37,6 +37,7 @@ class Stage:
     is_done: returns whether the stage's artifact is complete.
     needs: stages that must be done before.
     follows: stages that must be done before if the run has them.
+    takes_feedback: human feedback stands in for the stage `preferences`.
     uses_scorers: calls the tasks' scorers and environments; needs the reward model if it is one of the scorers.
     is_supervised: trains on a fixed data set; its checkpoints are deleted once it is done.
     command, help: its command line; without `help` the command is defined in deploy/commands.
@@ -49,13 +50,14 @@ class Stage:
     help: str | None = None
     needs: tuple[StageName, ...] = ()
     follows: tuple[StageName, ...] = ()
+    takes_feedback: bool = False
     uses_scorers: bool = False
     is_supervised: bool = False
 
     def needed(self, config: RunConfig) -> list[str]:
         """Return the stages that must be done before this one under these settings."""
         needed: list[str] = [stage for stage in self.follows if stage in config.run.stages]
-        needed += self.needs
+        needed += [stage for stage in self.needs if stage != "preferences" or config.data.preferences is None]
         if self.uses_scorers and config.served().needs_reward_model():
             needed.append("reward_model")
         return needed
@@ -67,6 +69,10 @@ def _has_sft(run: RunFiles, config: RunConfig) -> bool:
 
 def _has_preferences(run: RunFiles, config: RunConfig) -> bool:
     return config.data.preferences is not None or (run.path / "preferences.parquet").exists()
+
+
+def _has_dpo(run: RunFiles, config: RunConfig) -> bool:
+    return (run.path / "dpo" / "config.json").exists()
 
 
 def _has_reward_model(run: RunFiles, config: RunConfig) -> bool:
@@ -108,12 +114,23 @@ STAGES: dict[str, Stage] = {
             follows=("sft",),
         ),
         Stage(
+            "dpo",
+            "deploy.stages.dpo:run_dpo",
+            _has_dpo,
+            command="dpo",
+            help="Train the policy on preferences (DPO, IPO or KTO); writes RUN/dpo.",
+            follows=("sft",),
+            needs=("preferences",),
+            takes_feedback=True,
+            is_supervised=True,
+        ),
+        Stage(
             "reward_model",
             "deploy.stages.reward_model:train_reward_model",
             _has_reward_model,
             command="reward-model",
             help="Train the reward model. For a run directory: train it again on all preferences so far.",
-            follows=("sft",),
+            follows=("sft", "dpo"),
             needs=("preferences",),
             is_supervised=True,
         ),
@@ -123,7 +140,7 @@ STAGES: dict[str, Stage] = {
             _has_policy,
             command="ppo",
             help="Run PPO only; writes RUN/policy.",
-            follows=("sft",),
+            follows=("sft", "dpo"),
             uses_scorers=True,
         ),
         Stage(
@@ -131,7 +148,7 @@ STAGES: dict[str, Stage] = {
             "deploy.evaluation.evaluate:evaluate",
             _has_evaluation,
             command="evaluate",
-            follows=("sft", "ppo"),
+            follows=("sft", "dpo", "ppo"),
             uses_scorers=True,
         ),
     )
@@ -144,8 +161,9 @@ def require_stages(config: RunConfig, run: RunFiles | None, stages: Sequence[str
     `run` is None for a new run; stages in `have` count as done.
     """
     for stage in stages:
+        given = ["preferences"] if run and STAGES[stage].takes_feedback and (run.path / FEEDBACK).exists() else []
         for needed in STAGES[stage].needed(config):
-            if needed not in (*stages, *have) and not (run and STAGES[needed].is_done(run, config)):
+            if needed not in (*stages, *have, *given) and not (run and STAGES[needed].is_done(run, config)):
                 raise not_done(needed)
 
 

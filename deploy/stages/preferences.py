@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from cluster import user_code
 from cluster.data.prompt_order import PromptOrder
+from cluster.data.rendered_prompts import literals_column
 from cluster.errors import AntiphonError
 from cluster.files import replacing
 from deploy.data.prompts import prompt_rows
@@ -52,7 +53,8 @@ def _write_pairs(
         )
     chosen = [b if label else a for a, b, label in zip(first, second, labels, strict=True)]
     rejected = [a if label else b for a, b, label in zip(first, second, labels, strict=True)]
-    table = pa.table({"prompt": list(prompts), "chosen": chosen, "rejected": rejected})
+    columns = {"prompt": [str(prompt) for prompt in prompts], "chosen": chosen, "rejected": rejected}
+    table = pa.table({**columns, **literals_column(prompts)})
     session.run.update_summary({"reward_model.num_pairs": settings.num_pairs})
     if settings.oracle and settings.num_held_out_pairs:
         held_out = table.slice(settings.num_pairs).to_pydict()

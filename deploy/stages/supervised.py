@@ -1,7 +1,9 @@
-"""Runs a supervised stage (SFT, reward model) on its own learner group and reports its steps."""
+"""Runs a supervised stage (SFT, DPO, reward model) on its own learner group and reports its steps."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,11 @@ from typing import Literal, Protocol
 
 from cluster.data.datasets import Source
 from deploy.data.prompts import note_broken
+from deploy.run.layout import REFERENCE
 from deploy.run.stages import checkpoint_step
 from deploy.runtime.session import Session, dtype_of
+
+REFERENCE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,7 @@ class Supervised:
     are as there, without the suffix _path.
     """
 
-    stage: Literal["sft", "reward_model"]
+    stage: Literal["sft", "dpo", "reward_model"]
     name: str
     model: Path
     data: Sequence[Source]
@@ -64,6 +69,7 @@ async def start_learners(session: Session, task: Supervised) -> Learners:
         more_path=task.more,
         by_prompt=task.by_prompt,
         member=task.member,
+        reference_path=path / REFERENCE,
         reading=config.data.reading(),
     )
     with session.view.starting("learner"):
@@ -81,10 +87,13 @@ async def train(session: Session, task: Supervised, *, start: StartLearners = st
     recorded = {row["step"] for row in session.run.metrics() if row["stage"] == task.name} if newest else set()
     if newest:
         session.view.note(f"{task.name}: resumes after step {checkpoint_step(newest):,}")
+    reference = _ReferenceNotes(session, task.name)
     learners = await start(session, task)
     try:
         async for metrics in learners.train():
-            if "step" not in metrics:
+            if "num_reference" in metrics:
+                reference.print(metrics)
+            elif "step" not in metrics:
                 result |= metrics
                 _note_plan(session, task, metrics)
                 _note_left_out(session, task.name, metrics)
@@ -103,6 +112,23 @@ def _note_plan(session: Session, task: Supervised, counts: dict[str, float]) -> 
     if getattr(session.config, task.stage).learning_rate is None:
         rate = f"learning rate {counts['learning_rate']:.1e}, by the model's size ({task.stage}.learning_rate)"
         session.view.note(f"{task.name}: {counts['num_steps']:,.0f} steps, {rate}")
+
+
+class _ReferenceNotes:
+    """Prints how many rows the reference policy of DPO has computed: at first, then every few seconds, and at last."""
+
+    def __init__(self, session: Session, stage: str) -> None:
+        self._session = session
+        self._stage = stage
+        self._printed_at = -math.inf
+
+    def print(self, progress: dict[str, float]) -> None:
+        """Print a note if one is due."""
+        done, total = progress["num_reference"], progress["num_rows"]
+        if done < total and time.monotonic() - self._printed_at < REFERENCE_EVERY_S:
+            return
+        self._printed_at = time.monotonic()
+        self._session.view.note(f"{self._stage}: reference log-probabilities of {done:,.0f} of {total:,.0f} rows")
 
 
 def _note_left_out(session: Session, stage: str, counts: dict[str, float]) -> None:

@@ -38,6 +38,7 @@ FIGURES: dict[str, str] = {
     "rollout_actors/tokens_per_s": "",
     "loss": "loss",
     "accuracy": "accuracy",
+    "rewards/margins": "margin",
     "tokens_per_s": "",
 }
 """Metrics that the view shows, in this order, with their labels."""

@@ -23,6 +23,8 @@ from learner.config import LoraConfig as LoraSettings
 from learner.distributed.ranks import whole
 
 ADAPTER = "default"
+ADAPTER_FOLDER = "adapter"
+"""The folder of the adapters in a model's folder."""
 _BASE = ".base_layer"
 
 

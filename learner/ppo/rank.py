@@ -21,7 +21,7 @@ from learner.config import LearnerConfig, critic_of
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import shard
 from learner.model.actor_critic import ActorCritic, ModelSettings, Reference
-from learner.model.lora import adapter_tensors, has_inputs_first, write_adapter
+from learner.model.lora import ADAPTER_FOLDER, adapter_tensors, has_inputs_first, write_adapter
 from learner.model.tensors import policy_tensors
 from learner.place import Place
 from learner.ppo.batch import make_batch
@@ -30,9 +30,6 @@ from learner.ppo.schedule import Lengths, Phase, phase_at
 from learner.ppo.shares import Share
 from learner.ppo.step import PPOStep
 from learner.ppo.weights import WeightPublisher, default_probe
-
-ADAPTER_FOLDER = "adapter"
-"""The folder of the adapters in a policy's folder."""
 
 
 def _new_incarnation() -> str:

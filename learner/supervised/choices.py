@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from cluster.data.chat_template import Message, split_common
 from cluster.data.datasets import PAIR, Examples, Form, read_examples
 from cluster.data.invalid_rows import BrokenRows
+from cluster.data.rendered_prompts import LITERALS, with_rendered_prompts
 from cluster.errors import InputError
 from learner.supervised.examples import Completion, completions_of
 
@@ -78,7 +79,7 @@ def read_choices(
     Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
-    examples = read_examples(path, "preferences", columns=columns, broken=broken)
+    examples = read_examples(path, "preferences", others=(LITERALS,), columns=columns, broken=broken)
     return _choices(tokenizer, examples, path, broken)
 
 
@@ -90,7 +91,7 @@ def read_rated(
     Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
-    examples = read_examples(path, "preferences", columns=columns, broken=broken, paired=False)
+    examples = read_examples(path, "preferences", others=(LITERALS,), columns=columns, broken=broken, paired=False)
     if "label" not in examples.form.columns:
         pairs = _choices(tokenizer, examples, path, broken)
         sides = ((pair.chosen, True) for pair in pairs), ((pair.rejected, False) for pair in pairs)
@@ -118,7 +119,7 @@ def _some(rows: list[T], path: Path, broken: BrokenRows) -> list[T]:
 def _with_prompt(examples: Examples, path: Path, broken: BrokenRows) -> Examples:
     """Return the pairs with a column `prompt`; if they have none, it is their common first messages."""
     if "prompt" in examples.form.columns:
-        return examples
+        return with_rendered_prompts(examples)
     rows, parts = list[int](), list[tuple[list[Message], ...]]()
     for row, sides in enumerate(zip(examples.columns["chosen"], examples.columns["rejected"], strict=True)):
         with broken.row():

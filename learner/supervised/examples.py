@@ -26,6 +26,7 @@ from cluster.data.chat_template import (
 )
 from cluster.data.datasets import Examples, read_examples
 from cluster.data.invalid_rows import BrokenRows
+from cluster.data.rendered_prompts import LITERALS, are_rendered, with_rendered_prompts
 from cluster.data.text_tokens import (
     as_text,
     begun_token_ids,
@@ -146,7 +147,7 @@ def read_completions(
 
 def completions_of(tokenizer: Any, examples: Examples, path: Path, broken: BrokenRows) -> dict[int, Completion]:
     """Tokenize the examples of a data set of prompts and completions, by row; `broken` may skip rows."""
-    if settings_of(tokenizer).as_messages:
+    if settings_of(tokenizer).as_messages and not are_rendered(examples):
         examples = as_conversations(examples)
     if not examples.form.conversational:
         return dict(enumerate(tokenize(tokenizer, examples.columns["prompt"], examples.columns["completion"])))
@@ -187,7 +188,8 @@ def _some(examples: list[T], path: Path, broken: BrokenRows) -> list[T]:
 
 def tokenize(tokenizer: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[Completion]:
     """Tokenize each row as prompt, completion and one end of sequence."""
-    prompt_ids = begun_token_ids(tokenizer, prompts)
+    rendered = [prompt for prompt in prompts if isinstance(prompt, RenderedPrompt)]
+    prompt_ids = token_ids(tokenizer, rendered) if rendered else begun_token_ids(tokenizer, prompts)
     unended = [without_end(completion, tokenizer.eos_token) for completion in completions]
     completion_ids = continued_token_ids(tokenizer, [as_text(tokenizer, text, is_answer=True) for text in unended])
     return [
@@ -267,8 +269,9 @@ def read_pair_texts(
     Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
-    examples = read_examples(path, "preferences", others=others, columns=columns, broken=broken)
-    if tokenizer is not None and settings_of(tokenizer).as_messages:
+    read = read_examples(path, "preferences", others=[*others, LITERALS], columns=columns, broken=broken)
+    examples = with_rendered_prompts(read)
+    if tokenizer is not None and settings_of(tokenizer).as_messages and not are_rendered(examples):
         examples = as_conversations(examples)
     if not examples.form.conversational:
         prompts, chosen, rejected = (examples.columns[name] for name in examples.form.columns)

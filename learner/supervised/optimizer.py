@@ -31,7 +31,7 @@ class Optimizer:
     ) -> None:
         self.adamw = adamw
         self.num_done = 0
-        self._parameters = list(model.parameters())
+        self._parameters = [weights for weights in model.parameters() if weights.requires_grad]
         self._ranks = ranks
         self._learning_rate = learning_rate
         self._schedule = schedule

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,22 +20,28 @@ from cluster.data.chat_settings import write_settings_of
 from cluster.data.datasets import Reading, Source
 from cluster.data.invalid_rows import BrokenRows
 from learner import checkpoint
-from learner.config import LearnerConfig, RewardModelConfig, SftConfig
+from learner.config import LearnerConfig, SftConfig
 from learner.distributed.ranks import Ranks
 from learner.distributed.sharding import is_sharded, local, shard
+from learner.dpo_config import DpoConfig
 from learner.learning_rates import default_learning_rate
 from learner.model.actor_critic import ActorCritic, ModelSettings
+from learner.model.lora import ADAPTER_FOLDER, adapter_tensors, has_inputs_first, num_parameters, write_adapter
 from learner.model.microbatches import balanced, cost, micro_batches
 from learner.model.reward_net import RewardNet
 from learner.model.tensors import policy_tensors
 from learner.model.tokenizer import load_tokenizer
 from learner.place import Place
 from learner.supervised.batches import mixed_batches, split, split_by_draw
-from learner.supervised.examples import Completion, Limit, Pair, read_completions, read_pairs
+from learner.supervised.choices import mismatch
+from learner.supervised.examples import Limit
 from learner.supervised.loop import Plan, Row, checkpoints_of, descend
 from learner.supervised.optimizer import Optimizer
-from learner.supervised.preferences import MeasuredRewards, PreferenceLoss, reward_model_plan
-from learner.supervised.sft import CompletionLoss, sft_plan
+from learner.supervised.preferences import MeasuredRewards
+from learner.supervised.reference import ReferenceTable
+from learner.supervised.stages import Stage, loss_of, plan_of, reader_of, size_of
+
+HELD_OUT_RESULTS = ("held_out_loss", "held_out_accuracy", "held_out_margin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +52,12 @@ class SupervisedSettings:
     `sources` are mixed by their weights, and rows are held out of each separately. The reward model is evaluated on the
     pairs of `fresh_path`, by default on the held-out ones. `more_path` has further pairs. With `by_prompt`, pairs are
     held out by their prompt only, so that held-out pairs stay held out when pairs are added. `member` numbers the
-    reward models of an ensemble, which hold out the same pairs.
+    reward models of an ensemble, which hold out the same pairs. `reference_path` is the folder in which DPO keeps the
+    log-probabilities of its reference.
     """
 
     config: LearnerConfig
-    stage: SftConfig | RewardModelConfig
+    stage: Stage
     place: Place
     sources: tuple[Source, ...]
     output_path: Path
@@ -59,6 +66,7 @@ class SupervisedSettings:
     more_path: Path | None = None
     by_prompt: bool = False
     member: int = 0
+    reference_path: Path | None = None
     reading: Reading = Reading()
 
     @property
@@ -67,8 +75,10 @@ class SupervisedSettings:
         return self.place.log_dir
 
     @property
-    def name(self) -> Literal["sft", "reward_model"]:
+    def name(self) -> Literal["sft", "reward_model", "dpo"]:
         """The stage's name, which is also that of its section of the run file."""
+        if isinstance(self.stage, DpoConfig):
+            return "dpo"
         return "sft" if isinstance(self.stage, SftConfig) else "reward_model"
 
     @property
@@ -98,6 +108,8 @@ def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
         logprob_chunk_tokens=config.logprob_chunk_tokens,
         activation_checkpointing=config.activation_checkpointing,
     )
+    if settings.name == "dpo":
+        model = replace(model, lora=config.lora, seed=settings.place.seed, fused=config.fused)
     return ActorCritic(model)
 
 
@@ -125,9 +137,10 @@ class SupervisedRank:
         self._net = net
         self._adamw = adamw
         self._ranks = ranks
+        self._device = device
         self._tokenizer = load_tokenizer(settings.place.model_path)
         self._model: Any = net.policy if isinstance(net, ActorCritic) else net.model
-        self._loss: Any = _loss(settings, net, ranks, device)
+        self._loss: Any = loss_of(settings.stage, net, ranks, device)
         parts, counts = self._read_all()
         self._generator = torch.Generator().manual_seed(settings.place.seed)
         training, held_out = zip(*map(self._split, parts, settings.sources), strict=True)
@@ -138,6 +151,8 @@ class SupervisedRank:
         self._plan = self._planned()
         steps = {"num_steps": float(self._plan.num_steps), "learning_rate": self._plan.learning_rate}
         self._counts = counts | {"num_held_out": len(self._held_out)} | steps
+        if isinstance(settings.stage, DpoConfig) and settings.stage.loss == "kto":
+            self._counts |= self._mismatched(settings.stage)
         self._kept: Row = {}
         self._checkpoints = checkpoints_of(
             settings.checkpoints_path,
@@ -166,11 +181,18 @@ class SupervisedRank:
             (settings.log_dir / f"broken_rows_{settings.name}.txt").write_text(lines)
         return parts, counts | {name: float(num) for name, num in skipped.items() if num}
 
+    def _mismatched(self, stage: DpoConfig) -> Row:
+        """Add mismatched completions to labelled rows; returns the number of those that were cut, if any."""
+        limit = Limit.of(self._model, stage, self._settings.name).max_tokens
+        (self._training, num), (self._held_out, num_more) = (
+            mismatch(rows, limit) for rows in (self._training, self._held_out)
+        )
+        return {"num_mismatched_cut": float(num + num_more)} if num + num_more else {}
+
     def _read(self, path: Path, broken: BrokenRows) -> tuple[list[Any], Row]:
         """Read the examples of a file; returns those to keep and the numbers of those cut and dropped."""
         name, stage = self._settings.name, self._settings.stage
-        read: Any = read_completions if name == "sft" else read_pairs
-        examples: list[Any] = read(self._tokenizer, path, self._settings.reading.columns, broken)
+        examples: list[Any] = reader_of(stage)(self._tokenizer, path, self._settings.reading.columns, broken)
         return Limit.of(self._model, stage, name).applied(examples, path)
 
     def _split(self, examples: list[Any], source: Source) -> tuple[list[Any], list[Any]]:
@@ -197,13 +219,15 @@ class SupervisedRank:
 
     def _planned(self) -> Plan:
         """Return the number of steps and the learning rate: those set, or by the number of rows and weights."""
-        stage, num = self._settings.stage, sum(parameter.numel() for parameter in self._model.parameters())
-        learning_rate = stage.learning_rate or default_learning_rate(self._settings.name, num)
-        make = sft_plan if isinstance(stage, SftConfig) else reward_model_plan
-        return make(stage, len(self._training), learning_rate)  # type: ignore[arg-type]
+        stage, name, num = self._settings.stage, self._settings.name, num_parameters(self._model)
+        has_adapters = name == "dpo" and self._settings.config.lora.rank > 0
+        learning_rate = stage.learning_rate or default_learning_rate(name, num, lora=has_adapters)
+        return plan_of(stage, len(self._training), learning_rate)
 
     def _train(self) -> Generator[Row, None, None]:
         stage, plan = self._settings.stage, self._plan
+        if isinstance(stage, DpoConfig):
+            yield from self._add_reference()
         optimizer = Optimizer(
             self._net,
             self._adamw,
@@ -217,6 +241,19 @@ class SupervisedRank:
         evaluate = partial(self._measure, self._held_out) if self._held_out else None
         parts = (self._net, optimizer, batches, self._accumulate, evaluate, plan, self._checkpoints)
         self._kept = yield from descend(*parts)
+
+    def _add_reference(self) -> Generator[Row, None, None]:
+        """Read the reference's log-probabilities, or compute them: the model is the reference before training."""
+        settings, net = self._settings, self._net
+        assert isinstance(net, ActorCritic)
+        rows = [*self._training, *self._held_out]
+        table = ReferenceTable(settings.reference_path, settings.place, rows, self._ranks)
+        found = table.read(self._device)
+        if found is None:
+            found = yield from table.compute(net, self._places, self._device)
+        complete = [row._replace(reference=tuple(own)) for row, own in zip(rows, found.tolist(), strict=True)]
+        num = len(self._training)
+        self._training, self._held_out = complete[:num], complete[num:]
 
     def _accumulate(self, batch: Sequence[int]) -> Row:
         rows = [self._training[number] for number in batch]
@@ -234,7 +271,7 @@ class SupervisedRank:
     def _places(self, rows: Sequence[Any]) -> list[list[int]]:
         """Return the indices of this rank's rows, in micro-batches; equally many on every rank if sharded."""
         config = self._settings.config
-        sizes = [_size(row, packed=config.packing) for row in rows]
+        sizes = [size_of(row, packed=config.packing) for row in rows]
         parts = balanced([cost(size) for size in sizes], self._ranks.size)
         own = parts[self._ranks.rank] if self._ranks.rank < len(parts) else []
         pieces = micro_batches([sizes[number] for number in own], config.micro_batch_tokens, packed=config.packing)
@@ -246,7 +283,7 @@ class SupervisedRank:
     def finish(self) -> Row:
         """Write the trained model atomically and delete the checkpoints; returns the model's measurements."""
         kept = self._kept
-        result: Row = {name: kept[name] for name in ("held_out_loss", "held_out_accuracy") if name in kept}
+        result: Row = {name: kept[name] for name in HELD_OUT_RESULTS if name in kept}
         if kept:
             result["best_step"] = kept["step"]
         dtype = (
@@ -296,27 +333,16 @@ class SupervisedRank:
         """Gather the model and write it on the first rank in `dtype`, that of its source. Collective."""
         first, source = self._ranks.rank == 0, self._settings.place.model_path
         tensors = {name: tensor.cpu() for name, tensor in policy_tensors(self._model, dtype) if first}
-        auto_class = AutoModelForCausalLM if self._settings.name == "sft" else AutoModelForSequenceClassification
+        adapter = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in adapter_tensors(self._model) if first}
+        is_reward_model = self._settings.name == "reward_model"
+        auto_class = AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM
         with self._ranks.agreed():
+            if adapter:
+                lora, inputs_first = self._settings.config.lora, has_inputs_first(self._model)
+                write_adapter(folder / ADAPTER_FOLDER, adapter, lora, source, inputs_first=inputs_first)
             if first:
                 checkpoint.write_model(folder, auto_class, self._model.config, tensors)
                 self._tokenizer.save_pretrained(folder)
                 write_settings_of(self._tokenizer, folder)
                 for file in source.glob("generation_config.json"):
                     (folder / file.name).write_bytes(file.read_bytes())
-
-
-def _loss(
-    settings: SupervisedSettings, net: ActorCritic | RewardNet, ranks: Ranks, device: torch.device
-) -> CompletionLoss | PreferenceLoss:
-    if isinstance(net, ActorCritic):
-        return CompletionLoss(net, ranks, device)
-    assert isinstance(settings.stage, RewardModelConfig)
-    return PreferenceLoss(net, ranks, device, label_smoothing=settings.stage.label_smoothing)
-
-
-def _size(row: Completion | Pair, *, packed: bool) -> int:
-    """Count a row's tokens in a micro-batch, which holds both responses of a pair."""
-    if isinstance(row, Completion):
-        return len(row.token_ids)
-    return len(row.chosen) + len(row.rejected) if packed else 2 * row.num_tokens()

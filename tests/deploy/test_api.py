@@ -36,8 +36,8 @@ async def test_run_names_its_counterpart_in_a_running_loop(lines: list[str]) -> 
 
 
 async def test_an_unknown_stage_is_refused_before_anything_starts(lines: list[str], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no stage 'dpo'"):
-        await api.run_async(api.load(LETTERS, lines), stages=["dpo"])
+    with pytest.raises(InputError, match="no stage 'orpo'"):
+        await api.run_async(api.load(LETTERS, lines), stages=["orpo"])
     assert list(tmp_path.iterdir()) == []
 
 

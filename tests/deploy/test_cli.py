@@ -259,7 +259,7 @@ def test_export_copies_the_policy_and_overwrites_nothing(
 def test_every_command_has_a_help_page(antiphon: Callable[..., tuple[int, str, str]], option: str) -> None:
     code, out, _ = antiphon(option)
     assert code == 0
-    stages = ["sft", "preferences", "reward-model", "ppo", "evaluate"]
+    stages = ["sft", "preferences", "dpo", "reward-model", "ppo", "evaluate"]
     others = [
         "check",
         "submit",

@@ -17,9 +17,11 @@ from cluster.data.datasets import Source
 from learner.config import LearnerConfig, RewardModelConfig, SftConfig
 from learner.distributed.gradients import make_adamw
 from learner.distributed.ranks import Ranks
+from learner.dpo_config import DpoConfig
 from learner.place import Place
 from learner.supervised.loop import Row
 from learner.supervised.rank import SupervisedRank, SupervisedSettings, load_net, shard_net
+from learner.supervised.stages import Stage
 from tests.support.chat import write_chat_model
 
 CPU = torch.device("cpu")
@@ -35,7 +37,13 @@ SFT = SftConfig(
 REWARD_MODEL = RewardModelConfig(
     num_epochs=3, batch_size=4, learning_rate=3e-4, patience=9, checkpoint_every_steps=3, held_out_share=0.2
 )
-STAGES: dict[str, SftConfig | RewardModelConfig] = {"sft": SFT, "reward_model": REWARD_MODEL}
+DPO = DpoConfig(
+    num_epochs=3, batch_size=4, learning_rate=3e-4, patience=9, checkpoint_every_steps=3, held_out_share=0.2
+)
+KTO = DpoConfig(
+    loss="kto", num_steps=7, batch_size=7, learning_rate=3e-4, checkpoint_every_steps=3, held_out_share=0.2, patience=9
+)
+STAGES: dict[str, Stage] = {"sft": SFT, "reward_model": REWARD_MODEL, "dpo": DPO, "kto": KTO}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "packed": {},
     "padded pieces, float64": {
@@ -48,7 +56,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def write_inputs(folder: Path, num_rows: int = 12) -> Path:
-    """Write a model, and data of many lengths for both stages."""
+    """Write a model, and data of many lengths for every stage."""
     write_chat_model(folder / "model")
     words = ["good", "bad", "fine and long", "dull", "new", "old and very much longer"]
     rows = [
@@ -73,6 +81,7 @@ def settings(folder: Path, stage: str, output: Path, **changes: Any) -> Supervis
         output / "out",
         checkpoints_path=output / "checkpoints",
         fresh_path=data if stage == "reward_model" else None,
+        reference_path=output / "reference",
     )
 
 
@@ -85,12 +94,17 @@ def make_rank(rank_settings: SupervisedSettings, ranks: Ranks | None = None) -> 
 
 
 def stream(rank_settings: SupervisedSettings, ranks: Ranks | None = None) -> Iterator[Row]:
-    """Yield counts, steps and result of a stage, as a learner group does."""
+    """Yield counts, steps and result of a stage, as a learner group does, without the progress of DPO's reference."""
     rank = make_rank(rank_settings, ranks)
     yield rank.counts()
-    while rows := rank.advance(1):
-        yield from rows
+    yield from steps(rank)
     yield rank.finish()
+
+
+def steps(rank: SupervisedRank) -> Iterator[Row]:
+    """Yield the steps of a rank."""
+    while rows := rank.advance(1):
+        yield from (row for row in rows if "step" in row)
 
 
 def interrupted_after(training: Iterator[Row], step: int) -> None:

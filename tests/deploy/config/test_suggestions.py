@@ -12,6 +12,8 @@ from deploy.config.suggestions import suggest
     [
         ("learner.lr", "learner.learning_rate"),
         ("learner.beta", "did you mean learner.kl_coefficient?"),
+        ("dpo.loss_type", "did you mean dpo.loss?"),
+        ("run.beta", "did you mean learner.kl_coefficient or dpo.beta?"),
         ("rollout_actors.num_generations", "did you mean rollout_actors.responses_per_prompt"),
         ("rollout_actors.max_completion_length", "did you mean rollout_actors.max_response_tokens?"),
         ("learner.epsilon", "learner.clip"),

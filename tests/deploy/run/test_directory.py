@@ -212,9 +212,9 @@ def test_a_run_that_never_started_has_no_status(tmp_path: Path) -> None:
 
 def test_stages_are_done_if_their_artifacts_exist(config: RunConfig, path: Path) -> None:
     run = RunDirectory(path)
-    stages = ("sft", "preferences", "reward_model", "ppo", "evaluation")
+    stages = ("sft", "preferences", "dpo", "reward_model", "ppo", "evaluation")
     assert not any(run.is_done(stage, config) for stage in stages)
-    for folder in ("sft", "reward_model"):
+    for folder in ("sft", "dpo", "reward_model"):
         (path / folder).mkdir(parents=True)
         (path / folder / "config.json").write_text("{}")
     (path / "preferences.parquet").touch()

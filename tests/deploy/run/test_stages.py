@@ -31,6 +31,8 @@ def test_the_function_of_each_stage_is_a_coroutine_function_of_a_session(name: s
     ("stages", "scorer", "needed"),
     [
         ([], "m:f", {"reward_model": ["preferences"], "evaluation": []}),
+        (["sft", "dpo"], "m:f", {"dpo": ["sft", "preferences"], "reward_model": ["sft", "dpo", "preferences"]}),
+        (["sft", "dpo"], "m:f", {"ppo": ["sft", "dpo"], "evaluation": ["sft", "dpo"]}),
         (["sft"], "m:f", {"preferences": ["sft"], "reward_model": ["sft", "preferences"], "ppo": ["sft"]}),
         (["sft", "ppo"], "m:f", {"evaluation": ["sft", "ppo"]}),
         ([], "reward_model", {"ppo": ["reward_model"], "evaluation": ["reward_model"]}),

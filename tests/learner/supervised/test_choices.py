@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from cluster.data.chat_template import render
 from cluster.data.invalid_rows import BrokenRows
+from cluster.data.rendered_prompts import literals_column
+from cluster.data.text_tokens import token_ids
 from cluster.errors import InputError
 from learner.supervised.choices import Choice, Rated, mismatch, read_choices, read_rated
-from learner.supervised.examples import Completion, read_completions
+from learner.supervised.examples import Completion, read_completions, read_pairs
 from tests.learner.supervised.test_examples import texts, written
 from tests.support.chat import assistant, make_tokenizer, user
 
@@ -53,6 +58,23 @@ def test_pairs_become_all_desirable_then_all_undesirable_rows(tmp_path: Path) ->
         (("<bos>ab", "bad<eos>"), False),
         (("<bos>cd", "dull<eos>"), False),
     ]
+
+
+def test_sampled_pairs_of_conversations_have_the_tokens_of_their_prompts(tmp_path: Path) -> None:
+    messages = [[user("a <eos> b"), assistant("x"), user("cd")], [user("ab")]]
+    prompts = [render(TOKENIZER, each, "row", is_prompt=True) for each in messages]
+    sides = {"chosen": ["good", "fine"], "rejected": ["bad", "dull"]}
+    table = pa.table({"prompt": list(map(str, prompts)), **sides, **literals_column(prompts)})
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    expected = token_ids(TOKENIZER, prompts)
+    choices = read_choices(TOKENIZER, tmp_path / "pairs.parquet")
+    pairs = read_pairs(TOKENIZER, tmp_path / "pairs.parquet")
+    for choice, pair, ids in zip(choices, pairs, expected, strict=True):
+        assert pair.chosen[: pair.num_prompt] == ids
+        for side in choice.completions:
+            assert side.token_ids[: side.num_prompt] == ids
+        assert choice.chosen.token_ids == pair.chosen
+    assert literals_column(["ab"]) == {}
 
 
 def test_a_row_with_one_broken_side_is_left_out_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from learner.supervised.preferences import CENTERING, PreferenceLoss, pair_rewar
 from learner.supervised.rank import SupervisedRank, load_net
 from tests.learner.conftest import run_two_ranks
 from tests.learner.ppo.test_rllib import largest_difference
-from tests.support.supervised_ranks import CPU, LAYOUTS, STAGES, settings, stream, untimed, write_inputs
+from tests.support.supervised_ranks import CPU, LAYOUTS, STAGES, settings, steps, stream, untimed, write_inputs
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -43,10 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def descended(folder: Path, stage: str, dtype: str, **changes: Any) -> tuple[dict[str, Tensor], list[Row]]:
     """Return the last step's gradient, the weights after it and all rows, with plain gradient descent."""
-    rank_settings = replace(settings(folder, stage, folder, dtype=dtype, **changes), checkpoints_path=None)
+    rank_settings = settings(folder, stage, folder, dtype=dtype, **changes)
+    rank_settings = replace(rank_settings, checkpoints_path=None, reference_path=None)
     net = load_net(rank_settings)
     rank = SupervisedRank(rank_settings, net, torch.optim.SGD(net.parameters()), ONE, CPU)
-    rows = untimed(rank.advance(3))
+    rows = untimed(list(islice(steps(rank), 3)))
     weights = {name: weights.detach() for name, weights in net.named_parameters()}
     return {f"{name}.grad": w.grad for name, w in net.named_parameters() if w.grad is not None} | weights, rows
 

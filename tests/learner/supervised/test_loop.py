@@ -86,7 +86,8 @@ def test_an_error_names_a_checkpoint_of_other_data(folder: Path, tmp_path: Path)
 def test_rows_have_the_held_out_loss_if_it_was_measured(folder: Path, stage: str, tmp_path: Path) -> None:
     _, *rows, last = stream(settings(folder, stage, tmp_path))
     measured = {row["step"]: row["held_out_loss"] for row in rows if "held_out_loss" in row}
-    assert list(measured) == {"sft": [2, 4, 6, 7], "reward_model": [3, 6, 9]}[stage]
+    expected = {"sft": [2, 4, 6, 7], "reward_model": [3, 6, 9], "dpo": [3, 6, 9], "kto": [3, 6, 7]}
+    assert list(measured) == expected[stage]
     assert last["held_out_loss"] == min(measured.values()) == measured[last["best_step"]]
 
 
