@@ -110,6 +110,11 @@ def _package_of(module: str, origin: Path) -> str:
     return module if origin.name == "__init__.py" else module.rpartition(".")[0]
 
 
+def source_of(module: str, key: str) -> Path | None:
+    """Return the source file of a module, or None if it is not Python source; raises InputError as `locate` does."""
+    return _find_source(module, key)
+
+
 def source_file(function: Callable[..., Any]) -> str | None:
     """Return the source file of a function, partial, class or callable object, or None if it has none."""
     try:

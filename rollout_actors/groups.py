@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 from cluster.actors.remote import within
-from cluster.errors import EnvironmentFault
+from cluster.errors import EnvironmentFault, InputError
 from cluster.queue.protocol import ProducerQueue
 from cluster.trajectory import PartialResponse, Ticket
 from rollout_actors.config import RolloutActorsConfig
 from rollout_actors.conversations.conversation import environment_seed, single_turn
 from rollout_actors.conversations.dialogue import ProgressSaver
+from rollout_actors.conversations.history import differ_by_date
 from rollout_actors.conversations.runner import Conversations
 from rollout_actors.delivery import Deliveries
 from rollout_actors.engine.response import ResponseRequest, SampledResponse, SamplingOptions
@@ -116,6 +117,7 @@ class GroupSampling:
 
     async def _sample_group(self, ticket: Ticket, prompt_token_ids: Sequence[int]) -> None:
         """Sample the missing parts of one group's responses and deliver the group."""
+        prompt_token_ids = self._kept_prompt(ticket, prompt_token_ids)
         floor = await self._reached_floor(ticket)
         begun = {response.uid: response for response in ticket.begun}
         uids = [ticket.uid(index) for index in range(self._config.responses_per_prompt)]
@@ -125,6 +127,23 @@ class GroupSampling:
         )
         self._partials.drop(ticket)
         self._deliveries.add(ticket, [single_turn(ticket.row["prompt"], prompt_token_ids, r) for r in responses])
+
+    def _kept_prompt(self, ticket: Ticket, prompt_token_ids: Sequence[int]) -> Sequence[int]:
+        """Return the prompt of the group's kept responses, or `prompt_token_ids` if it has none.
+
+        The two may differ by the date that a chat template writes. Raises InputError if they differ otherwise: a kept
+        response belongs to its own prompt.
+        """
+        kept = next((response.given[0] for response in ticket.begun if response.given), None)
+        if kept is None or list(kept) == list(prompt_token_ids):
+            return prompt_token_ids
+        if differ_by_date(self._tokenizer.tokenizer, prompt_token_ids, kept):
+            return kept
+        what = (
+            f"group {ticket.group} has responses to a prompt of {len(kept)} tokens, but its row now gives another one "
+            f"({len(prompt_token_ids)} tokens): restore the data set, tokenizer and chat template, or use --fresh"
+        )
+        raise InputError("data.prompts", what)
 
     async def _sample(
         self,

@@ -35,25 +35,36 @@ def load_run_config(
     """Read a run file, then each override: one more line of TOML, such as ``learner.learning_rate = 5e-7``.
 
     `option` is the command-line option of the overrides. A relative path to a model or a data set is looked for beside
-    the run file, then in the working directory (with `beside=False`, as for the resolved file in a run directory, only
-    there). A path below the working directory stays relative, so that a run can resume in another copy of the
-    repository. Raises InputError naming the key.
+    the run file, then in the working directory; with `beside=False`, as for the resolved file in a run directory, in
+    the working directory, then in that of the run's last command. A path below the working directory stays relative, so
+    that a run can resume in another copy of the repository. Raises InputError naming the key.
     """
     settings = _read(path)
     for line in overrides:
         settings = _merged(settings, _parse_line(line, option))
     config = _validated(settings)
-    config = _with_paths(config, path.parent if beside else Path())
+    config, folders = (config, [path.parent]) if beside else _own_folders(config)
+    config = _with_paths(config, folders)
     if not config.run.name:
         config = _replaced(config, "run", name=path.resolve().parent.name)
-    config = _with_modules(config, path.parent if beside else Path())
+    config = _with_modules(config, folders)
     check_fit(config)
     return config
 
 
 def read_run_config(path: Path) -> RunConfig:
-    """Read a resolved run file without checking whether its settings fit together."""
-    return _validated(_read(path))
+    """Read the resolved run file of a run without checking whether its settings fit together.
+
+    Finds relative paths and modules as `load_run_config` does with `beside=False`.
+    """
+    config, folders = _own_folders(_validated(_read(path)))
+    return _with_modules(_with_paths(config, folders), folders, refuse_hidden=False)
+
+
+def _own_folders(config: RunConfig) -> tuple[RunConfig, list[Path]]:
+    """Return the settings without a run's working directory, and the folders to which its relative paths may belong."""
+    own = config.run.working_directory
+    return _replaced(config, "run", working_directory=None), [Path(), *([own] if own is not None else [])]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -91,28 +102,30 @@ def _validated(settings: Mapping[str, Any]) -> RunConfig:
         raise input_error(error, RunConfig) from error
 
 
-def _with_paths(config: RunConfig, folder: Path) -> RunConfig:
-    config = config.model_copy(update={"model": _found(config.model, folder), "data": _found(config.data, folder)})
+def _with_paths(config: RunConfig, folders: Sequence[Path]) -> RunConfig:
+    config = config.model_copy(update={"model": _found(config.model, folders), "data": _found(config.data, folders)})
     template = config.model.chat_template
     if template is not None and not is_template(template):
-        config = _replaced(config, "model", chat_template=str(_resolved(Path(template), folder)))
-    tasks = {name: _found(task, folder) for name, task in config.tasks.items()}
+        config = _replaced(config, "model", chat_template=str(_resolved(Path(template), folders)))
+    tasks = {name: _found(task, folders) for name, task in config.tasks.items()}
     config = config.model_copy(update={"tasks": tasks})
     scorers = {}
     for name, scorer in config.reward_service.scorers.items():
         path = getattr(scorer, "path", None)
-        found = {"path": _resolved(path, folder)} if isinstance(path, Path) else {}
+        found = {"path": _resolved(path, folders)} if isinstance(path, Path) else {}
         scorers[name] = scorer.model_copy(update=found)
     return _replaced(config, "reward_service", scorers=scorers)
 
 
-def _with_modules(config: RunConfig, folder: Path) -> RunConfig:
-    """Make the modules of the run's dotted paths importable, those beside the run file too."""
-    refuse_hidden_packages([Path.cwd(), folder])
-    folders = [_resolved(path, folder) for path in config.run.module_folders]
+def _with_modules(config: RunConfig, beside: Sequence[Path], *, refuse_hidden: bool = True) -> RunConfig:
+    """Make the modules of the run's dotted paths importable, those in the folders `beside` the run file too."""
+    if refuse_hidden:
+        refuse_hidden_packages([Path.cwd(), *beside])
+    folders = [_resolved(path, beside) for path in config.run.module_folders]
     modules = {path.partition(":")[0].partition(".")[0] for path in dotted_paths(config).values()}
-    if any(_has_module(folder, name) and not _has_module(Path.cwd(), name) for name in modules):
-        folders.append(_resolved(Path(), folder))
+    for folder in beside:
+        if any(_has_module(folder, name) and not _has_module(Path.cwd(), name) for name in modules):
+            folders.append(_resolved(Path(), [folder]))
     folders = list(dict.fromkeys(folders))
     for path in folders:
         search_in(path)
@@ -134,15 +147,16 @@ def refuse_hidden_packages(folders: Sequence[Path]) -> None:
                 raise InputError(str(module), f"{what}, or install Antiphon from this folder if it is a checkout")
 
 
-def _found(section: T, folder: Path) -> T:
+def _found(section: T, folders: Sequence[Path]) -> T:
     """Return the section with its paths resolved."""
-    paths = {key: _resolved(value, folder) for key, value in section if isinstance(value, Path)}
+    paths = {key: _resolved(value, folders) for key, value in section if isinstance(value, Path)}
     return section.model_copy(update=paths)
 
 
-def _resolved(path: Path, folder: Path) -> Path:
+def _resolved(path: Path, folders: Sequence[Path]) -> Path:
+    """Return the path in the first folder that has it, else in the working directory; relative if it is below that."""
     path = path.expanduser()
-    found = folder / path if (folder / path).exists() else path
+    found = next((folder / path for folder in folders if (folder / path).exists()), path)
     absolute, working_directory = Path(os.path.abspath(found)), Path.cwd()
     return absolute.relative_to(working_directory) if absolute.is_relative_to(working_directory) else absolute
 

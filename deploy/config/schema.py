@@ -60,6 +60,9 @@ class RunSection(Section):
     module_folders: tuple[Path, ...] = setting((), may_change="always")
     """Folders in which modules of dotted paths are looked for, after the working directory. The run file's folder is
     added if one of these modules is there."""
+    working_directory: Path | None = setting(None, may_change="always")
+    """Working directory of the run's last command. A run fills this in, and looks there for files and modules that a
+    later command does not find in its own."""
     hub_commits: dict[str, str] = setting({}, may_change="always")
     """Commits of the models and data sets of the Hugging Face Hub, by their names. A run fills this in when it begins,
     so that it takes the same files when it resumes."""

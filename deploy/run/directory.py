@@ -6,9 +6,11 @@ A stage is done if its artifact is complete; there is no other record of it. Imp
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Mapping
@@ -19,12 +21,12 @@ from typing import IO, Any, Literal, TypeVar
 from cluster.errors import InputError
 from cluster.files import read_json, write_json, write_text
 from deploy.config.schema import RunConfig
-from deploy.run.layout import FEEDBACK, LOCK, SERVING
+from deploy.run.layout import FEEDBACK, ID, LOCK, SERVING
 from deploy.run.stages import STAGES, checkpoint_step
 from reward_service.http.tokens import FILE as TOKENS_FILE
 
 State = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
-NEVER_DELETED = (LOCK, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
+NEVER_DELETED = (LOCK, ID, SERVING, TOKENS_FILE, FEEDBACK, f"{FEEDBACK}-wal", f"{FEEDBACK}-shm")
 _CHECKPOINT = re.compile(r"step-(\d+)")
 _Key = TypeVar("_Key", bound="str | tuple[str, ...]")
 
@@ -138,6 +140,22 @@ class RunDirectory:
         """Return whether the stage's artifact is complete."""
         return STAGES[stage].is_done(self, config)
 
+    def name_on_ray(self, run_name: str) -> str:
+        """Return the name under which the run's parts are registered on a Ray that other runs may share.
+
+        It is the same for every command on this run directory, so that a command finds what a killed one has left, and
+        another one for every other run directory, a copy of this one included.
+        """
+        stored = self.path / ID
+        token = stored.read_text() if stored.exists() else ""
+        digest = hashlib.blake2b(f"{token}:{self.path.resolve()}".encode("utf-8", "surrogatepass"), digest_size=4)
+        return f"{run_name}-{digest.hexdigest()}"
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this object holds the lock of the single writer."""
+        return self._lock is not None
+
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
@@ -145,7 +163,10 @@ class RunDirectory:
             self._lock = None
 
     def lock(self) -> None:
-        """Take the lock of the single writer. Raises InputError naming the process that holds it."""
+        """Take the lock of the single writer, and give the run its id if it has none.
+
+        Raises InputError naming the process that holds the lock.
+        """
         lock = (self.path / LOCK).open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,6 +179,8 @@ class RunDirectory:
         lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         self._lock = lock
+        if not (self.path / ID).exists():
+            write_text(self.path / ID, secrets.token_hex(8))
 
     def clear(self) -> None:
         """Delete everything except the lock and the human feedback, which cannot be regenerated."""

@@ -5,6 +5,14 @@ from __future__ import annotations
 CONFIG, LOCK, FEEDBACK, SERVING = "config.toml", ".lock", "feedback.sqlite", "serving"
 
 
+ID = ".id"
+"""A random text that tells runs of the same name apart."""
+
+
+INPUTS = "inputs.json"
+"""Digests of the run's inputs."""
+
+
 RECORDS = "records"
 """The folder of the run's journal."""
 

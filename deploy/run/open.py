@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from deploy.config.load import load_run_config, read_run_config
 from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
 from deploy.run.directory import NEVER_DELETED, RunDirectory
-from deploy.run.layout import CONFIG, EVALUATION, TRAINING
+from deploy.run.inputs_digest import ChangedInput, InputDigests
+from deploy.run.inputs_digest import refused as inputs_refused
+from deploy.run.layout import CONFIG, EVALUATION, INPUTS, RECORDS, TRAINING
 from deploy.run.reward_models import settle
 from deploy.run.stages import STAGES, checkpoint_step
 
@@ -79,13 +82,17 @@ def open_run(
 ) -> Iterator[RunDirectory]:
     """Create or resume a run directory; yields it locked.
 
-    With `fresh` its contents are deleted first. An evaluation that changed settings make invalid is deleted. Raises
-    InputError, having changed nothing, if the folder holds something else, if another process has the lock, or if
-    settings changed that may not (`require_same_settings`).
+    With `fresh` its contents are deleted first. An evaluation that changed settings or inputs make invalid is deleted.
+    Raises InputError, having changed nothing, if the folder holds something else, if another process has the lock, or
+    if settings or contents of inputs changed that may not (`require_same_settings`, `require_same_inputs`).
     """
     _require_usable(path)
     changed = [] if fresh else require_same_settings(config, path, allow_changes=allow_changes, free=free)
+    evaluates_again = any(change.reevaluates or change.key == NUM_STEPS for change in changed)
     run = RunDirectory(path)
+    inputs = list[ChangedInput]()
+    if not fresh:
+        inputs = require_same_inputs(config, run, allow_changes=allow_changes, free=free, again=evaluates_again)
     try:
         path.mkdir(parents=True, exist_ok=True)
         run.lock()
@@ -95,11 +102,13 @@ def open_run(
         if fresh:
             run.clear()
         settle(run)
-        if any(change.reevaluates or change.key == NUM_STEPS for change in changed):
+        if evaluates_again or any(each.input.reevaluates for each in inputs):
             run.forget(EVALUATION)
-        if any(change.may_change == "recorded" for change in changed):
+        if any(change.may_change == "recorded" for change in changed) or any(each.input.rescores for each in inputs):
             run.forget(HELD_OUT)
-        write_text(path / CONFIG, to_toml(config))
+        here = config.run.model_copy(update={"working_directory": Path.cwd()})
+        write_text(path / CONFIG, to_toml(config.model_copy(update={"run": here})))
+        record_inputs(config, run)
         _rewind(run, config)
         _drop_checkpoints(run, config)
         yield run
@@ -135,6 +144,76 @@ def require_same_settings(
     if why := refused(changed, allow_recorded=allow_changes):
         raise InputError(str(path), why)
     return changed
+
+
+def require_same_inputs(
+    config: RunConfig,
+    run: RunDirectory,
+    *,
+    allow_changes: bool = False,
+    free: Sequence[str] = (),
+    again: bool = False,
+) -> list[ChangedInput]:
+    """Return the inputs whose contents changed and that a stage still reads, after a note on each change.
+
+    Code may always change, and the preferences if the reward model is trained again (`free`). Raises InputError naming
+    the inputs if one may not change, or only with `allow_changes`. An input may change while nothing has been made of
+    it, and if only finished stages read it; if `again`, the evaluation is repeated.
+    """
+    changed = changed_inputs(config, run)
+    begun = _begun_stages(config, run) if changed else set()
+    changed = [each for each in changed if begun.intersection(each.input.read_by)]
+    unfinished = {stage for stage in config.run.stages if not run.is_done(stage, config)}
+    if again or any(each.input.reevaluates for each in changed):
+        unfinished.add("evaluation")
+    if "reward_model" in free:
+        changed = [each for each in changed if each.input.key != "data.preferences"]
+    read = [each for each in changed if unfinished.intersection(each.input.read_by)]
+    if why := inputs_refused(read, allow_recorded=allow_changes):
+        raise InputError(str(run.path), why)
+    for each in changed:
+        _note(f"changed since the last command: {each}; {_consequence(each, run, is_read=each in read)}")
+    return read
+
+
+def _begun_stages(config: RunConfig, run: RunDirectory) -> set[str]:
+    """Return the stages that are done or that have left something from which they resume."""
+    begun = {stage for stage in STAGES if run.is_done(stage, config) or run.newest_checkpoint(stage) is not None}
+    if config.data.preferences is not None:
+        begun.discard("preferences")
+    if "ppo" not in begun and (run.path / RECORDS).is_dir():
+        from cluster.journal.history import History
+
+        begun |= {"ppo"} if History(run.path / RECORDS).counts().num_admitted else set()
+    return begun
+
+
+def changed_inputs(config: RunConfig, run: RunDirectory) -> list[ChangedInput]:
+    """Return the inputs whose contents differ from those that the run recorded; none if it recorded none."""
+    return InputDigests(config, run.path).changed() if (run.path / INPUTS).is_file() else []
+
+
+def record_inputs(config: RunConfig, run: RunDirectory) -> None:
+    """Record the digests of the inputs that exist now: at the start of a command, and once builders have run."""
+    InputDigests(config, run.path).record(run, step=_last_step(run))
+
+
+def _consequence(changed: ChangedInput, run: RunDirectory, *, is_read: bool) -> str:
+    if not is_read:
+        return "the stages that read it are done"
+    parts = [f"used from step {_last_step(run) + 1} on"] if "ppo" in changed.input.read_by else []
+    parts += ["the evaluation is repeated"] if changed.input.reevaluates else []
+    parts += ["earlier held-out rewards are not compared with later ones"] if changed.input.rescores else []
+    return ", ".join(parts) or "used from now on"
+
+
+def _last_step(run: RunDirectory) -> int:
+    """Return the last step of PPO in metrics.jsonl, or 0."""
+    return int(run.last_ppo_step().get("step", 0))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _rewind(run: RunDirectory, config: RunConfig) -> None:

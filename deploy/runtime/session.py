@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import os
+import secrets
 import sys
 import threading
 import time
@@ -82,6 +83,8 @@ class Session:
         self.run = run
         self.view = view
         self.start_up = StartUp(run, view)
+        self.name = run.name_on_ray(config.run.name) if run.is_locked else f"{config.run.name}-{secrets.token_hex(4)}"
+        """The name of what this command registers with Ray; other commands and runs on this Ray have other names."""
         self.pool = ActorPool(
             self._start_rollout_actor,
             self.stop_actor,
@@ -231,7 +234,7 @@ class Session:
         def start() -> None:
             start_reward_service(
                 with_tokens(config, self.run.path),
-                name=self.config.run.name,
+                name=self.name,
                 reward_model_path=published_folder(self.run.path) if config.needs_reward_model() else None,
                 token=os.environ.get("ANTIPHON_TOKEN"),
                 log_path=self.log_path("reward_service"),
@@ -251,7 +254,7 @@ class Session:
     async def follow_service(self) -> None:
         """Wait until the run's reward service stops serving its port; raises InputError if it lost the port."""
         await self._service_ready.wait()
-        await http_server_ended(self.config.run.name)
+        await http_server_ended(self.name)
 
     def missing_rewards(self) -> str | None:
         """Return which rewards this process waits for, or None."""
@@ -260,7 +263,7 @@ class Session:
     def _client_of_the_service(self) -> RetryingRewardClient:
         token = os.environ.get("ANTIPHON_TOKEN") or None
         scorers = {name: task.scorer for name, task in self.config.tasks.items()}
-        return run_client(self.config.served(), self.config.run.name, token, scorers)
+        return run_client(self.config.served(), self.name, token, scorers)
 
     async def sample(
         self,
@@ -384,7 +387,7 @@ class Session:
             return
         await self.pool.close()
         if self._has_service:
-            await asyncio.to_thread(stop_reward_service, self.config.run.name)
+            await asyncio.to_thread(stop_reward_service, self.name)
         await asyncio.to_thread(ray.shutdown)
         if self._owns_ray:
             await self.reaper.end_all()

@@ -12,6 +12,7 @@ from functools import partial
 from cluster.errors import AntiphonError
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
+from deploy.run.open import record_inputs
 from deploy.run.stages import STAGES
 from deploy.runtime.memory import PeakMemory
 from deploy.runtime.session import Session
@@ -93,6 +94,7 @@ async def _run_functions(session: Session, functions: Mapping[str, StageFunction
         first = next(iter(functions), None)
         if first is not None and STAGES[first].is_supervised:
             _import_learners(session)
+    record_inputs(session.config, session.run)
     if any(STAGES[stage].uses_scorers for stage in functions):
         await try_functions(session)
     for stage, function in functions.items():

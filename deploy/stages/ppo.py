@@ -53,7 +53,7 @@ async def _start_parts(session: Session, recorder_class: type) -> Parts:
         RunControl,
         config.rollout_actors.num_actors,
         name="run_control",
-        registered_as=control_name(config.run.name),
+        registered_as=control_name(session.name),
         log_path=session.log_path("run_control"),
     )
     recorder = start_actor(

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ray
 from ray import serve
 from ray.serve.config import ProxyLocation
 from ray.serve.exceptions import RayServeException
@@ -45,22 +46,27 @@ _http_actors: dict[str, RemoteActor] = {}
 
 
 class Deployed(NamedTuple):
-    """The arguments of an application's replicas. Serve replaces its replicas if `version` changes."""
+    """The arguments of an application's replicas. Serve replaces its replicas if `version` changes.
+
+    `owner` is the Ray job of the process that started the application.
+    """
 
     config: RewardServiceConfig
     log_path: Path | None
     version: str
+    owner: str
 
 
 class RewardDeployment(RewardService):
     """One replica, in a separate process."""
 
-    def __init__(self, config: RewardServiceConfig, log_path: Path | None, deployed_as: str) -> None:
+    def __init__(self, config: RewardServiceConfig, log_path: Path | None, deployed_as: str, owner: str) -> None:
         if log_path is not None:
             redirect_output(log_path)
         super().__init__(config)
         self._log_path = log_path
         self._deployed_as = deployed_as
+        self._owner = owner
         self._versions = ModelVersions({}, {})
 
     async def reconfigure(self, models: Mapping[str, Any]) -> None:
@@ -71,7 +77,7 @@ class RewardDeployment(RewardService):
 
     async def deployed_with(self) -> tuple[Deployed, ModelVersions]:
         """Return how the application was deployed, and its current reward models."""
-        return Deployed(self._config, self._log_path, self._deployed_as), self._versions
+        return Deployed(self._config, self._log_path, self._deployed_as, self._owner), self._versions
 
     async def pid(self) -> int:
         """Return the id of this replica's process."""
@@ -100,22 +106,39 @@ def start_reward_service(
     The content of `reward_model_path` must not change while the application runs: replicas that start later read it
     too. With a port and a `feedback_path`, the same address accepts human feedback by the settings `feedback`.
     Blocks for seconds (a reward model is loaded): call it from a thread, and set `cancelled` to end it early.
-    Raises InputError for settings that can't work, before anything is started, and RewardError if the application does
-    not start or the start is cancelled.
+    Replaces an application of this name that this process or an ended one has started. Raises InputError for settings
+    that can't work, before anything is started, and if a running process has started the application; RewardError if
+    the application does not start or the start is cancelled.
     """
     cancelled = cancelled or threading.Event()
     check_reward_service(config, reward_model_path=reward_model_path, token=token)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_quiet())
+    owner = ray.get_runtime_context().get_job_id()
+    _require_no_other_owner(app_name(name), owner)
     models = _models(config, reward_model_path)
     try:
-        _deploy(Deployed(config, log_path, secrets.token_hex(6)), name, ModelVersions(models, models), cancelled)
+        _deploy(Deployed(config, log_path, secrets.token_hex(6), owner), name, ModelVersions(models, models), cancelled)
         if config.port is not None:
             _start_http_server(config, name, log_path, token, feedback_path, feedback)
     except BaseException:
         stop_reward_service(name)
         raise
     return serve.get_app_handle(app_name(name))
+
+
+def _require_no_other_owner(application: str, owner: str) -> None:
+    """Raise InputError if another process that still runs has started the application."""
+    from ray._private.state import jobs  # Ray's public list of jobs needs its dashboard
+
+    overview = serve.status().applications.get(application)
+    if overview is None or overview.status != ApplicationStatus.RUNNING:
+        return
+    handle: Any = serve.get_app_handle(application)
+    deployed, _ = handle.broadcast("deployed_with").results(timeout_s=CALL_TIMEOUT_S)[0]
+    running = {job["JobID"] for job in jobs() if not job["IsDead"]}
+    if deployed.owner != owner and deployed.owner in running:
+        raise InputError(application, "another process on this Ray serves rewards under this name: stop it first")
 
 
 def publish_reward_model(name: str, folder: Path, *, scorer: str = REWARD_MODEL) -> None:

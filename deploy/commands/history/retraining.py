@@ -31,6 +31,7 @@ from deploy.ring.phases import phases_of, recorded_settings, with_changes
 from deploy.run.artifacts import policy_path
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, RECORDS
+from deploy.run.open import changed_inputs
 from deploy.run.stages import checkpoint_step
 from deploy.runtime.session import Session
 from deploy.runtime.signals import interruptible
@@ -80,6 +81,7 @@ def replay_run(run: RunDirectory, *, steps: str | None, what_if: Sequence[str], 
             "--what-if", "cannot be combined with --tokens: other settings give other weights and other tokens"
         )
     config = read_run_config(run.path / CONFIG)
+    _require_trained_inputs(config, run)
     history = History(run.path / RECORDS)
     plan = make_plan(run, history, steps, older=config.trajectory_queue.max_policy_lag if tokens else 0)
     changed = changed_config(run, config, what_if) if what_if else config
@@ -98,6 +100,15 @@ def replay_run(run: RunDirectory, *, steps: str | None, what_if: Sequence[str], 
         console.print(part, soft_wrap=True)
     if outcome.tokens is not None:
         outcome.tokens.require_identical()
+
+
+def _require_trained_inputs(config: RunConfig, run: RunDirectory) -> None:
+    """Raise InputError if the model or the advantage estimator is not the one that the run was trained with."""
+    read = ("model.path", "model.builder", "learner.advantages")
+    changed = [each for each in changed_inputs(config, run) if each.input.key in read and "ppo" in each.input.read_by]
+    if changed:
+        what = f"has changed since the run read it: {', '.join(map(str, changed))}; restore it to replay the run"
+        raise InputError(changed[0].input.key, what)
 
 
 class Outcome(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from deploy.commands.arguments import Lines, Name, RunsDir, Target
 from deploy.config.schema import RunConfig
 from deploy.run.directory import RunDirectory
-from deploy.run.open import read_target
+from deploy.run.open import changed_inputs, read_target
 from deploy.run.reward_models import published_folder
 from deploy.run.stages import not_done
 from reward_service.http.address import require_token
@@ -38,6 +39,9 @@ def serve_rewards(
     service = with_tokens(config.served(), path).model_copy(update={"host": host})
     require_token(service, os.environ.get("ANTIPHON_TOKEN"), "--host")
     reward_model = _reward_model(config, path)
+    for changed in changed_inputs(config, RunDirectory(path)):
+        if changed.input.rescores and changed.input.key.startswith(("reward_service.", "tasks.")):
+            print(f"changed since the run's last command: {changed}; rewards are those of now", file=sys.stderr)
     from deploy.commands.rewards.standalone_service import serve
     from deploy.run.artifacts import feedback_settings
 

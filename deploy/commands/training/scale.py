@@ -41,7 +41,7 @@ def set_num_rollout_actors(run_path: Path, num_rollout_actors: int) -> int:
     status = run.status()
     if status.state != "RUNNING" or status.ray_address is None:
         raise InputError(str(run_path), f"is not running ({status.state})")
-    name = read_run_config(run_path / CONFIG).run.name
+    name = run.name_on_ray(read_run_config(run_path / CONFIG).run.name)
     if not answers(status.ray_address):
         raise InputError(str(run_path), f"no Ray answers at {status.ray_address}: the run's process is gone")
     import ray

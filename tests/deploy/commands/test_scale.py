@@ -45,12 +45,10 @@ def test_scale_reaches_a_running_run(ray_session: None, run_path: Path) -> None:
 
     set_address(run_path, ray.get_runtime_context().gcs_address)
     code, _, last = scale(run_path, 3)
-    assert (code, last) == (
-        2,
-        "error: antiphon-control-scaled: no such actor on this Ray: its run is not running",
-    )
+    registered_as = control_name(RunDirectory(run_path).name_on_ray("scaled"))
+    assert (code, last) == (2, f"error: {registered_as}: no such actor on this Ray: its run is not running")
 
-    control = start_actor(RunControl, 1, name="run_control", registered_as=control_name("scaled"))
+    control = start_actor(RunControl, 1, name="run_control", registered_as=registered_as)
     try:
         assert asyncio.run(_set(control, 1)) == 1
         assert scale(run_path, 3) == (0, "rollout actors: 1 -> 3\n", "")

@@ -160,7 +160,7 @@ def test_fresh_deletes_the_run_and_accepts_other_settings(config: RunConfig, pat
     changed = load_run_config(Path("run.toml"), ["learner.num_steps = 30"])
     with open_run(changed, path, fresh=True) as run:
         assert not run.is_done("ppo", changed)
-        assert sorted(child.name for child in path.iterdir()) == [".lock", "config.toml"]
+        assert sorted(child.name for child in path.iterdir()) == [".id", ".lock", "config.toml"]
 
 
 @pytest.mark.parametrize("fresh", [False, True])
