@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,20 @@ def test_a_run_directory_is_found_again_with_its_settings(config: RunConfig, pat
     assert read_target(path) == (config, path)
     overrides = ["learner.num_steps = 20"]
     assert read_target(Path("run.toml"), overrides, name="tiny") == (config, path)
+
+
+def test_runs_of_one_name_have_different_names_on_ray(config: RunConfig, path: Path) -> None:
+    names = set()
+    for folder in (path, path.parent / "other" / "tiny"):
+        with open_run(config, folder) as run:
+            names.add(run.name_on_ray("tiny"))
+        with open_run(config, folder, fresh=True) as run:
+            names.add(run.name_on_ray("tiny"))
+        assert RunDirectory(folder).name_on_ray("tiny") in names
+    shutil.copytree(path, path.parent / "copied")
+    names.add(RunDirectory(path.parent / "copied").name_on_ray("tiny"))
+    assert len(names) == 3
+    assert all(name.startswith("tiny-") for name in names)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

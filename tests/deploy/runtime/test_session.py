@@ -59,6 +59,16 @@ class Client:
         self.is_closed = True
 
 
+def test_sessions_have_different_names_on_ray_unless_they_hold_the_lock(tmp_path: Path) -> None:
+    config, run = RunConfig(), RunDirectory(tmp_path)
+    names = [Session(config, run, View()).name for _ in range(2)]
+    run.lock()
+    names += [Session(config, run, View()).name for _ in range(2)]
+    run.close()
+    assert len(set(names)) == 3
+    assert names[2] == names[3] == run.name_on_ray(config.run.name)
+
+
 async def test_a_session_closes_its_reward_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = Client()
     config = RunConfig.model_validate({"model": {"path": "model"}, "reward_service": {"url": "http://elsewhere:1"}})

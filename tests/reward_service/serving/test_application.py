@@ -7,6 +7,8 @@ import math
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
@@ -37,6 +40,7 @@ from reward_service.serving.application import (
 )
 from reward_service.serving.http_actor import http_actor_name
 from tests.support.building import moved_model, replica_pids, scores_of
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.ray
 TOKEN = "a token of this test"
@@ -260,6 +264,44 @@ async def test_restarted_service_uses_its_new_settings(ray_session: None) -> Non
     versions = [score.scorer_version.partition("@")[0] for score in (before, after)]
     assert versions == ["tests.support.scorers:length", "tests.support.scorers:length_async"]
     await asyncio.to_thread(stop_reward_service, "again")
+
+
+async def test_a_service_of_another_running_process_is_not_replaced(ray_session: None) -> None:
+    address = ray.get_runtime_context().gcs_address
+    code = (
+        f"import ray, sys\nray.init({address!r}, log_to_driver=False)\n"
+        "from tests.reward_service.serving.test_application import start_function\n"
+        "start_function('owned', 'length')\nprint('started', flush=True)\nsys.stdin.read()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    owner = subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=pipe, stdout=pipe, text=True)
+    try:
+        assert owner.stdout is not None
+        assert await asyncio.to_thread(owner.stdout.readline) == "started\n"
+        with pytest.raises(InputError, match="another process on this Ray serves rewards under this name"):
+            await asyncio.to_thread(start_function, "owned", "length_async")
+        (score,) = await scores_of(HandleRewardClient("owned", 60.0), ITEMS[:1])
+        assert score.scorer_version.startswith("tests.support.scorers:length@")
+    finally:
+        owner.kill()
+        owner.communicate()
+    await asyncio.to_thread(start_once_free, "owned")
+    (score,) = await scores_of(HandleRewardClient("owned", 60.0), ITEMS[:1])
+    assert score.scorer_version.startswith("tests.support.scorers:length_async@")
+    await asyncio.to_thread(stop_reward_service, "owned")
+
+
+def start_once_free(name: str) -> None:
+    """Start the application once Ray has noticed that the process that owned it has ended."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            start_function(name, "length_async")
+            return
+        except InputError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 async def test_killed_http_server_listens_again_on_the_same_port(url: str) -> None:
