@@ -130,12 +130,17 @@ def sync_folder(folder: Path) -> None:
 
 def digest_files(paths: Sequence[Path]) -> str:
     """Return the first 12 hexadecimal digits of sha256 over the files' bytes, in the given order."""
+    return sha256_of_files(paths)[:12]
+
+
+def sha256_of_files(paths: Sequence[Path]) -> str:
+    """Return sha256 over the files' bytes, in the given order, in hexadecimal."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -197,7 +197,8 @@ class LearnerConfig(Section):
     """How published weights travel to the rollout actors: `object_store` (Ray's), or the dotted path of a class of your
     own with `put` and `fetch`, such as `my_task.carriers:Mine`."""
     lora: LoraConfig = LoraConfig()
-    """Train adapters only. The reference is the model without them; published weights have them merged."""
+    """PPO trains adapters only; the supervised stages train every weight. The reference is the model without adapters;
+    published weights have them merged."""
     num_cpus: float = setting(0.5, may_change="always", ge=0)
     """CPUs that Ray reserves for each learner."""
     num_gpus: float = setting(0.0, may_change="always", ge=0)

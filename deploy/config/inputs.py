@@ -56,6 +56,7 @@ def check_inputs(config: RunConfig) -> list[str]:
     check_scorer_columns(config, columns_of_prompts(config))
     check_files(config.reward_service.scorers, None)
     lines += [f"scorers.{name} {_described(scorer)}" for name, scorer in config.reward_service.scorers.items()]
+    lines += _lora_line(config)
     constraint = config.learner.constraint
     if constraint.cost is not None:
         lines.append(f"constraint   mean of {constraint.cost} at most {constraint.max_mean:g}")
@@ -72,6 +73,14 @@ def _parsers(config: RunConfig, prefix: str, environment: EnvironmentConfig) -> 
         return []
     chosen = choose_parsers(local_model(config.model.path, weights=False), environment)
     return [f"{prefix}environment  calls in the form {chosen.tool}, thoughts in the form {chosen.reasoning}"]
+
+
+def _lora_line(config: RunConfig) -> list[str]:
+    """Describe which stages train adapters, if one of the others trains every weight."""
+    whole = [stage for stage in config.run.stages if stage not in ("preferences", "ppo", "evaluation")]
+    if not config.learner.lora.rank or not whole:
+        return []
+    return [f"lora         ppo trains adapters of rank {config.learner.lora.rank}; {', '.join(whole)}: every weight"]
 
 
 def _data_sets(config: RunConfig) -> list[tuple[str, Path, Kind]]:

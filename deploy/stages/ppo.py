@@ -8,6 +8,7 @@ import uuid
 
 from cluster.actors.control import RunControl, control_name
 from cluster.actors.remote import RemoteActor, start_actor
+from cluster.files import sha256_of_files
 from cluster.journal.recorder import Recorder
 from cluster.queue.trajectory_queue import TrajectoryQueue
 from cluster.weights.store import WeightStore
@@ -31,7 +32,10 @@ async def run_ppo(session: Session, *, recorder_class: type = Recorder) -> None:
     ring = Ring(session, parts, started=started)
     try:
         await ring.run()
-        await ring.learners.save_policy(session.run.path / "policy")
+        policy = session.run.path / "policy"
+        await ring.learners.save_policy(policy)
+        digest = await asyncio.to_thread(sha256_of_files, sorted(policy.glob("*.safetensors")))
+        session.run.update_summary({"policy_sha256": digest})
         await parts.recorder.close()
     finally:
         await ring.learners.shutdown()

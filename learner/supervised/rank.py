@@ -107,6 +107,7 @@ def load_net(settings: SupervisedSettings) -> ActorCritic | RewardNet:
         packing=config.packing,
         logprob_chunk_tokens=config.logprob_chunk_tokens,
         activation_checkpointing=config.activation_checkpointing,
+        fused=config.fused,
     )
     if settings.name == "dpo":
         model = replace(model, lora=config.lora, seed=settings.place.seed, fused=config.fused)

@@ -78,5 +78,5 @@ def test_run_differs_only_in_its_time_if_a_learner_is_killed(tmp_path: Path) -> 
     counts = [summary[f"num_{name}"] for name in ("admitted", "trained", "void", "open")]
     assert counts == [64 * NUM_STEPS, 64 * NUM_STEPS, 0, 0]
     assert summary["num_learner_restarts"] == 1
-    assert policy_sha256(killed) == policy_sha256(calm)
+    assert policy_sha256(killed) == policy_sha256(calm) == summary["policy_sha256"]
     assert not started & (of_this_user() - before)

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.files import sha256_of_files
 from tests.support.paths import LETTERS, ROOT
 from tests.support.processes import children_of, command_of, name_of, running
 
@@ -183,5 +184,6 @@ def _is_whole(run: Path) -> None:
     assert counts == [8 * NUM_STEPS, 8 * NUM_STEPS, 0, 0]
     assert steps[-1]["rollout_actors/num_swaps_proved"] + steps[-1]["rollout_actors/num_swaps_checksum_only"] > 0
     assert len(list((run / "trajectories").iterdir())) == NUM_STEPS
+    assert summary["policy_sha256"] == sha256_of_files([run / "policy" / "model.safetensors"])
     AutoModelForCausalLM.from_pretrained(run / "policy")
     assert AutoTokenizer.from_pretrained(run / "policy")("bcd:").input_ids

@@ -77,6 +77,11 @@ def test_a_valid_task_is_described(task: Path) -> None:
     ]
 
 
+def test_stages_that_train_every_weight_beside_adapters_are_described(task: Path) -> None:
+    lines = check_inputs(load_run_config(task / "run.toml", ["learner.lora.rank = 4"]))
+    assert lines[-1] == "lora         ppo trains adapters of rank 4; sft: every weight"
+
+
 def test_a_bound_is_described_with_its_cost(task: Path) -> None:
     config = load_run_config(task / "run.toml", ['learner.constraint = { cost = "length", max_mean = 2.5 }'])
     assert check_inputs(config)[-1] == "constraint   mean of length at most 2.5"
