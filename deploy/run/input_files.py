@@ -11,22 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import MayChange
-from cluster.data.datasets import Kind, data_files
+from cluster.data.datasets import data_files
 from cluster.errors import InputError
 from cluster.hub.names import hub_name
 from cluster.model_folder import model_files
 from cluster.user_sources import sources
 from deploy.config.functions import dotted_paths
-from deploy.config.schema import RunConfig, StageName
+from deploy.config.schema import RunConfig, is_template
 from deploy.run.artifacts import data_folder
+from deploy.run.stages import STAGES
 
-DATA: dict[str, tuple[Kind, tuple[StageName, ...]]] = {
-    "sft": ("sft", ("sft",)),
-    "prompts": ("prompts", ("preferences", "ppo")),
-    "evaluation": ("prompts", ("ppo", "evaluation")),
-}
-"""Data set of a task -> kind of its rows, stages that read it."""
-SCORED: tuple[StageName, ...] = ("ppo", "evaluation")
+DATA = {"sft": ("sft",), "prompts": ("preferences", "ppo"), "evaluation": ("ppo", "evaluation")}
+"""Data set of a task -> stages that read it."""
+SCORED = ("ppo", "evaluation")
 """Stages that call scorers."""
 
 
@@ -42,7 +39,7 @@ class RunInput:
     key: str
     name: str
     files: dict[str, Path]
-    read_by: tuple[StageName, ...]
+    read_by: tuple[str, ...]
     may_change: MayChange = "never"
     is_code: bool = False
     rescores: bool = False
@@ -56,32 +53,21 @@ def run_inputs(config: RunConfig, run_path: Path) -> list[RunInput]:
 
 
 def _model(config: RunConfig, run_path: Path) -> Iterator[RunInput]:
-    has_sft = (run_path / "sft" / "config.json").exists()
-    every: tuple[StageName, ...] = ("preferences", "reward_model", "ppo", "evaluation")
-    read_by: tuple[StageName, ...] = ("sft",) if has_sft else ("sft", *every)
     path = config.model.path
-    if path is not None and hub_name(path, "model") is not None:
-        return
     folder = path or run_path / "model"
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() and (path is None or hub_name(path, "model") is None):
+        read_by = ("sft",) if (run_path / "sft" / "config.json").exists() else tuple(STAGES)
         files = {file.relative_to(folder).as_posix(): file for file in model_files(folder)}
         yield RunInput("model.path" if path else "model.builder", str(path or "RUN/model"), files, read_by)
-    template = getattr(config.model, "chat_template", None)
-    if template is not None and _is_file(str(template)):
-        yield RunInput("model.chat_template", str(template), {Path(str(template)).name: Path(str(template))}, every)
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # the text of a template, which is no valid path
-        return False
+    template = config.model.chat_template
+    if template is not None and not is_template(template) and Path(template).is_file():
+        yield RunInput("model.chat_template", template, {Path(template).name: Path(template)}, tuple(STAGES))
 
 
 def _data(config: RunConfig, run_path: Path) -> Iterator[RunInput]:
     for task, section in config.by_task().items():
-        for name, (_, read_by) in DATA.items():
-            path = getattr(section, name)
+        for name, stages in DATA.items():
+            path, read_by = getattr(section, name), tuple[str, ...](stages)
             key = config.key_of(task, name if path else "builder")
             held_out = name == "evaluation"
             if name == "prompts" and not section.evaluation and not _built(run_path, task, "evaluation").exists():
@@ -92,7 +78,7 @@ def _data(config: RunConfig, run_path: Path) -> Iterator[RunInput]:
             may_change: MayChange = "always" if held_out and path else "never"
             yield RunInput(key, label, files, read_by, may_change, reevaluates=held_out, rescores=held_out)
     if config.data.preferences is not None:
-        read: tuple[StageName, ...] = ("reward_model",)
+        read = tuple(name for name, stage in STAGES.items() if "preferences" in stage.needs)
         yield RunInput("data.preferences", str(config.data.preferences), _data_files(config.data.preferences), read)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from deploy.config.schema import ModelSection, RunConfig, RunSection
 from deploy.run.artifacts import best_policy, is_model_folder, newest_policy, origin_of, policy_at
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG
-from deploy.run.open import require_run
+from deploy.run.open import changed_inputs, require_run
 from rollout_actors.config import RolloutActorsConfig
 
 Step = Annotated[
@@ -64,6 +65,9 @@ def select(config: RunConfig, run: RunDirectory, *, step: int | None, best: bool
         chosen = best_policy(config, run)
     else:
         chosen = newest_policy(config, run) if step is None else policy_at(config, run, step)
+    for changed in changed_inputs(config, run) if chosen.folder == config.model.path else ():
+        if changed.input.key == "model.path":
+            print(f"changed since the run's last command: {changed}; it is used as it is now", file=sys.stderr)
     return Selected(chosen.folder, origin_of(run, chosen), config, run)
 
 

@@ -28,6 +28,7 @@ name = "tiny"
 stages = ["sft", "reward_model", "ppo", "evaluation"]
 [model]
 path = "model"
+chat_template = "template.jinja"
 [data]
 sft = "sft.jsonl"
 prompts = "prompts"
@@ -46,6 +47,7 @@ metrics = "metrics:words"
 """
 FILES = {
     "run.toml": RUN,
+    "template.jinja": "{% for m in messages %}{{ m.content }}{% endfor %}",
     "sft.jsonl": '{"prompt": "a", "completion": "b"}\n',
     "prompts/train-0.jsonl": '{"prompt": "a"}\n',
     "prompts/train-1.jsonl": '{"prompt": "b"}\n',
@@ -114,6 +116,7 @@ def refusal(config: RunConfig, run: RunDirectory, **options: Any) -> str:
         ("prompts/train-1.jsonl", "data.prompts (prompts: prompts/train-1.jsonl changed; sha256 was "),
         ("preferences.jsonl", "data.preferences (preferences.jsonl: sha256 was "),
         ("model/tokenizer.json", "model.path (model: tokenizer.json changed; sha256 was "),
+        ("template.jinja", "model.chat_template (template.jinja: sha256 was "),
         ("model/model.safetensors", "model.path (model: model.safetensors changed; sha256 was "),
     ],
 )
