@@ -30,7 +30,7 @@ def sources(path: str, key: str) -> dict[str, Path]:
     waiting = list(found)
     while waiting and len(found) < MAX_FILES:
         module = waiting.pop()
-        for name in _imports(module, found[module]):
+        for name in (*_with_packages(module), *_imports(module, found[module])):
             file = None if name in found else _file_of(name)
             if file is not None:
                 found[name] = file
