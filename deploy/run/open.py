@@ -104,7 +104,7 @@ def open_run(
         settle(run)
         if evaluates_again or any(each.input.reevaluates for each in inputs):
             run.forget(EVALUATION)
-        if any(change.may_change == "recorded" for change in changed) or any(each.input.rescores for each in inputs):
+        if any(map(_changes_held_out_rewards, changed)) or any(each.input.rescores for each in inputs):
             run.forget(HELD_OUT)
         here = config.run.model_copy(update={"working_directory": Path.cwd()})
         write_text(path / CONFIG, to_toml(config.model_copy(update={"run": here})))
@@ -114,6 +114,12 @@ def open_run(
         yield run
     finally:
         run.close()
+
+
+def _changes_held_out_rewards(change: Change) -> bool:
+    """Return whether held-out rewards before and after the change are not comparable."""
+    prompts = change.key.endswith(".evaluation") or change.key == "evaluation.num_prompts_during"
+    return prompts or change.may_change == "recorded"
 
 
 def _require_usable(path: Path) -> None:

@@ -131,6 +131,14 @@ def test_recorded_settings_change_if_allowed_and_forget_the_best(config: RunConf
     assert read_target(path)[0].learner.learning_rate == 1e-6
 
 
+@pytest.mark.parametrize("line", ['data.evaluation = "other.jsonl"', "evaluation.num_prompts_during = 8"])
+def test_the_best_is_not_compared_over_other_held_out_prompts(config: RunConfig, path: Path, line: str) -> None:
+    with open_run(config, path) as run:
+        run.update_summary({"held_out.objective": 1.0})
+    with open_run(load_run_config(Path("run.toml"), [*LINES, line]), path) as run:
+        assert run.summary() == {}
+
+
 def test_timeouts_and_numbers_of_actors_change_at_any_time(config: RunConfig, path: Path) -> None:
     with open_run(config, path):
         pass
