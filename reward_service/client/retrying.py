@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.errors import RewardUnavailable
+from cluster.errors import BatchFailed, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.client.outcomes import LONGEST_PAUSE_S, PAUSE_S, WHERE, RewardTransport, all_scores
 
@@ -34,9 +34,15 @@ class RetryingRewardClient:
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Return one score per request, in order.
 
-        Raises as `outcomes` does, and the first error among the outcomes.
+        Requests on which the scorer failed together are scored one by one. Raises as `outcomes` does, and the first
+        error among the outcomes.
         """
-        return all_scores(await self.outcomes(requests))
+        outcomes = await self.outcomes(requests)
+        scores: list[Score] = []
+        for request, outcome in zip(requests, outcomes, strict=True):
+            alone = isinstance(outcome, BatchFailed) and len(requests) > 1
+            scores += all_scores(await self.outcomes([request]) if alone else [outcome])
+        return scores
 
     async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Outcome]:
         """Return one outcome per request, in order; none is RewardUnavailable, because those are retried.

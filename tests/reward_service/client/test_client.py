@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.errors import RewardError, RewardUnavailable
+from cluster.errors import BatchFailed, RewardError, RewardUnavailable
 from cluster.scoring import Score, ScoreRequest
 from reward_service.client import http, retrying
 from reward_service.client.handle import HandleRewardClient
@@ -174,6 +174,23 @@ async def test_final_error_is_not_retried() -> None:
 
     with pytest.raises(RewardError, match="scorer: broken"):
         await RetryingRewardClient(Final(), patience_s=60.0).score([ITEM])
+
+
+async def test_requests_that_failed_together_are_scored_one_by_one() -> None:
+    calls: list[list[str]] = []
+
+    class Picky(Transport):
+        async def outcomes(self, requests: Sequence[ScoreRequest]) -> list[Score | RewardError]:
+            calls.append([request.id for request in requests])
+            if any(request.response == "bad" for request in requests):
+                error = BatchFailed if len(requests) > 1 else RewardError
+                return [error("f", f"raised ValueError (scoring {request.id})") for request in requests]
+            return [Score(request.id, 1.0, {}, "v") for request in requests]
+
+    items = [ScoreRequest(id, "p", "bad" if id == "b" else "good") for id in "abc"]
+    with pytest.raises(RewardError, match=r"^f: raised ValueError \(scoring b\)"):
+        await RetryingRewardClient(Picky(), patience_s=60.0).score(items)
+    assert calls == [["a", "b", "c"], ["a"], ["b"]]
 
 
 async def test_call_is_retried_only_if_an_item_is_unavailable() -> None:
