@@ -44,6 +44,7 @@ class VllmResponseParser:
 
         logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)  # a malformed call is the policy's error
         self._tokenizer, self._end_ids = tokenizer, frozenset(end_ids)
+        self._special_ids = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._names = frozenset(schema["function"]["name"] for schema in schemas)
         self._request = ChatCompletionRequest(
             messages=[{"role": "user", "content": ""}], model="", tools=list(schemas) or None
@@ -73,9 +74,10 @@ class VllmResponseParser:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _is_open(self, before: Sequence[int]) -> bool:
-        """Return whether the prompt ends inside of thoughts: its last mark is the one that starts them."""
+        """Return whether thoughts start in the prompt, behind its last special token: that of the policy's header."""
         start, end = (self._tokenizer.convert_tokens_to_ids(mark) for mark in self._marks)
-        last = next((token for token in reversed(before) if token in (start, end)), None)
+        ends = self._special_ids | {start, end}
+        last = next((token for token in reversed(before) if token in ends), None)
         return last is not None and last == start != self._tokenizer.unk_token_id
 
     def _calls(self, content: str) -> tuple[list[ToolCall], str]:

@@ -225,6 +225,8 @@ def test_a_call_inside_thoughts_is_not_read(name: str, text: str) -> None:
         inside = prompts.tokenizer(CALLS["qwen3"], add_special_tokens=False)["input_ids"]
         assert list(parser.read(opened, inside).calls) == []
         assert list(parser.read([], inside).calls) == [CALL]
+        header = prompts.tokenizer("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+        assert list(parser.read([*opened, *header], inside).calls) == [CALL], "thoughts of an earlier turn were cut off"
 
 
 @pytest.mark.parametrize(
