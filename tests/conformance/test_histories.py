@@ -48,10 +48,7 @@ THOUGHTS = {
         "<|start|>assistant<|channel|>final<|message|>Sunny.<|return|>"
     ],
 }
-THINKING = {
-    "qwen3": "<think>\nHm.\n</think>\n\n",
-    "gptoss": "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant",
-}
+THINKING = {"qwen3": "<think>\nHm.\n</think>\n\n"}
 ANSWERS = {
     "qwen3": ("<think>\nHm.\n</think>\n\nSunny.<|im_end|>", "Rainy.<|im_end|>"),
     "llama3_2": ("Sunny.<|eot_id|>", "Rainy.<|eom_id|>"),
