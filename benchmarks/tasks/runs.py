@@ -98,9 +98,9 @@ def reviews(folder: Path) -> list[Row]:
 
 
 def reviews_dpo(folder: Path) -> list[Row]:
-    """Before and after DPO, and after IPO and KTO on the first seed's preferences."""
+    """Before and after DPO, and after IPO and KTO on the first seed."""
     runs = [train("reviews", folder, f"dpo-{seed}", f"run.seed = {seed}", file="dpo.toml") for seed in SEEDS]
-    others = {loss: _other_loss(folder, loss) for loss in OTHER_LOSSES}
+    others = {loss: train("reviews", folder, loss, *lines, file="dpo.toml") for loss, lines in OTHER_LOSSES.items()}
 
     def evaluated(when: str, metric: str) -> tuple[float, ...]:
         return tuple(run.summary["evaluation"][when][metric] for run in runs)
@@ -124,17 +124,6 @@ def reviews_dpo(folder: Path) -> list[Row]:
             Row(f"{loss}: KL", (after["kl_nats"],), "nats"),
         ]
     return [*rows, Row("whole run", tuple(run.wall_s / 60 for run in runs), "min")]
-
-
-def _other_loss(folder: Path, loss: str) -> Finished:
-    """Train the first seed's SFT policy on the first seed's preferences with another loss."""
-    first = folder / f"dpo-{SEEDS[0]}"
-    lines = [
-        'run.stages = ["dpo", "reward_model", "evaluation"]',
-        f'model.path = "{first / "sft"}"',
-        f'data.preferences = "{first / "preferences.parquet"}"',
-    ]
-    return train("reviews", folder, loss.lower(), *lines, *OTHER_LOSSES[loss], file="dpo.toml")
 
 
 def _held_out_accuracy(runs: Sequence[Finished]) -> tuple[float, ...]:
