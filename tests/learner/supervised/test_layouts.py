@@ -62,7 +62,9 @@ def test_the_layout_changes_only_rounding(folder: Path, stage: str, dtype: str, 
         assert other.keys() == plain.keys()
         assert largest_difference(plain, other) < limit, layout
         for row, again in zip(rows, other_rows, strict=True):
-            assert again == pytest.approx(row, rel=10 * limit), layout
+            if stage in ("dpo", "kto") and row["step"] == 1:
+                row, again = ({**each, "accuracy": 0.5} for each in (row, again))  # the sign of rounding errors
+            assert again == pytest.approx(row, rel=10 * limit, abs=10 * limit), layout
     start = load_net(settings(folder, stage, folder, dtype=dtype)).state_dict()
     assert largest_difference({name: weights for name, weights in plain.items() if name in start}, start) > 1e-4
 
