@@ -56,7 +56,7 @@ SOURCES = {
         "Llama 3.1",
         "byte-level BPE",
         "6423069e28ede3662119d93e9d1e5b599a9ddcb5ecf7f9a78b1042cc49c30d8d",
-        ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+        ("<|end_of_text|>", "<|eot_id|>"),
     ),
     "llama3_2": Source(
         "Llama 3.2",

@@ -39,7 +39,7 @@ def make_tokenizer(template: str | None = TEMPLATE) -> Any:
     return fast
 
 
-def write_chat_model(path: Path, *, template: str | None = TEMPLATE) -> Path:
+def write_chat_model(path: Path, *, template: str | None = TEMPLATE, hidden_size: int = 32) -> Path:
     """Write a random two-layer Llama with a context of 128 tokens, and the tokenizer, as a Hugging Face folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -50,7 +50,7 @@ def write_chat_model(path: Path, *, template: str | None = TEMPLATE) -> Path:
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=32,
+                hidden_size=hidden_size,
                 intermediate_size=64,
                 num_hidden_layers=2,
                 num_attention_heads=2,
