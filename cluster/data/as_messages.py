@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from cluster.data.control_tokens import RenderedPrompt
 from cluster.data.datasets import Examples
 
 ROLES = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
@@ -13,9 +14,10 @@ ROLES = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "re
 def as_conversations(examples: Examples) -> Examples:
     """Return the examples with each text as a message: prompts by the user, all others by the assistant.
 
-    Conversations are returned as they are.
+    Conversations, and texts that a chat template wrote, are returned as they are.
     """
-    if examples.form.conversational:
+    is_rendered = any(isinstance(text, RenderedPrompt) for text in examples.columns.get("prompt", ()))
+    if examples.form.conversational or is_rendered:
         return examples
 
     def messages(column: str) -> list[Any]:

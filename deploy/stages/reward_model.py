@@ -16,7 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.data.control_tokens import RenderedPrompt
 from cluster.data.datasets import Source
+from cluster.data.rendered_prompts import literals_column
 from cluster.errors import InputError
 from deploy.config.schema import RunConfig
 from deploy.run.artifacts import policy_path, preferences_path
@@ -80,13 +82,17 @@ def _clear(run: RunDirectory) -> None:
 def _read_feedback(store: Path) -> pa.Table | None:
     """Return the answers of all annotators, one row each, or None if there are none.
 
-    Annotators that disagree are the noise that label smoothing is for.
+    The prompts are as they were sampled, written by the chat template if there is one. Annotators that disagree are the
+    noise that label smoothing is for.
     """
     if not store.exists():
         return None
     from reward_service.feedback.store import read_preferences
 
     table = read_preferences(store).select(["prompt", "chosen", "rejected"])
+    prompts = [RenderedPrompt(prompt) for prompt in table.column("prompt").to_pylist()]
+    for name, column in literals_column(prompts).items():
+        table = table.append_column(name, column)
     return table if table.num_rows else None
 
 

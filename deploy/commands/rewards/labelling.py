@@ -17,6 +17,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from cluster.data.control_tokens import RenderedPrompt
 from cluster.data.prompt_order import MixedPrompts, TaskPrompts
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
@@ -190,7 +191,7 @@ def _add_rewards(store: FeedbackStore, run: RunDirectory, policy_version: str) -
     from reward_service.scorers.reward_model import RewardModelScorer
 
     requests = [
-        ScoreRequest(f"{pair.id}/{side}", pair.prompt, text, pair.columns)
+        ScoreRequest(f"{pair.id}/{side}", RenderedPrompt(pair.prompt), text, pair.columns)
         for pair in pairs
         for side, text in (("first", pair.first), ("second", pair.second))
     ]
