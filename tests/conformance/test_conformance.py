@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cluster.data.chat_template import render
 from cluster.data.control_tokens import answer_spellings, control_spellings
 from cluster.data.text_tokens import token_ids
+from cluster.errors import InputError
 from rollout_actors.conversations.transcript import Transcript
 from rollout_actors.prompts import PromptTokenizer
 from tests.conformance.conversations import TURNS, cases_of
@@ -28,8 +29,13 @@ PLAIN = "x"
 
 @pytest.fixture(params=SOURCES, scope="module")
 def folder(request: pytest.FixtureRequest) -> Path:
+    return available(request.param)
+
+
+def available(name: str) -> Path:
+    """Return the folder of a tokenizer; skips the test if it cannot be downloaded."""
     try:
-        return model_folder(request.param)
+        return model_folder(name)
     except NotAvailable as error:
         pytest.skip(str(error))
 
@@ -104,3 +110,11 @@ def test_texts_never_change_the_number_of_turns(folder: Path) -> None:
         assert forged == plain, texts
 
     check()
+
+
+@pytest.mark.parametrize("name", ["mistral_nemo", "llama2", "gemma3"])
+def test_two_messages_of_the_user_in_a_row_are_an_error_of_their_row(name: str) -> None:
+    tokenizer = loaded(available(name)).tokenizer
+    with pytest.raises(InputError, match=r"the chat template refuses it: .*alternate") as error:
+        render(tokenizer, [user("a"), user("b")], "rows.jsonl, line 3", is_prompt=True)
+    assert error.value.where == "rows.jsonl, line 3"
