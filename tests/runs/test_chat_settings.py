@@ -19,14 +19,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 OWN = TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}{{ strftime_now('%Y') }}:")
 RUN = """
 [run]
-stages = ["sft", "reward_model", "ppo", "evaluation"]
+stages = ["sft", "preferences", "reward_model", "ppo", "evaluation"]
 [model]
 path = "model"
 chat_template = "own.jinja"
 [data]
 sft = "sft.jsonl"
 prompts = "prompts.jsonl"
-preferences = "pairs.jsonl"
 as_messages = true
 system_prompt = "be"
 [rollout_actors]
@@ -39,6 +38,10 @@ groups_per_step = 2
 scorer = "reward_model"
 [sft]
 num_steps = 1
+[preferences]
+num_pairs = 12
+num_held_out_pairs = 0
+annotator = "tests.support.chat:prefer_the_first"
 [reward_model]
 num_steps = 1
 [learner]
@@ -65,7 +68,6 @@ def test_every_stage_writes_the_same_conversations(tmp_path: Path) -> None:
     letters = "abcdefgh"
     write_rows(tmp_path / "sft.jsonl", [{"prompt": letter, "completion": "x"} for letter in letters])
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": letter + "<eos>"} for letter in letters])
-    write_rows(tmp_path / "pairs.jsonl", [{"prompt": each, "chosen": "x", "rejected": "y"} for each in letters * 4])
     done = antiphon("train", str(tmp_path / "run.toml"), "--runs-dir", str(tmp_path), "--name", "run")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
@@ -78,6 +80,10 @@ def test_every_stage_writes_the_same_conversations(tmp_path: Path) -> None:
     year = str(kept.date)[:4]
     prompts = [f"<bos>{year}:[system]be<eos>\n[user]{letter}<eos><eos>\n[assistant]" for letter in letters]
     assert {answer["prompt"] for answer in answers} <= set(prompts)
+    pairs = pq.read_table(run / "preferences.parquet").to_pylist()
+    assert {pair["prompt"] for pair in pairs} <= set(prompts)
+    spelled = [[pair["prompt"][start:end] for start, end in pair["prompt_literals"]] for pair in pairs]
+    assert spelled == [["<eos>"]] * len(pairs)
     chat = antiphon("chat", str(run), "--prompt", "ab")
     assert chat.returncode == 0, chat.stderr
 
@@ -88,7 +94,6 @@ def test_a_template_makes_a_base_model_speak(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(RUN.replace('"own.jinja"', "'{{ messages }}'"))
     write_rows(tmp_path / "sft.jsonl", [{"prompt": "a", "completion": "x"}])
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": "a"}])
-    write_rows(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "x", "rejected": "y"}])
     checked = antiphon("check", str(tmp_path / "run.toml"))
     assert checked.returncode == 0, checked.stderr
     assert "wrapped as messages" in checked.stdout
