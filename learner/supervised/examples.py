@@ -225,7 +225,8 @@ def _has_end(tokenizer: Any, completion: Sequence[int]) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _special_ids(tokenizer: Any) -> frozenset[int]:
-    return frozenset(tokenizer.all_special_ids) | answer_ends(tokenizer)
+    special = (token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset(special) | answer_ends(tokenizer)
 
 
 def _ids_after(

@@ -181,7 +181,8 @@ def _compared(model: Model, case: Case, ids: Ids) -> tuple[Ids, Ids]:
     """Return our ids and those of the conversation, which end with an end of sequence if the template writes none."""
     messages = joined(case.prompt, [assistant(case.answer)])
     expected: Ids = model.reference(messages, is_prompt=False, case=case)
-    end, ends = [model.tokenizer.eos_token_id], set(model.tokenizer.all_special_ids)
+    added = model.tokenizer.added_tokens_decoder.items()
+    end, ends = [model.tokenizer.eos_token_id], {token_id for token_id, token in added if token.special}
     if ids[: len(expected)] != expected:  # a template that writes the next header without being asked
         expected = expected[: max(place for place in range(len(ids)) if expected[place] in ends) + 1]
     return ids, expected + end if ids == expected + end and expected[-1] not in ends else expected
