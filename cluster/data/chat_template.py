@@ -141,19 +141,34 @@ def rendered_halves(
 def rendered_whole(tokenizer: Any, prompt: Sequence[Message], answer: Sequence[Message], where: str) -> RenderedPrompt:
     """Return the text of a prompt with its answer.
 
-    If the template opens the thoughts in the prompt and leaves them out of a finished conversation, the answer stands
-    behind the prompt as it is. Raises InputError at `where` if its thoughts do not end then.
+    The answer always stands behind the prompt as it is sampled, also if the template writes the prompt of a finished
+    conversation otherwise: without the thoughts that it opens, or without the system message. Raises InputError at
+    `where` if the thoughts of the answer do not end then.
     """
     whole = render(tokenizer, joined(prompt, answer), where, is_prompt=False)
     start = render(tokenizer, prompt, where, is_prompt=True)
-    if whole.startswith(start) or not start.rstrip().endswith(THINK):
+    if whole.startswith(start):
         return whole
+    known = [{**answer[0], "content": ANSWER}, *answer[1:]]
+    ended = render(tokenizer, joined(prompt, known), where, is_prompt=False)
+    place = ended.rfind(ANSWER)
+    if place < 0:
+        return whole
+    before, after = ended.part(0, place), ended.part(place + len(ANSWER))
+    if not start.rstrip().endswith(THINK):
+        is_alike = whole.startswith(before) and whole.endswith(after) and _have_one_header(tokenizer, start, before)
+        return whole.part(len(before)).after(start) if is_alike else whole
     content = answer[0]["content"].removeprefix(THINK).lstrip("\n")
     if END_THINK not in content:
         raise InputError(where, f"the chat template opens {THINK} in the prompt, but the answer has no {END_THINK}")
-    known = [{**answer[0], "content": ANSWER}, *answer[1:]]
-    ended = render(tokenizer, joined(prompt, known), where, is_prompt=False)
-    return ended.part(ended.rfind(ANSWER) + len(ANSWER)).after(as_text(tokenizer, content, is_answer=True).after(start))
+    return after.after(as_text(tokenizer, content, is_answer=True).after(start))
+
+
+def _have_one_header(tokenizer: Any, prompt: str, before: str) -> bool:
+    """Return whether a prompt, and what stands before an answer, end with the same special token and text behind it."""
+    pattern = special_tokens(tokenizer)
+    places = [found.start() for found in pattern.finditer(before)] if pattern else []
+    return bool(places) and prompt.endswith(before[places[-1] :])
 
 
 def completion_after(prompt: Sequence[Any], whole: Sequence[Any], where: str) -> Sequence[Any]:

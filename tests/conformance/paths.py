@@ -152,13 +152,19 @@ def _sampled(model: Model, whole: Ids, start: int) -> Ids:
     return [*whole[start:end], whole[end] if whole[end] in ends else tokenizer.eos_token_id]
 
 
+def _keeps_prompt(model: Model, case: Case) -> bool:
+    """Return whether the template writes the prompt of a finished conversation as it writes the prompt alone."""
+    prompt: str = model.reference(case.prompt, is_prompt=True, case=case, tokenize=False)
+    return model.whole(case).startswith(prompt)
+
+
 def supervised(model: Model) -> Found:
     """Examples of supervised training."""
     cases = model.without_tools()
     rows = [{"prompt": case.prompt, "completion": [assistant(case.answer)]} for case in cases.values()]
     examples = read_completions(model.tokenizer, model.written(rows))
     return {
-        name: _compared(model, case, example.token_ids)
+        name: _compared(model, case, example.token_ids) if _keeps_prompt(model, case) else None
         for (name, case), example in zip(cases.items(), examples, strict=True)
     }
 
@@ -172,7 +178,7 @@ def choices(model: Model) -> Found:
     ]
     read = read_choices(model.tokenizer, model.written(rows))
     return {
-        name: _compared(model, case, choice.chosen.token_ids)
+        name: _compared(model, case, choice.chosen.token_ids) if _keeps_prompt(model, case) else None
         for (name, case), choice in zip(cases.items(), read, strict=True)
     }
 
@@ -196,7 +202,10 @@ def pairs(model: Model) -> Found:
         for case in cases.values()
     ]
     read = read_pairs(model.tokenizer, model.written(rows))
-    return {name: (pair.chosen, _scored(model, case)) for (name, case), pair in zip(cases.items(), read, strict=True)}
+    return {
+        name: (pair.chosen, _scored(model, case)) if _keeps_prompt(model, case) else None
+        for (name, case), pair in zip(cases.items(), read, strict=True)
+    }
 
 
 def _scored(model: Model, case: Case) -> Ids:
@@ -208,6 +217,8 @@ def scoring(model: Model) -> Found:
     """Responses that a reward model scores over HTTP, decoded from the tokens that were sampled."""
     found: Found = {}
     for name, case in model.cases.items():
+        if not _keeps_prompt(model, case):
+            continue
         prompt, expected = _prompt_ids(model, case), _scored(model, case)
         (response,) = model.prompts.decode([expected[len(prompt) :]], [prompt])
         text = render(model.tokenizer, case.prompt, "row", is_prompt=True, tools=case.tools)

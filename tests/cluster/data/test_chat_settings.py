@@ -113,6 +113,20 @@ def test_an_answer_follows_thoughts_that_the_prompt_opens(tmp_path: Path) -> Non
         rendered_halves(tokenizer, [user("a")], [assistant("so")], "row 3")
 
 
+def test_an_answer_follows_the_prompt_as_it_is_sampled(tmp_path: Path) -> None:
+    last = "loop.last and m.role == 'user' and messages[0].role == 'system'"
+    moving = (
+        "{{ bos_token }}{% for m in messages if m.role != 'system' %}[{{ m.role }}]"
+        f"{{% if {last} %}}{{{{ messages[0].content }}}}: {{% endif %}}"
+        "{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    tokenizer = load_tokenizer(folder(tmp_path, ChatSettings(system_prompt="be"), moving))
+    prompt, whole = rendered_halves(tokenizer, [user("a")], [assistant("b<eos>")], "row")
+    assert (prompt, whole) == ("<bos>[user]be: a[assistant]", "<bos>[user]be: a[assistant]b<eos><eos>")
+    assert whole.literals == ((len(prompt) + 1, len(prompt) + 6),)
+
+
 def test_messages_spell_control_tokens_only_if_allowed(tmp_path: Path) -> None:
     found = [
         token_ids(tokenizer, [render(tokenizer, [user("[user]")], "row", is_prompt=False)])[0].count(ids("[user]")[0])
