@@ -21,6 +21,7 @@ from cluster.data.datasets import Source
 from cluster.data.rendered_prompts import literals_column
 from cluster.errors import InputError
 from deploy.config.schema import RunConfig
+from deploy.data.forms import is_conversational
 from deploy.run.artifacts import policy_path, preferences_path
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import FEEDBACK, FINGERPRINT_FILE, HELD_OUT, PREFERENCES, SERVING, TRAINING
@@ -61,6 +62,8 @@ def begin(run: RunDirectory, config: RunConfig) -> None:
     """
     folder, settings = run.path / TRAINING, json.loads(config.reward_model.model_dump_json())
     feedback = _read_feedback(run.path / FEEDBACK)
+    if feedback is not None and any(is_conversational(config, run.path, task) for task in config.by_task()):
+        feedback = _as_rendered(feedback)
     if _is_same(folder, settings, feedback):
         return
     _clear(run)
@@ -82,18 +85,22 @@ def _clear(run: RunDirectory) -> None:
 def _read_feedback(store: Path) -> pa.Table | None:
     """Return the answers of all annotators, one row each, or None if there are none.
 
-    The prompts are as they were sampled, written by the chat template if there is one. Annotators that disagree are the
-    noise that label smoothing is for.
+    Annotators that disagree are the noise that label smoothing is for.
     """
     if not store.exists():
         return None
     from reward_service.feedback.store import read_preferences
 
     table = read_preferences(store).select(["prompt", "chosen", "rejected"])
-    prompts = [RenderedPrompt(prompt) for prompt in table.column("prompt").to_pylist()]
-    for name, column in literals_column(prompts).items():
-        table = table.append_column(name, column)
     return table if table.num_rows else None
+
+
+def _as_rendered(feedback: pa.Table) -> pa.Table:
+    """Return the answers with their prompts marked as written by the chat template."""
+    prompts = [RenderedPrompt(prompt) for prompt in feedback.column("prompt").to_pylist()]
+    for name, column in literals_column(prompts).items():
+        feedback = feedback.append_column(name, column)
+    return feedback
 
 
 def _is_same(folder: Path, settings: dict[str, Any], feedback: pa.Table | None) -> bool:
