@@ -26,11 +26,15 @@ from collections.abc import Sequence
 
 
 class AntiphonError(Exception):
-    """Base of the tree; printed as ``error: WHERE: WHAT``. Pickles by its two arguments, so it crosses Ray."""
+    """Base of the tree; printed as ``error: WHERE: WHAT``. Pickles by its two arguments, so it crosses Ray.
+
+    Replaces lone surrogates, which a quoted function may have: neither journal nor terminal can hold them.
+    """
 
     exit_code = 1
 
     def __init__(self, where: str, what: str) -> None:
+        where, what = _unicode(where), _unicode(what)
         super().__init__(where, what)
         self.where = where
         self.what = what
@@ -39,10 +43,21 @@ class AntiphonError(Exception):
         return f"{self.where}: {self.what}"
 
 
+def _unicode(text: str) -> str:
+    """Return the text with U+FFFD in place of each lone surrogate."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's message, where a traceback has its cause; else its type's name."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 class InputError(AntiphonError):

@@ -1,7 +1,7 @@
 """Start Ray actors and tasks and call them as plain async objects; the only file that calls `.remote`.
 
 Actors are plain classes with async methods. A call through `RemoteActor` is awaited the same way. It raises the error
-that the method raised, or ActorDied with the actor's name if its process died.
+that the method raised, ActorDied with the actor's name if its process died, or InputError if its constructor raised.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import ActorDied, DeadlineExceeded, InputError, first_line
+from cluster.errors import ActorDied, DeadlineExceeded, InputError, first_line, last_line
 
 NAMESPACE = "antiphon"
 
@@ -48,6 +48,8 @@ async def _await(name: str, reference: Any) -> Any:
     except RayTaskError as error:
         raise _cause(error) from None
     except (RayActorError, ActorUnavailableError, WorkerCrashedError) as error:
+        if getattr(error, "actor_init_failed", False):
+            raise InputError(name, f"it cannot be constructed: {last_line(error)}") from error
         raise ActorDied(name, first_line(error)) from error
 
 

@@ -19,15 +19,16 @@ from cluster.hub.download import local_data, local_model
 from cluster.model_folder import require_no_adapter, text_settings
 from cluster.user_code import locate
 from deploy.config.chat import check_chat, described_texts, first_example, template_of
-from deploy.config.checks import check_context_length
 from deploy.config.functions import dotted_paths
-from deploy.config.model_checks import check_adapters, check_architecture, check_rope, context_length
+from deploy.config.limits import check_limits
+from deploy.config.model_checks import check_adapters, check_architecture
 from deploy.config.schema import RunConfig
 from deploy.config.scorer_checks import check_scorer_columns, columns_of_prompts
 from reward_service.config.composite import CompositeConfig
 from reward_service.config.scorers import ScorerConfig
 from reward_service.scorers.registry import check_files
-from rollout_actors.config import EnvironmentConfig, max_sequence_tokens
+from rollout_actors.config import EnvironmentConfig
+from rollout_actors.engine.arguments import check_arguments
 from rollout_actors.parser_choice import choose_parsers, require_known
 
 RESIZING = (
@@ -44,9 +45,10 @@ def check_inputs(config: RunConfig) -> list[str]:
     lines = []
     _check_columns(config)
     check_chat(config)
+    check_arguments(config.rollout_actors.engine)
     if config.model.path is not None:
         folder = local_model(config.model.path, weights=False)
-        lines.append(f"model        {config.model.path} ({_check_model(config, folder)})")
+        lines.append(f"model        {config.model.path} ({check_model(config, folder)})")
     for name, path, kind in _data_sets(config):
         lines.append(f"{name:<12} {path} ({_check_data(local_data(path), kind, config)})")
     for key, dotted_path in dotted_paths(config).items():
@@ -101,7 +103,7 @@ def _described(scorer: ScorerConfig) -> str:
     return scorer.kind if path is None else f"{scorer.kind} {path}"
 
 
-def _check_model(config: RunConfig, folder: Path) -> str:
+def check_model(config: RunConfig, folder: Path) -> str:
     """Check a model folder and describe its model."""
     if not folder.is_dir():
         raise InputError("model.path", f"no such folder: {folder}")
@@ -115,11 +117,7 @@ def _check_model(config: RunConfig, folder: Path) -> str:
     if vocab_size > int(text.get("vocab_size", vocab_size)):
         what = f"has tokens up to number {vocab_size - 1}, the model only {text['vocab_size']}"
         raise InputError(str(folder / "tokenizer.json"), f"{what}: {RESIZING.format(folder=folder)}")
-    context = context_length(settings)
-    if context is not None:
-        check_context_length(config, context, f"max_position_embeddings of {folder}")
-    check_rope(settings, folder, _longest(config))
-    _check_window(config, text, folder)
+    context = check_limits(config, settings, folder)
     if config.model.dtype == "auto":
         dtype_of_weights(settings, folder)
     architecture = (settings.get("architectures") or [settings.get("model_type", "unknown architecture")])[0]
@@ -137,21 +135,6 @@ def dtype_of_weights(settings: Mapping[str, Any], folder: Path) -> str:
     if dtype not in TRAINED_DTYPES:
         raise InputError("model.dtype", f'the weights of {folder} are {dtype}: set it to "float32" or "bfloat16"')
     return dtype
-
-
-def _check_window(config: RunConfig, text: Mapping[str, Any], folder: Path) -> None:
-    """Raise InputError if packed sequences may be longer than the window of the model's attention."""
-    slides = text.get("use_sliding_window", not str(text.get("model_type")).startswith("qwen"))
-    window = text.get("sliding_window") if slides else None
-    longest = _longest(config)
-    if config.learner.packing and window is not None and longest > int(window):
-        what = f"sequences may have {longest} tokens, but the attention window of {folder} is {window}: set it false"
-        raise InputError("learner.packing", what)
-
-
-def _longest(config: RunConfig) -> int:
-    """Return the length of the longest sequence that any task may have."""
-    return max_sequence_tokens(config.rollout_actors, [task.environment for task in config.by_task().values()])
 
 
 def _check_tokenizer(folder: Path) -> int:

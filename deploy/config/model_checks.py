@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.model_folder import tensor_shapes, text_settings
+from cluster.model_limits import rope_scaling
 from learner.config import LoraConfig
 
 NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
@@ -20,8 +21,6 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embe
 POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight")
 HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Endings of the names of architectures that generate text."""
-STRETCHED = ("yarn", "linear")
-"""Kinds of RoPE scaling whose context is the original one times the factor."""
 
 
 def check_architecture(settings: Mapping[str, Any], folder: Path, *, has_weights: bool = True) -> None:
@@ -81,24 +80,6 @@ def _is_linear(name: str, shape: tuple[int, ...], vocabulary: Any) -> bool:
     """Return whether a weight is a linear layer's: a matrix that is neither an embedding nor the output layer."""
     is_embedding = f"{name}.weight".endswith((*EMBEDDINGS, *POSITIONS)) or name.endswith(("lm_head", "embed_out"))
     return len(shape) == 2 and not is_embedding and shape[0] != vocabulary and not name.endswith(".bias")
-
-
-def context_length(settings: Mapping[str, Any]) -> int | None:
-    """Return the longest sequence of a model, with its RoPE scaling, or None if config.json does not say."""
-    text = text_settings(settings)
-    context = text.get("max_position_embeddings", text.get("n_positions"))
-    kind, scaling = rope_scaling(text)
-    original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
-    if context is not None and kind in STRETCHED and original and factor:
-        return max(int(context), int(original * factor))
-    return None if context is None else int(context)
-
-
-def rope_scaling(text: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Return the kind of a model's RoPE scaling, `default` if it has none, and its settings."""
-    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    return str(kind), scaling
 
 
 def check_rope(settings: Mapping[str, Any], folder: Path, longest: int) -> None:

@@ -12,6 +12,7 @@ from cluster.errors import EnvironmentFault, InputError
 from cluster.files import replacing_folder
 from cluster.scoring import ScoreRequest, with_trainer_state
 from deploy.config.functions import scorer_paths
+from deploy.config.inputs import check_model
 from deploy.run.artifacts import data_folder, data_path, policy_path
 from deploy.run.chat_model import prepare_chat_model
 from deploy.runtime.session import Session
@@ -34,6 +35,12 @@ async def prepare(session: Session) -> None:
         if builder and not target.exists():
             await session.run_task(_build, builder, key, target, seed=config.run.seed, name=key)
     prepare_chat_model(config, run.path / "model")
+
+
+def check_built_model(session: Session) -> None:
+    """Raise InputError if the settings do not fit the model that the builder has written."""
+    if session.config.model.builder:
+        check_model(session.config, session.run.path / "model")
 
 
 def _build(builder: str, key: str, target: Path, *, seed: int) -> Iterator[None]:

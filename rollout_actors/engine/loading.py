@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.model_folder import INDEX, other_weight_files, weight_files
+from cluster.model_limits import context_length
 from cluster.weights.manifest import Manifest
 from cluster.weights.transport import carrier
 from rollout_actors.config import RolloutActorsConfig
@@ -57,10 +58,13 @@ def without_other_weights(folder: Path) -> Iterator[Path]:
 
 
 def _max_model_len(max_tokens: int, folder: Path) -> int:
-    """Return a length that fits the longest sequence and the probe prompts, within the context."""
-    context = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    wanted = max(max_tokens + 1, MIN_MODEL_LEN)
-    return wanted if context is None else min(wanted, int(context))
+    """Return a length that fits the longest sequence and the probe prompts, within the context.
+
+    Has room for one token more, which vLLM needs to score a whole sequence.
+    """
+    context = context_length(json.loads((folder / "config.json").read_text()))
+    wanted = max(max_tokens, MIN_MODEL_LEN)
+    return (wanted if context is None else min(wanted, context)) + 1
 
 
 def fetch_published(manifest: Manifest) -> Mapping[str, torch.Tensor]:

@@ -59,7 +59,7 @@ class GenerationEngine(Protocol):
     """Samples tokens for many requests at once, one step at a time."""
 
     def add(self, request: SamplingRequest) -> None:
-        """Add a request. Every `step` advances it."""
+        """Add a request. Every `step` advances it. Raises InputError for one that can never be sampled."""
 
     def step(self) -> list[Sampled]:
         """Advance every active request by about one token and return the new tokens."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import AntiphonError, EngineError
+from cluster.errors import AntiphonError, EngineError, InputError
 from cluster.trajectory import PartialResponse
 from cluster.weights.manifest import Manifest
 from rollout_actors.engine.metrics import Intervals, SamplingMetrics
@@ -41,7 +41,8 @@ class EngineThread:
     """Owns one engine in one thread. Call the public methods only in the event loop that called `start`.
 
     An exception in the thread ends the thread and is raised by all pending calls and by `ended`: an AntiphonError as it
-    is, any other as EngineError. The thread calls `before_step` before each step.
+    is, any other as EngineError. An InputError of `add` or `logprobs` is raised by its own call only. The thread calls
+    `before_step` before each step.
     """
 
     def __init__(
@@ -142,7 +143,14 @@ class EngineThread:
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the log-probability of each token but the first given its prefix, at temperature 1."""
         future: asyncio.Future[list[list[float]]] = self._new_future()
-        self._put(lambda: self._resolve([(future, self._engine.logprobs(sequences))]))
+
+        def score() -> None:
+            try:
+                self._resolve([(future, self._engine.logprobs(sequences))])
+            except InputError as error:
+                self._refuse(future, error)
+
+        self._put(score)
         return await future
 
     def metrics(self) -> dict[str, Any]:
@@ -294,8 +302,17 @@ class EngineThread:
         if response.token_ids:
             self._metrics.num_prefilled_again_tokens += len(request.token_ids)
             self._prefilling_again.add(id_)
-        self._active[id_] = response
-        self._engine.add(request)
+        try:
+            self._engine.add(request)
+        except InputError as error:
+            self._prefilling_again.discard(id_)
+            self._refuse(response.future, error)
+        else:
+            self._active[id_] = response
+
+    def _refuse(self, future: asyncio.Future[Any], error: InputError) -> None:
+        """Raise the engine's refusal of one request from its call; the other calls continue."""
+        self._loop.call_soon_threadsafe(_set_error, future, error)
 
     def _forget(self, response: ActiveRequest) -> None:
         if response in self._waiting:
@@ -361,6 +378,11 @@ class EngineThread:
 def _call_all(calls: Sequence[tuple[Callable[[PartialResponse], None], PartialResponse]]) -> None:
     for on_closed, partial in calls:
         on_closed(partial)
+
+
+def _set_error(future: asyncio.Future[Any], error: InputError) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def _set_results(results: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:

@@ -7,21 +7,21 @@ after its environment variables are set.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import EngineError, InputError
+from rollout_actors.engine.arguments import SECTION, check_arguments
 from rollout_actors.engine.protocol import Sampled, SamplingRequest
 
 if TYPE_CHECKING:
     import torch
 
-SECTION = "rollout_actors.engine"
-OWNED_ARGUMENTS = frozenset({"model", "logprobs_mode", "worker_extension_cls"})
 CPU_KV_CACHE_BYTES = 256 * 2**20
 CPU_BATCHED_TOKENS = 4096
 ENVIRONMENT = {
@@ -29,7 +29,11 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
+    # To score a sequence as long as the context, vLLM wants room for one token more, which is not computed.
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
 }
+REFUSALS = (ValueError, TypeError, KeyError, NotImplementedError)
+"""What vLLM raises for settings, weights and requests that it does not take: they would fail again after a restart."""
 
 
 def engine_settings(
@@ -39,8 +43,7 @@ def engine_settings(
 
     Raises InputError for arguments that must not be changed for exact log-probabilities and proved swaps.
     """
-    for name in sorted(OWNED_ARGUMENTS & engine_args.keys()):
-        raise InputError(f"{SECTION}.{name}", "is set by the rollout actor and cannot be changed: remove it")
+    check_arguments(engine_args)
     settings: dict[str, Any] = {
         "model": model_path,
         "config_format": "hf",
@@ -56,7 +59,12 @@ def engine_settings(
     }
     if on_cpu:
         settings |= _cpu_settings(engine_args, max_model_len)
-    return settings | dict(engine_args)
+    return settings | dict(engine_args) | _with_room(engine_args.get("max_model_len"))
+
+
+def _with_room(max_model_len: Any) -> dict[str, int]:
+    """Return the user's length with room for the token that scoring a whole sequence needs."""
+    return {"max_model_len": max_model_len + 1} if isinstance(max_model_len, int) and max_model_len > 0 else {}
 
 
 def _cpu_settings(engine_args: Mapping[str, Any], max_model_len: int) -> dict[str, Any]:
@@ -140,7 +148,8 @@ class VllmEngine:
             output_kind=RequestOutputKind.DELTA,
             skip_clone=True,
         )
-        self._engine.add_request(request.id, tokens_input(list(request.token_ids)), params)
+        with _refusals(f"a request of {len(request.token_ids)} tokens"):
+            self._engine.add_request(request.id, tokens_input(list(request.token_ids)), params)
 
     def step(self) -> list[Sampled]:
         """Advance every active request by about one token and return the new tokens."""
@@ -167,10 +176,11 @@ class VllmEngine:
             raise EngineError(
                 SECTION, f"cannot load version {version}: an active request still uses the cache of the last one"
             )
-        if self._in_process:
-            self._engine.collective_rpc("load_tensors", args=(tensors,))
-        else:
-            self._load_through_a_file(tensors)
+        with _refusals(f"the weights of version {version}"):
+            if self._in_process:
+                self._engine.collective_rpc("load_tensors", args=(tensors,))
+            else:
+                self._load_through_a_file(tensors)
         self._engine.set_weight_version(str(version))
 
     def _load_through_a_file(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -202,8 +212,13 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         ids = [f"probe-{next(self._probe_ids)}" for _ in sequences]
-        for id_, sequence in zip(ids, sequences, strict=True):
-            self._engine.add_request(id_, tokens_input(list(sequence)), params)
+        try:
+            for id_, sequence in zip(ids, sequences, strict=True):
+                with _refusals(f"to score a sequence of {len(sequence)} tokens"):
+                    self._engine.add_request(id_, tokens_input(list(sequence)), params)
+        except InputError:
+            self._engine.abort_request(ids)
+            raise
         found: dict[str, list[float]] = {}
         waiting = set(ids)
         while waiting:
@@ -232,11 +247,17 @@ def _build(settings: Mapping[str, Any]) -> Any:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    unknown = sorted(settings.keys() - EngineArgs.__dataclass_fields__.keys())
-    if unknown:
-        raise InputError(f"{SECTION}.{unknown[0]}", "vLLM has no engine argument of this name")
-    try:
+    with _refusals(f"the settings of the engine or the model in {settings['model']}"):
         config = EngineArgs(**settings).create_engine_config()
-    except (TypeError, ValueError) as error:
-        raise InputError(SECTION, f"vLLM refuses: {error}") from error
-    return LLMEngine.from_vllm_config(config, disable_log_stats=settings["disable_log_stats"])
+        return LLMEngine.from_vllm_config(config, disable_log_stats=settings["disable_log_stats"])
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Raise vLLM's refusals in the block as InputError: a restart of the engine would not help."""
+    from vllm.exceptions import VLLMClientError
+
+    try:
+        yield
+    except (*REFUSALS, VLLMClientError) as error:
+        raise InputError(SECTION, f"vLLM refuses {what}: {error}") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.errors import RewardError
+from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from cluster.weights.manifest import Manifest
 from rollout_actors.engine.protocol import Sampled, SamplingRequest
@@ -34,7 +34,8 @@ class FakeEngine:
     """Samples one token per step for every request, from its seed and position.
 
     `events` records the calls. If `stop_after` is set, a response ends after so many tokens with the end-of-sequence
-    token. If `skip_loads` is set, `load` keeps the old weights. The next step raises `fail`, if it is set.
+    token. If `skip_loads` is set, `load` keeps the old weights. The next step raises `fail`, if it is set; every new
+    request raises `refuse`, if it is set.
     """
 
     stop_after: int | None = None
@@ -42,12 +43,14 @@ class FakeEngine:
     vocab_size: int = 48
     version: int = -1
     fail: Exception | None = None
+    refuse: InputError | None = None
     events: list[tuple[Any, ...]] = field(default_factory=list)
     requests: dict[str, SamplingRequest] = field(default_factory=dict)
     done: dict[str, int] = field(default_factory=dict)
     threads: set[str] = field(default_factory=set)
 
     def add(self, request: SamplingRequest) -> None:
+        self._check_refused()
         self.events.append(("add", list(request.token_ids), request.seed))
         self.requests[request.id] = request
         self.done[request.id] = 0
@@ -83,7 +86,12 @@ class FakeEngine:
         if not self.skip_loads:
             self.version = version
 
+    def _check_refused(self) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        self._check_refused()
         return fake_probe(self.version, sequences)
 
     def close(self) -> None:

@@ -305,3 +305,15 @@ def test_a_window_that_no_sequence_exceeds_is_accepted(task: Path, settings: dic
 def test_a_seed_beyond_32_bits_is_refused(task: Path) -> None:
     with pytest.raises(InputError, match=r"run\.seed"):
         load_run_config(task / "run.toml", ["run.seed = 20251128161500"])
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("max_num_seq = 8", "max_num_seq: vLLM has no engine argument of this name (did you mean max_num_seqs?)"),
+        ('logprobs_mode = "raw_logits"', "logprobs_mode: is set by the rollout actor"),
+    ],
+)
+def test_engine_arguments_that_vllm_does_not_take_are_refused(task: Path, line: str, error: str) -> None:
+    (task / "run.toml").write_text(RUN + f"[rollout_actors.engine]\n{line}\n")
+    assert refused(task).startswith(f"rollout_actors.engine.{error}")

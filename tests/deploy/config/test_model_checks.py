@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from cluster.errors import InputError
-from deploy.config.model_checks import check_adapters, check_architecture, check_rope, context_length
+from cluster.model_limits import context_length
+from deploy.config.model_checks import check_adapters, check_architecture, check_rope
 from learner.config import LoraConfig
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "vocab_size": 4, "max_position_embeddings": 64}
@@ -73,6 +74,7 @@ def test_the_context_of_a_stretched_rope_is_the_original_times_the_factor() -> N
     assert context_length(LLAMA | {"rope_parameters": yarn | {"factor": 1.0}}) == 64
     assert context_length({"n_positions": 32}) == 32
     assert context_length({"text_config": LLAMA}) == 64
+    assert context_length({"max_seq_len": 32}) == 32
     assert context_length({}) is None
 
 

@@ -272,3 +272,15 @@ async def test_a_stop_text_is_found_across_a_swap_and_ends_the_response(rig: Rig
     assert (response.token_ids, response.finish_reason) == (tokens[:5], "stop")
     assert [(s.policy_version, s.length) for s in response.segments] == [(0, 3), (1, 2)]
     assert not rig.fake.has_work(), "the engine samples no more of it"
+
+
+async def test_a_refused_request_leaves_the_other_requests_running(rig: Rig) -> None:
+    rig.offer(0)
+    await rig.sample("0-0-1")
+    rig.fake.refuse = InputError("rollout_actors.engine", "too long")
+    with pytest.raises(InputError, match="too long"):
+        await rig.sample("0-0-0")
+    with pytest.raises(InputError, match="too long"):
+        await rig.engine.logprobs([[4, 5]])
+    rig.fake.refuse = None
+    assert len((await rig.sample("0-1-0")).token_ids) == 4

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from cluster.errors import EngineError, InputError
+from rollout_actors.config import RolloutActorsConfig
+from rollout_actors.engine.arguments import known_arguments
+from rollout_actors.engine.loading import build_vllm
 from rollout_actors.engine.protocol import Sampled, SamplingRequest, Truncation
 from rollout_actors.engine.vllm_engine import VllmEngine, engine_settings
 from tests.support import tiny
@@ -192,6 +195,26 @@ def test_several_workers_do_not_share_one_process() -> None:
 def test_a_setting_that_exact_logprobs_depend_on_is_refused() -> None:
     with pytest.raises(InputError, match=r"rollout_actors.engine.logprobs_mode"):
         settings(logprobs_mode="raw_logits")
+
+
+def test_the_known_arguments_are_those_of_vllm() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert known_arguments() == EngineArgs.__dataclass_fields__.keys()
+
+
+def test_a_sequence_as_long_as_the_context_is_scored(tied_folder: Path) -> None:
+    config = RolloutActorsConfig(max_prompt_tokens=100, max_response_tokens=28, engine={"max_num_seqs": 4})
+    engine = build_vllm(config, model_path=str(tied_folder), dtype="float32", seed=0, max_tokens=128)
+    sequence = [5 + i % 30 for i in range(128)]
+    (found,) = engine.logprobs([sequence])
+    assert worst(found, tiny.logprobs(tiny.load_model(tied_folder), sequence)) < EXACT
+    with pytest.raises(InputError, match="vLLM refuses to score a sequence of 130 tokens"):
+        engine.logprobs([sequence, [5] * 130])
+    with pytest.raises(InputError, match="vLLM refuses a request of 130 tokens"):
+        engine.add(SamplingRequest("long", [5] * 130, 1, 0, 1.0))
+    assert not engine.has_work()
+    engine.close()
 
 
 def test_the_error_names_an_unknown_engine_setting(tied_folder: Path) -> None:
