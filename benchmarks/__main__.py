@@ -17,7 +17,16 @@ from rich.table import Table
 
 from benchmarks.gpu import engine
 from benchmarks.gpu import learner as learner_gpu
-from benchmarks.parts import learner, learner_step, overlap, recorder, reward_http, rollout_actor, whole_run
+from benchmarks.parts import (
+    learner,
+    learner_step,
+    many_prompts,
+    overlap,
+    recorder,
+    reward_http,
+    rollout_actor,
+    whole_run,
+)
 from benchmarks.peer import trl
 from benchmarks.results import Row, write
 from benchmarks.scale import measure as scale
@@ -48,6 +57,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[int, ...], Callable[[Path], list[Row]]]] 
     "speed": ("What the system costs over its bare parts", (0,), speed),
     "whole_run": ("The whole letters run over its bare parts", tuple(range(whole_run.REPEATS)), whole_run.measure),
     "start_up": ("From the command to the first PPO step", (0,), start_up.measure),
+    "many_prompts": ("200,000 prompts", (0,), many_prompts.measure),
     "trl": ("Letters against TRL 1.12.0", tuple(range(trl.REPEATS)), trl.measure),
     "learner": ("The learner's machinery", (0,), learner.measure),
     "learner_gpu": ("The learner on a GPU", (0,), learner_gpu.measure),

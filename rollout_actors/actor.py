@@ -306,6 +306,7 @@ class RolloutActor:
         settings: dict[str, Any] = {"temperature": temperature, "min_policy_version": min_policy_version}
         conversations = self._conversations.get(task)
         if conversations is None:
+            rows = [self._tokenizer.ready(row) for row in rows]
             sampled = await self.sample([row["prompt"] for row in rows], seed=seed, num=num, **settings)
             return [[_single_answer(row["prompt"], r) for r in group] for row, group in zip(rows, sampled, strict=True)]
         if min_policy_version is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -60,7 +61,11 @@ class GroupSampling:
 
     def start(self, tickets: Sequence[Ticket]) -> set[asyncio.Future[None]]:
         """Start sampling the groups of these tickets and return one task per group."""
-        single = [ticket for ticket in tickets if ticket.task not in self._conversations]
+        single = [
+            replace(ticket, row=self._tokenizer.ready(ticket.row))
+            for ticket in tickets
+            if ticket.task not in self._conversations
+        ]
         prompts = self._tokenizer.encode([ticket.row["prompt"] for ticket in single])
         groups = [self._sample_group(ticket, prompt) for ticket, prompt in zip(single, prompts, strict=True)]
         for ticket in tickets:

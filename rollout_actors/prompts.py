@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from cluster.data.as_messages import as_conversations
-from cluster.data.chat_settings import end_ids, settings_of
+from cluster.data.chat_settings import end_ids
 from cluster.data.chat_template import RenderedPrompt, render, require_template
 from cluster.data.datasets import Examples, Reading, read_examples
 from cluster.data.invalid_rows import BrokenRows
@@ -24,13 +22,7 @@ from cluster.errors import InputError
 from rollout_actors.response_text import ResponseText
 
 Row = dict[str, Any]
-
-
-class Ready(NamedTuple):
-    """Rows ready for sampling, and the errors of the broken rows that were left out."""
-
-    rows: list[Row]
-    broken: list[InputError]
+PROMPTS = "data.prompts"
 
 
 def read_rows(path: str | Path, reading: Reading = Reading(), broken: BrokenRows | None = None) -> list[Row]:
@@ -39,49 +31,18 @@ def read_rows(path: str | Path, reading: Reading = Reading(), broken: BrokenRows
     Raises InputError naming the file if it is missing, unreadable or empty, and the column or row if a prompt is;
     `broken` may leave out such rows.
     """
-    return _rows(read_examples(Path(path), "prompts", others=None, columns=reading.columns, broken=broken))
+    return list(rows_of(read_examples(Path(path), "prompts", others=None, columns=reading.columns, broken=broken)))
 
 
-def _rows(examples: Examples) -> list[Row]:
+def rows_of(examples: Examples) -> Iterator[Row]:
+    """Yield the rows of examples as dicts."""
     columns = examples.columns
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 def holds_messages(rows: Sequence[Row]) -> bool:
     """Return whether the prompts are conversations, which need a tokenizer to become texts."""
     return not isinstance(rows[0]["prompt"], str)
-
-
-def ready_rows(
-    path: Path,
-    model_path: Path,
-    *,
-    max_prompt_tokens: int,
-    long_prompts: Literal["error", "drop"],
-    reading: Reading = Reading(),
-) -> Iterator[Ready]:
-    """Yield once: all rows of a data set, ready for sampling.
-
-    Formats conversations with the chat template; leaves out prompts of more than `max_prompt_tokens`, or raises, as
-    `long_prompts` says. Raises InputError naming the row of a prompt that is too long, or if no prompt is left.
-    """
-    broken = BrokenRows(reading.broken_rows)
-    examples = read_examples(path, "prompts", others=None, columns=reading.columns, broken=broken)
-    tokenizer = PromptTokenizer(str(model_path), max_prompt_tokens=max_prompt_tokens)
-    if settings_of(tokenizer.tokenizer).as_messages:
-        examples = as_conversations(examples)
-    if examples.form.conversational:
-        examples = tokenizer.render(path, examples, broken)
-    rows = _rows(examples)
-    lengths = tokenizer.lengths([row["prompt"] for row in rows])
-    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= max_prompt_tokens]
-    if len(fitting) < len(rows) and long_prompts == "error":
-        first = next(i for i, length in enumerate(lengths) if length > max_prompt_tokens)
-        what = f"the prompt of {examples.where(first)} has {lengths[first]} tokens, more than {max_prompt_tokens}"
-        raise InputError("rollout_actors.max_prompt_tokens", what)
-    if not fitting:
-        raise InputError(str(path), f"all {len(rows)} prompts have more than {max_prompt_tokens} tokens")
-    yield Ready(fitting, broken.errors)
 
 
 class PromptTokenizer:
@@ -123,21 +84,20 @@ class PromptTokenizer:
         """Return the text of a special token, or an empty text for other tokens."""
         return self._special_texts.get(token_id, "")
 
-    def render(self, path: Path, examples: Examples, broken: BrokenRows) -> Examples:
-        """Format the conversations of a data set as texts, up to the start of the model's turn.
-
-        Raises InputError if there is no chat template, and naming the row that it refuses, unless `broken` drops it.
-        """
+    def require_template(self, path: Path) -> None:
+        """Raise InputError naming the data set and the model folder if there is no chat template."""
         require_template(self._tokenizer, str(path))
-        rows, prompts = list[int](), list[RenderedPrompt]()
-        for row, messages in enumerate(examples.columns["prompt"]):
-            with broken.row():
-                prompts.append(render(self._tokenizer, messages, examples.where(row), is_prompt=True))
-                rows.append(row)
-        if not rows:
-            raise InputError(str(path), f"all {len(broken.errors)} rows are broken; {broken.errors[0]}")
-        taken = examples.taken(rows)
-        return replace(taken, columns=taken.columns | {"prompt": prompts})
+
+    def ready(self, row: Mapping[str, Any], where: str = PROMPTS) -> Row:
+        """Return the row with its conversation formatted as a text, up to the start of the model's turn.
+
+        Raises InputError at `where` if the chat template refuses the conversation, or if there is none.
+        """
+        prompt = row["prompt"]
+        if isinstance(prompt, str):
+            return dict(row)
+        require_template(self._tokenizer, where)
+        return {**row, "prompt": render(self._tokenizer, prompt, where, is_prompt=True)}
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each prompt."""
@@ -148,7 +108,7 @@ class PromptTokenizer:
         encoded = self._token_ids(prompts)
         for prompt, ids in zip(prompts, encoded, strict=True):
             if not ids:
-                raise InputError("data.prompts", f"prompt {prompt!r} has no tokens")
+                raise InputError(PROMPTS, f"prompt {prompt!r} has no tokens")
             if len(ids) > self._max_prompt_tokens:
                 raise InputError(
                     "rollout_actors.max_prompt_tokens",

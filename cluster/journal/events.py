@@ -17,6 +17,7 @@ changes if a column changes its meaning; new columns and kinds do not change it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -50,7 +51,7 @@ SCHEMA = pa.schema(
         _column("group", pa.int64(), "START: next group to admit. Other kinds: the record's group"),
         _column("uid", pa.string(), "TOKENS, SCORE, TRAIN: the trajectory; ADMIT, VOID: the first of its group"),
         _column("admission_index", pa.int64(), "ADMIT, SCORE: place in training"),
-        _column("prompt", pa.string(), "ADMIT: the prompt's text"),
+        _column("prompt", pa.string(), "ADMIT: the prompt's text, or its messages as JSON"),
         _column("seed", pa.int64(), "ADMIT: the run's; TOKENS: the segment's"),
         _column("min_policy_version", pa.int64(), "ADMIT: oldest version that its tokens may be sampled with"),
         _column("segment", pa.int32(), "TOKENS: number of the segment in its trajectory"),
@@ -95,10 +96,15 @@ def admit(ticket: Ticket) -> Record:
         "group": ticket.group,
         "uid": ticket.uid(0),
         "admission_index": ticket.admission_index,
-        "prompt": ticket.row["prompt"],
+        "prompt": _text(ticket.row["prompt"]),
         "seed": ticket.run_seed,
         "min_policy_version": ticket.min_policy_version,
     }
+
+
+def _text(prompt: Any) -> str:
+    """Return a prompt as text: messages, which the rollout actor renders, as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, default=str)
 
 
 def finished(trajectory: Trajectory) -> Iterator[Record]:

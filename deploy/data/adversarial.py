@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster import user_code
+from cluster.data.unicode_text import is_unicode
 from cluster.errors import InputError
 from cluster.files import replacing
 from deploy.config.schema import AdversarialConfig, Way
@@ -83,10 +84,9 @@ def _change(way: Way, config: AdversarialConfig) -> Callable[[str, random.Random
 
 def _paraphrased(function: Paraphrases, name: str, text: str, draw: random.Random, row: Row) -> str:
     found = function(text, seed=draw.getrandbits(32))
-    if not isinstance(found, str) or not found.strip():
-        raise InputError(
-            "adversarial.paraphrase", f"{name} returned {found!r} for {text!r}: it must return a non-empty text"
-        )
+    if not isinstance(found, str) or not found.strip() or not is_unicode(found):
+        what = f"{name} returned {found!r} for {text!r}: it must return a non-empty text in Unicode"
+        raise InputError("adversarial.paraphrase", what)
     return found
 
 

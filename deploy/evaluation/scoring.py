@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.errors import RewardError
 from cluster.scoring import Score, with_trainer_state
-from deploy.data.prompts import prompt_rows
+from deploy.data.prompts import prompt_rows, rendered_rows
 from deploy.run.artifacts import data_path
 from deploy.runtime.session import Session
 from rollout_actors.conversations.conversation import Conversation, score_request
@@ -24,7 +24,7 @@ async def held_out_rows(session: Session, num: int, task: str, *, altered: bool 
     path = data_path(config, run.path, "evaluation", task)
     name = "evaluation" if path.exists() else "prompts"
     rows = await prompt_rows(session, name, task, altered_share=1.0 if altered else 0.0)
-    return [rows[i % len(rows)] for i in range(num)]
+    return await rendered_rows(session, [rows[i % len(rows)] for i in range(num)])
 
 
 async def score(

@@ -11,12 +11,13 @@ from functools import partial
 
 from cluster.errors import AntiphonError
 from deploy.config.schema import RunConfig
+from deploy.data.prompts import screen_prompts
 from deploy.run.directory import RunDirectory
 from deploy.run.open import record_inputs
 from deploy.run.stages import STAGES
 from deploy.runtime.memory import PeakMemory
 from deploy.runtime.session import Session
-from deploy.stages.prepare import prepare, try_functions
+from deploy.stages.prepare import check_built_model, prepare, try_functions
 from deploy.terminal.view import View
 from reward_service.http.address import check_address
 from reward_service.http.tokens import with_tokens
@@ -95,11 +96,20 @@ async def _run_functions(session: Session, functions: Mapping[str, StageFunction
         if first is not None and STAGES[first].is_supervised:
             _import_learners(session)
     record_inputs(session.config, session.run)
+    check_built_model(session)
+    await screen_prompts(session, _sampled_data(session, functions))
     if any(STAGES[stage].uses_scorers for stage in functions):
         await try_functions(session)
     for stage, function in functions.items():
         session.run.update_status(stage=stage, step=0)
         await function(session)
+
+
+def _sampled_data(session: Session, functions: Mapping[str, StageFunction]) -> list[str]:
+    """Return the data sets whose prompts these stages sample."""
+    trained = ["prompts"] if functions.keys() & {"ppo", "preferences"} else []
+    is_evaluated = functions.keys() & {"ppo", "evaluation"}
+    return [*trained, "evaluation"] if is_evaluated else trained
 
 
 def _import_learners(session: Session) -> None:

@@ -12,7 +12,7 @@ from cluster.data.prompt_order import PromptOrder
 from cluster.data.rendered_prompts import literals_column
 from cluster.errors import AntiphonError
 from cluster.files import replacing
-from deploy.data.prompts import prompt_rows
+from deploy.data.prompts import prompt_rows, rendered_rows
 from deploy.run.artifacts import policy_path
 from deploy.run.layout import HELD_OUT
 from deploy.runtime.session import Session
@@ -29,7 +29,8 @@ async def collect_preferences(session: Session) -> None:
     annotate = user_code.load(settings.annotator, "preferences.annotator")
     rows = await prompt_rows(session, "prompts", altered_share=config.data.adversarial_share)
     order = PromptOrder(rows, config.run.seed)
-    prompts = [order.row(i)["prompt"] for i in range(num)]
+    drawn = await rendered_rows(session, [dict(order.row(i)) for i in range(num)])
+    prompts = [row["prompt"] for row in drawn]
     pairs = await session.sample(
         prompts,
         policy_path(config, run.path),

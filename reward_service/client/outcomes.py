@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import starmap
 from typing import Any, Protocol
 
+from cluster.data.unicode_text import is_unicode
 from cluster.errors import RewardError, RewardUnavailable
 from cluster.scoring import Outcome, Score, ScoreRequest
 
@@ -60,9 +62,13 @@ def check_outcomes(requests: Sequence[ScoreRequest], scores: Any) -> list[Outcom
             raise RewardUnavailable(WHERE, f"answered {score.reward!r} for {score.id}, not a number")
         if not _is_finite(score.reward):
             raise RewardUnavailable(WHERE, f"answered {score.reward} for {score.id}, not a finite number")
-        if not isinstance(score.parts, dict) or not all(map(_is_finite, score.parts.values())):
+        if not isinstance(score.parts, dict) or not all(starmap(_is_part, score.parts.items())):
             raise RewardUnavailable(WHERE, f"answered parts for {score.id} that are not finite numbers by name")
     return scores
+
+
+def _is_part(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and is_unicode(name) and _is_finite(value)
 
 
 def _is_finite(value: Any) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cluster.data.unicode_text import as_unicode
 from cluster.errors import BatchFailed, NotApplicable, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
 from reward_service.config.scorers import FunctionConfig
@@ -53,7 +54,8 @@ def outcome(request: ScoreRequest, result: Result, *, name: str, version: str) -
         return error(name, f"{result.error}{place} (scoring {request.id}{of})")
     if result.reward is None:
         return NotApplicable(name, f"does not apply to {request.id} (it returned None)")
-    return Score(request.id, result.reward, {**result.parts, name.rpartition(":")[2]: result.reward}, version)
+    parts = as_unicode({**result.parts, name.rpartition(":")[2]: result.reward})
+    return Score(request.id, result.reward, parts, version)
 
 
 def _build(name: str, config: FunctionConfig, builder: Builder) -> Scorer:

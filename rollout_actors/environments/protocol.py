@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 from cluster.data.chat_template import Message
+from cluster.data.unicode_text import as_unicode
 from cluster.errors import AntiphonError, EnvironmentFault
 from cluster.user_code import line_that_raised, place_of
 from rollout_actors.config import ADAPTERS
@@ -83,7 +84,7 @@ def checked_step(method: Callable[..., Any], value: Any) -> Step:
 
 def numbers(info: Mapping[Any, Any]) -> dict[str, float]:
     """Return the entries that are finite numbers, as floats."""
-    kept = {str(name): float(value) for name, value in info.items() if isinstance(value, Real)}
+    kept = {as_unicode(str(name)): float(value) for name, value in info.items() if isinstance(value, Real)}
     return {name: value for name, value in kept.items() if math.isfinite(value)}
 
 

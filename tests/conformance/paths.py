@@ -24,7 +24,8 @@ from reward_service.client.http import HttpRewardClient
 from reward_service.http.schemas import RewardsRequest, parse_json
 from rollout_actors.conversations.transcript import Transcript
 from rollout_actors.engine.protocol import SamplingRequest
-from rollout_actors.prompts import PromptTokenizer, ready_rows
+from rollout_actors.prompt_screen import ready_rows, rendered_rows
+from rollout_actors.prompts import PromptTokenizer
 from tests.conformance.conversations import Case
 from tests.support.chat import assistant
 
@@ -93,7 +94,8 @@ def prompts(model: Model) -> Found:
     """Rows of prompts, as they are sampled in training and in evaluation."""
     cases = model.without_tools()
     path = model.written([{"prompt": case.prompt} for case in cases.values()])
-    ((rows, _),) = ready_rows(path, model.folder, max_prompt_tokens=MAX_TOKENS, long_prompts="error")
+    (ready,) = ready_rows(path, model.folder, max_prompt_tokens=MAX_TOKENS)
+    (rows,) = rendered_rows(ready.rows, model.folder, MAX_TOKENS)
     ids = model.prompts.encode([row["prompt"] for row in rows])
     expected = [model.reference(case.prompt, is_prompt=True, case=case) for case in cases.values()]
     return dict(zip(cases, zip(ids, expected, strict=True), strict=True))

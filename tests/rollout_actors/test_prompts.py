@@ -11,11 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from cluster.data.datasets import Reading
 from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import InputError
-from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows, ready_rows
+from rollout_actors.prompt_screen import quick_rows, ready_rows, rendered_rows
+from rollout_actors.prompts import PromptTokenizer, holds_messages, read_rows
 from tests.support.chat import assistant, make_tokenizer, user
 
 ROWS = [{"prompt": "a", "reference": 1}, {"prompt": "b", "reference": 2}]
@@ -89,7 +92,9 @@ def chat_folder(tmp_path: Path) -> Path:
 def test_the_chat_template_formats_conversations_as_texts(tmp_path: Path, chat_folder: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", CHATS)
     assert holds_messages(read_rows(path))
-    ((rows, _),) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
+    (ready,) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
+    assert ready.rows == read_rows(path)
+    (rows,) = rendered_rows(ready.rows, chat_folder, 64)
     text = "<bos>[user]abcd<eos>\n[assistant]ef<eos>\n[user]g<eos>\n[assistant]"
     assert rows[1] == {"prompt": text, "n": 2}
     assert not holds_messages(rows)
@@ -97,7 +102,7 @@ def test_the_chat_template_formats_conversations_as_texts(tmp_path: Path, chat_f
 
 def test_a_copied_rendered_prompt_gets_the_tokens_of_the_template(tmp_path: Path, chat_folder: Path) -> None:
     path = write_rows(tmp_path / "rows.parquet", CHATS)
-    ((rows, _),) = ready_rows(path, chat_folder, max_prompt_tokens=64, long_prompts="error")
+    (rows,) = rendered_rows(read_rows(path), chat_folder, 64)
     prompts = [copy.copy(row["prompt"]) for row in rows]
     tokenizer = PromptTokenizer(str(chat_folder), max_prompt_tokens=64)
     expected = [
@@ -160,3 +165,41 @@ def test_the_error_names_the_row_with_a_lone_surrogate(tmp_path: Path, line: str
 def test_a_prompt_with_a_lone_surrogate_is_refused(tied_folder: Path) -> None:
     with pytest.raises(InputError, match="is not Unicode"):
         PromptTokenizer(str(tied_folder), max_prompt_tokens=3).encode(["a\ud800"])
+
+
+def test_prompts_that_surely_fit_are_not_encoded(tmp_path: Path) -> None:
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    path = write_rows(tmp_path / "rows.parquet", [{"prompt": "a" * 8}, {"prompt": "b"}])
+    ready = quick_rows(path, tmp_path, max_prompt_tokens=8)
+    assert ready is not None
+    assert (list(ready.rows), ready.num_readable) == ([{"prompt": "a" * 8}, {"prompt": "b"}], 2)
+    assert quick_rows(path, tmp_path, max_prompt_tokens=7) is None
+    assert quick_rows(write_rows(tmp_path / "chats.parquet", CHATS), tmp_path, max_prompt_tokens=99) is None
+
+
+def test_one_conversation_of_each_shape_is_rendered_to_bound_the_others(
+    tmp_path: Path, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[int] = []
+    ready = PromptTokenizer.ready
+
+    def counted(self: PromptTokenizer, row: dict[str, Any], where: str) -> dict[str, Any]:
+        rendered.append(row["n"])
+        return ready(self, row, where)
+
+    monkeypatch.setattr(PromptTokenizer, "ready", counted)
+    chats: list[dict[str, Any]] = [{"prompt": [user("a" * (1 + n % 9))], "n": n} for n in range(50)]
+    chats.append({"prompt": [user("a" * 490)], "n": 50})
+    path = write_rows(tmp_path / "rows.parquet", chats)
+    (found,) = ready_rows(path, chat_folder, max_prompt_tokens=512)
+    assert (rendered, len(found.rows)) == ([0, 50], 51)
+    with pytest.raises(InputError, match=r"rows\.parquet, row 50 has 495 tokens, more than 494"):
+        next(ready_rows(path, chat_folder, max_prompt_tokens=494))
+
+
+def test_an_empty_prompt_is_refused_with_its_row(tmp_path: Path) -> None:
+    plain = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path / "plain")
+    path = write_rows(tmp_path / "rows.parquet", [{"prompt": "a"}, {"prompt": ""}])
+    with pytest.raises(InputError, match=r"rows\.parquet, row 1: the prompt has no tokens"):
+        next(ready_rows(path, tmp_path / "plain", max_prompt_tokens=8))

@@ -23,7 +23,7 @@ from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
 from deploy.config.load import read_run_config
 from deploy.config.schema import RunConfig
-from deploy.data.prompts import task_prompts
+from deploy.data.prompts import rendered_rows, task_prompts
 from deploy.run.artifacts import newest_policy
 from deploy.run.directory import RunDirectory
 from deploy.run.layout import CONFIG, FEEDBACK
@@ -138,7 +138,7 @@ async def _sample_pairs(session: Session, policy: Path, version: str, indices: r
     session.connect()
     try:
         order = MixedPrompts(await _single_turn_prompts(session), random.Random(f"{seed}-{version}").getrandbits(32))
-        rows = [order.prompt(index).row for index in indices]
+        rows = await rendered_rows(session, [dict(order.prompt(index).row) for index in indices])
         sampled = await session.sample(
             [row["prompt"] for row in rows],
             policy,

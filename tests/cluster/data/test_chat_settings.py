@@ -16,7 +16,8 @@ from cluster.errors import InputError
 from learner.supervised.choices import read_choices
 from learner.supervised.examples import Completion, read_completions, read_pairs
 from rollout_actors.conversations.transcript import Transcript
-from rollout_actors.prompts import PromptTokenizer, ready_rows
+from rollout_actors.prompt_screen import ready_rows, rendered_rows
+from rollout_actors.prompts import PromptTokenizer
 from tests.support.chat import TEMPLATE, assistant, make_tokenizer, user
 
 OPENING = TEMPLATE.replace("[assistant]{% endif %}", "[assistant]<think>\n{% endif %}").replace(
@@ -42,7 +43,8 @@ def ids(text: str) -> list[int]:
 
 
 def prompt_of(model: Path, path: Path) -> str:
-    ((rows, _),) = ready_rows(path, model, max_prompt_tokens=99, long_prompts="error")
+    (ready,) = ready_rows(path, model, max_prompt_tokens=99)
+    (rows,) = rendered_rows(ready.rows, model, 99)
     return str(rows[0]["prompt"])
 
 

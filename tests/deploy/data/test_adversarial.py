@@ -113,6 +113,16 @@ def test_an_empty_paraphrase_is_refused() -> None:
         altered_rows(rows(), config, seed="0")
 
 
+def gives_no_unicode(text: str, *, seed: int) -> str:
+    return "\udce9"
+
+
+def test_a_paraphrase_that_is_no_unicode_is_refused() -> None:
+    config = AdversarialConfig(ways=("paraphrase",), paraphrase=f"{__name__}:gives_no_unicode")
+    with pytest.raises(InputError, match="must return a non-empty text in Unicode"):
+        altered_rows(rows(), config, seed="0")
+
+
 def test_the_metrics_of_altered_prompts_are_reported_by_way() -> None:
     rewards = (1.0, 0.0, 0.5, 0.25, 0.0, 1.0)
     answers = [judged.Answer(row=i, sample=0, prompt="", response="", reward=r) for i, r in enumerate(rewards)]

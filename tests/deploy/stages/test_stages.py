@@ -15,10 +15,10 @@ from cluster.data.prompt_order import TaskPrompts
 from cluster.errors import InputError, LearnerError
 from deploy.config.load import load_run_config
 from deploy.config.schema import RunConfig
-from deploy.data.prompts import prompt_rows, task_prompts
+from deploy.data.prompts import prompt_rows, rendered_rows, screen_prompts, task_prompts
 from deploy.run.directory import RunDirectory
 from deploy.run.open import open_run
-from deploy.stages.prepare import prepare, try_functions
+from deploy.stages.prepare import check_built_model, prepare, try_functions
 from deploy.stages.sft import run_sft
 from deploy.stages.supervised import Supervised
 from reward_service.scorers.trial import try_functions as try_scorers
@@ -96,11 +96,37 @@ def write_prompts(prompts: list[Any]) -> None:
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
 
 
-async def test_texts_are_read_without_a_tokenizer(start: Callable[..., Any]) -> None:
-    write_prompts(["ab", "abcdefgh"])
+async def test_texts_that_surely_fit_are_read_without_a_tokenizer(start: Callable[..., Any]) -> None:
+    make_tokenizer().save_pretrained("model")
+    write_prompts(["ab", "abc"])
     session = start()
-    assert [row["prompt"] for row in await prompt_rows(session, "prompts")] == ["ab", "abcdefgh"]
-    assert (session.notes, session.run.summary()) == ([], {})
+    assert [row["prompt"] for row in await prompt_rows(session, "prompts")] == ["ab", "abc"]
+    assert (session.tasks, session.notes, session.run.summary()) == ([], [], {})
+
+
+@pytest.mark.parametrize("name", ["prompts", "evaluation"])
+async def test_a_long_prompt_ends_the_run_before_anything_is_loaded(start: Callable[..., Any], name: str) -> None:
+    make_tokenizer().save_pretrained("model")
+    write_prompts(["ab"] * 5)
+    Path("evaluation.jsonl").write_text(Path("prompts.jsonl").read_text())
+    with Path(f"{name}.jsonl").open("a") as lines:
+        lines.write(json.dumps({"prompt": "abcdefgh"}) + "\n")
+    session = start("data.evaluation = 'evaluation.jsonl'")
+    with pytest.raises(InputError, match=rf"the prompt of {name}.jsonl, line 6 has 9 tokens, more than 6"):
+        await screen_prompts(session, ["prompts", "evaluation"])
+
+
+async def test_a_resumed_run_encodes_no_prompt_again(start: Callable[..., Any]) -> None:
+    make_tokenizer().save_pretrained("model")
+    write_prompts([[user("a")], [user("ab")]])
+    first = start("rollout_actors.max_prompt_tokens = 8")
+    rows = await prompt_rows(first, "prompts")
+    resumed = start("rollout_actors.max_prompt_tokens = 8")
+    assert await prompt_rows(resumed, "prompts") == rows
+    assert (len(first.tasks), resumed.tasks) == (1, [])
+    write_prompts([[user("b")], [user("ab")]])
+    assert await prompt_rows(resumed, "prompts") != rows
+    assert len(resumed.tasks) == 1
 
 
 @pytest.mark.parametrize("long_prompts", ["error", "drop"])
@@ -146,7 +172,9 @@ async def test_conversations_are_rendered_before_sampling(start: Callable[..., A
     with pytest.raises(InputError, match=r"the prompt of prompts.jsonl, line 1 has 7 tokens, more than 6"):
         await prompt_rows(start(), "prompts")
     write_prompts([[user("a")]])
-    assert await prompt_rows(start(), "prompts") == [{"prompt": "<bos>[user]a<eos>\n[assistant]"}]
+    rows = await prompt_rows(session := start(), "prompts")
+    assert rows == [{"prompt": [user("a")]}]
+    assert await rendered_rows(session, rows) == [{"prompt": "<bos>[user]a<eos>\n[assistant]"}]
 
 
 def checkpoint(session: Session, stage: str, step: int) -> Path:
@@ -301,3 +329,20 @@ async def test_a_broken_environment_is_named_before_any_scorer_is_tried(start: C
     with pytest.raises(InputError, match="no luck"):
         await try_functions(session)
     assert session.tasks == []
+
+
+def build_model(directory: Path, *, seed: int) -> None:
+    make_tokenizer().save_pretrained(directory)
+    settings = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 128}
+    (directory / "config.json").write_text(json.dumps(settings))
+    (directory / "model.safetensors").touch()
+
+
+async def test_the_context_of_a_built_model_is_checked(start: Callable[..., Any]) -> None:
+    Path("run.toml").write_text(RUN.replace('path = "model"', f'builder = "{__name__}:build_model"'))
+    session: Any = start("rollout_actors.max_response_tokens = 123")
+    await prepare(session)
+    with pytest.raises(InputError, match=r"6 max_prompt_tokens \+ 123 = 129 tokens, but .* is 128"):
+        check_built_model(session)
+    session.config = load_run_config(Path("run.toml"), ["rollout_actors.max_response_tokens = 121"])
+    check_built_model(session)

@@ -57,6 +57,10 @@ def answering(*answers: Any) -> tuple[HttpRewardClient, list[httpx.Request]]:
         ({"rewards": [{"id": "x", "reward": None}], "model_version": "v"}, "None for x, not a number"),
         ('{"rewards": [{"id": "x", "reward": NaN}], "model_version": "v"}', "nan for x, not a finite"),
         ({"rewards": [{"id": "x", "reward": 1.0, "parts": {"a": "b"}}], "model_version": "v"}, "parts for x"),
+        (
+            '{"rewards": [{"id": "x", "reward": 1.0, "parts": {"\\ud800": 1.0}}], "model_version": "v"}',
+            "parts for x",
+        ),
     ],
 )
 async def test_invalid_answer_is_never_used_as_a_reward(body: Any, what: str) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from cluster.errors import BatchFailed, InputError, RewardError
 from cluster.scoring import Outcome, Score, ScoreRequest
+from reward_service.functions.results import Result
+from reward_service.scorers import function
 from reward_service.scorers.function import FunctionScorer
 
 pytestmark = pytest.mark.process
@@ -188,3 +190,10 @@ async def test_process_ends_with_everything_that_it_started(scorer: Make, tmp_pa
         await asyncio.sleep(0.01)
     os.kill(pid, 9)
     raise AssertionError("it is still there")
+
+
+def test_names_of_parts_hold_no_lone_surrogate() -> None:
+    request, result = ScoreRequest("x", "p", "r", {}), Result(1.0, {"file \udce9": 0.5})
+    score = function.outcome(request, result, name="m:reward", version="v")
+    assert isinstance(score, Score)
+    assert score.parts == {"file \ufffd": 0.5, "reward": 1.0}

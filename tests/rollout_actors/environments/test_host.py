@@ -17,7 +17,7 @@ from rollout_actors.config import EnvironmentConfig
 from rollout_actors.environments.host import Host, InProcessHost, Threads
 from rollout_actors.environments.pool import EnvironmentPool
 from rollout_actors.environments.process import SubprocessHost
-from rollout_actors.environments.protocol import Step, checked_start, make_environment
+from rollout_actors.environments.protocol import Step, checked_start, make_environment, numbers
 from rollout_actors.environments.tools import Tools
 from rollout_actors.tool_calls import ToolCall
 from tests.support import environments
@@ -302,3 +302,7 @@ async def test_all_environments_get_answers_from_few_threads() -> None:
     await asyncio.gather(*(hosted.reset(0, {}) for hosted in hosts))
     steps = await asyncio.gather(*(hosted.step("a" * i) for i, hosted in enumerate(hosts)))
     assert [step.reward for step in steps] == [float(i) for i in range(50)]
+
+
+def test_names_in_info_hold_no_lone_surrogate() -> None:
+    assert numbers({"file \udce9": 1, "n": 2.0, "text": "x"}) == {"file \ufffd": 1.0, "n": 2.0}
