@@ -22,7 +22,17 @@ TASK = re.compile(r"(<!-- task (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LAG = re.compile(r"(<!-- lag -->\n).*?(<!-- end -->)", re.DOTALL)
 FOREMOST = ("reviews", "lag_study", "learner", "trl", "reward_http", "learner_gpu")
 ORDER = (
-    *(*FOREMOST, "reviews_dpo", "engine_gpu", "letters", "estimators", "speed", "whole_run", "start_up", "many_prompts"),
+    *(
+        *FOREMOST,
+        "reviews_dpo",
+        "engine_gpu",
+        "letters",
+        "estimators",
+        "speed",
+        "whole_run",
+        "start_up",
+        "many_prompts",
+    ),
     *("recorder", "scale", "environments", *TASKS),
 )
 

@@ -149,7 +149,9 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    from deploy.runtime.host import prepare_host
+
+    prepare_host()
 
 
 if __name__ == "__main__":

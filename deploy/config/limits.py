@@ -38,7 +38,7 @@ def check_limits(config: RunConfig, settings: Mapping[str, Any], folder: Path) -
 
 
 def _check_supervised(config: RunConfig, context: int, named: str) -> None:
-    for stage, section in (("sft", config.sft), ("reward_model", config.reward_model)):
+    for stage, section in (("sft", config.sft), ("dpo", config.dpo), ("reward_model", config.reward_model)):
         if stage in config.run.stages and section.max_tokens is not None and section.max_tokens > context:
             raise InputError(f"{stage}.max_tokens", f"{section.max_tokens} tokens, but {named} is {context}")
 

@@ -32,6 +32,7 @@ from deploy.run.layout import FEEDBACK
 from deploy.run.metrics_log import MetricsLog
 from deploy.run.reward_models import published_folder
 from deploy.runtime.connect import answers
+from deploy.runtime.host import prepare_host, ray_folder
 from deploy.runtime.processes import MARKER, Reaper
 from deploy.runtime.signals import signals_kept_from_children
 from deploy.runtime.startup import StartUp
@@ -118,12 +119,14 @@ class Session:
         """
         if ray.is_initialized():
             raise InputError("ray", "this process is connected to a Ray already (call ray.shutdown() first)")
+        prepare_host()
         sys.path.insert(0, os.getcwd())
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         self._owns_ray = not address
         if self._owns_ray:
             options |= {"num_cpus": self._num_cpus(), "include_dashboard": False, "_system_config": SYSTEM_CONFIG}
+            options |= {"_temp_dir": folder} if (folder := ray_folder()) else {}
         env = {
             "PYTHONPATH": python_path(),
             "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT),

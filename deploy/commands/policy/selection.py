@@ -13,8 +13,8 @@ import typer
 
 from cluster.errors import InputError
 from cluster.files import read_json
+from cluster.model_limits import context_length
 from deploy.config.load import read_run_config
-from deploy.config.model_checks import context_length
 from deploy.config.schema import ModelSection, RunConfig, RunSection
 from deploy.run.artifacts import best_policy, is_model_folder, newest_policy, origin_of, policy_at
 from deploy.run.directory import RunDirectory

@@ -22,6 +22,8 @@ from typing import Any, Literal
 import httpx
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 from cluster.errors import InputError, RewardError
@@ -68,6 +70,7 @@ def policy(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(str(folder).encode())
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
 
 
 @dataclasses.dataclass
