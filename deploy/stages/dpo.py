@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 from cluster.data.datasets import Source
 from cluster.errors import InputError
 from cluster.files import replacing
+from deploy.config.schema import RunConfig
 from deploy.run.artifacts import dpo_reference_path, preferences_path
 from deploy.run.directory import RunDirectory
-from deploy.run.layout import FEEDBACK, PREFERENCES
+from deploy.run.layout import PREFERENCES
 from deploy.runtime.session import Session
+from deploy.stages.reward_model import read_feedback
 from deploy.stages.supervised import StartLearners, Supervised, start_learners, train
 
 
@@ -22,7 +24,7 @@ async def run_dpo(session: Session, *, start: StartLearners = start_learners) ->
     if run.newest_checkpoint("ppo") is not None:
         raise InputError("dpo", "PPO of this run began from another policy: give the run another --name")
     session.view.stage("dpo", 0)
-    preferences, feedback = preferences_path(config, run.path), keep_feedback(run)
+    preferences, feedback = preferences_path(config, run.path), keep_feedback(config, run)
     if feedback is not None and not preferences.exists():
         preferences, feedback = feedback, None
     if not preferences.exists():
@@ -44,18 +46,16 @@ async def run_dpo(session: Session, *, start: StartLearners = start_learners) ->
         )
 
 
-def keep_feedback(run: RunDirectory) -> Path | None:
+def keep_feedback(config: RunConfig, run: RunDirectory) -> Path | None:
     """Copy the human preferences beside the checkpoints, so that a resumed stage trains on the same; None without any.
 
     Answers that are given later are used by a stage that starts over.
     """
     copy = run.path / "checkpoints" / "dpo" / PREFERENCES
     begun = copy.exists() or run.newest_checkpoint("dpo") is not None
-    if not begun and (run.path / FEEDBACK).exists():
-        from reward_service.feedback.store import read_preferences
-
-        table = read_preferences(run.path / FEEDBACK).select(["prompt", "chosen", "rejected"])
-        if table.num_rows:
+    if not begun:
+        table = read_feedback(config, run.path)
+        if table is not None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             with replacing(copy) as partial:
                 pq.write_table(table, partial)

@@ -61,9 +61,7 @@ def begin(run: RunDirectory, config: RunConfig) -> None:
     of the version before.
     """
     folder, settings = run.path / TRAINING, json.loads(config.reward_model.model_dump_json())
-    feedback = _read_feedback(run.path / FEEDBACK)
-    if feedback is not None and any(is_conversational(config, run.path, task) for task in config.by_task()):
-        feedback = _as_rendered(feedback)
+    feedback = read_feedback(config, run.path)
     if _is_same(folder, settings, feedback):
         return
     _clear(run)
@@ -82,17 +80,21 @@ def _clear(run: RunDirectory) -> None:
             run.rewind_metrics(stage, 0)
 
 
-def _read_feedback(store: Path) -> pa.Table | None:
+def read_feedback(config: RunConfig, run_path: Path) -> pa.Table | None:
     """Return the answers of all annotators, one row each, or None if there are none.
 
     Annotators that disagree are the noise that label smoothing is for.
     """
+    store = run_path / FEEDBACK
     if not store.exists():
         return None
     from reward_service.feedback.store import read_preferences
 
     table = read_preferences(store).select(["prompt", "chosen", "rejected"])
-    return table if table.num_rows else None
+    if not table.num_rows:
+        return None
+    is_rendered = any(is_conversational(config, run_path, task) for task in config.by_task())
+    return _as_rendered(table) if is_rendered else table
 
 
 def _as_rendered(feedback: pa.Table) -> pa.Table:
