@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,13 +22,18 @@ async def test_the_evaluation_reports_a_pause_for_rewards_and_its_end(
         if text.startswith("rewards are back"):
             back.set()
 
-    async def evaluated(session: SimpleNamespace) -> None:
+    async def evaluated(*arguments: object) -> dict[str, object]:
         await back.wait()
+        return {}
 
     session = SimpleNamespace(
-        missing_rewards=lambda: missing.pop(0) if missing else None, view=SimpleNamespace(note=note)
+        missing_rewards=lambda: missing.pop(0) if missing else None,
+        view=SimpleNamespace(note=note, evaluated=lambda *results, **stage: None),
+        config=object(),
+        run=SimpleNamespace(path=Path(), summary=lambda: {"evaluation": {"after": {}}}),
     )
     monkeypatch.setattr(pauses, "LOOK_EVERY_S", 0.001)
-    monkeypatch.setattr(evaluate, "_evaluate", evaluated)
+    monkeypatch.setattr(evaluate, "_evaluate_all", evaluated)
+    monkeypatch.setattr(evaluate, "trained_policies", lambda config, path: (None, Path("policy"), "ppo"))
     await evaluate.evaluate(session)  # type: ignore[arg-type]
     assert notes == ["paused: waiting for 8 rewards (held-out-0 to held-out-7): down", "rewards are back after 0 s"]
