@@ -20,7 +20,6 @@ StageName = Literal["sft", "preferences", "dpo", "reward_model", "ppo", "evaluat
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """All stages, in the order in which they run; deploy/run/stages.py describes them."""
 DEFAULT_STAGES: tuple[StageName, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
-Column = Literal["prompt", "messages", "completion", "chosen", "rejected", "label", "margin"]
 TEMPLATE_ARGUMENTS = {
     "add_generation_prompt",
     "chat_template",
@@ -111,9 +110,9 @@ class DataSection(Section):
     prompt, completion and label (true or false), paired if a prompt has both."""
     evaluation: Path | None = setting(None, may_change="always", reevaluates=True)
     """Column prompt, held out from training. If unset, the training prompts are used."""
-    columns: dict[Column, str] = setting({}, may_change="never")
-    """Names that data sets use for a column, such as `prompt = "question"`. A data set without a column of that name is
-    read as it is."""
+    columns: dict[str, str] = setting({}, may_change="never")
+    """Our name of a column = the data set's, such as `prompt = "question"`, or a column inside another one, such as
+    `references = "reward_model.ground_truth"`. A data set without a column of that name is read as it is."""
     as_messages: bool = setting(False, may_change="never")
     """Make a conversation of every text: prompts become messages of the user, completions and responses of the
     assistant, and the chat template renders them. For data sets of texts and a model that was tuned on conversations.
@@ -137,7 +136,7 @@ class DataSection(Section):
 
     @field_validator("columns")
     @classmethod
-    def _columns_have_one_name_each(cls, columns: dict[Column, str]) -> dict[Column, str]:
+    def _columns_have_one_name_each(cls, columns: dict[str, str]) -> dict[str, str]:
         if len(set(columns.values())) < len(columns):
             raise ValueError("two columns are mapped to the same name: give each its own")
         return columns
@@ -156,7 +155,7 @@ class DataSection(Section):
 
     def reading(self) -> Reading:
         """Return how the data sets are read."""
-        return Reading(dict[str, str](self.columns.items()), self.broken_rows)
+        return Reading(dict(self.columns), self.broken_rows)
 
 
 class AdversarialConfig(Section):
