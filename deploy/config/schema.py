@@ -91,8 +91,9 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Data sets: Parquet, JSON Lines, folders of `Dataset.save_to_disk`, folders of shards, or data sets of the Hugging
-    Face Hub as `owner/name:config/split`, `owner/name:split` or `owner/name@revision:config/split`.
+    """Data sets: Parquet, JSON Lines, JSON or CSV (the last three also compressed), folders of `Dataset.save_to_disk`,
+    folders of shards, or data sets of the Hugging Face Hub as `owner/name:config/split`, `owner/name:split` or
+    `owner/name@revision:config/split`.
 
     Prompts and responses are texts or lists of messages (role, content), rendered by the tokenizer's chat template. A
     data set named here replaces the builder's of the same name.
@@ -101,12 +102,14 @@ class DataSection(Section):
     builder: str | None = setting(None, may_change="never")
     """Dotted path of `f(directory: Path, *, seed: int)` that writes sft, prompts and evaluation `.parquet`."""
     sft: Path | None = setting(None, may_change="never")
-    """Columns prompt and completion; or messages, of which the last one by the assistant is the completion."""
+    """Columns prompt and completion, or messages. ShareGPT, Alpaca, question and answer, and text are recognised by
+    their columns. A column tools holds the functions that the chat template lists."""
     prompts: Path | None = setting(None, may_change="never")
-    """Column prompt; the scorer receives the other columns."""
+    """Column prompt; the scorer receives the other columns. Without it, messages, ShareGPT, instructions and questions
+    are recognised. References are found under the names of GSM8K, TRL and verl."""
     preferences: Path | None = setting(None, may_change="never")
-    """Labelled pairs, used instead of sampled ones: columns prompt, chosen and rejected, or chosen and rejected with
-    the prompt as their common first messages; with a column margin, chosen should be rewarded higher by that much. Or
+    """Labelled pairs, used instead of sampled ones: columns prompt, chosen and rejected, or chosen and rejected that
+    begin alike; with a column margin, chosen should be rewarded higher by that much. Or
     prompt, completion and label (true or false), paired if a prompt has both."""
     evaluation: Path | None = setting(None, may_change="always", reevaluates=True)
     """Column prompt, held out from training. If unset, the training prompts are used."""
