@@ -54,6 +54,12 @@ def check_data_sets(config: RunConfig) -> list[str]:
     return [f"{data.name:<12} {data.path} ({_line(config, description)})" for data, description in described.items()]
 
 
+def recognised(config: RunConfig) -> list[str]:
+    """Return a line for each data set whose columns are not named like ours: how they are understood."""
+    described = ((data, describe(local_data(data.path), data.kind, config.data.columns)) for data in data_sets(config))
+    return [f"{data.name}: {'; '.join(each.notes)}" for data, each in described if each.notes]
+
+
 def _check_columns(config: RunConfig, paths: Sequence[Path]) -> None:
     """Raise InputError naming a column that no data set has; not checked if a builder writes data sets."""
     if any(task.builder for task in config.by_task().values()) or not config.data.columns:

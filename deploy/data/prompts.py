@@ -76,7 +76,7 @@ def _read(session: Session, name: str, task: str) -> _DataSet:
 def _altered(session: Session, data: _DataSet, name: str, task: str, share: float) -> _DataSet:
     """Write the data set with that share of its prompts altered to RUN/adversarial, and read it."""
     config = session.config
-    path = session.run.path / "adversarial" / f"{data.name}.parquet"
+    path = session.run.path / "adversarial" / f"{data.name}.jsonl"
     write_altered(data.rows, path, config.by_task()[task].adversarial, seed=f"{config.run.seed}-{name}", share=share)
     reading = Reading(broken_rows=data.reading.broken_rows)
     return _DataSet(data.name, path, reading, read_rows(path), broken=(), broken_before=data.broken)
