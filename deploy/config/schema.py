@@ -103,7 +103,7 @@ class DataSection(Section):
     """Dotted path of `f(directory: Path, *, seed: int)` that writes sft, prompts and evaluation `.parquet`."""
     sft: Path | None = setting(None, may_change="never")
     """Columns prompt and completion, or messages. ShareGPT, Alpaca, question and answer, and text are recognised by
-    their columns. A column tools holds the functions that the chat template lists."""
+    their columns."""
     prompts: Path | None = setting(None, may_change="never")
     """Column prompt; the scorer receives the other columns. Without it, messages, ShareGPT, instructions and questions
     are recognised. References are found under the names of GSM8K, TRL and verl."""
