@@ -19,6 +19,7 @@ from cluster.data.datasets import Examples, Reading, read_examples
 from cluster.data.invalid_rows import BrokenRows
 from cluster.data.text_tokens import as_text, begun_token_ids, continued_token_ids, token_ids
 from cluster.data.tokenizer import load_tokenizer
+from cluster.data.tool_calls import require_tools_written, with_objects
 from cluster.data.unicode_text import is_unicode
 from cluster.errors import InputError
 from rollout_actors.response_text import ResponseText
@@ -130,9 +131,13 @@ class PromptTokenizer:
         """
         require_template(self._tokenizer, str(path))
         rows, prompts = list[int](), list[RenderedPrompt]()
+        tools = examples.columns.get("tools", [None] * len(examples))
         for row, messages in enumerate(examples.columns["prompt"]):
             with broken.row():
-                prompts.append(render(self._tokenizer, messages, examples.where(row), is_prompt=True))
+                where, offered = examples.where(row), tools[row] or ()
+                require_tools_written(self._tokenizer, messages, offered, where)
+                messages = with_objects(self._tokenizer, messages)
+                prompts.append(render(self._tokenizer, messages, where, is_prompt=True, tools=offered))
                 rows.append(row)
         if not rows:
             raise InputError(str(path), f"all {len(broken.errors)} rows are broken; {broken.errors[0]}")

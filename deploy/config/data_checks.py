@@ -86,9 +86,9 @@ def _check_together(described: Mapping[DataSet, Description]) -> None:
         for labelled, pairs in preferences if data.key == "prompts" else ():
             if pairs.form.conversational != prompts.form.conversational:
                 kinds = {True: "messages", False: "texts"}
-                what = f"holds {kinds[pairs.form.conversational]}, but {data.path} holds"
+                what = f"holds {kinds[pairs.form.conversational]}, but {data.path} {kinds[prompts.form.conversational]}"
                 fix = "the reward model would score what it was not trained on: use the same kind in both"
-                raise InputError(str(labelled.path), f"{what} {kinds[prompts.form.conversational]}: {fix}")
+                raise InputError(str(labelled.path), f"{what}; {fix}")
 
 
 def _line(config: RunConfig, description: Description) -> str:
