@@ -248,8 +248,10 @@ def num_supervised_steps(config: SftConfig | RewardModelConfig | DpoConfig, num_
 
 
 class SftConfig(Section):
-    """Supervised fine-tuning on prompt-completion pairs; the loss is over the completion only."""
+    """Supervised fine-tuning on prompt-completion pairs or conversations; the loss is over the model's turns only."""
 
+    train_on: Literal["assistant", "last"] = setting("assistant", may_change="never")
+    """Of a column `messages`, train every turn of the assistant with its tool calls, or only the last one."""
     num_epochs: int = setting(3, may_change="never", ge=1)
     """Passes over the examples."""
     num_steps: int | None = setting(None, may_change="never", ge=1)

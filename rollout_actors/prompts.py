@@ -17,6 +17,7 @@ from cluster.data.datasets import Examples, Reading, read_examples
 from cluster.data.invalid_rows import BrokenRows
 from cluster.data.text_tokens import as_text, begun_token_ids, continued_token_ids, token_ids
 from cluster.data.tokenizer import load_tokenizer
+from cluster.data.tool_calls import require_tools_written, with_objects
 from cluster.data.unicode_text import is_unicode
 from cluster.errors import InputError
 from rollout_actors.response_text import ResponseText
@@ -97,7 +98,10 @@ class PromptTokenizer:
         if isinstance(prompt, str):
             return dict(row)
         require_template(self._tokenizer, where)
-        return {**row, "prompt": render(self._tokenizer, prompt, where, is_prompt=True)}
+        tools = row.get("tools") or ()
+        require_tools_written(self._tokenizer, prompt, tools, where)
+        messages = with_objects(self._tokenizer, prompt)
+        return {**row, "prompt": render(self._tokenizer, messages, where, is_prompt=True, tools=tools)}
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each prompt."""

@@ -14,6 +14,7 @@ from cluster.data.control_tokens import RenderedPrompt as RenderedPrompt
 from cluster.data.control_tokens import SpelledTokens
 from cluster.data.control_tokens import special_tokens as special_tokens
 from cluster.data.template_limit import COUNTER, counted, counter
+from cluster.data.template_marks import MARKER, mark, marked_template, numbered
 from cluster.data.text_tokens import as_text
 from cluster.errors import InputError
 
@@ -64,6 +65,25 @@ def render(
     return RenderedPrompt(rendered, rendered.literals, original if is_prompt else ())
 
 
+def marked_text(
+    tokenizer: Any, messages: Sequence[Message], where: str, *, tools: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Return the text of a prompt that can be rendered, with a mark before what is written for each message."""
+    settings, is_continued = settings_of(tokenizer), is_prefill(messages)
+    whole, tools = settings.with_system_prompt(messages), list(tools)
+    spelled = SpelledTokens(tokenizer, [whole, tools], allowed=settings.allow_special_tokens)
+    text = _applied(
+        tokenizer,
+        numbered(spelled.marked(whole)),
+        where,
+        is_prompt=not is_continued,
+        tools=spelled.marked(tools),
+        is_continued=is_continued,
+        marks=True,
+    )
+    return str(spelled.unmarked(text))
+
+
 def is_prefill(messages: Sequence[Message]) -> bool:
     """Return whether a conversation ends with the beginning of the model's answer."""
     return bool(messages) and messages[-1].get("role") == "assistant" and not messages[-1].get("tool_calls")
@@ -77,8 +97,13 @@ def _applied(
     is_prompt: bool,
     tools: Sequence[Mapping[str, Any]] = (),
     is_continued: bool = False,
+    marks: bool = False,
 ) -> str:
-    """Return what the chat template writes; raises InputError at `where` if it does not end."""
+    """Return what the chat template writes; raises InputError at `where` if it does not end.
+
+    With `marks`, numbered messages are marked.
+    """
+    template = counted(tokenizer.get_chat_template(tools=tools or None))
     return str(
         tokenizer.apply_chat_template(
             messages,
@@ -86,9 +111,9 @@ def _applied(
             tokenize=False,
             add_generation_prompt=is_prompt,
             continue_final_message=is_continued,
-            chat_template=counted(tokenizer.get_chat_template(tools=tools or None)),
+            chat_template=marked_template(template) if marks else template,
             **settings_of(tokenizer).template_arguments(),
-            **{COUNTER: counter(where)},
+            **{COUNTER: counter(where), MARKER: mark},
         )
     )
 
@@ -132,25 +157,38 @@ def joined(prompt: Sequence[Message], answer: Sequence[Message]) -> list[Message
 
 
 def rendered_halves(
-    tokenizer: Any, prompt: Sequence[Message], answer: Sequence[Message], where: str
+    tokenizer: Any,
+    prompt: Sequence[Message],
+    answer: Sequence[Message],
+    where: str,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[RenderedPrompt, RenderedPrompt]:
     """Return the texts of a prompt and of the whole conversation with its answer."""
-    return render(tokenizer, prompt, where, is_prompt=True), rendered_whole(tokenizer, prompt, answer, where)
+    start = render(tokenizer, prompt, where, is_prompt=True, tools=tools)
+    return start, rendered_whole(tokenizer, prompt, answer, where, tools=tools)
 
 
-def rendered_whole(tokenizer: Any, prompt: Sequence[Message], answer: Sequence[Message], where: str) -> RenderedPrompt:
+def rendered_whole(
+    tokenizer: Any,
+    prompt: Sequence[Message],
+    answer: Sequence[Message],
+    where: str,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> RenderedPrompt:
     """Return the text of a prompt with its answer.
 
     The answer always stands behind the prompt as it is sampled, also if the template writes the prompt of a finished
     conversation otherwise: without the thoughts that it opens, or without the system message. Raises InputError at
     `where` if the thoughts of the answer do not end then.
     """
-    whole = render(tokenizer, joined(prompt, answer), where, is_prompt=False)
-    start = render(tokenizer, prompt, where, is_prompt=True)
+    whole = render(tokenizer, joined(prompt, answer), where, is_prompt=False, tools=tools)
+    start = render(tokenizer, prompt, where, is_prompt=True, tools=tools)
     if whole.startswith(start):
         return whole
     known = [{**answer[0], "content": ANSWER}, *answer[1:]]
-    ended = render(tokenizer, joined(prompt, known), where, is_prompt=False)
+    ended = render(tokenizer, joined(prompt, known), where, is_prompt=False, tools=tools)
     place = ended.rfind(ANSWER)
     if place < 0:
         return whole
@@ -158,7 +196,7 @@ def rendered_whole(tokenizer: Any, prompt: Sequence[Message], answer: Sequence[M
     if not start.rstrip().endswith(THINK):
         is_alike = whole.startswith(before) and whole.endswith(after) and _have_one_header(tokenizer, start, before)
         return whole.part(len(before)).after(start) if is_alike else whole
-    content = answer[0]["content"].removeprefix(THINK).lstrip("\n")
+    content = (answer[0].get("content") or "").removeprefix(THINK).lstrip("\n")
     if END_THINK not in content:
         raise InputError(where, f"the chat template opens {THINK} in the prompt, but the answer has no {END_THINK}")
     return after.after(as_text(tokenizer, content, is_answer=True).after(start))

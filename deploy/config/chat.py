@@ -5,12 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any
 
 from cluster.data.chat_settings import ChatSettings
 from cluster.data.control_tokens import Spellings, is_control
-from cluster.data.datasets import data_files
-from cluster.data.invalid_rows import first_row
 from cluster.errors import InputError
 from cluster.files import read_json
 from cluster.hub.download import local_model
@@ -116,20 +113,6 @@ def described_texts(config: RunConfig, num_rows: int, text: str) -> str:
         elif not spelled and template_of(config) is not None:
             notes.append("the model has a chat template; data.as_messages = true wraps them in it")
     return "; ".join([f"{num_rows:,} rows of text", *notes] if notes else [f"{num_rows:,} rows"])
-
-
-def first_example(path: Path) -> dict[str, Any]:
-    """Return the first row of a data set with the file's own column names, or an empty one if it is not found fast."""
-    file = data_files(path)[0]
-    if file.suffix == ".jsonl":
-        return first_row(file) or {}
-    if file.suffix != ".parquet":
-        return {}
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(file) as parquet:
-        batch = next(parquet.iter_batches(batch_size=1), None)
-    return batch.to_pylist()[0] if batch is not None and batch.num_rows else {}
 
 
 def control_tokens_in(text: str, folder: Path) -> list[str]:

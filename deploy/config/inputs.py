@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from cluster.data.datasets import Kind, find_form, own_names, read_schema, require_rows
 from cluster.errors import InputError
 from cluster.files import read_json
-from cluster.hub.download import local_data, local_model
+from cluster.hub.download import local_model
 from cluster.model_folder import require_no_adapter, text_settings
 from cluster.user_code import locate
-from deploy.config.chat import check_chat, described_texts, first_example, template_of
+from deploy.config.chat import check_chat
+from deploy.config.data_checks import check_data_sets
 from deploy.config.functions import dotted_paths
 from deploy.config.limits import check_limits
 from deploy.config.model_checks import check_adapters, check_architecture
@@ -36,21 +34,17 @@ RESIZING = (
     "model.save_pretrained('{folder}'))"
 )
 TRAINED_DTYPES = ("float32", "bfloat16")
-KINDS: dict[str, Kind] = {"sft": "sft", "prompts": "prompts", "preferences": "preferences", "evaluation": "prompts"}
-"""Data set of the run file -> kind of its rows."""
 
 
 def check_inputs(config: RunConfig) -> list[str]:
     """Return a line for each input of the run. Raises InputError naming the key, file or column that is wrong."""
     lines = []
-    _check_columns(config)
     check_chat(config)
     check_arguments(config.rollout_actors.engine)
     if config.model.path is not None:
         folder = local_model(config.model.path, weights=False)
         lines.append(f"model        {config.model.path} ({check_model(config, folder)})")
-    for name, path, kind in _data_sets(config):
-        lines.append(f"{name:<12} {path} ({_check_data(local_data(path), kind, config)})")
+    lines += check_data_sets(config)
     for key, dotted_path in dotted_paths(config).items():
         lines.append(f"{key.partition('.')[2]:<12} {dotted_path} ({locate(dotted_path, key)})")
     for key, task in config.by_task().items():
@@ -83,17 +77,6 @@ def _lora_line(config: RunConfig) -> list[str]:
     if not config.learner.lora.rank or not whole:
         return []
     return [f"lora         ppo trains adapters of rank {config.learner.lora.rank}; {', '.join(whole)}: every weight"]
-
-
-def _data_sets(config: RunConfig) -> list[tuple[str, Path, Kind]]:
-    """Return the data sets that the run file names, with their keys."""
-    named = {"": config.data, **config.tasks}
-    return [
-        (f"{task}.{name}" if task else name, path, kind)
-        for task, section in named.items()
-        for name, kind in KINDS.items()
-        if (path := getattr(section, name, None)) is not None
-    ]
 
 
 def _described(scorer: ScorerConfig) -> str:
@@ -148,35 +131,3 @@ def _check_tokenizer(folder: Path) -> int:
         return max(Tokenizer.from_file(str(path)).get_vocab().values(), default=-1) + 1
     except Exception as error:
         raise InputError(str(path), f"not a tokenizer ({error})") from error
-
-
-def _check_columns(config: RunConfig) -> None:
-    """Raise InputError naming a column that no data set has; not checked if a builder writes data sets."""
-    paths = [path for _, path, _ in _data_sets(config)]
-    if any(task.builder for task in config.by_task().values()) or not config.data.columns:
-        return
-    names = {name for path in paths for name in read_schema(local_data(path))[1].names}
-    for ours, theirs in config.data.columns.items():
-        if theirs not in names:
-            raise InputError(f"data.columns.{ours}", f"no data set has a column {theirs!r}")
-
-
-def _check_data(path: Path, kind: Kind, config: RunConfig) -> str:
-    """Check a data set and describe its rows. Raises InputError naming the file or column."""
-    num_rows, schema = read_schema(path)
-    require_rows(path, num_rows)
-    model = config.model.path and local_model(config.model.path, weights=False)
-    named = own_names(schema.names, config.data.reading().columns)
-    schema = pa.schema([schema.field(name).with_name(ours) for name, ours in named.items()])
-    form = find_form(path, schema, kind)
-    if not form.conversational:
-        first = first_example(path).get(_theirs(form.columns[0], config), "")
-        return described_texts(config, num_rows, str(first))
-    if model is not None and template_of(config) is None:
-        raise InputError(str(path), f"holds messages, but the tokenizer of {model} has no chat template")
-    return f"{num_rows:,} rows of messages"
-
-
-def _theirs(column: str, config: RunConfig) -> str:
-    """Return a file's name of our column."""
-    return config.data.reading().columns.get(column, column)

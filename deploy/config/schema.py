@@ -20,7 +20,6 @@ StageName = Literal["sft", "preferences", "dpo", "reward_model", "ppo", "evaluat
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """All stages, in the order in which they run; deploy/run/stages.py describes them."""
 DEFAULT_STAGES: tuple[StageName, ...] = ("sft", "preferences", "reward_model", "ppo", "evaluation")
-Column = Literal["prompt", "messages", "completion", "chosen", "rejected", "label", "margin"]
 TEMPLATE_ARGUMENTS = {
     "add_generation_prompt",
     "chat_template",
@@ -92,8 +91,9 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """Data sets: Parquet, JSON Lines, folders of `Dataset.save_to_disk`, folders of shards, or data sets of the Hugging
-    Face Hub as `owner/name:config/split`, `owner/name:split` or `owner/name@revision:config/split`.
+    """Data sets: Parquet, JSON Lines, JSON or CSV (the last three also compressed), folders of `Dataset.save_to_disk`,
+    folders of shards, or data sets of the Hugging Face Hub as `owner/name:config/split`, `owner/name:split` or
+    `owner/name@revision:config/split`.
 
     Prompts and responses are texts or lists of messages (role, content), rendered by the tokenizer's chat template. A
     data set named here replaces the builder's of the same name.
@@ -102,18 +102,20 @@ class DataSection(Section):
     builder: str | None = setting(None, may_change="never")
     """Dotted path of `f(directory: Path, *, seed: int)` that writes sft, prompts and evaluation `.parquet`."""
     sft: Path | None = setting(None, may_change="never")
-    """Columns prompt and completion; or messages, of which the last one by the assistant is the completion."""
+    """Columns prompt and completion, or messages. ShareGPT, Alpaca, question and answer, and text are recognised by
+    their columns."""
     prompts: Path | None = setting(None, may_change="never")
-    """Column prompt; the scorer receives the other columns."""
+    """Column prompt; the scorer receives the other columns. Without it, messages, ShareGPT, instructions and questions
+    are recognised. References are found under the names of GSM8K, TRL and verl."""
     preferences: Path | None = setting(None, may_change="never")
-    """Labelled pairs, used instead of sampled ones: columns prompt, chosen and rejected, or chosen and rejected with
-    the prompt as their common first messages; with a column margin, chosen should be rewarded higher by that much. Or
+    """Labelled pairs, used instead of sampled ones: columns prompt, chosen and rejected, or chosen and rejected that
+    begin alike; with a column margin, chosen should be rewarded higher by that much. Or
     prompt, completion and label (true or false), paired if a prompt has both."""
     evaluation: Path | None = setting(None, may_change="always", reevaluates=True)
     """Column prompt, held out from training. If unset, the training prompts are used."""
-    columns: dict[Column, str] = setting({}, may_change="never")
-    """Names that data sets use for a column, such as `prompt = "question"`. A data set without a column of that name is
-    read as it is."""
+    columns: dict[str, str] = setting({}, may_change="never")
+    """Our name of a column = the data set's, such as `prompt = "question"`, or a column inside another one, such as
+    `references = "reward_model.ground_truth"`. A data set without a column of that name is read as it is."""
     as_messages: bool = setting(False, may_change="never")
     """Make a conversation of every text: prompts become messages of the user, completions and responses of the
     assistant, and the chat template renders them. For data sets of texts and a model that was tuned on conversations.
@@ -137,7 +139,7 @@ class DataSection(Section):
 
     @field_validator("columns")
     @classmethod
-    def _columns_have_one_name_each(cls, columns: dict[Column, str]) -> dict[Column, str]:
+    def _columns_have_one_name_each(cls, columns: dict[str, str]) -> dict[str, str]:
         if len(set(columns.values())) < len(columns):
             raise ValueError("two columns are mapped to the same name: give each its own")
         return columns
@@ -156,7 +158,7 @@ class DataSection(Section):
 
     def reading(self) -> Reading:
         """Return how the data sets are read."""
-        return Reading(dict[str, str](self.columns.items()), self.broken_rows)
+        return Reading(dict(self.columns), self.broken_rows)
 
 
 class AdversarialConfig(Section):

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.data.datasets import own_names, read_schema
+from cluster.data.datasets import describe
 from cluster.errors import InputError
 from cluster.hub.download import local_data
 from cluster.user_code import locate, signature_in_source
@@ -45,8 +45,8 @@ def columns_of_prompts(config: RunConfig) -> Columns:
 
 
 def _names(config: RunConfig, path: Path) -> list[str]:
-    _, schema = read_schema(local_data(path))
-    return [ours for ours in own_names(schema.names, config.data.reading().columns).values() if ours != "prompt"]
+    described = describe(local_data(path), "prompts", config.data.reading().columns)
+    return [name for name in described.columns if name != "prompt"]
 
 
 def _functions(config: RunConfig, task: str) -> dict[str, str]:

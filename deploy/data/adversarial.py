@@ -13,9 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cluster import user_code
 from cluster.data.unicode_text import is_unicode
 from cluster.errors import InputError
@@ -56,17 +53,20 @@ def way_of(index: int, ways: Sequence[Way]) -> Way:
 
 
 def write_altered(rows: Sequence[Row], path: Path, config: AdversarialConfig, *, seed: str, share: float = 1.0) -> None:
-    """Write the altered rows as a data set, atomically."""
+    """Write the altered rows as JSON Lines, atomically; each row keeps its own keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) for row in altered_rows(rows, config, seed=seed, share=share)]
     with replacing(path) as partial:
-        pq.write_table(pa.Table.from_pylist(altered_rows(rows, config, seed=seed, share=share)), partial)
+        Path(partial).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _altered(row: Row, change: Callable[[str, random.Random, Row], str], draw: random.Random) -> Row:
     prompt = row["prompt"]
     if isinstance(prompt, str):
         return {**row, "prompt": change(prompt, draw, row)}
-    last = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=None)
+    last = max(
+        (i for i, message in enumerate(prompt) if message["role"] == "user" and message.get("content")), default=None
+    )
     if last is None:
         return row
     message = {**prompt[last], "content": change(prompt[last]["content"], draw, row)}

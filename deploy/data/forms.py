@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
-
-from cluster.data.datasets import Kind, Reading, find_form, own_names, read_schema
+from cluster.data.datasets import Kind, Reading, describe
 from deploy.config.schema import RunConfig
 from deploy.run.artifacts import data_path
 
 
 def holds_conversations(path: Path, kind: Kind, reading: Reading) -> bool:
     """Return whether a data set of this kind holds messages. Raises InputError naming a wrong file or column."""
-    _, schema = read_schema(path)
-    named = own_names(schema.names, reading.columns)
-    schema = pa.schema([schema.field(name).with_name(ours) for name, ours in named.items()])
-    return find_form(path, schema, kind).conversational
+    return describe(path, kind, reading.columns).form.conversational
 
 
 def is_conversational(config: RunConfig, run_path: Path, task: str) -> bool | None:

@@ -90,7 +90,7 @@ def _data_set(session: Session, name: str, task: str, altered_share: float) -> _
         return data
     broken = BrokenRows(reading.broken_rows)
     rows = read_rows(path, reading, broken)
-    altered = session.run.path / "adversarial" / f"{data.name}.parquet"
+    altered = session.run.path / "adversarial" / f"{data.name}.jsonl"
     ways = config.by_task()[task].adversarial
     write_altered(rows, altered, ways, seed=f"{config.run.seed}-{name}", share=altered_share)
     return _DataSet(data.name, altered, Reading(broken_rows=reading.broken_rows), broken.errors)

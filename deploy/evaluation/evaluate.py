@@ -265,7 +265,7 @@ def prompt_text(conversation: Conversation) -> str:
     if not conversation.messages:
         return conversation.prompt
     before = itertools.takewhile(lambda message: message["role"] != "assistant", conversation.messages)
-    return "\n".join(message["content"] for message in before)
+    return "\n".join(message.get("content") or "" for message in before)
 
 
 def last_question(conversation: Conversation, prompt: Any) -> str:

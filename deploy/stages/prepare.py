@@ -107,5 +107,5 @@ def _first_prompt(session: Session, task: str) -> tuple[str, dict[str, Any]]:
         return "", {}
     row = read_rows(path, reading, BrokenRows(reading.broken_rows))[0]
     prompt = row["prompt"]
-    text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    text = prompt if isinstance(prompt, str) else "\n".join(message.get("content") or "" for message in prompt)
     return text, row

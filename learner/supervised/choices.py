@@ -79,7 +79,7 @@ def read_choices(
     Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
-    examples = read_examples(path, "preferences", others=(LITERALS,), columns=columns, broken=broken)
+    examples = read_examples(path, "preferences", others=("tools", LITERALS), columns=columns, broken=broken)
     return _choices(tokenizer, examples, path, broken)
 
 
@@ -91,7 +91,9 @@ def read_rated(
     Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
-    examples = read_examples(path, "preferences", others=(LITERALS,), columns=columns, broken=broken, paired=False)
+    examples = read_examples(
+        path, "preferences", others=("tools", LITERALS), columns=columns, broken=broken, paired=False
+    )
     if "label" not in examples.form.columns:
         pairs = _choices(tokenizer, examples, path, broken)
         sides = ((pair.chosen, True) for pair in pairs), ((pair.rejected, False) for pair in pairs)
@@ -127,13 +129,17 @@ def _with_prompt(examples: Examples, path: Path, broken: BrokenRows) -> Examples
             rows.append(row)
     columns = dict(zip(PAIR, map(list, zip(*_some(parts, path, broken), strict=True)), strict=True))
     taken = examples.taken(rows)
-    return Examples(Form(PAIR, conversational=True), columns, taken.numbers, taken.places)
+    return Examples(Form(PAIR, conversational=True), columns | _tools(taken), taken.numbers, taken.places)
+
+
+def _tools(examples: Examples) -> dict[str, list[Any]]:
+    return {name: values for name, values in examples.columns.items() if name == "tools"}
 
 
 def _of_prompts(examples: Examples, completions: Sequence[Any]) -> Examples:
     """Return the examples' prompts with these completions."""
     form = Form(PROMPT_AND_COMPLETION, examples.form.conversational)
-    columns = {"prompt": examples.columns["prompt"], "completion": list(completions)}
+    columns = {"prompt": examples.columns["prompt"], "completion": list(completions), **_tools(examples)}
     return Examples(form, columns, examples.numbers, examples.places)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
+from cluster.data.answer_spans import answer_token_spans, end_of_text
 from cluster.data.as_messages import as_conversations
 from cluster.data.chat_settings import answer_ends, settings_of
 from cluster.data.chat_template import (
@@ -36,6 +37,7 @@ from cluster.data.text_tokens import (
     whole_token_ids,
     without_end,
 )
+from cluster.data.tool_calls import require_tools_written, with_objects
 from cluster.errors import InputError
 
 END_MARK = "\ue000"
@@ -43,17 +45,26 @@ END_MARK = "\ue000"
 
 
 class Completion(NamedTuple):
-    """A prompt with its completion: all token ids, and the number of the prompt's tokens."""
+    """A prompt with its completion: all token ids, and the number of the prompt's tokens.
+
+    `earlier` are the model's answers in the prompt that are trained too, each from its first token to the one behind
+    its last.
+    """
 
     token_ids: list[int]
     num_prompt: int
+    earlier: tuple[tuple[int, int], ...] = ()
 
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
     def cut(self, max_tokens: int) -> Completion | None:
-        """Cut the completion to fit; returns None if none of its tokens fits."""
-        return self._replace(token_ids=self.token_ids[:max_tokens]) if self.num_prompt < max_tokens else None
+        """Cut the end to fit; returns None if no token that is trained fits."""
+        num_prompt = min(self.num_prompt, max_tokens)
+        earlier = tuple((start, min(end, max_tokens)) for start, end in self.earlier if start < max_tokens)
+        if num_prompt == max_tokens and not earlier:
+            return None
+        return self._replace(token_ids=self.token_ids[:max_tokens], num_prompt=num_prompt, earlier=earlier)
 
 
 class Pair(NamedTuple):
@@ -134,46 +145,100 @@ class Limit:
 
 
 def read_completions(
-    tokenizer: Any, path: Path, columns: Mapping[str, str] | None = None, broken: BrokenRows | None = None
+    tokenizer: Any,
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    broken: BrokenRows | None = None,
+    *,
+    train_on: Literal["assistant", "last"] = "assistant",
 ) -> list[Completion]:
     """Read the examples of a data set of prompts and completions.
+
+    Of conversations, every answer is trained, or only the last one, as `train_on` says.
 
     Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
-    examples = read_examples(path, "sft", columns=columns, broken=broken)
-    return _some(list(completions_of(tokenizer, examples, path, broken).values()), path, broken)
+    examples = read_examples(path, "sft", others=("tools",), columns=columns, broken=broken)
+    completions = completions_of(tokenizer, examples, path, broken, train_on=train_on)
+    return _some(list(completions.values()), path, broken)
 
 
-def completions_of(tokenizer: Any, examples: Examples, path: Path, broken: BrokenRows) -> dict[int, Completion]:
+def completions_of(
+    tokenizer: Any,
+    examples: Examples,
+    path: Path,
+    broken: BrokenRows,
+    *,
+    train_on: Literal["assistant", "last"] = "assistant",
+) -> dict[int, Completion]:
     """Tokenize the examples of a data set of prompts and completions, by row; `broken` may skip rows."""
     if settings_of(tokenizer).as_messages and not are_rendered(examples):
         examples = as_conversations(examples)
     if not examples.form.conversational:
         return dict(enumerate(tokenize(tokenizer, examples.columns["prompt"], examples.columns["completion"])))
     require_template(tokenizer, str(path))
-    rows, rendered = list[int](), list[tuple[RenderedPrompt, RenderedPrompt]]()
+    rows, rendered, talks = list[int](), list[tuple[RenderedPrompt, RenderedPrompt]](), list[_Conversation]()
     for row in range(len(examples)):
         with broken.row():
-            prompt, completion = (_unended(tokenizer, half) for half in _halves(examples, row))
-            rendered.append(rendered_halves(tokenizer, prompt, completion, examples.where(row)))
+            talk = _conversation(tokenizer, examples, row, train_on)
+            where, tools = examples.where(row), talk.tools
+            require_tools_written(tokenizer, [*talk.prompt, *talk.answer], tools, where)
+            rendered.append(rendered_halves(tokenizer, talk.prompt, talk.answer, where, tools=tools))
+            talks.append(talk)
             rows.append(row)
     completions = _tokenize_rendered(tokenizer, examples.taken(rows), rendered, broken)
-    return {rows[place]: completion for place, completion in completions.items()}
+    return {
+        rows[place]: _with_earlier(tokenizer, completion, talks[place], rendered[place][0], examples.where(rows[place]))
+        for place, completion in completions.items()
+    }
 
 
-def _halves(examples: Examples, row: int) -> tuple[Sequence[Message], Sequence[Message]]:
-    """Split a conversation into prompt and completion."""
+class _Conversation(NamedTuple):
+    """A conversation before its last answer, that answer, and the number of first messages that are not trained."""
+
+    prompt: Sequence[Message]
+    answer: Sequence[Message]
+    num_given: int
+    tools: Sequence[Mapping[str, Any]]
+
+
+def _conversation(
+    tokenizer: Any, examples: Examples, row: int, train_on: Literal["assistant", "last"]
+) -> _Conversation:
+    """Split a row's conversation at its last answer."""
+    where, columns = examples.where(row), examples.columns
+    tools = (columns["tools"][row] or ()) if "tools" in columns else ()
     if examples.form.columns == ("messages",):
-        return split_at_last_answer(examples.columns["messages"][row], examples.where(row))
-    return examples.columns["prompt"][row], examples.columns["completion"][row]
+        prompt, answer = split_at_last_answer(columns["messages"][row], where)
+        num_given = 0 if train_on == "assistant" else len(prompt)
+    else:
+        prompt, answer = columns["prompt"][row], columns["completion"][row]
+        num_given = len(prompt)
+        if len(answer) > 1 and answer[-1]["role"] == "assistant":
+            prompt, answer = [*prompt, *answer[:-1]], answer[-1:]
+    prompt, answer = (_unended(tokenizer, with_objects(tokenizer, half)) for half in (prompt, answer))
+    return _Conversation(prompt, answer, num_given, tools)
+
+
+def _with_earlier(
+    tokenizer: Any, completion: Completion, talk: _Conversation, prompt: RenderedPrompt, where: str
+) -> Completion:
+    """Return the completion with those of the prompt's answers that are trained."""
+    num = sum(message["role"] == "assistant" for message in talk.prompt[talk.num_given :])
+    if not num:
+        return completion
+    ids = completion.token_ids[: completion.num_prompt]
+    return completion._replace(
+        earlier=tuple(answer_token_spans(tokenizer, talk.prompt, prompt, ids, where, tools=talk.tools)[-num:])
+    )
 
 
 def _unended(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
     """Return the messages; answers do not spell the end of sequence, which the chat template writes."""
     return [
         {**each, "content": without_end(each["content"], tokenizer.eos_token)}
-        if each["role"] == "assistant" and isinstance(each["content"], str)
+        if each["role"] == "assistant" and isinstance(each.get("content"), str)
         else each
         for each in messages
     ]
@@ -270,7 +335,7 @@ def read_pair_texts(
     Raises InputError naming the file, and the column or row, that is wrong; `broken` may skip rows.
     """
     broken = broken or BrokenRows()
-    read = read_examples(path, "preferences", others=[*others, LITERALS], columns=columns, broken=broken)
+    read = read_examples(path, "preferences", others=[*others, "tools", LITERALS], columns=columns, broken=broken)
     examples = with_rendered_prompts(read)
     if tokenizer is not None and settings_of(tokenizer).as_messages and not are_rendered(examples):
         examples = as_conversations(examples)
@@ -331,22 +396,35 @@ def _rendered_pair(tokenizer: Any, examples: Examples, row: int) -> tuple[str, s
         prompt = columns["prompt"][row]
     else:
         prompt, chosen, rejected = split_common(chosen, rejected, where)
-    prompt, chosen, rejected = (_unended(tokenizer, messages) for messages in (prompt, chosen, rejected))
-    text = render(tokenizer, prompt, where, is_prompt=True)
-    chosen, rejected = (_response(tokenizer, prompt, text, messages, where) for messages in (chosen, rejected))
+    prompt, chosen, rejected = (
+        _unended(tokenizer, with_objects(tokenizer, messages)) for messages in (prompt, chosen, rejected)
+    )
+    tools = (columns["tools"][row] or ()) if "tools" in columns else ()
+    require_tools_written(tokenizer, [*prompt, *chosen, *rejected], tools, where)
+    text = render(tokenizer, prompt, where, is_prompt=True, tools=tools)
+    chosen, rejected = (_response(tokenizer, prompt, text, messages, where, tools) for messages in (chosen, rejected))
     return text, chosen, rejected
 
 
 def _response(
-    tokenizer: Any, prompt: Sequence[Message], prompt_text: str, messages: Sequence[Message], where: str
+    tokenizer: Any,
+    prompt: Sequence[Message],
+    prompt_text: str,
+    messages: Sequence[Message],
+    where: str,
+    tools: Sequence[Mapping[str, Any]],
 ) -> RenderedPrompt:
     """Render a response as the policy would write it: up to the end of its last message's content.
 
-    A mark at the end of the content shows where that is in the rendered text.
+    A mark at the end of the content shows where that is in the rendered text. A last message that calls tools ends
+    before the template's last special token.
     """
-    last = {**messages[-1], "content": messages[-1]["content"].rstrip() + END_MARK}
-    whole = rendered_whole(tokenizer, prompt, messages, where)
-    marked = rendered_whole(tokenizer, prompt, [*messages[:-1], last], where)
+    whole = rendered_whole(tokenizer, prompt, messages, where, tools=tools)
+    if messages[-1].get("tool_calls"):
+        completion_after(prompt_text, whole, where)
+        return whole.part(len(prompt_text), end_of_text(tokenizer, whole))
+    last = {**messages[-1], "content": (messages[-1].get("content") or "").rstrip() + END_MARK}
+    marked = rendered_whole(tokenizer, prompt, [*messages[:-1], last], where, tools=tools)
     end = marked.find(END_MARK)
     if end < 0 or not whole.startswith(marked[:end]):
         raise InputError(where, "the chat template changes the end of the last message")

@@ -50,8 +50,9 @@ class CompletionLoss:
 
 
 def num_learnt(row: Completion) -> int:
-    """Count the completion's tokens that have a token before them."""
-    return len(row.token_ids) - max(1, row.num_prompt)
+    """Count the trained tokens that have a token before them."""
+    earlier = sum(end - max(1, start) for start, end in row.earlier)
+    return len(row.token_ids) - max(1, row.num_prompt) + earlier
 
 
 def completion_nll(net: ActorCritic, rows: Sequence[Completion], device: torch.device) -> Tensor:
@@ -75,6 +76,9 @@ def _completion_logprobs(net: ActorCritic, rows: Sequence[Completion], device: t
     places, ends = torch.arange(token_ids.shape[1]), torch.tensor([len(row.token_ids) for row in inputs])
     starts = torch.tensor([max(1, row.num_prompt) for row in inputs])
     mask = (places >= starts[:, None]) & (places < ends[:, None])
+    for number, row in enumerate(inputs):
+        for start, end in row.earlier:
+            mask[number, max(1, start) : end] = True
     logprobs: Tensor = net(token_ids.to(device), mask.to(device), lengths, logprobs_only=True).logprobs
     return logprobs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,9 @@ def reader_of(stage: Stage) -> Callable[..., list[Any]]:
     """Return the function that reads the stage's examples."""
     if isinstance(stage, DpoConfig):
         return read_rated if stage.loss == "kto" else read_choices
-    return read_completions if isinstance(stage, SftConfig) else read_pairs
+    if isinstance(stage, SftConfig):
+        return partial(read_completions, train_on=stage.train_on)
+    return read_pairs
 
 
 def plan_of(stage: Stage, num_training: int, learning_rate: float) -> Plan:

@@ -39,7 +39,7 @@ def forbidden_rule(phrases: Sequence[str], turns: Literal["all", "last"] = "all"
 def policy_texts(request: ScoreRequest) -> list[str]:
     """Return the assistant's turns of the conversation, if there is one, and the response."""
     messages = request.columns.get("conversation") or ()
-    return [*(message["content"] for message in messages if message["role"] == "assistant"), request.response]
+    return [*(message.get("content") or "" for message in messages if message["role"] == "assistant"), request.response]
 
 
 def comparable(text: str) -> str:

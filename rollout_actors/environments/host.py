@@ -130,7 +130,7 @@ class InProcessHost:
         method = self._environment.step
         return checked_step(method, await self._run(method, response))
 
-    async def _run(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def _run(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         try:
             return await self._in_time(method, *args, **kwargs)
         except EnvironmentFault:
@@ -146,7 +146,7 @@ class InProcessHost:
         except Exception as error:  # whatever the user's code raises is reported with its line
             raise fault_of(function, error) from error
 
-    async def _in_time(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def _in_time(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Return the method's result. Raises what it raises, or EnvironmentFault if it exceeds the deadline."""
         is_async = inspect.iscoroutinefunction(method)
         try:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from cluster.data.datasets import read_table
+from cluster.data.datasets import read_examples
 from cluster.data.template_limit import MAX_PASSES
 from cluster.errors import InputError, RewardError
 from cluster.scoring import ScoreRequest
@@ -82,7 +82,7 @@ def test_pickle_in_a_parquet_extension_type_is_not_run(tmp_path: Path, mark: Pat
     table = pa.table([pa.array(["hello"])], schema=pa.schema([field]))
     pq.write_table(table, tmp_path / "prompts.parquet")
     with contextlib.suppress(InputError):  # if Ray's extension types are registered, the type is rejected by name
-        assert read_table(tmp_path / "prompts.parquet").column("prompt").to_pylist() == ["hello"]
+        assert read_examples(tmp_path / "prompts.parquet", "prompts").columns["prompt"] == ["hello"]
     assert not mark.exists()
 
 

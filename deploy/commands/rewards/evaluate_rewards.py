@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, get_args
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich import box
@@ -25,7 +25,6 @@ from rich.table import Table
 from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import InputError, RewardError
 from cluster.scoring import Score, ScoreRequest
-from deploy.config.schema import Column
 from deploy.run.open import require_run
 from deploy.run.stages import not_done
 from learner.supervised import calibration
@@ -87,7 +86,7 @@ def evaluate_rewards(
 ) -> None:
     """Measure how often a reward model prefers the chosen response, by subset (RewardBench's form).
 
-    FILE is JSON Lines or Parquet. Give one of --run, --reward-model and --url.
+    FILE is a data set in any format that `data.preferences` reads. Give one of --run, --reward-model and --url.
 
     [dim]antiphon evaluate-rewards pairs.jsonl --run runs/reviews[/dim]
     """
@@ -273,12 +272,11 @@ def _list_left_out(broken: BrokenRows) -> None:
 
 def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
     """Parse NAME=COLUMN pairs such as `prompt=question` into a dict. Raises InputError for any other form."""
-    names = (*get_args(Column), "subset")
     columns: dict[str, str] = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
-        if not equals or not theirs or ours not in names:
-            raise InputError("--columns", f"{pair!r} is not NAME=COLUMN; NAME is one of {', '.join(names)}")
+        if not equals or not theirs or not ours:
+            raise InputError("--columns", f"{pair!r} is not NAME=COLUMN")
         if ours in columns or theirs in columns.values():
             raise InputError("--columns", f"{pair!r} repeats a name or a column")
         columns[ours] = theirs

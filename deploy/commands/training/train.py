@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.errors import InputError
 from deploy.commands.arguments import RunOptions, Target, with_run_options
+from deploy.config.data_checks import recognised
 from deploy.config.inputs import check_inputs
 from deploy.config.schema import RunConfig
 from deploy.config.toml import to_toml
@@ -60,6 +61,8 @@ def run_stages(target: Path, options: RunOptions, stages: Sequence[str] | None =
         with running(run), View(f"{config.run.name}  {short_path(path)}") as view:
             from deploy.stages.launch import run as launch
 
+            for line in recognised(config):
+                view.note(line)
             launch(config, run, wanted, view)
     print(f"done: {short_path(path)}", file=sys.stderr)
 

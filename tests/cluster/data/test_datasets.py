@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.data.datasets import Form, Kind, find_form, read_examples, read_schema, read_table
+from cluster.data.datasets import Examples, Form, Kind, describe, read_examples
 from cluster.data.invalid_rows import BrokenRows
 from cluster.errors import InputError
 from tests.support.chat import assistant, user
@@ -21,6 +21,11 @@ from tests.support.chat import assistant, user
 Rows = list[dict[str, Any]]
 TEXTS: Rows = [{"prompt": f"p{i}", "completion": f"c{i}", "n": i} for i in range(5)]
 MESSAGES: Rows = [{"messages": [user(f"u{i}"), assistant(f"a{i}")]} for i in range(5)]
+
+
+def rows_of(examples: Examples) -> Rows:
+    columns = examples.columns
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def write_lines(path: Path, rows: Rows) -> Path:
@@ -84,10 +89,12 @@ WRITERS: dict[str, Callable[[Path, Rows], Path]] = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_form_of_file_holds_the_same_rows_in_their_order(tmp_path: Path, name: str, rows: Rows) -> None:
     path = WRITERS[name](tmp_path / name, rows)
-    assert read_table(path).to_pylist() == rows
-    num_rows, schema = read_schema(path)
-    assert (num_rows, schema.names) == (5, list(rows[0]))
-    assert find_form(path, schema, "sft").conversational == (rows is MESSAGES)
+    examples = read_examples(path, "sft", others=None)
+    assert rows_of(examples) == rows
+    described = describe(path, "sft")
+    assert (described.num_rows, described.columns) == (5, tuple(rows[0]))
+    assert described.form == examples.form
+    assert described.form.conversational == (rows is MESSAGES)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +129,14 @@ def test_other_columns_are_read_if_asked_for(tmp_path: Path) -> None:
 
 def test_text_that_looks_like_a_time_stays_text(tmp_path: Path) -> None:
     rows = [{"prompt": "2020-01-01", "completion": "2020-01-02T03:04:05"}]
-    assert read_table(write_lines(tmp_path / "a.jsonl", rows)).to_pylist() == rows
+    assert rows_of(read_examples(write_lines(tmp_path / "a.jsonl", rows), "sft")) == rows
     talk = [{"messages": [user("2020-01-01"), assistant("2020-01-02")]}]
-    assert read_table(write_lines(tmp_path / "b.jsonl", talk)).to_pylist() == talk
+    assert rows_of(read_examples(write_lines(tmp_path / "b.jsonl", talk), "sft")) == talk
 
 
-def test_a_row_may_be_longer_than_arrows_blocks(tmp_path: Path) -> None:
+def test_a_row_may_have_megabytes(tmp_path: Path) -> None:
     rows = [{"prompt": "long " * 500_000}, {"prompt": "short"}]
-    assert read_table(write_lines(tmp_path / "a.jsonl", rows)).to_pylist() == rows
+    assert rows_of(read_examples(write_lines(tmp_path / "a.jsonl", rows), "prompts")) == rows
 
 
 def test_a_key_that_only_some_messages_have_is_left_out_of_the_others(tmp_path: Path) -> None:
@@ -168,17 +175,13 @@ def test_a_wrong_column_or_row_is_named(tmp_path: Path, rows: Rows, what: str) -
     assert refused(write_lines(tmp_path / "set.jsonl", rows)) == what
 
 
-def test_preferences_without_a_prompt_are_messages(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "set.jsonl", [{"chosen": "a", "rejected": "b"}])
-    assert refused(path, "preferences") == "no column 'prompt'; it has chosen, rejected"
-
-
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
         ("none.parquet", None, "no such data set"),
         ("none", None, "no such data set"),
-        ("set.csv", "prompt\n", "a data set is a folder or ends in .parquet or .jsonl"),
+        ("set.txt", "prompt\n", "a data set is a folder or ends in .parquet, .jsonl, .json, .csv or .tsv"),
+        ("set.parquet.gz", "", "a data set is a folder or ends in .parquet"),
         ("bad.parquet", "x", "not Parquet ("),
         ("bad.jsonl", "x\n", "not JSON ("),
         ("bad.jsonl", '{"prompt": "a"}\n{"prompt": \n', "not JSON ("),
@@ -195,9 +198,9 @@ def test_a_file_that_is_no_data_set_is_named(tmp_path: Path, name: str, content:
 @pytest.mark.parametrize(
     ("files", "what"),
     [
-        ({"README.md": ""}, "holds neither a saved data set nor *.parquet or *.jsonl"),
-        ({"a.jsonl": '{"prompt": "a"}\n', "b.parquet": ""}, "holds both *.parquet and *.jsonl"),
-        ({"a.jsonl": '{"prompt": "a"}\n', "b.jsonl": '{"prompt": [1]}\n'}, "its files hold different columns ("),
+        ({"README.md": ""}, "holds neither a saved data set nor files that end in .parquet"),
+        ({"a.jsonl": '{"prompt": "a"}\n', "b.parquet": ""}, "holds files of JSON Lines and Parquet"),
+        ({"a.jsonl": '{"prompt": "a"}\n', "b.jsonl": '{"prompt": [1]}\n'}, "column 'prompt': expected text, got [1]"),
         ({"dataset_dict.json": '{"splits": ["test"]}'}, "has no split 'train', only test: name the folder of one"),
         ({"dataset_dict.json": "[]"}, "is not in the format that datasets writes ("),
         ({"state.json": '{"_data_files": []}'}, "names no data_files"),
@@ -210,11 +213,11 @@ def test_a_folder_that_is_no_data_set_is_named(tmp_path: Path, files: dict[str, 
     assert refused(tmp_path, "prompts").startswith(what)
 
 
-def test_the_schema_is_read_without_the_rows(tmp_path: Path) -> None:
+def test_a_description_looks_only_at_the_first_rows(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
-    path.write_text('{"prompt": "a"}\n\nnot read\n')
-    num_rows, schema = read_schema(path)
-    assert (num_rows, schema.names) == (2, ["prompt"])
+    path.write_text('{"prompt": "a"}\n' * 150 + "\nnot read\n")
+    described = describe(path, "prompts")
+    assert (described.num_rows, described.columns) == (151, ("prompt",))
 
 
 def imported(modules: Sequence[str], code: str) -> str:

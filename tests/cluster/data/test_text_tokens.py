@@ -47,7 +47,7 @@ def test_a_text_to_be_continued_gets_no_end_from_the_tokenizer(tmp_path: Path) -
     tokenizer.save_pretrained(tmp_path / "model")
     assert PromptTokenizer(str(tmp_path / "model"), max_prompt_tokens=9).encode(["ab"]) == [[BOS, *plain("ab")]]
     (example,) = read_completions(tokenizer, written(tmp_path / "a.jsonl", {"prompt": "ab", "completion": "cd"}))
-    assert example == ([BOS, *plain("abcd"), EOS], 3)
+    assert example[:2] == ([BOS, *plain("abcd"), EOS], 3)
 
 
 def test_plain_prompts_spell_control_tokens_only_if_allowed() -> None:
@@ -62,7 +62,7 @@ def test_plain_prompts_spell_control_tokens_only_if_allowed() -> None:
 def test_completion_and_response_have_one_end(tmp_path: Path, tokenizer: Any, end: str) -> None:
     whole = [BOS, *plain("abcd"), EOS]
     (example,) = read_completions(tokenizer, written(tmp_path / "a.jsonl", {"prompt": "ab", "completion": "cd" + end}))
-    assert example == (whole, 3)
+    assert example[:2] == (whole, 3)
     row = {"prompt": "ab", "chosen": "cd" + end, "rejected": "e" + end}
     (pair,) = read_pairs(tokenizer, written(tmp_path / "b.jsonl", row))
     assert (pair.chosen, pair.rejected, pair.num_prompt) == (whole, [BOS, *plain("abe"), EOS], 3)
@@ -116,7 +116,7 @@ def test_supervised_conversations_keep_spelled_tokens_as_text(tmp_path: Path) ->
     row = {"messages": [user("[system]"), assistant("[user]c")]}
     (example,) = read_completions(make_tokenizer(), written(tmp_path / "a.jsonl", row))
     prompt = [*plain("<bos>[user]"), *spelled("[system]"), *plain("<eos>\n[assistant]")]
-    assert example == ([*prompt, *spelled("[user]c"), *plain("<eos>\n")], len(prompt))
+    assert example[:2] == ([*prompt, *spelled("[user]c"), *plain("<eos>\n")], len(prompt))
 
 
 def test_marks_that_a_message_holds_are_kept() -> None:

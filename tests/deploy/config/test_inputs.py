@@ -165,7 +165,7 @@ def test_columns_may_be_renamed_if_a_data_set_has_them(task: Path) -> None:
         run_file.write('\n[data.columns]\nprompt = "question"\n')
     assert check_inputs(load_run_config(task / "run.toml"))[1] == "sft          sft.parquet (1 rows)"
     pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"]}), task / "sft.parquet")
-    assert refused(task) == "data.columns.prompt: no data set has a column 'question'"
+    assert refused(task) == ("data.columns.prompt: no data set has a column 'question'; they have completion, prompt")
 
 
 def test_a_column_that_is_not_text_is_named(task: Path) -> None:

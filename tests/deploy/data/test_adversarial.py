@@ -101,10 +101,21 @@ def test_the_given_share_of_prompts_is_altered_in_every_way() -> None:
 
 
 def test_altered_rows_are_kept_as_a_data_set(tmp_path: Path) -> None:
-    path, config = tmp_path / "adversarial" / "evaluation.parquet", AdversarialConfig(ways=("injection",))
+    path, config = tmp_path / "adversarial" / "evaluation.jsonl", AdversarialConfig(ways=("injection",))
     write_altered(rows(3), path, config, seed="0")
     assert read_rows(path) == altered_rows(rows(3), config, seed="0")
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_altered_rows_keep_their_own_keys(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": None, "tool_calls": [{"a": 1}]}]
+    given: list[dict[str, Any]] = [
+        {"prompt": talk, "extra_info": {"x": None}, "n": 2**80},
+        {"prompt": talk[:1], "extra_info": {"y": [1, "2"]}, "n": 1},
+    ]
+    path, config = tmp_path / "set.jsonl", AdversarialConfig(ways=("injection",))
+    write_altered(given, path, config, seed="0", share=0.0001)
+    assert read_rows(path) == given
 
 
 def test_an_empty_paraphrase_is_refused() -> None:

@@ -13,6 +13,7 @@ from cluster.data.chat_settings import ChatSettings
 from cluster.errors import InputError
 from learner.config import RewardModelConfig, SftConfig
 from learner.supervised.examples import Completion, Limit, Pair, read_completions, read_pairs
+from learner.supervised.sft import num_learnt
 from tests.support.chat import TEMPLATE, assistant, make_tokenizer, user
 
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -26,7 +27,7 @@ def written(path: Path, *rows: dict[str, Any]) -> Path:
 
 def texts(example: Completion) -> tuple[str, str]:
     """Decode prompt and completion of an example, with special tokens."""
-    ids, num_prompt = example
+    ids, num_prompt, _ = example
     return TOKENIZER.decode(ids[:num_prompt]), TOKENIZER.decode(ids[num_prompt:])
 
 
@@ -43,10 +44,34 @@ def test_a_conversation_is_split_before_its_last_answer(tmp_path: Path) -> None:
     assert example.token_ids == TOKENIZER.apply_chat_template(talk[:5], return_dict=False)
 
 
+def trained(example: Completion) -> list[str]:
+    """Decode the parts of an example that are trained."""
+    ids, num_prompt, earlier = example
+    return [TOKENIZER.decode(ids[start:end]) for start, end in (*earlier, (num_prompt, len(ids)))]
+
+
+def test_every_answer_of_a_conversation_is_trained_unless_only_the_last_is(tmp_path: Path) -> None:
+    talk = [SYSTEM, user("ab"), assistant("no"), user("cd"), assistant("ef")]
+    path = written(tmp_path / "a.jsonl", {"messages": talk})
+    (every,), (last,) = read_completions(TOKENIZER, path), read_completions(TOKENIZER, path, train_on="last")
+    assert trained(every) == ["no<eos>", "ef<eos>\n"]
+    assert trained(last) == ["ef<eos>\n"]
+    assert every.token_ids == last.token_ids == TOKENIZER.apply_chat_template(talk, return_dict=False)
+    assert num_learnt(every) == num_learnt(last) + len("no") + 1
+
+
+def test_a_cut_example_keeps_the_answers_that_fit() -> None:
+    example = Completion(list(range(10)), 7, ((2, 5),))
+    assert example.cut(8) == Completion(list(range(8)), 7, ((2, 5),))
+    assert example.cut(4) == Completion(list(range(4)), 4, ((2, 4),))
+    assert example.cut(2) is None
+
+
 def test_a_prompt_and_a_completion_of_messages_are_one_conversation(tmp_path: Path) -> None:
     row = {"prompt": [user("ab")], "completion": [assistant("cd"), user("ef"), assistant("gh")]}
     (example,) = read_completions(TOKENIZER, written(tmp_path / "a.jsonl", row))
-    assert texts(example) == ("<bos>[user]ab<eos>\n[assistant]", "cd<eos>\n[user]ef<eos>\n[assistant]gh<eos>\n")
+    assert texts(example) == ("<bos>[user]ab<eos>\n[assistant]cd<eos>\n[user]ef<eos>\n[assistant]", "gh<eos>\n")
+    assert trained(example) == ["cd<eos>", "gh<eos>\n"]
 
 
 def test_an_end_of_sequence_is_added_if_the_template_has_none(tmp_path: Path) -> None:

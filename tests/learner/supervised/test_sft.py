@@ -94,7 +94,7 @@ def test_the_loss_is_the_mean_over_all_completion_tokens(model_path: Path, packi
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
     batch = [*tokenize(tokenizer, PROMPTS, COMPLETIONS), Completion([5, 6, 7], 0), Completion([5], 0)]
     total = 0.0
-    for ids, start in batch:
+    for ids, start, _ in batch:
         logits = model(input_ids=torch.tensor([ids])).logits[0]
         start = max(1, start)
         total += F.cross_entropy(

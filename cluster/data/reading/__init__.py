@@ -1,0 +1,1 @@
+"""Reading rows of files and recognising what their columns hold."""
