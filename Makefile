@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-fast test-slow conformance chaos check bench golden docs lock readme install
+.PHONY: demo test test-fast test-slow conformance chaos check bench golden extras docs lock readme install
 
 demo: install  ## every stage of the reviews task, from nothing
 	$(BIN)/antiphon train examples/reviews/run.toml --fresh $(ARGS)
@@ -51,6 +51,9 @@ bench: install .venv-trl/installed  ## the README's figures, into benchmarks/res
 
 golden: .venv-trl/installed  ## the numbers of TRL that tests of [dpo] compare with
 	.venv-trl/bin/python -P benchmarks/peer/trl_preferences.py tests/learner/supervised/trl_vectors.json
+
+extras: install  ## packages of the tasks reasoning_gym and text_arena
+	$(BIN)/uv pip install --quiet --no-deps -r requirements/extras.txt
 
 docs: install  ## the documentation site, into build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

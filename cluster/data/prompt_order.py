@@ -1,4 +1,4 @@
-"""Order the prompts: each task's rows in a seeded order, the tasks mixed by their weights.
+"""Order the prompts: each task's rows shuffled by the seed or in file order, the tasks mixed by their weights.
 
 The order depends only on the seed and the prompt's number, so a resumed run gets the same prompts.
 """
@@ -29,16 +29,19 @@ def mixed(weights: Sequence[float]) -> Iterator[int]:
 
 
 class PromptOrder:
-    """Maps prompt numbers to data rows: one seeded permutation of the rows per epoch."""
+    """Maps prompt numbers to data rows: one seeded permutation of the rows per epoch, or always the rows' own order."""
 
-    def __init__(self, rows: Sequence[Row], seed: int | str) -> None:
+    def __init__(self, rows: Sequence[Row], seed: int | str, *, shuffle: bool = True) -> None:
         self._rows = rows
+        self._shuffle = shuffle
         self._seed = seed
         self._epoch = -1
         self._permutation: list[int] = []
 
     def row(self, group: int) -> Row:
         epoch, place = divmod(group, len(self._rows))
+        if not self._shuffle:
+            return self._rows[place]
         if epoch != self._epoch:
             self._permutation = list(range(len(self._rows)))
             random.Random(f"prompts:{self._seed}:{epoch}").shuffle(self._permutation)
@@ -47,11 +50,12 @@ class PromptOrder:
 
 
 class TaskPrompts(NamedTuple):
-    """The prompts of one task, and their weight among the tasks."""
+    """The prompts of one task, their weight among the tasks, and whether they are shuffled."""
 
     task: str
     rows: Sequence[Row]
     weight: float = 1.0
+    shuffle: bool = True
 
 
 class Prompt(NamedTuple):
@@ -67,7 +71,9 @@ class MixedPrompts:
     def __init__(self, tasks: Sequence[TaskPrompts], seed: int) -> None:
         self._names = [task.task for task in tasks]
         alone = len(tasks) == 1
-        self._orders = [PromptOrder(task.rows, seed if alone else f"{seed}:{task.task}") for task in tasks]
+        self._orders = [
+            PromptOrder(task.rows, seed if alone else f"{seed}:{task.task}", shuffle=task.shuffle) for task in tasks
+        ]
         self._draws = mixed([task.weight for task in tasks])
         self._counts = [0] * len(tasks)
         self._sources, self._places = array("H"), array("Q")

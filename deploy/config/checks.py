@@ -37,6 +37,8 @@ def check_task_names(config: RunConfig) -> None:
     data = config.data
     of_one = {
         "data.builder": data.builder is not None,
+        "data.settings": bool(data.settings),
+        "data.shuffle": not data.shuffle,
         "data.sft": data.sft is not None,
         "data.prompts": data.prompts is not None,
         "data.evaluation": data.evaluation is not None,
@@ -149,8 +151,6 @@ def check_fit(config: RunConfig) -> None:
 def _check_model(config: RunConfig) -> None:
     if config.model.path is None and config.model.builder is None:
         raise InputError("model", "give a path or a builder")
-    if config.model.path is not None and config.model.builder is not None:
-        raise InputError("model", "give a path or a builder, not both")
 
 
 def _check_actors(settings: RolloutActorsConfig) -> None:

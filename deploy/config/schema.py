@@ -76,13 +76,16 @@ def is_template(value: str) -> bool:
 
 
 class ModelSection(Section):
-    """The initial model: a folder or a builder, exactly one of them."""
+    """The initial model: a folder, or a builder if there is no folder."""
 
     path: Path | None = setting(None, may_change="never")
     """A Hugging Face folder (config.json, tokenizer.json, safetensors), or a model of the Hub as `owner/name` or
     `owner/name@revision`."""
     builder: str | None = setting(None, may_change="never")
-    """Dotted path of `f(directory: Path, *, seed: int)` that writes such a folder."""
+    """Dotted path of `f(directory: Path, *, seed: int, **settings)` that writes such a folder. Not used if `path` is
+    set."""
+    settings: dict[str, Any] = setting({}, may_change="never")
+    """Keyword arguments for the builder."""
     dtype: Literal["float32", "bfloat16", "auto"] = setting("auto", may_change="never")
     """Data type in which the policy is sampled and trained; `auto` takes the folder's."""
     chat_template: str | None = setting(None, may_change="never")
@@ -100,7 +103,10 @@ class DataSection(Section):
     """
 
     builder: str | None = setting(None, may_change="never")
-    """Dotted path of `f(directory: Path, *, seed: int)` that writes sft, prompts and evaluation `.parquet`."""
+    """Dotted path of `f(directory: Path, *, seed: int, **settings)` that writes sft, prompts and evaluation
+    `.parquet`."""
+    settings: dict[str, Any] = setting({}, may_change="never")
+    """Keyword arguments for the builder."""
     sft: Path | None = setting(None, may_change="never")
     """Columns prompt and completion, or messages. ShareGPT, Alpaca, question and answer, and text are recognised by
     their columns."""
@@ -131,6 +137,9 @@ class DataSection(Section):
     """Let texts of data sets, environments and tools spell control tokens of the model, such as `<|im_start|>` or
     `<think>`. Only for data that you trust, such as prompts that a chat template has rendered already. By default such
     spellings are ordinary text, except `<think>`, `<tool_call>` and the like in the assistant's own messages."""
+    shuffle: bool = setting(True, may_change="never")
+    """Shuffle the training prompts anew in each epoch. If false, they come in the order of the file, such as from easy
+    to hard."""
     broken_rows: Literal["error", "skip"] = setting("error", may_change="never")
     """What to do with a row that cannot be read: end with an error that names file and line, or skip it. Skipped rows
     are counted and listed in RUN/logs/broken_rows_*.txt."""
@@ -211,7 +220,11 @@ class TaskConfig(Section):
     weight: float = setting(1.0, may_change="never", gt=0)
     """Relative number of its prompts, and of its examples in `sft`."""
     builder: str | None = setting(None, may_change="never")
-    """Dotted path of `f(directory: Path, *, seed: int)`, as in [data]."""
+    """Dotted path of `f(directory: Path, *, seed: int, **settings)`, as in [data]."""
+    settings: dict[str, Any] = setting({}, may_change="never")
+    """Keyword arguments for the builder."""
+    shuffle: bool = setting(True, may_change="never")
+    """As in [data]."""
     sft: Path | None = setting(None, may_change="never")
     """As in [data]; `sft` skips a task that has neither this nor a builder."""
     prompts: Path | None = setting(None, may_change="never")
@@ -294,6 +307,8 @@ class RunConfig(Section):
         return self.tasks or {
             "": TaskConfig(
                 builder=data.builder,
+                settings=data.settings,
+                shuffle=data.shuffle,
                 sft=data.sft,
                 prompts=data.prompts,
                 evaluation=data.evaluation,

@@ -38,7 +38,7 @@ async def task_prompts(session: Session) -> list[TaskPrompts]:
     config, found = session.config, list[TaskPrompts]()
     for name, task in config.by_task().items():
         rows = await prompt_rows(session, "prompts", name, altered_share=task.adversarial_share)
-        found.append(TaskPrompts(config.recorded_as(name), rows, task.weight))
+        found.append(TaskPrompts(config.recorded_as(name), rows, task.weight, task.shuffle))
     return found
 
 

@@ -28,7 +28,7 @@ async def collect_preferences(session: Session) -> None:
         raise AntiphonError("preferences.annotator", "no function labels the pairs (set it, or data.preferences)")
     annotate = user_code.load(settings.annotator, "preferences.annotator")
     rows = await prompt_rows(session, "prompts", altered_share=config.data.adversarial_share)
-    order = PromptOrder(rows, config.run.seed)
+    order = PromptOrder(rows, config.run.seed, shuffle=config.data.shuffle)
     drawn = await rendered_rows(session, [dict(order.row(i)) for i in range(num)])
     prompts = [row["prompt"] for row in drawn]
     pairs = await session.sample(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,29 @@ from rollout_actors.prompts import read_rows, scorer_columns
 async def prepare(session: Session) -> None:
     """Build the starting model and the data sets for which the run file names builders."""
     config, run = session.config, session.run
-    data = [
-        (data_folder(run.path, name), task.builder, config.key_of(name, "builder"))
+    model = config.model.builder if config.model.path is None else None
+    builders = [(run.path / "model", model, "model.builder", config.model.settings)]
+    builders += [
+        (data_folder(run.path, name), task.builder, config.key_of(name, "builder"), task.settings)
         for name, task in config.by_task().items()
     ]
-    for target, builder, key in ((run.path / "model", config.model.builder, "model.builder"), *data):
+    for target, builder, key, settings in builders:
         if builder and not target.exists():
-            await session.run_task(_build, builder, key, target, seed=config.run.seed, name=key)
+            await session.run_task(_build, builder, key, target, settings, seed=config.run.seed, name=key)
     prepare_chat_model(config, run.path / "model")
 
 
 def check_built_model(session: Session) -> None:
     """Raise InputError if the settings do not fit the model that the builder has written."""
-    if session.config.model.builder:
+    if session.config.model.path is None:
         check_model(session.config, session.run.path / "model")
 
 
-def _build(builder: str, key: str, target: Path, *, seed: int) -> Iterator[None]:
+def _build(builder: str, key: str, target: Path, settings: Mapping[str, Any], *, seed: int) -> Iterator[None]:
     """Call a builder, in a separate process; the target folder appears complete or not at all."""
     build = user_code.load(builder, key)
     with replacing_folder(target) as partial:
-        build(partial, seed=seed)
+        build(partial, seed=seed, **settings)
     yield
 
 

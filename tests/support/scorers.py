@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import re
 import signal
 import subprocess
 import time
@@ -110,3 +112,9 @@ def starts_a_process(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 text = "not a function"
+
+
+def take_one(observation: str, choice: random.Random) -> str:
+    """Take one object from a pile of Nim that has some; the piles stand at the end of the observation."""
+    piles = re.findall(r"pile (\d+): (\d+)", observation)[-3:]
+    return f"[{choice.choice([pile for pile, num in piles if int(num)])} 1]"

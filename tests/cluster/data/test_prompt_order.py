@@ -56,6 +56,12 @@ def test_each_task_shuffles_all_its_rows_anew_every_epoch() -> None:
     assert len(set(many[:10])) == len(set(many[10:])) == 10
 
 
+def test_rows_that_are_not_shuffled_keep_their_order_in_every_epoch() -> None:
+    rows = [{"prompt": str(number)} for number in range(5)]
+    prompts = asked(MixedPrompts([TaskPrompts("few", rows, shuffle=False)], 3), 10)
+    assert prompts == [*"0123401234"]
+
+
 def test_tasks_have_different_orders() -> None:
     (alone,) = tasks(1.0, num_rows=30)
     order = PromptOrder(alone.rows, 7)

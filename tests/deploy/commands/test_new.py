@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,10 @@ def test_the_example_tasks_are_found() -> None:
     assert {"letters", "reviews", "many"} <= folders
 
 
+EXTRAS = {"reasoning_gym": "reasoning_gym", "text_arena": "textarena"}
+"""Tasks that need an extra package, and its module."""
+
+
 @pytest.mark.parametrize("task", task_names())
 def test_new_creates_a_task_that_check_accepts(antiphon: Antiphon, tmp_path: Path, task: str) -> None:
     code, out, last = antiphon("new", "my_task", "--from", task)
@@ -55,13 +60,17 @@ def test_new_creates_a_task_that_check_accepts(antiphon: Antiphon, tmp_path: Pat
     assert tomllib.loads((tmp_path / "my_task" / "run.toml").read_text())["run"]["name"] == "my_task"
     for run_file in sorted((tmp_path / "my_task").glob("*.toml")):
         code, out, last = antiphon("check", str(run_file.relative_to(tmp_path)))
-        assert (code, out.splitlines()[-1:]) == (0, ["ok"]), last
+        if task == "gsm8k":  # model and data are on the Hub, and tests have no network
+            assert (code, "`hf download Qwen/Qwen2.5-0.5B-Instruct`" in last) == (2, True), last
+        else:
+            assert (code, out.splitlines()[-1:]) == (0, ["ok"]), last
 
 
 @pytest.mark.process
 def test_the_modules_of_new_tasks_can_be_imported(antiphon: Antiphon, tmp_path: Path) -> None:
     for task in task_names():
-        assert antiphon("new", f"my_{task}", "--from", task)[0] == 0
+        if find_spec(EXTRAS.get(task, "pytest")):
+            assert antiphon("new", f"my_{task}", "--from", task)[0] == 0
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")]
     modules = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

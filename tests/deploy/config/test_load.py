@@ -122,7 +122,6 @@ def test_group_estimators_are_refused_with_one_response_per_prompt(run_file: Pat
         ('run.stages = ["ppo", "sft"]', "run.stages", "in this order"),
         ("run.stages = []", "run.stages", "name at least one"),
         ('run.name = "../x"', "run.name", "should match pattern"),
-        ('model.path = "there"', "model", "not both"),
         ('model.builder = "task"', "model.builder", "is not a dotted path"),
         ('reward_service.scorer = "task.score"', "reward_service.scorer", "is not a dotted path"),
         ("learner.num_minibatches = 7", "learner.num_minibatches", "7 does not divide the 128 responses of a step"),

@@ -1,0 +1,1 @@
+"""A game of TextArena against a fixed opponent. Needs the extra textarena."""
