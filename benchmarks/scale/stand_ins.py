@@ -151,6 +151,10 @@ def manifest(version: int) -> Manifest:
 class Characters:
     """Replaces a tokenizer, whose import takes seconds: a character is a token."""
 
+    def ready(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the row: its prompt is a text."""
+        return row
+
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return each prompt's token ids [P]."""
         return [[ord(character) % NUM_TOKENS for character in prompt] for prompt in prompts]
