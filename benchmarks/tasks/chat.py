@@ -153,36 +153,6 @@ def game(folder: Path) -> list[Row]:
     ]
 
 
-def reasoning_gym(folder: Path) -> list[Row]:
-    """Right answers to questions of one task."""
-    runs = _runs("reasoning_gym", folder)
-    return [*_gained(runs, "accuracy", "accuracy", "", ">= 0.15"), *_whole(runs)]
-
-
-def reasoning_gym_curriculum(folder: Path) -> list[Row]:
-    """Right answers to questions of three tasks that come one after the other, and of all of them at once."""
-    runs = _runs("reasoning_gym", folder, file="curriculum.toml", name="curriculum")
-    shuffled = _runs("reasoning_gym", folder, "data.shuffle = true", file="curriculum.toml", name="shuffled")
-    tasks = ("chain_sum", "count_bits", "spell_backward")
-    return [
-        *_gained(runs, "accuracy", "accuracy", "", ">= 0.15"),
-        *(row for task in tasks for row in _both(runs, f"accuracy.{task}", f"accuracy in {task}")),
-        Row("shuffled: accuracy after PPO", _of(shuffled, "after", "accuracy")),
-        *_whole(runs),
-    ]
-
-
-def text_arena(folder: Path) -> list[Row]:
-    """Games won against a random opponent."""
-    runs = _runs("text_arena", folder)
-    return [
-        *_gained(runs, "won", "games won", "", ">= 0.15"),
-        *_both(runs, "not_lost", "games not lost"),
-        *_both(runs, "legal", "games without an illegal move"),
-        *_whole(runs),
-    ]
-
-
 TOGETHER = {
     "question_answering": ("exact_match", "exact match", 1),
     "reasoning": ("accuracy", "accuracy", 1),
@@ -224,9 +194,6 @@ TASKS: dict[str, tuple[str, Callable[[Path], list[Row]]]] = {
     "question_answering": ("Question answering", question_answering),
     "reasoning": ("Reasoning", reasoning),
     "reasoning_grpo": ("Reasoning by GRPO", reasoning_grpo),
-    "reasoning_gym": ("A task of reasoning-gym", reasoning_gym),
-    "reasoning_gym_curriculum": ("A curriculum over reasoning-gym", reasoning_gym_curriculum),
-    "text_arena": ("TextArena", text_arena),
     "translation": ("Translation", translation),
     "summarization": ("Summarization", summarization),
     "recommendation": ("Recommendation", recommendation),

@@ -281,12 +281,14 @@ async def test_no_token_is_older_than_the_bound_with_several_actors(parts: Parts
     assert len({t.uid for t in outcome.trajectories}) == len(outcome.trajectories)
 
 
+@pytest.mark.slow
 async def test_two_remote_learners_train_a_run(parts: Parts) -> None:
     outcome = await run_ring(parts, num_actors=1, num_steps=3, lag=1, num_learners=2)
     assert len(outcome.manifests) == 3
     assert all(metrics["learner/grad_norm"] > 0 for metrics in outcome.metrics)
 
 
+@pytest.mark.slow
 async def test_scaling_one_to_three_to_one_loses_nothing(parts: Parts) -> None:
     control = RunControl(1)
 
@@ -314,6 +316,7 @@ async def test_the_service_scores_exactly_the_trained_responses(parts: Parts) ->
     assert await asyncio.to_thread(num_scored, APP) - before == len(outcome.trajectories) == 2 * B * RESPONSES
 
 
+@pytest.mark.slow
 async def test_a_killed_actor_is_replaced_once_without_loss(parts: Parts) -> None:
     async def kill(step: int) -> None:
         if step == 3:

@@ -113,7 +113,7 @@ def test_columns_can_be_renamed(measure: Callable[..., dict[str, Any]]) -> None:
     report = measure([row], columns=parse_columns(["prompt=question", "chosen=better", "subset=kind"]))
     assert report["results"]["k"]["accuracy"] == 1.0
     assert {request.prompt for request in report["asked"]} == {"q"}
-    for wrong in (["question"], ["x=question"], ["prompt=a", "prompt=b"], ["prompt=a", "chosen=a"], ["prompt="]):
+    for wrong in (["question"], ["prompt=a", "prompt=b"], ["prompt=a", "chosen=a"], ["prompt="]):
         with pytest.raises(InputError, match=r"^--columns: "):
             parse_columns(wrong)
 

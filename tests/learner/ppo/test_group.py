@@ -230,6 +230,7 @@ async def test_an_error_on_one_rank_ends_the_step_on_all(trained: Trained) -> No
         await group.step(4, groups_of(4))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 async def test_a_killed_learner_is_an_error_within_seconds_not_a_hang(start: Start) -> None:
     group = await start(2, changes={"num_epochs": 2000})

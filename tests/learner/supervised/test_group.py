@@ -25,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("group"))
 
 
+@pytest.mark.slow
 async def test_two_learners_match_one_rank_and_a_dead_one_is_named(
     ray_session: None, folder: Path, tmp_path: Path
 ) -> None:

@@ -219,6 +219,7 @@ def version_of(outcomes: Sequence[Score | RewardError]) -> str:
     return first.scorer_version
 
 
+@pytest.mark.slow
 async def test_new_version_is_served_without_a_failed_request(
     url: str, reward_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -266,6 +267,7 @@ async def test_restarted_service_uses_its_new_settings(ray_session: None) -> Non
     await asyncio.to_thread(stop_reward_service, "again")
 
 
+@pytest.mark.slow
 async def test_a_service_of_another_running_process_is_not_replaced(ray_session: None) -> None:
     address = ray.get_runtime_context().gcs_address
     code = (
