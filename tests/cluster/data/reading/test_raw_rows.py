@@ -228,7 +228,7 @@ def test_a_damaged_row_is_named_with_its_line(tmp_path: Path, name: str, content
     ("name", "content", "error"),
     [
         ("set.jsonl.gz", b"no gzip", "not JSON Lines ("),
-        ("set.jsonl.gz", gzip.compress(lines(CALLS * 99))[:-20], "not JSON Lines ("),
+        ("set.jsonl.gz", gzip.compress(lines(CALLS * 99), mtime=0)[:-20], "not JSON Lines ("),
         ("set.json.xz", b"no xz", "not JSON ("),
         ("set.csv.zst", b"no zstd", "not CSV ("),
         ("set.json", b'{"prompt": {"0": "a"}}', "a JSON data set is a list of objects or one object a line; this is"),
